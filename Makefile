@@ -1,0 +1,27 @@
+# Every target makes .venv where it is missing or out of date, then does its work.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: test check mmlu bench
+test: $(STAMP)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+mmlu: $(STAMP)
+	@test -n "$(MODEL)" || { echo "make mmlu: name a model and its questions, e.g. make mmlu MODEL=Qwen/Qwen2.5-0.5B DATA=cais/mmlu" >&2; exit 2; }
+	$(BIN)/python -m evals.mmlu --model $(MODEL) $(if $(DATA),--data $(DATA)) $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest --benchmark-only $(ARGS)
+
+# torch first and alone: its pinned version decides between CPU and CUDA builds, not the resolver.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,33 @@
+"""bareloop's engine: a small LLM engine with its decode loop in plain sight.
+
+    from engine import LLM
+    llm = LLM.load("path/to/model")
+    print(llm.generate(["Once upon a time"])[0].text)
+
+Names are loaded when they are first used, so that importing the package needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.errors import BareloopError
+    from engine.llm import LLM, Completion
+    from engine.sampling import SamplingParams
+
+__all__ = ["LLM", "BareloopError", "Completion", "SamplingParams"]
+
+_HOMES = {
+    "LLM": "engine.llm",
+    "BareloopError": "engine.errors",
+    "Completion": "engine.llm",
+    "SamplingParams": "engine.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

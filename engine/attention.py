@@ -1,0 +1,164 @@
+"""Attention: the projections of one layer, and one `attend` for whole prompts, chunks, decoding and forks.
+
+A step's queries see two things: the past, which its rows hold in a state, and each other, causally within
+a row. Softmax over the union is the softmax over each part, weighted by the parts' sums of exponentials
+(as in FlashAttention); so a prefix that many rows share is attended to once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.layers import RMSNorm
+from engine.linear import Linear
+from engine.rope import rotate
+from engine.state import RowView, Step, View
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped queries (Ainslie et al. 2023): H query heads share Hkv heads of keys and values.
+
+    `qk_norm`: "head" normalizes each head of q and k (Qwen3), "width" their whole width (OLMo-2).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool,
+        out_bias: bool,
+        qk_norm: str | None,
+        norm_eps: float,
+        norm_weight_in_float32: bool,
+        window: int | None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.window = window
+        self.qk_norm = qk_norm
+        q_size, kv_size = num_heads * head_dim, num_kv_heads * head_dim
+        self.qkv = Linear(hidden_size, q_size, kv_size, kv_size, bias=qkv_bias)
+        self.out = Linear(q_size, hidden_size, bias=out_bias)
+        if qk_norm is not None:
+            sizes = (head_dim, head_dim) if qk_norm == "head" else (q_size, kv_size)
+            self.q_norm = RMSNorm(sizes[0], norm_eps, norm_weight_in_float32)
+            self.k_norm = RMSNorm(sizes[1], norm_eps, norm_weight_in_float32)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None, layer: int) -> Tensor:
+        """x [N, hidden] -> [N, hidden]; the step's keys and values go into layer `layer` of the view."""
+        q, k, v = self.qkv(x).split(self.qkv.splits, dim=-1)
+        if self.qk_norm == "width":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.unflatten(-1, (self.num_heads, self.head_dim))  # [N, H, D]
+        k = k.unflatten(-1, (self.num_kv_heads, self.head_dim))  # [N, Hkv, D]
+        v = v.unflatten(-1, (self.num_kv_heads, self.head_dim))
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if view is not None:
+            view.write(layer, k, v)
+        return self.out(attend(q, k, v, step, view, layer, self.window).flatten(1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer: int, window: int | None) -> Tensor:
+    """softmax(q kᵀ / √D) v for every token of the step, over its row's past and itself.
+
+    q [N, H, D], k and v [N, Hkv, D]; the past is in `view` (none: rows begin here). With a window W, a query
+    at position p sees keys at positions p - W + 1 … p. -> [N, H, D]
+    """
+    if view is None:
+        return torch.cat([_attend_causal(q[s], k[s], v[s], window) for s in step.slices()])
+    if window is not None and view.longest > window:
+        return torch.cat([_attend_gathered(q, row, layer, window) for row in view.rows])
+    if not view.past:
+        return torch.cat([_attend_causal(q[r.queries], k[r.queries], v[r.queries], None) for r in view.rows])
+    if view.in_one_piece:
+        return torch.cat([_attend_one(q, row, layer) for row in view.rows])
+    if q.device.type != "cpu":
+        return torch.cat([_attend_gathered(q, row, layer, None) for row in view.rows])
+    return _attend_in_parts(q, k, v, view, layer)
+
+
+def _attend_one(q: Tensor, row: RowView, layer: int) -> Tensor:
+    """Decoding: one query, and all that it sees, itself included, lies in one piece. No mask, no copies."""
+    keys, values = row.target.kv[layer, :, :, : row.offset + 1]
+    packed = q[row.queries].view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
+    return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(1, *q.shape[1:])
+
+
+def _attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """One row from its beginning: [n, H, D] among themselves. Differentiable."""
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, n, D]
+    if window is not None and q.shape[2] > window:
+        mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril().triu(1 - window)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _attend_gathered(q: Tensor, row: RowView, layer: int, window: int | None) -> Tensor:
+    """One row with its keys copied into one piece, under a mask: windows, and forks away from the CPU."""
+    q = q[row.queries]
+    end = row.start + row.count
+    first = 0 if window is None else max(0, row.start - window + 1)  # the oldest key that any query sees
+    pieces, position = [], 0
+    before = row.past[:-1] if row.offset else row.past  # the target itself may hold the end of the past
+    for segment, length in (*before, (row.target, row.offset + row.count)):
+        if position + length > first:
+            pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
+        position += length
+    keys, values = torch.cat(pieces, dim=2)
+    if len(q) == 1:
+        packed = q.view(1, len(keys), -1, q.shape[-1])
+        return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(q.shape)
+    distance = torch.arange(row.start, end, device=q.device)[:, None] - torch.arange(first, end, device=q.device)
+    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    heads_first = q.transpose(0, 1)[None]
+    out = F.scaled_dot_product_attention(heads_first, keys[None], values[None], attn_mask=mask, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int) -> Tensor:
+    """The new tokens among themselves, then every block of the past, merged by their sums of exponentials."""
+    parts = [_flash(q[r.queries], k[r.queries].transpose(0, 1), v[r.queries].transpose(0, 1), True) for r in view.rows]
+    total = torch.cat([log_sum for _, log_sum in parts])  # [N, H], float32 or wider
+    out = torch.cat([part for part, _ in parts]).to(total.dtype)  # [N, H, D]
+    for block in view.past:
+        keys, values = block.segment.kv[layer, :, :, : block.length]
+        new, log_sum = _flash(q[block.queries], keys, values, False)
+        old = total[block.queries]
+        share = torch.sigmoid(log_sum - old)  # e^new / (e^new + e^old)
+        out[block.queries] = torch.lerp(out[block.queries], new.to(out.dtype), share[..., None])
+        total[block.queries] = torch.logaddexp(old, log_sum)
+    return out.to(q.dtype)
+
+
+def _flash(q: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """q [n, H, D] over keys and values [Hkv, T, D] -> out [n, H, D] and the log of the sum of exponentials [n, H].
+
+    Grouped queries need no copies of the keys: without a mask the queries of a group are just more queries,
+    and with one the groups are the batch. (torch's public function does not return the sums.)
+    """
+    n, num_heads, head_dim = q.shape
+    groups = len(keys)
+    q = q.view(n, groups, num_heads // groups, head_dim)
+    if causal:
+        q = q.permute(1, 2, 0, 3)  # [Hkv, G, n, D]
+        keys, values = (x[:, None].expand(groups, q.shape[1], *x.shape[1:]) for x in (keys, values))
+    else:
+        q = q.transpose(0, 1).reshape(1, groups, -1, head_dim)  # [1, Hkv, n G, D]
+        keys, values = keys[None], values[None]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, log_sum = flash(q, keys, values, is_causal=causal, scale=1 / math.sqrt(head_dim))
+    if causal:
+        return out.permute(2, 0, 1, 3).flatten(1, 2), log_sum.permute(2, 0, 1).flatten(1)
+    out, log_sum = out.view(groups, n, -1, head_dim), log_sum.view(groups, n, -1)
+    return out.transpose(0, 1).flatten(1, 2), log_sum.transpose(0, 1).flatten(1)

@@ -1,0 +1,171 @@
+"""safetensors files, read directly.
+
+The format (github.com/huggingface/safetensors): 8 bytes with the header's length, the header as JSON
+(name -> dtype, shape, byte range), then the tensors' bytes. Nothing in a header is trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.config import read_json
+from engine.errors import BareloopError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+BUFFER = 16 * 2**20  # bytes converted at once
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class SafetensorsFile:
+    """One file: its header, checked, and its bytes on demand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+            header, self.data_start = self._header()
+        except OSError as error:
+            raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+        self.tensors = {name: self._stored(name, entry) for name, entry in header.items()}
+
+    @cached_property
+    def mapped(self) -> mmap.mmap:
+        """The whole file as memory, copy on write."""
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def read(self, start: int, into: memoryview) -> None:
+        """Fill `into` from byte `start` on."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            done = 0
+            while done < len(into):
+                count = file.readinto(into[done:])
+                if not count:
+                    raise self._cut_off(f"it ends at byte {start + done:,}")
+                done += count
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        if self.size < 8:
+            raise self._cut_off(f"it has {self.size} bytes")
+        with self.path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(MAX_HEADER, self.size - 8):
+                raise self._cut_off(f"its header claims {length:,} bytes, the file has {self.size:,}")
+            text = file.read(length)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BareloopError(f"{self.path}: its header is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise BareloopError(f"{self.path}: its header is not a JSON object")
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _stored(self, name: str, entry: Any) -> Stored:
+        match entry:
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
+                type(size) is int and size >= 0 for size in shape
+            ):
+                pass
+            case _:
+                raise BareloopError(f"{self.path}: the header's entry for {name} is malformed")
+        if kind not in DTYPES:
+            raise BareloopError(f"{self.path}: {name} has dtype {kind}; known: {', '.join(DTYPES)}")
+        needed = math.prod(shape) * DTYPES[kind].itemsize
+        if start < 0 or end - start != needed:
+            raise BareloopError(
+                f"{self.path}: {name} {shape} in {kind} takes {needed:,} bytes, and the header names {end - start:,}"
+            )
+        if self.data_start + end > self.size:
+            raise self._cut_off(f"{name} ends at byte {self.data_start + end:,}, the file at {self.size:,}")
+        return Stored(self, DTYPES[kind], tuple(shape), self.data_start + start)
+
+    def _cut_off(self, what: str) -> BareloopError:
+        return BareloopError(f"{self.path} was cut off or is no safetensors file ({what}); fetch it again")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file, which begins at byte `start`."""
+
+    file: SafetensorsFile
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it can be used where it stands."""
+        return self.start % self.dtype.itemsize == 0 and math.prod(self.shape) > 0
+
+    def view(self) -> Tensor:
+        """The tensor where it stands, in the page cache; writing to it changes nothing on disk."""
+        count = math.prod(self.shape)
+        return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
+
+    def read_into(self, place: Tensor) -> None:
+        """Fill `place`, contiguous and of this shape, converting where dtypes or devices differ."""
+        if place.device.type == "cpu" and place.dtype == self.dtype:
+            self.file.read(self.start, _bytes(place))
+            return
+        flat = place.view(-1)
+        buffer = torch.empty(max(1, min(BUFFER // self.dtype.itemsize, len(flat))), dtype=self.dtype)
+        for first in range(0, len(flat), len(buffer)):
+            piece = buffer[: len(flat) - first]
+            self.file.read(self.start + first * self.dtype.itemsize, _bytes(piece))
+            flat[first : first + len(piece)].copy_(piece)
+
+
+def open_checkpoint(folder: Path) -> dict[str, Stored]:
+    """All tensors of a folder by name: `model.safetensors`, or the shards that its index names."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise BareloopError(f"{folder / INDEX} has no weight_map from tensors to files")
+        shards = sorted(set(index.values()))
+        outside = [name for name in shards if Path(name).name != name]
+        if outside:
+            raise BareloopError(f"{folder / INDEX} names {outside[0]!r}, which is not a file of its own folder")
+        missing = [name for name in shards if not (folder / name).exists()]
+        if missing:
+            raise BareloopError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {some(missing)}; fetch them")
+        return {name: stored for shard in shards for name, stored in SafetensorsFile(folder / shard).tensors.items()}
+    if (folder / SINGLE).exists():
+        return SafetensorsFile(folder / SINGLE).tensors
+    patterns = ("*.bin", "*.pth", "*.gguf", "*.safetensors")
+    others = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+    found = f"; it has {some(others)}, which cannot be read" if others else ""
+    raise BareloopError(f"{folder} has no {SINGLE} and no {INDEX}{found}")
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data

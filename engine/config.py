@@ -1,0 +1,252 @@
+"""config.json, in both of its dialects, as frozen dataclasses.
+
+transformers 4 wrote `rope_theta` beside `rope_scaling` and `torch_dtype`; version 5 writes
+`rope_parameters` and `dtype`. `Keys` reads either, keeps account of what a family has read, and
+refuses what would change the mathematics without anybody having read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BareloopError
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# Keys that change the forward pass of some family, with the values at which they change nothing. One that
+# the family at hand does not read may only hold such a value. (transformers ignores it silently instead.)
+MATHEMATICS: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "alibi": (False,),
+    "attention_bias": (False,),
+    "attention_chunk_size": (),
+    "attention_multiplier": (),
+    "attn_logit_softcapping": (),
+    "clip_qkv": (),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (),
+    "is_encoder_decoder": (False,),
+    "layer_types": (),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "mlp_bias": (False,),
+    "n_routed_experts": (0,),
+    "no_rope_layers": ([],),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
+    "partial_rotary_factor": (1,),
+    "qk_layernorm": (False,),
+    "quantization_config": (),
+    "query_pre_attn_scalar": (),
+    "residual_multiplier": (1,),
+    "rotary_pct": (1,),
+    "sliding_window": (),
+    "use_bidirectional_attention": (False,),
+    "use_parallel_residual": (False,),
+    "use_qk_norm": (False,),
+}
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding: the base, and how its frequencies are scaled for longer windows."""
+
+    theta: float = 10_000.0
+    type: str = "default"
+    max_position_embeddings: int = 2048
+    original_max_position_embeddings: int = 2048
+    factor: float | None = None
+    attention_factor: float | None = None
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()  # longrope
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What every family has. `raw` is config.json as read, for saving."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    dtype: str | None  # as config.json names it
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    initializer_range: float
+    raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+
+class Keys:
+    """One config.json while it is read: typed access with one-line errors, and an account of what was read."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+        self.read: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The raw value; `default` where it is absent or null."""
+        self.read.add(name)
+        value = self.raw.get(name)
+        return default if value is None else value
+
+    def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**31) -> int:
+        """A whole number from `least` to `most`; required where there is no default."""
+        value = self.get(name, default)
+        if value is None:
+            raise BareloopError(f"config.json has no {name}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise BareloopError(f"config.json: {name} = {value!r} is not a whole number from {least} to {most}")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """A positive finite number; required where there is no default."""
+        return _number(self.get(name, default), name)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """true or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise BareloopError(f"config.json: {name} = {value!r} is neither true nor false")
+        return value
+
+    def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
+        """One of `choices`."""
+        value = self.get(name, default)
+        if value not in choices:
+            raise BareloopError(f"config.json: {name} = {value!r} is not implemented; known: {', '.join(choices)}")
+        return str(value)
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """A token id, a list of them, or nothing."""
+        return token_ids(self.get(name), f"config.json: {name}")
+
+    def rope(self, max_position_embeddings: int) -> RopeConfig:
+        """The rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
+        theta = self.number("rope_theta", 10_000.0)
+        values = self.get("rope_parameters") or self.get("rope_scaling") or {}
+        self.read.add("rope_scaling")
+        if not isinstance(values, dict):
+            raise BareloopError(f"config.json: rope_parameters = {values!r} is not an object")
+        if values and all(isinstance(v, dict) for v in values.values()):
+            first, *others = values.values()
+            if any(other != first for other in others):
+                raise BareloopError("config.json: rope_parameters that differ by layer type are not implemented here")
+            values = first
+        if values.get("partial_rotary_factor", 1) != 1:
+            raise BareloopError("config.json: rope_parameters.partial_rotary_factor is not implemented here")
+        original = self.get("original_max_position_embeddings", values.get("original_max_position_embeddings"))
+
+        def number(name: str, default: float | None = None) -> float | None:
+            value = values.get(name)
+            return default if value is None else _number(value, f"rope_parameters.{name}")
+
+        def numbers(name: str) -> tuple[float, ...]:
+            listed = values.get(name) or ()
+            if not isinstance(listed, list | tuple):
+                raise BareloopError(f"config.json: rope_parameters.{name} = {listed!r} is not a list of numbers")
+            return tuple(_number(value, f"rope_parameters.{name}") for value in listed)
+
+        return RopeConfig(
+            theta=number("rope_theta", theta) or theta,
+            type=str(values.get("rope_type") or values.get("type") or "default"),
+            max_position_embeddings=max_position_embeddings,
+            original_max_position_embeddings=int(
+                _number(original or max_position_embeddings, "original_max_position_embeddings")
+            ),
+            factor=number("factor"),
+            attention_factor=number("attention_factor"),
+            low_freq_factor=number("low_freq_factor", 1.0) or 1.0,
+            high_freq_factor=number("high_freq_factor", 4.0) or 4.0,
+            beta_fast=number("beta_fast", 32.0) or 32.0,
+            beta_slow=number("beta_slow", 1.0) or 1.0,
+            mscale=number("mscale"),
+            mscale_all_dim=number("mscale_all_dim"),
+            truncate=bool(values.get("truncate", True)),
+            short_factor=numbers("short_factor"),
+            long_factor=numbers("long_factor"),
+        )
+
+    def common(self) -> dict[str, Any]:
+        """The fields of `ModelConfig` that are spelled the same in almost every family."""
+        bos = self.token_ids("bos_token_id")
+        return {
+            "model_type": str(self.get("model_type")),
+            "vocab_size": self.integer("vocab_size"),
+            "hidden_size": self.integer("hidden_size"),
+            "num_layers": self.integer("num_hidden_layers", most=1000),
+            "tie_word_embeddings": self.flag("tie_word_embeddings", False),
+            "dtype": _dtype(self.get("dtype") or self.get("torch_dtype")),
+            "bos_token_id": bos[0] if bos else None,
+            "eos_token_ids": self.token_ids("eos_token_id"),
+            "initializer_range": self.number("initializer_range", 0.02),
+            "raw": self.raw,
+        }
+
+    def refuse_unread(self) -> None:
+        """Raise for the first key that would change the mathematics and that nobody has read."""
+        model_type = self.raw.get("model_type")
+        for name, neutral in MATHEMATICS.items():
+            value = self.raw.get(name)
+            if name in self.read or value is None or value in neutral:
+                continue
+            if name == "layer_types" and set(value) == {"full_attention"}:
+                continue
+            if name == "quantization_config":
+                method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value
+                raise BareloopError(
+                    f"config.json: quantization_config ({method}) is not supported; use the unquantized checkpoint"
+                )
+            raise BareloopError(
+                f"config.json: {name} = {value!r} is not implemented for model_type {model_type!r}; "
+                "remove the key if the checkpoint was trained without it"
+            )
+
+
+def token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """A token id, a list of them, or None, as a tuple."""
+    listed = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int) for item in listed):
+        raise BareloopError(f"{name} = {value!r} is neither a token id nor a list of them")
+    return tuple(listed)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file, or one line that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BareloopError(f"{path} is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BareloopError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise BareloopError(f"config.json: {name} = {value!r} is not a positive number")
+    return float(value)
+
+
+def _dtype(value: Any) -> str | None:
+    if value is None:
+        return None
+    name = str(value).removeprefix("torch.")
+    if name not in DTYPES:
+        raise BareloopError(f"config.json: dtype = {value!r} is not implemented; known: {', '.join(DTYPES)}")
+    return name

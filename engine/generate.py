@@ -1,0 +1,157 @@
+"""THE LOOP: feed a prompt in chunks, choose a token, feed it, choose the next.
+
+A `Sequence` is one conversation with a model: exactly the token ids that its row of the state remembers,
+and the logits after the last of them. `decode` advances any number of sequences in packed steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import BareloopError
+from engine.models.family import Model
+from engine.sampling import SamplingParams, choose
+from engine.state import State, Step
+
+PREFILL_CHUNK = 512  # tokens a forward; bounds the memory of activations, at full speed on a CPU
+
+
+@dataclass(frozen=True)
+class Event:
+    """One new token of one sequence. The last one says why: `stop` or `length`."""
+
+    sequence: int  # its place in the list that is decoded
+    token_id: int
+    finish_reason: str | None = None
+
+
+class Sequence:
+    """One row of a state, and what it holds."""
+
+    def __init__(self, model: Model, state: State, max_length: int, eos_token_ids: Iterable[int] = ()) -> None:
+        self.model = model
+        self.state = state
+        self.max_length = max_length
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.row = state.acquire()
+        self.ids: list[int] = []  # what the row remembers
+        self.logits: Tensor | None = None  # [V], of the token after them
+
+    def feed(self, ids: Seq[int]) -> int:
+        """Make the sequence stand at the end of `ids`, and return how many of them were still remembered.
+
+        What they share with the tokens held is kept, the rest is computed in chunks: at least one token.
+        Raises `BareloopError` where they are none, or more than the window holds.
+        """
+        cached, hidden = self._extend(ids, keep=1)
+        with torch.inference_mode():
+            self.logits = self.model.logits(hidden)[0]
+        return cached
+
+    def read(self, ids: Seq[int], last: int) -> Tensor:
+        """As `feed`, and the logits [last, V] after each of the `last` tokens of `ids`."""
+        _, hidden = self._extend(ids, keep=last)
+        with torch.inference_mode():
+            logits = self.model.logits(hidden)
+        self.logits = logits[-1]
+        return logits
+
+    def fork(self, count: int) -> list[Sequence]:
+        """`count` more sequences that stand where this one does and share its storage."""
+        forks = [Sequence(self.model, self.state, self.max_length, self.eos_token_ids) for _ in range(count)]
+        self.state.fork(self.row, [fork.row for fork in forks])
+        for fork in forks:
+            fork.ids, fork.logits = [*self.ids], self.logits
+        return forks
+
+    def decode(self, params: SamplingParams) -> Iterator[Event]:
+        """Choose and feed tokens until a stop rule ends it; it may be left at any event and fed again."""
+        return decode([self], params)
+
+    def close(self) -> None:
+        """Give the row's memory back."""
+        self.state.release(self.row)
+
+    def _extend(self, ids: Seq[int], keep: int) -> tuple[int, Tensor]:
+        """Remember exactly `ids`; -> tokens reused, and the hidden states [keep, D] of the last ones."""
+        if not 1 <= keep <= len(ids):
+            raise BareloopError(f"a prompt needs at least {keep} token(s), and this one has {len(ids)}")
+        if len(ids) > self.max_length:
+            raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window holds {self.max_length:,}")
+        vocab_size = self.model.config.vocab_size
+        if not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise BareloopError(f"token ids run from 0 to {vocab_size - 1}, and the prompt holds {min(ids)}…{max(ids)}")
+        shared = 0
+        while shared < min(len(ids) - keep, len(self.ids)) and ids[shared] == self.ids[shared]:
+            shared += 1
+        self.logits = None
+        start = self.state.rewind(self.row, shared)
+        del self.ids[start:]
+        self.state.reserve(self.row, len(ids) - start)
+        pieces = []
+        with torch.inference_mode():
+            for first in range(start, len(ids), PREFILL_CHUNK):
+                chunk = ids[first : first + PREFILL_CHUNK]
+                device = self.state.device
+                hidden = self.model.forward(Step.pack([chunk], [self.row], [first], device), self.state)
+                self.ids += chunk
+                skipped = max(0, len(ids) - keep - first)
+                pieces.append(hidden[skipped:])
+            return start, torch.cat(pieces)
+
+
+def decode(sequences: Seq[Sequence], params: SamplingParams) -> Iterator[Event]:
+    """Advance all sequences (of one state, each fed) together, a packed step a token, until each has stopped.
+
+    Every event leaves every sequence consistent: its chosen token is fed only when the caller comes back.
+    """
+    active = dict(enumerate(sequences))
+    made = dict.fromkeys(active, 0)
+    for sequence in sequences:  # an interrupt may have hit between a forward and its bookkeeping
+        sequence.state.rewind(sequence.row, len(sequence.ids))
+    while active:
+        logits = torch.stack([_logits(sequence) for sequence in active.values()])  # [R, V]
+        tokens = choose(logits).tolist()  # <- here the next token is chosen
+        chosen = dict(zip(list(active), tokens, strict=True))
+        for index, token in chosen.items():
+            sequence = active[index]
+            made[index] += 1
+            stops = params.stop_token_ids if params.ignore_eos else {*params.stop_token_ids, *sequence.eos_token_ids}
+            reason = None
+            if token in stops:
+                reason = "stop"
+            elif made[index] >= params.max_new_tokens or len(sequence.ids) >= sequence.max_length:
+                reason = "length"
+            if reason is not None:
+                del active[index]
+            yield Event(index, token, reason)
+        if active:
+            _feed_one(active.values(), [chosen[index] for index in active])
+
+
+def _logits(sequence: Sequence) -> Tensor:
+    if sequence.logits is None:
+        raise BareloopError("feed a sequence before decoding it")
+    return sequence.logits
+
+
+def _feed_one(sequences: Iterable[Sequence], tokens: Seq[int]) -> None:
+    """One token each, in one packed step."""
+    sequences = list(sequences)
+    first = sequences[0]
+    step = Step.pack(
+        [[token] for token in tokens],
+        [sequence.row for sequence in sequences],
+        [len(sequence.ids) for sequence in sequences],
+        first.state.device,
+    )
+    with torch.inference_mode():
+        logits = first.model.logits(first.model.forward(step, first.state))
+    for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+        sequence.ids.append(token)
+        sequence.logits = row

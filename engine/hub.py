@@ -1,0 +1,83 @@
+"""A model's name -> a local folder: a folder as it is, or a snapshot of a hub repository, the cache first."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from engine.checkpoint import INDEX, SINGLE
+from engine.config import read_json
+from engine.errors import BareloopError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model: `name` itself where it is a folder, else the hub's repository of this id.
+
+    A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
+    are fetched. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in huggingface_hub.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise BareloopError(f"{folder} has no config.json, so it is no model; name a Hugging Face model folder")
+        return folder
+    if folder.exists():
+        raise BareloopError(f"{folder} is a file; name the model's folder")
+    text = str(name)
+    if not REPOSITORY.fullmatch(text) or text.startswith("."):
+        raise BareloopError(f"no such folder: {text}")
+    return _snapshot(text)
+
+
+def _snapshot(repository: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        cached = Path(snapshot_download(repository, allow_patterns=[*FILES], local_files_only=True))
+        if _complete(cached):
+            return cached
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        pass
+    try:
+        return Path(snapshot_download(repository, allow_patterns=[*FILES]))
+    except errors.GatedRepoError:
+        raise BareloopError(
+            f"{repository} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of that account"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise BareloopError(
+            f"{repository} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except errors.HFValidationError:
+        raise BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)") from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            reason = "HF_HUB_OFFLINE is set"
+        else:
+            reason = f"the hub cannot be reached ({type(error.__cause__ or error).__name__})"
+        raise BareloopError(
+            f"{repository} is not a folder here and not complete in the cache, and {reason}; "
+            "name a local folder, or go online once to fetch it"
+        ) from error
+
+
+def _complete(folder: Path) -> bool:
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / INDEX).exists():
+        shards = read_json(folder / INDEX).get("weight_map", {})
+        return all((folder / str(shard)).exists() for shard in set(shards.values()))
+    return (folder / SINGLE).exists()

@@ -1,0 +1,126 @@
+"""What a checkpoint is and what a token costs, told from its headers: no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine import weights
+from engine.checkpoint import Stored, open_checkpoint
+from engine.config import ModelConfig, RopeConfig, read_json, token_ids
+from engine.device import choose_dtype, dtype_name
+from engine.errors import BareloopError
+from engine.hub import find_model
+from engine.models import configure
+from engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def inspect(name: str, dtype: str = "auto", context: int = 1024) -> Iterator[Table]:
+    """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
+
+    `context` is the number of tokens before it. Checks every tensor's name and shape on the way.
+    """
+    from rich.table import Table
+
+    folder = find_model(name)
+    family, config = configure(read_json(folder / "config.json"))
+    tensors = open_checkpoint(folder)
+    config, used = weights.settle_tie(config, family, tensors)
+    compute_dtype = choose_dtype(dtype, config.dtype or _dtype_names(used.values())[0])
+    with torch.device("meta"):
+        model = family.build(config).to(compute_dtype)
+    weights.match(model, family, used)
+
+    facts = Table(title=str(folder), show_header=False, title_justify="left")
+    files = {stored.file.path: stored.file.size for stored in tensors.values()}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts.add_row("family", family.model_type)
+    facts.add_row("parameters", f"{parameters:,}")
+    facts.add_row(
+        "stored as", f"{', '.join(_dtype_names(tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes"
+    )
+    facts.add_row(
+        "computes in", f"{dtype_name(compute_dtype)}, {parameters * compute_dtype.itemsize:,} bytes of weights"
+    )
+    facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
+    for label, value in _shape(config):
+        facts.add_row(label, value)
+    yield facts
+
+    yield _special_tokens(folder, config)
+
+    costs = Table(title=f"one decoded token after {context:,} others", title_justify="left")
+    for column in ("part", "parameters", "bytes read", "FLOPs"):
+        costs.add_column(column, justify="left" if column == "part" else "right")
+    total = [0, 0, 0]
+    for cost in model.costs(context):
+        numbers = (cost.parameters, cost.nbytes, cost.flops)
+        costs.add_row(cost.part, *(f"{number:,}" for number in numbers))
+        total = [a + b for a, b in zip(total, numbers, strict=True)]
+    costs.add_section()
+    costs.add_row("total", *(f"{number:,}" for number in total))
+    yield costs
+
+
+def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The family's own fields, as its config names them."""
+    skipped = {"model_type", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_ids", "raw"}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in skipped or value is None:
+            continue
+        if isinstance(value, RopeConfig):
+            factor = f", factor {value.factor:g}" if value.factor else ""
+            value = f"{value.type}, theta {value.theta:g}{factor}"
+        elif field.name == "windows":
+            value = _runs(value)
+        yield field.name.replace("_", " "), str(value)
+
+
+def _runs(windows: Iterable[int | None]) -> str:
+    """Windows by layer, equal neighbours together."""
+    runs: list[tuple[int, int, int | None]] = []
+    for layer, window in enumerate(windows):
+        if runs and runs[-1][2] == window:
+            runs[-1] = (runs[-1][0], layer, window)
+        else:
+            runs.append((layer, layer, window))
+    return "; ".join(f"layers {first}-{last}: {window or 'full'}" for first, last, window in runs)
+
+
+def _special_tokens(folder: Path, config: ModelConfig) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="special tokens", title_justify="left")
+    for column in ("role", "token", "id"):
+        table.add_column(column)
+    path = folder / "generation_config.json"
+    more = token_ids(read_json(path).get("eos_token_id"), path.name) if path.exists() else ()
+    ids = {"bos": (config.bos_token_id,), "end of sequence": (*config.eos_token_ids, *more)}
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except BareloopError as error:
+        table.caption = str(error)
+        spelled: dict[int, str] = {}
+    else:
+        table.caption = f"tokenizer: {tokenizer.vocab_size:,} tokens"
+        spelled = {number: str(token) for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        for role, token in tokenizer.special_tokens.items():
+            table.add_row(role.replace("_", " "), Text(token), str(tokenizer.token_id(token)))
+    for role, numbers in ids.items():
+        for number in dict.fromkeys(numbers):
+            if number is not None:
+                table.add_row(f"{role} (config)", Text(spelled.get(number, "")), str(number))
+    return table
+
+
+def _dtype_names(stored: Iterable[Stored]) -> list[str]:
+    return sorted({dtype_name(tensor.dtype) for tensor in stored})

@@ -1,0 +1,177 @@
+"""LLM: a model, its tokenizer and its loop under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine import weights
+from engine.checkpoint import open_checkpoint
+from engine.config import ModelConfig, read_json, token_ids
+from engine.device import choose_device, choose_dtype, dtype_name
+from engine.errors import BareloopError
+from engine.generate import Sequence as TokenSequence
+from engine.generate import decode
+from engine.hub import TOKENIZER_FILES, find_model
+from engine.models import configure
+from engine.models.family import Family, Model
+from engine.sampling import SamplingParams
+from engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt; `text` is None for a model without a tokenizer."""
+
+    token_ids: list[int]
+    text: str | None
+    finish_reason: str  # "stop" or "length"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One continuation: its log-likelihood in nats, and whether greedy decoding would have written it."""
+
+    loglikelihood: float
+    is_greedy: bool
+
+
+class LLM:
+    """A loaded model. Make one with `LLM.load` (a checkpoint) or `LLM.from_config` (random weights)."""
+
+    def __init__(self, model: Model, family: Family, config: ModelConfig, folder: Path | None) -> None:
+        self.model = model
+        self.family = family
+        self.config = config
+        self.folder = folder
+
+    @staticmethod
+    def load(name: str | Path, device: str = "auto", dtype: str = "auto", quant: str = "none") -> LLM:
+        """Load a folder in Hugging Face layout, or a hub repository by its id.
+
+        `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
+        Raises `BareloopError` with one line for whatever is wrong with any of it.
+        """
+        if quant != "none":
+            raise BareloopError(f"unknown weight format {quant!r}; use none")
+        where = choose_device(device)
+        folder = find_model(name)
+        family, config = configure(read_json(folder / "config.json"))
+        tensors = open_checkpoint(folder)
+        config, used = weights.settle_tie(config, family, tensors)
+        stored = next((dtype_name(tensor.dtype) for tensor in used.values()), "float32")
+        with torch.device("meta"):
+            model = family.build(config)
+        weights.load(model, family, used, choose_dtype(dtype, config.dtype or stored), where)
+        return LLM(model, family, config, folder)
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any], seed: int = 0, device: str = "auto", dtype: str = "float32") -> LLM:
+        """A model with seeded random weights, ready to train; `config` is what config.json would hold."""
+        family, parsed = configure(config)
+        with torch.device("meta"):
+            model = family.build(parsed)
+        weights.initialize(model, parsed.initializer_range, seed, choose_dtype(dtype, "float32"), choose_device(device))
+        return LLM(model, family, parsed, None)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer; raises one line where it has none."""
+        if self.folder is None:
+            raise BareloopError("a model made from a config has no tokenizer; give and take token ids")
+        return Tokenizer.load(self.folder)
+
+    @cached_property
+    def default_params(self) -> Mapping[str, Any]:
+        """generation_config.json as it stands, empty where there is none. No call follows it by itself."""
+        path = self.folder / "generation_config.json" if self.folder else None
+        return read_json(path) if path and path.exists() else {}
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a text, from config.json and generation_config.json."""
+        more = token_ids(self.default_params.get("eos_token_id"), "generation_config.json: eos_token_id")
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *more)))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the window holds."""
+        return self.config.max_position_embeddings
+
+    def sequence(self) -> TokenSequence:
+        """An empty sequence with a state of its own."""
+        return TokenSequence(self.model, self.model.new_state(), self.max_length, self.eos_token_ids)
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids of a prompt; ids stay as they are."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
+    ) -> list[Completion]:
+        """Continue every prompt (text or token ids), all together; one `Completion` each, in their order."""
+        state = self.model.new_state()
+        sequences = [TokenSequence(self.model, state, self.max_length, self.eos_token_ids) for _ in prompts]
+        for sequence, prompt in zip(sequences, prompts, strict=True):
+            sequence.feed(self.encode(prompt))
+        written: list[list[int]] = [[] for _ in prompts]
+        reasons = [""] * len(sequences)
+        for event in decode(sequences, params or SamplingParams()):
+            written[event.sequence].append(event.token_id)
+            if event.finish_reason is not None:
+                reasons[event.sequence] = event.finish_reason
+        has_text = self.folder is not None and any((self.folder / name).exists() for name in TOKENIZER_FILES)
+        return [
+            Completion(ids, self.tokenizer.decode(ids) if has_text else None, reason)
+            for ids, reason in zip(written, reasons, strict=True)
+        ]
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """The scores of every next token: float32 [time, vocab], on the CPU."""
+        sequence = self.sequence()
+        return sequence.read(ids, last=len(ids)).float().cpu()
+
+    def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+        """Log-likelihoods of (context ids, continuation ids), neither empty, as lm-evaluation-harness takes them.
+
+        Of a pair that is too long the last `max_length + 1` tokens are kept. The log-softmax is taken, and
+        summed, in the model's dtype. What a request shares with the one before it is not computed again.
+        """
+        sequence = self.sequence()
+        scores = []
+        for context, continuation in requests:
+            if not context or not 1 <= len(continuation) <= self.max_length:
+                raise BareloopError(
+                    f"cannot score {len(continuation)} tokens after {len(context)}: a continuation has 1 to "
+                    f"{self.max_length:,} tokens, its context at least 1"
+                )
+            ids = [*context, *continuation][-(self.max_length + 1) :]
+            logits = sequence.read(ids[:-1], last=len(continuation))
+            with torch.inference_mode():
+                target = torch.tensor(continuation, device=logits.device)
+                chosen = logits.log_softmax(-1).gather(1, target[:, None])
+                scores.append(Score(float(chosen.sum()), bool((logits.argmax(-1) == target).all())))
+        return scores
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that this engine and transformers load; it must be new or empty."""
+        raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
+        raw.pop("torch_dtype", None)
+        names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
+        paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
+        files = {name: path.read_bytes() for name, path in paths.items()}
+        weights.save(self.model, self.family, raw, Path(folder).expanduser(), files)

@@ -1,0 +1,77 @@
+"""What a family of models declares, and what every model can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from engine.config import Keys, ModelConfig
+from engine.state import State, Step
+
+
+class Model(nn.Module, ABC):
+    """A pure function of tokens, positions and state."""
+
+    config: ModelConfig
+
+    @abstractmethod
+    def forward(self, step: Step, state: State | None = None) -> Tensor:
+        """Hidden states [N, hidden] of the step's tokens.
+
+        With a state, its rows go on from where they are and remember the step. Without one, every row
+        begins here: one causal pass that is differentiable and changes nothing.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [M, hidden] -> scores of the next token [M, vocab]. Ask only for rows that someone reads."""
+
+    @abstractmethod
+    def new_state(self) -> State:
+        """An empty state on the model's device, in its dtype."""
+
+    @abstractmethod
+    def costs(self, context: int) -> Iterator[Cost]:
+        """What one decoded token costs after `context` others, by part."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `model_type`: how its config.json is read, its module, and the names of its tensors.
+
+    `names` maps a module of ours to the modules of the checkpoint whose tensors it holds, stacked by rows in
+    this order; `*` stands for the layer's number, and `weight` or `bias` is appended to both sides. Tensors
+    that end with a name in `ignored` are buffers of other programs.
+    """
+
+    model_type: str
+    configure: Callable[[Keys], ModelConfig]
+    build: Callable[[Any], Model]
+    names: Mapping[str, tuple[str, ...]]
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of a model holds, and what one decoded token reads and computes there."""
+
+    part: str
+    parameters: int
+    nbytes: int
+    flops: int
+
+    @staticmethod
+    def of_weights(part: str, modules: Iterable[nn.Module]) -> Cost:
+        """All weights of the modules are read once; a matrix of n numbers costs 2 n operations."""
+        weights = [weight for module in modules for weight in module.parameters()]
+        matrices = [weight for weight in weights if weight.dim() == 2]
+        return Cost(
+            part,
+            parameters=sum(weight.numel() for weight in weights),
+            nbytes=sum(weight.nbytes for weight in weights),
+            flops=2 * sum(matrix.numel() for matrix in matrices),
+        )

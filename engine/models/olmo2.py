@@ -1,0 +1,31 @@
+"""OLMo-2: Llama with its norms after each branch, a norm over the whole width of q and k, and float32 details."""
+
+from dataclasses import replace
+
+from engine.config import Keys
+from engine.models import llama
+from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.family import Family
+
+
+def configure(keys: Keys) -> DecoderConfig:
+    """x += norm(attention(x)); x += norm(mlp(x)). An absent `rms_norm_eps` means 1e-5 here."""
+    config = llama.configure(keys)
+    return replace(
+        config,
+        norm_before=False,
+        norm_after=True,
+        qk_norm="width",
+        float32_details=True,
+        norm_eps=keys.number("rms_norm_eps", 1e-5),
+    )
+
+
+NAMES = llama.NAMES | {
+    "layers.*.attention_norm_after": ("model.layers.*.post_attention_layernorm",),
+    "layers.*.mlp_norm_after": ("model.layers.*.post_feedforward_layernorm",),
+    "layers.*.attention.q_norm": ("model.layers.*.self_attn.q_norm",),
+    "layers.*.attention.k_norm": ("model.layers.*.self_attn.k_norm",),
+}
+
+FAMILY = Family("olmo2", configure, Decoder, NAMES)

@@ -1,0 +1,256 @@
+"""What a model remembers: keys and values of every layer, for many rows, with shared prefixes.
+
+A row is a chain of spans over segments. A segment is one growable tensor of keys and values; forked rows
+share it and append to segments of their own, so a common prefix is stored once:
+
+    row 0   [ few-shot examples ........ | question 0 ]
+    row 1   [ same segment               | question 1 ]
+
+Tokens of a segment that another row can see are frozen: whoever rewinds below them and goes on writing
+does so in a new segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.errors import BareloopError
+
+GRANULE = 16  # tokens by which room is rounded up
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward's worth of work: the new tokens of all rows, end to end, with no padding.
+
+    `tokens` [N] and `positions` [N] live on the model's device; `rows` [R] (of the state) and `lengths` [R]
+    (of each row's share, sum N) stay on the CPU, because they decide shapes.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    rows: Tensor
+    lengths: Tensor
+
+    @staticmethod
+    def pack(
+        chunks: Sequence[Sequence[int]],
+        rows: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Step:
+        """Token lists, one a row, each beginning at its position in `starts` (0 where none are given)."""
+        lengths = [len(chunk) for chunk in chunks]
+        starts = starts if starts is not None else [0] * len(chunks)
+        positions = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
+        return Step(
+            tokens=torch.tensor([token for chunk in chunks for token in chunk], device=device),
+            positions=torch.tensor(positions, device=device),
+            rows=torch.tensor(rows if rows is not None else range(len(chunks))),
+            lengths=torch.tensor(lengths),
+        )
+
+    def slices(self) -> Iterator[slice]:
+        """Each row's tokens within the step."""
+        start = 0
+        for length in self.lengths.tolist():
+            yield slice(start, start + length)
+            start += length
+
+
+class Segment:
+    """Keys and values of a run of tokens, [layers, 2, kv_heads, capacity, head_dim]."""
+
+    def __init__(self, kv: Tensor) -> None:
+        self.kv = kv
+        self.frozen = 0  # tokens that more than one row may see
+
+    @property
+    def capacity(self) -> int:
+        return self.kv.shape[3]
+
+
+@dataclass
+class Span:
+    """The first `length` tokens of a segment, as one row sees them; only the owner appends."""
+
+    segment: Segment
+    length: int
+    owned: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """Keys that a run of queries attends to in full: every one of the queries sees every one of the keys."""
+
+    queries: slice  # of the step's tokens
+    segment: Segment
+    length: int
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row of a step: its new tokens, and the spans of what came before them."""
+
+    queries: slice
+    start: int  # position of the first new token
+    past: tuple[tuple[Segment, int], ...]
+    target: Segment  # where its new keys and values go, from `offset` on
+    offset: int
+
+    @property
+    def count(self) -> int:
+        return self.queries.stop - self.queries.start
+
+
+class View:
+    """What one forward sees of a state. Lengths move only in `commit`: an abandoned forward leaves no trace."""
+
+    def __init__(self, state: State, rows: list[RowView], owners: list[int]) -> None:
+        self.state = state
+        self.rows = rows
+        self.owners = owners
+        self.past = _shared_blocks(rows)
+        self.longest = max(row.start + row.count for row in rows)  # tokens that some row will have seen
+        self.in_one_piece = all(row.count == 1 and row.offset == row.start > 0 for row in rows)  # plain decoding
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put the step's keys and values, [N, kv_heads, head_dim] each, where their rows keep them."""
+        for row in self.rows:
+            place = row.target.kv[layer, :, :, row.offset : row.offset + row.count]
+            place[0].copy_(keys.detach()[row.queries].transpose(0, 1))
+            place[1].copy_(values.detach()[row.queries].transpose(0, 1))
+
+    def commit(self) -> None:
+        """The forward is through: its tokens now belong to their rows."""
+        for index, row in zip(self.owners, self.rows, strict=True):
+            self.state._rows[index][-1].length += row.count
+
+
+class State:
+    """Keys and values for any number of rows. Memory grows by doubling, or at once through `reserve`."""
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.shape = (layers, 2, kv_heads)
+        self.head_dim = head_dim
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._rows: dict[int, list[Span]] = {}
+
+    def acquire(self) -> int:
+        """A new empty row."""
+        row = next(i for i in range(len(self._rows) + 1) if i not in self._rows)
+        self._rows[row] = []
+        return row
+
+    def release(self, row: int) -> None:
+        """Forget a row; storage that no other row shares is freed."""
+        del self._rows[row]
+
+    def length(self, row: int) -> int:
+        """Tokens that the row remembers, which is also the position of its next one."""
+        return sum(span.length for span in self._rows[row])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, counting shared storage once."""
+        segments = {id(span.segment): span.segment for row in self._rows.values() for span in row}
+        return sum(segment.kv.nbytes for segment in segments.values())
+
+    def checkpoint(self, row: int) -> None:
+        """Make the row's present length a place that `rewind` can return to. Keys and values allow any: free."""
+
+    def rewind(self, row: int, position: int) -> int:
+        """Go back to the deepest restorable length <= position, and return it."""
+        spans = self._rows[row]
+        excess = self.length(row) - max(position, 0)
+        while excess > 0:
+            dropped = min(excess, spans[-1].length)
+            spans[-1].length -= dropped
+            excess -= dropped
+            if spans[-1].length == 0 and len(spans) > 1:
+                spans.pop()
+        return self.length(row)
+
+    def fork(self, source: int, rows: Sequence[int]) -> None:
+        """Make each of `rows` remember what `source` does, in the same storage; what they held is forgotten."""
+        spans = [span for span in self._rows[source] if span.length]
+        for span in spans:
+            span.segment.frozen = max(span.segment.frozen, span.length)
+        for row in rows:
+            if row != source:
+                self._rows[row] = [Span(span.segment, span.length, owned=False) for span in spans]
+
+    def reserve(self, row: int, tokens: int) -> None:
+        """Make room for `tokens` more, so that feeding them moves nothing."""
+        self._room(row, tokens, double=False)
+
+    def view(self, step: Step) -> View:
+        """The step's rows with room for its tokens; raises where the step does not continue them."""
+        owners = step.rows.tolist()
+        views = []
+        for row, queries in zip(owners, step.slices(), strict=True):
+            tail = self._room(row, queries.stop - queries.start, double=True)
+            past = tuple((span.segment, span.length) for span in self._rows[row] if span.length)
+            start = sum(length for _, length in past)
+            views.append(RowView(queries, start, past, tail.segment, tail.length))
+        return View(self, views, owners)
+
+    def _room(self, row: int, tokens: int, double: bool) -> Span:
+        """The row's last span, owned and with room for `tokens` more."""
+        spans = self._rows[row]
+        tail = spans[-1] if spans else None
+        if tail is not None and tail.owned and tail.length >= tail.segment.frozen:
+            segment, need = tail.segment, tail.length + tokens
+            if need <= segment.capacity:
+                return tail
+            if not segment.frozen:
+                grown = self._allocate(max(need, 2 * segment.capacity) if double else need)
+                grown[:, :, :, : tail.length] = segment.kv[:, :, :, : tail.length]
+                segment.kv = grown
+                return tail
+        if tail is not None and tail.length == 0:
+            spans.pop()
+        spans.append(Span(Segment(self._allocate(tokens)), 0, owned=True))
+        return spans[-1]
+
+    def _allocate(self, tokens: int) -> Tensor:
+        capacity = -(-tokens // GRANULE) * GRANULE
+        shape = (*self.shape, capacity, self.head_dim)
+        with torch.inference_mode(False):  # so that it can be written from both modes
+            try:
+                return torch.empty(shape, dtype=self.dtype, device=self.device)
+            except RuntimeError as error:
+                gigabytes = torch.Size(shape).numel() * self.dtype.itemsize / 1e9
+                raise BareloopError(
+                    f"no memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
+                    "use a shorter context or fewer sequences"
+                ) from error
+
+
+def _shared_blocks(rows: list[RowView]) -> list[Block]:
+    """The past of all rows as blocks, with one block for neighbours that share a segment to the same length.
+
+    Sixteen questions on top of one few-shot prefix so become one product over the prefix.
+    """
+    blocks: list[Block] = []
+    open_blocks: dict[tuple[int, int], int] = {}  # (segment, length) -> its block that ends at the last row
+    for row in rows:
+        still_open = {}
+        for segment, length in row.past:
+            key = (id(segment), length)
+            index = open_blocks.get(key)
+            if index is None:
+                index = len(blocks)
+                blocks.append(Block(row.queries, segment, length))
+            else:
+                blocks[index] = Block(slice(blocks[index].queries.start, row.queries.stop), segment, length)
+            still_open[key] = index
+        open_blocks = still_open
+    return blocks

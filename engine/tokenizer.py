@@ -1,0 +1,90 @@
+"""Text <-> token ids, by the `tokenizers` library. tokenizer.json is the reference for what a text's ids are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from engine.config import read_json
+from engine.errors import BareloopError
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Whatever truncation or padding its file carries is switched off."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.special_tokens = special_tokens  # role -> token, as in tokenizer_config.json
+
+    @staticmethod
+    def load(folder: Path) -> Tokenizer:
+        """Read tokenizer.json, or vocab.json and merges.txt; raises where a folder has neither."""
+        if (folder / "tokenizer.json").exists():
+            try:
+                backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            except Exception as error:  # the library raises nothing narrower
+                raise BareloopError(f"cannot read {folder / 'tokenizer.json'}: {error}") from error
+        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            backend = _byte_level_bpe(folder)
+        elif (folder / "tokenizer.model").exists():
+            raise BareloopError(
+                f"{folder} has only tokenizer.model (SentencePiece), which is not read here; "
+                "add the tokenizer.json of the same model"
+            )
+        else:
+            raise BareloopError(f"{folder} has no tokenizer.json, so text has no ids here; give and take token ids")
+        path = folder / "tokenizer_config.json"
+        settings = read_json(path) if path.exists() else {}
+        named = {role: _content(settings.get(role)) for role in SPECIAL_TOKENS}
+        return Tokenizer(backend, {role: token for role, token in named.items() if token is not None})
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text, with the BOS that the tokenizer adds by default (Llama's does, Qwen's has none)."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of one token of the vocabulary, None where there is none."""
+        number = self.backend.token_to_id(token)
+        return None if number is None else int(number)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included. The model's may be larger, padded for the hardware."""
+        return int(self.backend.get_vocab_size())
+
+
+def _byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
+    """GPT-2's format, from before tokenizer.json."""
+    from tokenizers import decoders, models, pre_tokenizers
+
+    try:
+        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # as above
+        raise BareloopError(f"cannot read vocab.json and merges.txt in {folder}: {error}") from error
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    added = folder / "added_tokens.json"
+    if added.exists():
+        by_id = sorted(read_json(added).items(), key=lambda item: item[1])
+        backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token, _ in by_id])
+    if backend.token_to_id("<|endoftext|>") is not None:
+        backend.add_special_tokens(["<|endoftext|>"])
+    return backend
+
+
+def _content(token: Any) -> str | None:
+    """A special token is written as a string or as an object with its content."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None

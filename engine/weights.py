@@ -1,0 +1,189 @@
+"""A checkpoint's tensors -> a model's parameters, and back: rename, stack, tie, convert.
+
+A parameter that stands in the file just as the model wants it is mapped, not read; one that is stacked from
+several tensors, converted, or wanted on another device is read straight into its place. There is never a
+second copy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.checkpoint import INDEX, SINGLE, Stored, some
+from engine.config import ModelConfig
+from engine.device import dtype_name
+from engine.errors import BareloopError
+from engine.linear import Linear
+from engine.models.family import Family
+
+MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where some rows of a parameter come from: one tensor of the checkpoint."""
+
+    name: str
+    rows: slice
+    shape: tuple[int, ...]
+
+
+def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
+    """For every parameter of the model, the checkpoint's tensors that it is stacked from, in order."""
+    result: dict[str, tuple[Part, ...]] = {}
+    for full_name, parameter in model.named_parameters():  # a tied one comes once
+        path, _, leaf = full_name.rpartition(".")
+        module = model.get_submodule(path)
+        splits = module.splits if isinstance(module, Linear) else (len(parameter),)
+        number = next((word for word in path.split(".") if word.isdigit()), "")
+        pattern = path.replace(f".{number}.", ".*.") if number else path
+        result[full_name] = tuple(
+            Part(f"{name.replace('*', number)}.{leaf}", slice(stop - size, stop), (size, *parameter.shape[1:]))
+            for name, size, stop in zip(family.names[pattern], splits, accumulate(splits), strict=True)
+        )
+    return result
+
+
+def settle_tie(
+    config: ModelConfig, family: Family, tensors: Mapping[str, Stored]
+) -> tuple[ModelConfig, Mapping[str, Stored]]:
+    """A tied checkpoint brings the embedding, or only the head, or both: leave just the embedding.
+
+    Where both are there and differ, they are not tied, whatever config.json says (as in transformers).
+    """
+    if not config.tie_word_embeddings:
+        return config, tensors
+    embedding, head = (f"{family.names[module][0]}.weight" for module in ("embed", "head"))
+    if embedding in tensors and head in tensors and not torch.equal(tensors[embedding].view(), tensors[head].view()):
+        return replace(config, tie_word_embeddings=False, raw={**config.raw, "tie_word_embeddings": False}), tensors
+    if embedding not in tensors and head in tensors:
+        tensors = {**tensors, embedding: tensors[head]}
+    return config, {name: stored for name, stored in tensors.items() if name != head}
+
+
+def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> dict[str, list[tuple[Stored, slice]]]:
+    """The stored tensors of every parameter, with the rows that they fill.
+
+    Raises one `BareloopError` that names all missing, misshapen and unexpected tensors.
+    """
+    layout = parts(model, family)
+    wanted = {part.name: part for listed in layout.values() for part in listed}
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted and not name.endswith(family.ignored)]
+    misshapen = [
+        f"{name} is {dtype_name(tensors[name].dtype)} {list(tensors[name].shape)}, not float {list(part.shape)}"
+        for name, part in wanted.items()
+        if name in tensors and (tensors[name].shape != part.shape or not tensors[name].dtype.is_floating_point)
+    ]
+    problems = [
+        f"{len(listed)} {kind} ({some(listed)})"
+        for kind, listed in (("missing", missing), ("misshapen", misshapen), ("unexpected", unexpected))
+        if listed
+    ]
+    if problems:
+        raise BareloopError(f"the tensors do not fit config.json ({family.model_type}): {'; '.join(problems)}")
+    return {name: [(tensors[part.name], part.rows) for part in listed] for name, listed in layout.items()}
+
+
+def load(
+    model: nn.Module, family: Family, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Give a model that was built on the meta device its weights, frozen."""
+    loaded: dict[int, nn.Parameter] = {}
+    reads: list[tuple[Stored, Tensor]] = []
+    for name, sources in match(model, family, tensors).items():
+        parameter = model.get_parameter(name)
+        only, _ = sources[0]
+        if len(sources) == 1 and only.aligned and only.dtype == dtype and device.type == "cpu":
+            weight = only.view()
+        else:
+            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+            reads += [(stored, weight[rows]) for stored, rows in sources]
+        loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda job: job[0].read_into(job[1]), reads))
+    _replace_parameters(model, loaded)
+
+
+def initialize(model: nn.Module, std: float, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model that was built on the meta device seeded random weights, the same on every device.
+
+    Matrices are normal with this standard deviation, norms one, biases zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        weight = torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
+        if parameter.dim() > 1:
+            weight.normal_(0.0, std, generator=generator)
+        made[id(parameter)] = nn.Parameter(weight.to(device, dtype))
+    _replace_parameters(model, made)
+
+
+def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a Hugging Face folder: every stacking and rename undone, config.json and `files` beside.
+
+    The folder appears at once and whole, or not at all; one that is not empty is left alone.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BareloopError(f"{folder} exists and is not empty; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        draft.chmod(0o755)
+        named = (
+            (part.name, model.get_parameter(parameter).detach()[part.rows])
+            for parameter, listed in parts(model, family).items()
+            for part in listed
+        )
+        _write_shards(named, draft)
+        (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in named:
+        if size and size + tensor.nbytes > MAX_SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, {"format": "pt"})
+        return
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _replace_parameters(model: nn.Module, new: Mapping[int, nn.Parameter]) -> None:
+    """Swap every parameter for the new one under its id; what was tied stays tied."""
+    for module in list(model.modules()):
+        for leaf, old in list(module.named_parameters(recurse=False)):
+            setattr(module, leaf, new[id(old)])

@@ -1,0 +1,1 @@
+"""Benchmarks scored from logits, by the protocols of lm-evaluation-harness."""

@@ -1,0 +1,132 @@
+"""Fixtures that all tests share: the material beside the project, and tiny random models of every family."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHAPE = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 127,
+    "pad_token_id": 0,
+}
+
+# What each family is tried with, beyond the common shape.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-tied-bias": {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
+    "llama-3.2": {
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "mistral": {"sliding_window": None},
+    "mistral-window": {"sliding_window": 7},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A random model on disk, and transformers' float64 copy of it."""
+
+    folder: Path
+    reference: Any
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """The reference's scores [time, vocab], float64."""
+        with torch.no_grad():
+            return self.reference(torch.tensor([ids])).logits[0]
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """`count` tokens by argmax over whole prefixes: no cache, nothing to go wrong."""
+        written = list(ids)
+        for _ in range(count):
+            written.append(int(self.logits(written)[-1].argmax()))
+        return written[len(ids) :]
+
+
+def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Tiny:
+    """Draw a model of this variant, with its linear weights scaled by 4 so that logits are peaked."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    family = variant.partition("-")[0]
+    config = AutoConfig.for_model(family, **(SHAPE | VARIANTS[variant] | overrides))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4)
+            elif name.endswith("bias") or "norm" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return Tiny(folder, model.double())
+
+
+@pytest.fixture(scope="session", params=list(VARIANTS))
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Every variant in turn."""
+    return make_tiny(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """One plain Llama."""
+    return make_tiny(tmp_path_factory.mktemp("llama") / "model", "llama")
+
+
+@pytest.fixture(scope="session")
+def draw_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
+    """Draw one with other settings: draw_tiny("llama", hidden_size=…)."""
+
+    def draw(variant: str, seed: int = 0, **overrides: Any) -> Tiny:
+        return make_tiny(tmp_path_factory.mktemp(variant) / "model", variant, seed, **overrides)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real checkpoints, tokenizers and data beside the project; without it the test is skipped."""
+    folder = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        if os.environ.get("CI"):
+            pytest.fail(f"{folder} is missing, and CI needs it")
+        pytest.skip(f"{folder} is not here")
+    return folder
+
+
+@pytest.fixture
+def prompt() -> Callable[..., list[int]]:
+    """Seeded random ids: prompt(length, seed)."""
+
+    def draw(length: int, seed: int = 0) -> list[int]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        return torch.randint(2, 120, (length,), generator=generator).tolist()
+
+    return draw

@@ -1,0 +1,193 @@
+"""Every family's float32 logits against transformers' float64, in every way to compute them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from engine import LLM
+from engine.config import Keys
+from engine.errors import BareloopError
+from engine.models import FAMILIES, configure
+from engine.state import Step
+
+TOLERANCE = 2e-5  # times max(1, largest |logit|)
+Prompt = Callable[..., list[int]]
+
+
+def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, in units of max(1, largest |logit|)."""
+    return float((ours.double() - reference).abs().max() / max(1.0, float(reference.abs().max())))
+
+
+@pytest.fixture(scope="session")
+def llm(tiny) -> LLM:  # type: ignore[no-untyped-def]
+    return LLM.load(tiny.folder, device="cpu", dtype="float32")
+
+
+def run(llm: LLM, chunks: list[list[int]], rows: list[int], starts: list[int], state) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    with torch.inference_mode():
+        return llm.model.logits(llm.model.forward(Step.pack(chunks, rows, starts), state))
+
+
+def test_whole_prompt(tiny, llm, prompt):
+    ids = prompt(40)
+    step = Step.pack([ids])
+    assert error(llm.model.logits(llm.model.forward(step)).detach(), tiny.logits(ids)) <= TOLERANCE
+    assert error(llm.logits(ids), tiny.logits(ids)) <= TOLERANCE
+
+
+def test_ragged_rows_without_a_state(tiny, llm, prompt):
+    rows = [prompt(length, length) for length in (5, 23, 40)]
+    logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
+    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= TOLERANCE
+
+
+def test_chunks(tiny, llm, prompt):
+    ids, state = prompt(40), llm.model.new_state()
+    row = state.acquire()
+    pieces = [run(llm, [ids[a:b]], [row], [a], state) for a, b in ((0, 13), (13, 14), (14, 31), (31, 40))]
+    assert error(torch.cat(pieces), tiny.logits(ids)) <= TOLERANCE
+
+
+def test_token_by_token(tiny, llm, prompt):
+    ids, state = prompt(40), llm.model.new_state()
+    row = state.acquire()
+    pieces = [run(llm, [[token]], [row], [at], state) for at, token in enumerate(ids)]
+    assert error(torch.cat(pieces), tiny.logits(ids)) <= TOLERANCE
+
+
+def test_three_ragged_rows_at_once(tiny, llm, prompt):
+    first = [prompt(length, length) for length in (5, 23, 40)]
+    then = [prompt(length, 100 + length) for length in (17, 1, 6)]
+    state = llm.model.new_state()
+    rows = [state.acquire() for _ in first]
+    starts = [len(ids) for ids in first]
+    begun = run(llm, first, rows, [0, 0, 0], state)
+    # in another order than they were acquired
+    order = [2, 0, 1]
+    went_on = run(llm, [then[i] for i in order], [rows[i] for i in order], [starts[i] for i in order], state)
+    references = [tiny.logits(a + b) for a, b in zip(first, then, strict=True)]
+    assert error(begun, torch.cat([r[:n] for r, n in zip(references, starts, strict=True)])) <= TOLERANCE
+    assert error(went_on, torch.cat([references[i][starts[i] :] for i in order])) <= TOLERANCE
+
+
+def test_rewind_then_go_on(tiny, llm, prompt):
+    ids, other, state = prompt(40), prompt(20, 9), llm.model.new_state()
+    row = state.acquire()
+    run(llm, [ids], [row], [0], state)
+    assert state.rewind(row, 17) == 17
+    logits = run(llm, [other], [row], [17], state)
+    assert error(logits, tiny.logits(ids[:17] + other)[17:]) <= TOLERANCE
+
+
+def test_forks_go_their_own_ways(tiny, llm, prompt):
+    shared, state = prompt(30), llm.model.new_state()
+    source = state.acquire()
+    run(llm, [shared], [source], [0], state)
+    forks = [state.acquire() for _ in range(3)]
+    state.fork(source, forks)
+    rows = [source, *forks]
+    suffixes = [prompt(length, 50 + length) for length in (4, 1, 9, 2)]
+    together = run(llm, suffixes, rows, [30] * 4, state)
+    references = [tiny.logits(shared + suffix) for suffix in suffixes]
+    assert error(together, torch.cat([reference[30:] for reference in references])) <= TOLERANCE
+    # and on: one token each, the source cut back into the shared part first
+    state.rewind(source, 12)
+    starts = [12, *(30 + len(suffix) for suffix in suffixes[1:])]
+    prefixes = [shared[:12], *(shared + suffix for suffix in suffixes[1:])]
+    onwards = run(llm, [[7], [8], [9], [10]], rows, starts, state)
+    expected = [tiny.logits([*ids, 7 + i])[-1] for i, ids in enumerate(prefixes)]
+    assert error(onwards, torch.stack(expected)) <= TOLERANCE
+
+
+# Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4.
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 6e-2), ("float16", 1e-2)])
+def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
+    ids = prompt(40)
+    llm = LLM.load(tiny.folder, device="cpu", dtype=dtype)
+    assert error(llm.logits(ids), tiny.logits(ids)) <= tolerance
+    sequence = llm.sequence()
+    sequence.feed(ids[:20])
+    assert error(sequence.read(ids, last=15).float(), tiny.logits(ids)[25:]) <= tolerance
+
+
+def test_gradients_flow_to_every_parameter(tiny, prompt):
+    llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
+    llm.model.requires_grad_(True)
+    llm.model.logits(llm.model.forward(Step.pack([prompt(12)]))).logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in llm.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 16,
+            "attention_factor": 1.3,
+            "truncate": False,
+        },
+        {"rope_type": "longrope", "original_max_position_embeddings": 16},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+@pytest.mark.parametrize("length", [10, 50])
+def test_rope_scalings(draw_tiny, prompt, rope, length):
+    """50 tokens lie beyond the trained window of 32, where `dynamic` and `longrope` change their frequencies."""
+    if rope["rope_type"] == "longrope":
+        rope = rope | {"short_factor": [1.0 + i / 8 for i in range(4)], "long_factor": [2.0 + i for i in range(4)]}
+    tiny = draw_tiny("llama", max_position_embeddings=32, rope_parameters={"rope_theta": 10000.0, **rope})
+    llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
+    rows = [prompt(length), prompt(3, 1)]  # the second row must not feel the first one's length
+    logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
+    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= TOLERANCE
+
+
+def test_unknown_family_names_those_known():
+    with pytest.raises(BareloopError, match=r"'gpt_oss'.*known: llama, mistral, olmo2, qwen2, qwen3"):
+        configure({"model_type": "gpt_oss"})
+    with pytest.raises(BareloopError, match="no model_type"):
+        configure({})
+
+
+def test_families_are_found_by_their_own_name():
+    assert all(family.model_type == name for name, family in FAMILIES.items())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("attn_logit_softcapping", 50.0), ("sliding_window", 64), ("clip_qkv", 8.0)]
+)
+def test_a_key_that_would_change_the_mathematics_is_refused_by_name(key, value):
+    raw = {
+        "model_type": "llama",
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    configure(raw | {key: None})
+    with pytest.raises(BareloopError, match=key):
+        configure(raw | {key: value})
+    assert Keys(raw).get(key) is None
