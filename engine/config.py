@@ -203,7 +203,7 @@ class Keys:
             value = self.raw.get(name)
             if name in self.read or value is None or value in neutral:
                 continue
-            if name == "layer_types" and set(value) == {"full_attention"}:
+            if name == "layer_types" and isinstance(value, list) and all(kind == "full_attention" for kind in value):
                 continue
             if name == "quantization_config":
                 method = value.get("quant_method", "unnamed") if isinstance(value, dict) else value

@@ -22,7 +22,7 @@ def configure(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
     mathematics in a way that the family does not implement.
     """
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         named = "no model_type" if model_type is None else f"model_type {model_type!r}, which is not implemented"
         raise BareloopError(f"config.json has {named}; known: {known}")

@@ -22,8 +22,8 @@ def windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
     lowest = keys.integer("max_window_layers", 28, least=0)
     upper = "full_attention" if window is None else "sliding_attention"
     types = keys.get("layer_types", ["full_attention"] * min(lowest, layers) + [upper] * (layers - lowest))
-    known = {"full_attention", "sliding_attention"}
-    if not isinstance(types, list) or len(types) != layers or not known.issuperset(types):
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
         raise BareloopError(f"config.json: layer_types must name {layers} layers, each one of {', '.join(known)}")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 

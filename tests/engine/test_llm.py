@@ -1,0 +1,159 @@
+"""The facade: real checkpoints, goldens, text in and out, and one line for every bad input."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import LLM, SamplingParams
+from engine.errors import BareloopError
+from engine.weights import parts
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def stories(shared) -> LLM:
+    return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def story_goldens(shared) -> list[dict]:  # type: ignore[type-arg]
+    path = shared / "checkpoints" / "llama-tinystories-656k" / "golden" / "transformers_fp32_greedy.json"
+    return json.loads(path.read_text())["cases"]
+
+
+@pytest.mark.parametrize("family", json.loads((GOLDEN / "families.json").read_text()))
+def test_our_own_goldens(family):
+    """Needs neither transformers nor the shared folder."""
+    golden = json.loads((GOLDEN / "families.json").read_text())[family]
+    formula = runpy.run_path(str(GOLDEN / "make.py"))["formula"]
+    llm = LLM.from_config(golden["config"], device="cpu")
+    with torch.no_grad():
+        for name, listed in parts(llm.model, llm.family).items():
+            for part in listed:
+                llm.model.get_parameter(name)[part.rows] = formula(part.name, part.shape)
+    expected = torch.tensor(golden["last_logits"])
+    assert (llm.logits(golden["ids"])[-1] - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
+
+
+def test_the_story_checkpoint_reproduces_its_goldens(stories, story_goldens):
+    params = SamplingParams(max_new_tokens=48, ignore_eos=True)
+    for case in story_goldens:
+        assert stories.encode(case["prompt"]) == case["prompt_ids"]
+        assert stories.generate([case["prompt_ids"]], params)[0].token_ids == case["greedy_48_ids_no_eos_stop"]
+        logits = stories.logits(case["prompt_ids"])
+        assert logits.shape == (len(case["prompt_ids"]), 2048)
+        top = logits[-1].topk(5)
+        assert top.indices.tolist() == case["last_prompt_position"]["top5_ids"]
+        assert torch.allclose(top.values, torch.tensor(case["last_prompt_position"]["top5_logits"]), atol=1e-4)
+        assert abs(float(logits[-1].sum()) - case["last_prompt_position"]["sum"]) < 1e-2
+    together = stories.generate([case["prompt"] for case in story_goldens], params)
+    assert [one.token_ids for one in together] == [case["greedy_48_ids_no_eos_stop"] for case in story_goldens]
+    assert together[0].text == ", a little girl named Lily lived in a small house with her mom, dad, and her dog" or (
+        together[0].text is not None and together[0].text.startswith(", a little girl named Lily")
+    )
+
+
+def test_score_equals_log_softmax_over_whole_passes(tiny_llama, prompt):
+    llm = LLM.load(tiny_llama.folder, device="cpu")
+    requests = [
+        (prompt(20), [4]),
+        (prompt(20), [5]),
+        (prompt(20), [6, 7, 8]),
+        (prompt(3, 1), prompt(30, 2)),
+        (prompt(300, 3), [9, 10]),  # longer than the window: its last 257 tokens count
+    ]
+    for (context, continuation), score in zip(requests, llm.score(requests), strict=True):
+        ids = [*context, *continuation][-257:]
+        logits = tiny_llama.logits(ids[:-1])[-len(continuation) :]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(continuation)[:, None])
+        assert score.loglikelihood == pytest.approx(float(expected.sum()), abs=1e-4)
+        assert score.is_greedy == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
+    with pytest.raises(BareloopError, match="at least 1"):
+        llm.score([([], [1])])
+
+
+def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(tiny_llama, prompt):
+    llm = LLM.load(tiny_llama.folder, device="cpu")
+    completion = llm.generate([prompt(5)], SamplingParams(max_new_tokens=3, ignore_eos=True))[0]
+    assert len(completion.token_ids) == 3
+    assert completion.text is None
+    with pytest.raises(BareloopError, match=r"has no tokenizer.json.*token ids"):
+        llm.generate(["text"])
+
+
+def test_end_of_sequence_ids_come_from_both_configs(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama.folder, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": [127, 5], "temperature": 0.7}')
+    llm = LLM.load(tmp_path / "model", device="cpu")
+    assert llm.eos_token_ids == (127, 5)
+    assert llm.default_params["temperature"] == 0.7
+    llm.save(tmp_path / "saved")
+    assert LLM.load(tmp_path / "saved", device="cpu").eos_token_ids == (127, 5)
+
+
+def test_bfloat16_is_chosen_and_kept(tiny_llama, tmp_path):
+    llm = LLM.load(tiny_llama.folder, device="cpu", dtype="bfloat16")
+    llm.save(tmp_path / "half")
+    again = LLM.load(tmp_path / "half", device="cpu")
+    assert again.dtype == torch.bfloat16
+    assert torch.equal(again.logits([1, 2, 3]), llm.logits([1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    "change", ["no folder", "no config", "cut config", "a file", "bad dtype", "bad device", "bad quant"]
+)
+def test_bad_input_is_one_line(tiny_llama, tmp_path, change):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama.folder, folder)
+    call = {"name": folder, "device": "cpu"}
+    match change:
+        case "no folder":
+            call["name"], message = "./nowhere", "no such folder: ./nowhere"
+        case "no config":
+            (folder / "config.json").unlink()
+            message = "no config.json"
+        case "cut config":
+            (folder / "config.json").write_text('{"model_type": "lla')
+            message = "is not JSON"
+        case "a file":
+            call["name"], message = folder / "config.json", "is a file"
+        case "bad dtype":
+            call["dtype"], message = "float8", "unknown dtype 'float8'; use auto, float32"
+        case "bad device":
+            call["device"], message = "tpu", "tpu"
+        case "bad quant":
+            call["quant"], message = "int3", "unknown weight format 'int3'"
+    with pytest.raises(BareloopError, match=message) as caught:
+        LLM.load(**call)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_asked_for_and_absent(tiny_llama):
+    with pytest.raises(BareloopError, match="device cuda: no CUDA device is available here; use --device cpu or auto"):
+        LLM.load(tiny_llama.folder, device="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_cuda_equals_the_reference(tiny, prompt):
+    llm = LLM.load(tiny.folder, device="cuda", dtype="float32")
+    ids = prompt(40)
+    assert (llm.logits(ids).double() - tiny.logits(ids)).abs().max() <= 2e-5 * max(1, tiny.logits(ids).abs().max())
+    sequence = llm.sequence()
+    sequence.feed(ids[:20])
+    forks = sequence.fork(3)
+    for fork in forks:
+        logits = fork.read(ids, last=20).double().cpu()
+        assert (logits - tiny.logits(ids)[20:]).abs().max() <= 2e-5 * max(1, tiny.logits(ids).abs().max())
+    prompts = [prompt(length, length) for length in (5, 23, 40)]
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    for completion, ids in zip(llm.generate(prompts, params), prompts, strict=True):
+        assert completion.token_ids == tiny.greedy(ids, 12)

@@ -1,0 +1,151 @@
+"""The state's book-keeping: what rows remember, share, and give back."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import LLM
+from engine.state import State, Step
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM.from_config(CONFIG, seed=3, device="cpu")
+
+
+def forward(llm: LLM, state: State, chunks: dict[int, list[int]]) -> torch.Tensor:
+    """Logits of all new tokens."""
+    rows = list(chunks)
+    step = Step.pack(list(chunks.values()), rows, [state.length(row) for row in rows])
+    with torch.inference_mode():
+        return llm.model.logits(llm.model.forward(step, state))
+
+
+def test_pack_lays_rows_end_to_end():
+    step = Step.pack([[5, 6], [7]], rows=[3, 0], starts=[10, 0])
+    assert step.tokens.tolist() == [5, 6, 7]
+    assert step.positions.tolist() == [10, 11, 0]
+    assert step.rows.tolist() == [3, 0]
+    assert list(step.slices()) == [slice(0, 2), slice(2, 3)]
+
+
+def test_sixteen_forks_of_a_long_prefix_hold_it_once(llm):
+    state = llm.model.new_state()
+    source = state.acquire()
+    state.reserve(source, 2000)
+    for _ in range(4):
+        forward(llm, state, {source: [1] * 500})
+    one_row = 2 * 2 * 2 * 4 * 4 * 2000  # layers, k and v, heads, head_dim, bytes, tokens
+    assert state.nbytes == one_row
+    forks = [state.acquire() for _ in range(16)]
+    state.fork(source, forks)
+    forward(llm, state, {row: [2 + i] * (5 + i) for i, row in enumerate(forks)})
+    own = sum(5 + i for i in range(16)) * one_row // 2000
+    assert state.nbytes <= 1.1 * one_row + own
+    for row in forks:
+        state.release(row)
+    assert state.nbytes == one_row
+
+
+def test_growth_doubles_and_release_frees(llm):
+    state = llm.model.new_state()
+    row = state.acquire()
+    sizes = set()
+    for _ in range(200):
+        forward(llm, state, {row: [1]})
+        sizes.add(state.nbytes)
+    assert len(sizes) == 5  # 16, 32, 64, 128, 256 tokens
+    state.release(row)
+    assert state.nbytes == 0
+    assert state.acquire() == row
+
+
+def test_an_abandoned_forward_leaves_no_trace(llm, monkeypatch):
+    state = llm.model.new_state()
+    row = state.acquire()
+    forward(llm, state, {row: [1, 2, 3]})
+    block = llm.model.layers[1]
+    monkeypatch.setattr(block.mlp, "forward", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        forward(llm, state, {row: [4, 5]})
+    monkeypatch.undo()
+    assert state.length(row) == 3
+    expected = llm.logits([1, 2, 3, 6])[-1]
+    assert torch.allclose(forward(llm, state, {row: [6]})[-1], expected, atol=1e-5)
+
+
+def test_rewind_clips_to_what_there_is(llm):
+    state = llm.model.new_state()
+    row = state.acquire()
+    forward(llm, state, {row: [1, 2, 3]})
+    state.checkpoint(row)
+    assert state.rewind(row, 99) == 3
+    assert state.rewind(row, -1) == 0
+
+
+def test_a_state_written_in_inference_mode_can_be_used_outside_it(llm):
+    state = llm.model.new_state()
+    row = state.acquire()
+    forward(llm, state, {row: [1, 2, 3]})
+    hidden = llm.model.forward(Step.pack([[4]], [row], [3]), state)
+    assert torch.allclose(llm.model.logits(hidden)[0], llm.logits([1, 2, 3, 4])[-1], atol=1e-5)
+
+
+# Random histories: whatever rows do, each answers like a fresh pass over its own tokens.
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["feed", "feed", "feed", "rewind", "fork", "release"]),
+        st.integers(0, 5),
+        st.integers(0, 40),
+        st.integers(0, 5),
+    ),
+    min_size=4,
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(OPERATIONS, st.sampled_from([None, 7]))
+def test_random_histories_equal_fresh_passes(operations: Any, window: int | None):
+    llm = LLM.from_config(CONFIG | {"model_type": "mistral", "sliding_window": window}, seed=3, device="cpu")
+    state = llm.model.new_state()
+    held: dict[int, list[int]] = {state.acquire(): []}
+    for number, (what, which, amount, other) in enumerate(operations):
+        rows = list(held)
+        row = rows[which % len(rows)]
+        if what == "feed":
+            several = {row, rows[other % len(rows)]}
+            chunks = {r: [(number * 7 + r * 3 + i) % 64 for i in range(1 + (amount + r) % 40)] for r in several}
+            logits = forward(llm, state, chunks)
+            ends = torch.tensor([len(chunk) for chunk in chunks.values()]).cumsum(0) - 1
+            for end, (r, chunk) in zip(ends, chunks.items(), strict=True):
+                held[r] += chunk
+                assert torch.allclose(logits[end], llm.logits(held[r])[-1], atol=1e-4)
+        elif what == "rewind":
+            held[row] = held[row][: state.rewind(row, amount)]
+        elif what == "fork" and len(rows) < 6:
+            new = state.acquire()
+            state.fork(row, [new])
+            held[new] = list(held[row])
+        elif what == "release" and len(rows) > 1:
+            state.release(row)
+            del held[row]
+        assert all(state.length(r) == len(ids) for r, ids in held.items())
