@@ -1,0 +1,123 @@
+"""Flags, one-line errors and exit codes that every program shares."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from engine.cli import Parser, progress, run
+from engine.errors import BareloopError, UsageError
+
+PROGRAMS = ("engine", "evals.mmlu")
+
+
+def program(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=120, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def parse(*words: str) -> object:
+    parser = Parser("program", "A program.")
+    parser.add_model_options()
+    parser.add_argument("--batch-tokens", type=int)
+    return parser.parse_args(words)
+
+
+def test_several_models_after_one_flag_or_several_flags_are_the_same():
+    assert parse("-m", "A", "B") == parse("-m", "A", "-m", "B") == parse("--model", "A", "--model", "B")
+    assert parse("-m", "A", "B").model == ["A", "B"]
+    assert parse().model is None
+
+
+def test_underscores_in_long_flags():
+    assert parse("--batch_tokens", "5").batch_tokens == 5
+    assert parse("--batch_tokens=5").batch_tokens == 5
+    assert parse("-m", "my_model", "--model=other_model").model == ["my_model", "other_model"]
+
+
+def test_abbreviations_are_refused():
+    with pytest.raises(SystemExit) as caught:
+        parse("--batch", "5")
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (BareloopError("the disk is on fire"), 1, "program: the disk is on fire"),
+        (UsageError("--shots 9: too many"), 2, "program: --shots 9: too many"),
+        (KeyboardInterrupt(), 130, "program: interrupted"),
+        (OSError(28, "No space left on device", "run.jsonl"), 1, "program: run.jsonl: No space left on device"),
+        (MemoryError(), 1, "program: out of memory; use a smaller model"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "program: out of memory"),
+    ],
+)
+def test_expected_failures_are_one_line_with_their_exit_code(capsys, error, code, line):
+    def main(options: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(Parser("program", "A program."), main, [])
+    assert caught.value.code == code
+    told = capsys.readouterr().err
+    assert told.startswith(line)
+    assert told.count("\n") == 1
+
+
+def test_debug_and_defects_show_the_traceback():
+    def main(options: object) -> None:
+        raise BareloopError("no")
+
+    with pytest.raises(BareloopError):
+        run(Parser("program", "A program."), main, ["--debug"])
+
+    def defect(options: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(Parser("program", "A program."), defect, [])
+
+
+def test_success_is_exit_code_0():
+    with pytest.raises(SystemExit) as caught:
+        run(Parser("program", "A program."), lambda options: None, [])
+    assert caught.value.code == 0
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys):
+    assert list(progress(range(3), 3, "work", lambda: "fine")) == [0, 1, 2]
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"work: 3/3, [\d.]+/s, 0 s left fine\n", told)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_needs_no_torch(name):
+    check = (
+        f"import runpy, sys\nsys.argv = ['x', '--help']\n"
+        f"try: runpy.run_module('{name}', run_name='__main__')\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets', 'rich'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--model" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (("engine",), 2, "say what to do: --model MODEL --inspect"),
+        (("engine", "--inspect", "-m", "./nowhere"), 1, "no such folder: ./nowhere"),
+        (("engine", "--wrong"), 2, "unrecognized arguments: --wrong"),
+        (("engine", "--dtype", "int3"), 2, "invalid choice: 'int3'"),
+        (("evals.mmlu",), 2, "name a model: --model FOLDER"),
+        (("evals.mmlu", "-m", "x", "--limit", "0"), 2, "--limit 0: use 1 or more"),
+        (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "no such folder of questions: ./nowhere"),
+    ],
+)
+def test_bad_flags_are_one_line(words, code, line):
+    done = program(*words)
+    assert done.returncode == code
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1

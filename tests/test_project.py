@@ -1,0 +1,69 @@
+"""The project itself: what the wheel carries, who may know whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "evals", "chat", "bench")
+DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
+PURE = ("evals/prompts.py", "evals/scoring.py", "evals/data.py", "evals/report.py", "engine/cli.py", "engine/errors.py")
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+def test_the_wheel_holds_the_tree(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    copy = tmp_path / "source"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)],
+        cwd=copy, check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("bareloop-*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        name
+        for name in tracked
+        if name.split("/")[0] in PACKAGES and (Path(name).suffix == ".py" or Path(name).suffix in DATA)
+    }
+    assert held == expected
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nobody_knows_whom_they_should_not(path):
+    top = path.relative_to(ROOT).parts[0]
+    forbidden = {"engine": {"evals", "chat", "bench"}, "evals": {"chat", "bench"}, "chat": {"evals", "bench"}}.get(
+        top, set()
+    )
+    known = {name.split(".")[0] for name in imports(path)}
+    assert not known & forbidden
+    assert "transformers" not in known or top == "bench"
+    if str(path.relative_to(ROOT)) in PURE:
+        assert "torch" not in known
+
+
+def test_every_module_has_a_docstring():
+    assert [path for path in modules() if not ast.get_docstring(ast.parse(path.read_text()))] == []
