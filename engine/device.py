@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -44,6 +45,17 @@ def choose_dtype(name: str, stored: str) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """torch.bfloat16 -> bfloat16, as flags and config.json spell it."""
     return str(dtype).removeprefix("torch.")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated there; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @dataclass

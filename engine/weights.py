@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import INDEX, SINGLE, Stored, some
 from engine.config import ModelConfig
-from engine.device import dtype_name
+from engine.device import dtype_name, free_memory
 from engine.errors import BareloopError
 from engine.linear import Linear
 from engine.models.family import Family
@@ -101,13 +101,21 @@ def load(
     model: nn.Module, family: Family, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
 ) -> None:
     """Give a model that was built on the meta device its weights, frozen."""
+    plan = match(model, family, tensors)
+    mapped = {name for name, sources in plan.items() if _can_map(sources, dtype, device)}
+    needed = dtype.itemsize * sum(model.get_parameter(name).numel() for name in plan if name not in mapped)
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise BareloopError(
+            f"no memory: the weights take {needed / 1e9:.1f} GB in {dtype_name(dtype)}, and {free / 1e9:.1f} GB are "
+            f"free on {device}; use a smaller dtype, a smaller model or another device"
+        )
     loaded: dict[int, nn.Parameter] = {}
     reads: list[tuple[Stored, Tensor]] = []
-    for name, sources in match(model, family, tensors).items():
+    for name, sources in plan.items():
         parameter = model.get_parameter(name)
-        only, _ = sources[0]
-        if len(sources) == 1 and only.aligned and only.dtype == dtype and device.type == "cpu":
-            weight = only.view()
+        if name in mapped:
+            weight = sources[0][0].view()
         else:
             weight = torch.empty(parameter.shape, dtype=dtype, device=device)
             reads += [(stored, weight[rows]) for stored, rows in sources]
@@ -156,6 +164,11 @@ def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Pa
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _can_map(sources: list[tuple[Stored, slice]], dtype: torch.dtype, device: torch.device) -> bool:
+    only, _ = sources[0]
+    return len(sources) == 1 and only.aligned and only.dtype == dtype and device.type == "cpu"
 
 
 def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:

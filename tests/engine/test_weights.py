@@ -179,6 +179,12 @@ def test_gradients_equal_transformers(tiny_llama, prompt):
             assert (ours - theirs).abs().max() <= 2e-5 * max(1.0, float(theirs.abs().max())), part.name
 
 
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny_llama, monkeypatch):
+    monkeypatch.setattr("engine.weights.free_memory", lambda device: 1000)
+    with pytest.raises(BareloopError, match=r"no memory: the weights take .* GB in bfloat16"):
+        load(tiny_llama.folder, "bfloat16")
+
+
 PEAK = """
 import sys, torch
 from engine import LLM
