@@ -34,6 +34,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+MAX_DIMENSIONS = 16
 BUFFER = 16 * 2**20  # bytes converted at once
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -86,9 +87,9 @@ class SafetensorsFile:
 
     def _stored(self, name: str, entry: Any) -> Stored:
         match entry:
-            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if all(
-                type(size) is int and size >= 0 for size in shape
-            ):
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if len(
+                shape
+            ) <= MAX_DIMENSIONS and all(type(size) is int and 0 <= size < 2**63 for size in shape):
                 pass
             case _:
                 raise BareloopError(f"{self.path}: the header's entry for {name} is malformed")
@@ -126,6 +127,12 @@ class Stored:
         count = math.prod(self.shape)
         return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
 
+    def equals(self, other: Stored) -> bool:
+        """Whether another tensor has the same dtype, shape and numbers."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        return not (self.aligned and other.aligned) or torch.equal(self.view(), other.view())
+
     def read_into(self, place: Tensor) -> None:
         """Fill `place`, contiguous and of this shape, converting where dtypes or devices differ."""
         if place.device.type == "cpu" and place.dtype == self.dtype:
@@ -149,10 +156,16 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
         outside = [name for name in shards if Path(name).name != name]
         if outside:
             raise BareloopError(f"{folder / INDEX} names {outside[0]!r}, which is not a file of its own folder")
-        missing = [name for name in shards if not (folder / name).exists()]
+        present = {path.name for path in folder.iterdir()}
+        missing = [name for name in shards if name not in present]
         if missing:
             raise BareloopError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {some(missing)}; fetch them")
-        return {name: stored for shard in shards for name, stored in SafetensorsFile(folder / shard).tensors.items()}
+        return {
+            name: stored
+            for shard in shards
+            for name, stored in SafetensorsFile(folder / shard).tensors.items()
+            if index.get(name, shard) == shard
+        }
     if (folder / SINGLE).exists():
         return SafetensorsFile(folder / SINGLE).tensors
     patterns = ("*.bin", "*.pth", "*.gguf", "*.safetensors")

@@ -8,7 +8,6 @@ refuses what would change the mathematics without anybody having read it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from engine.errors import BareloopError
 
+LARGEST = 1e12  # of any number in a config.json
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Keys that change the forward pass of some family, with the values at which they change nothing. One that
@@ -69,8 +69,6 @@ class RopeConfig:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    short_factor: tuple[float, ...] = ()  # longrope
-    long_factor: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Keys:
         value = self.raw.get(name)
         return default if value is None else value
 
-    def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**31) -> int:
+    def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**24) -> int:
         """A whole number from `least` to `most`; required where there is no default."""
         value = self.get(name, default)
         if value is None:
@@ -130,17 +128,29 @@ class Keys:
             raise BareloopError(f"config.json: {name} = {value!r} is not implemented; known: {', '.join(choices)}")
         return str(value)
 
-    def token_ids(self, name: str) -> tuple[int, ...]:
-        """A token id, a list of them, or nothing."""
-        return token_ids(self.get(name), f"config.json: {name}")
+    def token_ids(self, name: str, default: int | None = None) -> tuple[int, ...]:
+        """A token id, a list of them, or nothing (null); `default` where the key is absent."""
+        value = self.get(name) if name in self.raw else default
+        return token_ids(value, f"config.json: {name}")
+
+    def layers(self) -> int:
+        """The number of layers."""
+        return self.integer("num_hidden_layers", most=1000)
+
+    def window(self, name: str, default: int) -> int | None:
+        """A sliding window: `default` where the key is absent, none where it is null."""
+        self.read.add(name)
+        return None if name in self.raw and self.raw[name] is None else self.integer(name, default)
 
     def rope(self, max_position_embeddings: int) -> RopeConfig:
         """The rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
-        theta = self.number("rope_theta", 10_000.0)
-        values = self.get("rope_parameters") or self.get("rope_scaling") or {}
-        self.read.add("rope_scaling")
-        if not isinstance(values, dict):
-            raise BareloopError(f"config.json: rope_parameters = {values!r} is not an object")
+        outer_theta = self.number("rope_theta", 10_000.0)
+        new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
+        if not isinstance(new, dict) or not isinstance(old, dict):
+            raise BareloopError(f"config.json: rope_parameters = {new or old!r} is not an object")
+        if new and old and new != old:
+            raise BareloopError("config.json: rope_parameters and rope_scaling say different things; remove one")
+        values = new or old
         if values and all(isinstance(v, dict) for v in values.values()):
             first, *others = values.values()
             if any(other != first for other in others):
@@ -154,19 +164,18 @@ class Keys:
             value = values.get(name)
             return default if value is None else _number(value, f"rope_parameters.{name}")
 
-        def numbers(name: str) -> tuple[float, ...]:
-            listed = values.get(name) or ()
-            if not isinstance(listed, list | tuple):
-                raise BareloopError(f"config.json: rope_parameters.{name} = {listed!r} is not a list of numbers")
-            return tuple(_number(value, f"rope_parameters.{name}") for value in listed)
-
+        theta = number("rope_theta", outer_theta) or outer_theta
+        original = _number(original or max_position_embeddings, "original_max_position_embeddings")
+        if theta <= 1 or original < 2:
+            raise BareloopError(
+                f"config.json: rope_theta = {theta:g} must exceed 1, and "
+                f"original_max_position_embeddings = {original:g} must be 2 or more"
+            )
         return RopeConfig(
-            theta=number("rope_theta", theta) or theta,
+            theta=theta,
             type=str(values.get("rope_type") or values.get("type") or "default"),
             max_position_embeddings=max_position_embeddings,
-            original_max_position_embeddings=int(
-                _number(original or max_position_embeddings, "original_max_position_embeddings")
-            ),
+            original_max_position_embeddings=int(original),
             factor=number("factor"),
             attention_factor=number("attention_factor"),
             low_freq_factor=number("low_freq_factor", 1.0) or 1.0,
@@ -176,22 +185,20 @@ class Keys:
             mscale=number("mscale"),
             mscale_all_dim=number("mscale_all_dim"),
             truncate=bool(values.get("truncate", True)),
-            short_factor=numbers("short_factor"),
-            long_factor=numbers("long_factor"),
         )
 
-    def common(self) -> dict[str, Any]:
-        """The fields of `ModelConfig` that are spelled the same in almost every family."""
-        bos = self.token_ids("bos_token_id")
+    def common(self, bos_token_id: int | None = None, eos_token_id: int | None = None) -> dict[str, Any]:
+        """The fields of `ModelConfig` that are spelled the same in almost every family, with its default tokens."""
+        bos = self.token_ids("bos_token_id", bos_token_id)
         return {
             "model_type": str(self.get("model_type")),
             "vocab_size": self.integer("vocab_size"),
             "hidden_size": self.integer("hidden_size"),
-            "num_layers": self.integer("num_hidden_layers", most=1000),
+            "num_layers": self.layers(),
             "tie_word_embeddings": self.flag("tie_word_embeddings", False),
             "dtype": _dtype(self.get("dtype") or self.get("torch_dtype")),
             "bos_token_id": bos[0] if bos else None,
-            "eos_token_ids": self.token_ids("eos_token_id"),
+            "eos_token_ids": self.token_ids("eos_token_id", eos_token_id),
             "initializer_range": self.number("initializer_range", 0.02),
             "raw": self.raw,
         }
@@ -238,8 +245,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise BareloopError(f"config.json: {name} = {value!r} is not a positive number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        raise BareloopError(f"config.json: {name} = {value!r} is not a positive number up to {LARGEST:g}")
     return float(value)
 
 

@@ -1,8 +1,14 @@
 """Failures that a user can act on: one line with the value, the limit and the way out."""
 
+LONGEST_LINE = 600  # characters; values come from files and may be of any size
+
 
 class BareloopError(Exception):
     """An expected failure at a border (file, hub, device, model); programs print it and exit with 1."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in message)
+        super().__init__(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 60]} … {line[-50:]}")
 
 
 class UsageError(BareloopError):

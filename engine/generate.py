@@ -39,6 +39,7 @@ class Sequence:
         self.max_length = max_length
         self.eos_token_ids = frozenset(eos_token_ids)
         self.row = state.acquire()
+        self.closed = False
         self.ids: list[int] = []  # what the row remembers
         self.logits: Tensor | None = None  # [V], of the token after them
 
@@ -58,11 +59,12 @@ class Sequence:
         _, hidden = self._extend(ids, keep=last)
         with torch.inference_mode():
             logits = self.model.logits(hidden)
-        self.logits = logits[-1]
+            self.logits = logits[-1].clone()
         return logits
 
     def fork(self, count: int) -> list[Sequence]:
         """`count` more sequences that stand where this one does and share its storage."""
+        self._check_open()
         forks = [Sequence(self.model, self.state, self.max_length, self.eos_token_ids) for _ in range(count)]
         self.state.fork(self.row, [fork.row for fork in forks])
         for fork in forks:
@@ -74,18 +76,19 @@ class Sequence:
         return decode([self], params)
 
     def close(self) -> None:
-        """Give the row's memory back."""
-        self.state.release(self.row)
+        """Give the row's memory back; the sequence is of no further use."""
+        if not self.closed:
+            self.closed, self.logits = True, None
+            self.state.release(self.row)
 
     def _extend(self, ids: Seq[int], keep: int) -> tuple[int, Tensor]:
         """Remember exactly `ids`; -> tokens reused, and the hidden states [keep, D] of the last ones."""
-        if not 1 <= keep <= len(ids):
-            raise BareloopError(f"a prompt needs at least {keep} token(s), and this one has {len(ids)}")
+        self._check_open()
+        if not ids or not 1 <= keep <= len(ids):
+            raise BareloopError(f"a prompt needs at least {max(keep, 1)} token(s), and this one has {len(ids)}")
         if len(ids) > self.max_length:
             raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window holds {self.max_length:,}")
-        vocab_size = self.model.config.vocab_size
-        if not 0 <= min(ids) <= max(ids) < vocab_size:
-            raise BareloopError(f"token ids run from 0 to {vocab_size - 1}, and the prompt holds {min(ids)}…{max(ids)}")
+        check_ids(ids, self.model.config.vocab_size)
         shared = 0
         while shared < min(len(ids) - keep, len(self.ids)) and ids[shared] == self.ids[shared]:
             shared += 1
@@ -100,9 +103,20 @@ class Sequence:
                 device = self.state.device
                 hidden = self.model.forward(Step.pack([chunk], [self.row], [first], device), self.state)
                 self.ids += chunk
-                skipped = max(0, len(ids) - keep - first)
-                pieces.append(hidden[skipped:])
+                wanted = first + len(chunk) - max(first, len(ids) - keep)
+                if wanted > 0:
+                    pieces.append(hidden[-wanted:])
             return start, torch.cat(pieces)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BareloopError("this sequence is closed; make another")
+
+
+def check_ids(ids: Seq[int], vocab_size: int) -> None:
+    """Refuse ids that the vocabulary does not have."""
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise BareloopError(f"token ids run from 0 to {vocab_size - 1}, and these from {min(ids)} to {max(ids)}")
 
 
 def decode(sequences: Seq[Sequence], params: SamplingParams) -> Iterator[Event]:
@@ -110,6 +124,10 @@ def decode(sequences: Seq[Sequence], params: SamplingParams) -> Iterator[Event]:
 
     Every event leaves every sequence consistent: its chosen token is fed only when the caller comes back.
     """
+    if len({(id(sequence.state), sequence.row) for sequence in sequences}) < len(sequences) or any(
+        sequence.state is not sequences[0].state for sequence in sequences
+    ):
+        raise BareloopError("sequences that decode together are distinct rows of one state")
     active = dict(enumerate(sequences))
     made = dict.fromkeys(active, 0)
     for sequence in sequences:  # an interrupt may have hit between a forward and its bookkeeping
@@ -153,5 +171,6 @@ def _feed_one(sequences: Iterable[Sequence], tokens: Seq[int]) -> None:
     with torch.inference_mode():
         logits = first.model.logits(first.model.forward(step, first.state))
     for sequence, token, row in zip(sequences, tokens, logits, strict=True):
+        sequence.logits = None  # an interrupt between the lines below must not leave ids with old logits
         sequence.ids.append(token)
         sequence.logits = row

@@ -29,7 +29,7 @@ def find_model(name: str | Path) -> Path:
     A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
     are fetched. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in huggingface_hub.
     """
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise BareloopError(f"{folder} has no config.json, so it is no model; name a Hugging Face model folder")
@@ -40,6 +40,16 @@ def find_model(name: str | Path) -> Path:
     if not REPOSITORY.fullmatch(text) or text.startswith("."):
         raise BareloopError(f"no such folder: {text}")
     return _snapshot(text)
+
+
+def local_path(name: str | Path) -> Path:
+    """A path as the user wrote it, `~` expanded; names that can be no path are refused."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BareloopError(f"no such folder: {name} ({error})") from None
+    return path
 
 
 def _snapshot(repository: str) -> Path:

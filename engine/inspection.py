@@ -7,15 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine import weights
-from engine.checkpoint import Stored, open_checkpoint
+from engine.checkpoint import Stored
 from engine.config import ModelConfig, RopeConfig, read_json, token_ids
-from engine.device import choose_dtype, dtype_name
+from engine.device import dtype_name
 from engine.errors import BareloopError
-from engine.hub import find_model
-from engine.models import configure
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -29,26 +25,20 @@ def inspect(name: str, dtype: str = "auto", context: int = 1024) -> Iterator[Tab
     """
     from rich.table import Table
 
-    folder = find_model(name)
-    family, config = configure(read_json(folder / "config.json"))
-    tensors = open_checkpoint(folder)
-    config, used = weights.settle_tie(config, family, tensors)
-    compute_dtype = choose_dtype(dtype, config.dtype or _dtype_names(used.values())[0])
-    with torch.device("meta"):
-        model = family.build(config).to(compute_dtype)
-    weights.match(model, family, used)
+    opened = weights.open_model(name, dtype)
+    folder, config, model = opened.folder, opened.config, opened.model
+    weights.match(model, opened.family, opened.tensors)
 
     facts = Table(title=str(folder), show_header=False, title_justify="left")
-    files = {stored.file.path: stored.file.size for stored in tensors.values()}
+    files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    facts.add_row("family", family.model_type)
+    facts.add_row("family", opened.family.model_type)
     facts.add_row("parameters", f"{parameters:,}")
     facts.add_row(
-        "stored as", f"{', '.join(_dtype_names(tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes"
+        "stored as",
+        f"{', '.join(_dtype_names(opened.tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes",
     )
-    facts.add_row(
-        "computes in", f"{dtype_name(compute_dtype)}, {parameters * compute_dtype.itemsize:,} bytes of weights"
-    )
+    facts.add_row("computes in", f"{dtype_name(opened.dtype)}, {parameters * opened.dtype.itemsize:,} bytes of weights")
     facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
     for label, value in _shape(config):
         facts.add_row(label, value)

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from engine import weights
-from engine.checkpoint import open_checkpoint
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name
 from engine.errors import BareloopError
 from engine.generate import Sequence as TokenSequence
-from engine.generate import decode
-from engine.hub import TOKENIZER_FILES, find_model
+from engine.generate import check_ids, decode
+from engine.hub import TOKENIZER_FILES, local_path
 from engine.models import configure
 from engine.models.family import Family, Model
 from engine.sampling import SamplingParams
@@ -61,15 +60,9 @@ class LLM:
         if quant != "none":
             raise BareloopError(f"unknown weight format {quant!r}; use none")
         where = choose_device(device)
-        folder = find_model(name)
-        family, config = configure(read_json(folder / "config.json"))
-        tensors = open_checkpoint(folder)
-        config, used = weights.settle_tie(config, family, tensors)
-        stored = next((dtype_name(tensor.dtype) for tensor in used.values()), "float32")
-        with torch.device("meta"):
-            model = family.build(config)
-        weights.load(model, family, used, choose_dtype(dtype, config.dtype or stored), where)
-        return LLM(model, family, config, folder)
+        opened = weights.open_model(name, dtype)
+        weights.load(opened, where)
+        return LLM(opened.model, opened.family, opened.config, opened.folder)
 
     @staticmethod
     def from_config(config: Mapping[str, Any], seed: int = 0, device: str = "auto", dtype: str = "float32") -> LLM:
@@ -124,6 +117,7 @@ class LLM:
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
         """Continue every prompt (text or token ids), all together; one `Completion` each, in their order."""
+        tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None
         state = self.model.new_state()
         sequences = [TokenSequence(self.model, state, self.max_length, self.eos_token_ids) for _ in prompts]
         for sequence, prompt in zip(sequences, prompts, strict=True):
@@ -134,9 +128,8 @@ class LLM:
             written[event.sequence].append(event.token_id)
             if event.finish_reason is not None:
                 reasons[event.sequence] = event.finish_reason
-        has_text = self.folder is not None and any((self.folder / name).exists() for name in TOKENIZER_FILES)
         return [
-            Completion(ids, self.tokenizer.decode(ids) if has_text else None, reason)
+            Completion(ids, tokenizer.decode(ids) if tokenizer else None, reason)
             for ids, reason in zip(written, reasons, strict=True)
         ]
 
@@ -159,6 +152,7 @@ class LLM:
                     f"cannot score {len(continuation)} tokens after {len(context)}: a continuation has 1 to "
                     f"{self.max_length:,} tokens, its context at least 1"
                 )
+            check_ids(continuation, self.config.vocab_size)
             ids = [*context, *continuation][-(self.max_length + 1) :]
             logits = sequence.read(ids[:-1], last=len(continuation))
             with torch.inference_mode():
@@ -174,4 +168,4 @@ class LLM:
         names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
         paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
         files = {name: path.read_bytes() for name, path in paths.items()}
-        weights.save(self.model, self.family, raw, Path(folder).expanduser(), files)
+        weights.save(self.model, self.family, raw, local_path(folder), files)

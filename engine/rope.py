@@ -30,7 +30,7 @@ class Rotary:
     def __call__(self, positions: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [N] of rows with `lengths` [R] tokens each -> cos, sin [N, 1, D/2]."""
         extent = positions
-        if self.config.type in ("dynamic", "longrope"):  # their frequencies follow the row's length so far
+        if self.config.type == "dynamic":  # its frequencies follow the row's length so far
             ends = lengths.cumsum(0) - 1
             last = positions[ends.to(positions.device)]
             extent = last.repeat_interleave(lengths.to(positions.device)) + 1
@@ -81,7 +81,13 @@ def _linear(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
 
 
 def _dynamic(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
-    """Dynamic NTK: beyond the trained length the base grows with the row."""
+    """Dynamic NTK: beyond the trained length the base grows with the row.
+
+    What a cache already holds keeps its older rotation, here as in transformers; the loop stays within the
+    trained window, where nothing changes.
+    """
+    if head_dim <= 2:
+        raise BareloopError(f"config.json: rope_type 'dynamic' needs a head_dim above 2, not {head_dim}")
     factor, trained = _factor(config), config.max_position_embeddings
     exponents = _exponents(head_dim)
 
@@ -130,29 +136,10 @@ def _yarn(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
     return _fixed(inv_freq), amplitude
 
 
-def _longrope(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
-    """LongRoPE (Ding et al. 2024): one stretch per plane, another set beyond the trained length."""
-    original = config.original_max_position_embeddings
-    for name in ("short_factor", "long_factor"):
-        if len(getattr(config, name)) != head_dim // 2:
-            raise BareloopError(f"config.json: rope_parameters.{name} must list {head_dim // 2} numbers")
-    powers = config.theta ** _exponents(head_dim)
-    short = 1.0 / (torch.tensor(config.short_factor) * powers)
-    long = 1.0 / (torch.tensor(config.long_factor) * powers)
-
-    def frequencies(extent: Tensor) -> Tensor:
-        return torch.where(extent[:, None] > original, long.to(extent.device), short.to(extent.device))
-
-    factor = config.factor or config.max_position_embeddings / original
-    amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return frequencies, config.attention_factor or amplitude
-
-
 FREQUENCIES: dict[str, Callable[[RopeConfig, int], tuple[Frequencies, float]]] = {
     "default": _default,
     "linear": _linear,
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
-    "longrope": _longrope,
 }

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.errors import UsageError
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -14,6 +16,10 @@ class SamplingParams:
     max_new_tokens: int = 256
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens = {self.max_new_tokens}: use 1 or more")
 
 
 def choose(logits: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ share it and append to segments of their own, so a common prefix is stored once:
     row 0   [ few-shot examples ........ | question 0 ]
     row 1   [ same segment               | question 1 ]
 
-Tokens of a segment that another row can see are frozen: whoever rewinds below them and goes on writing
-does so in a new segment.
+A row appends to its last segment as long as no other row sees what would be written over; else it goes on
+in a new segment of its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Segment:
 
     def __init__(self, kv: Tensor) -> None:
         self.kv = kv
-        self.frozen = 0  # tokens that more than one row may see
+        self.viewers = 1  # rows with a span on it
 
     @property
     def capacity(self) -> int:
@@ -76,11 +76,10 @@ class Segment:
 
 @dataclass
 class Span:
-    """The first `length` tokens of a segment, as one row sees them; only the owner appends."""
+    """The first `length` tokens of a segment, as one row sees them."""
 
     segment: Segment
     length: int
-    owned: bool
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,8 @@ class State:
 
     def release(self, row: int) -> None:
         """Forget a row; storage that no other row shares is freed."""
-        del self._rows[row]
+        for span in self._rows.pop(row):
+            span.segment.viewers -= 1
 
     def length(self, row: int) -> int:
         """Tokens that the row remembers, which is also the position of its next one."""
@@ -175,50 +175,65 @@ class State:
             spans[-1].length -= dropped
             excess -= dropped
             if spans[-1].length == 0 and len(spans) > 1:
-                spans.pop()
+                spans.pop().segment.viewers -= 1
         return self.length(row)
 
     def fork(self, source: int, rows: Sequence[int]) -> None:
         """Make each of `rows` remember what `source` does, in the same storage; what they held is forgotten."""
-        spans = [span for span in self._rows[source] if span.length]
-        for span in spans:
-            span.segment.frozen = max(span.segment.frozen, span.length)
         for row in rows:
             if row != source:
-                self._rows[row] = [Span(span.segment, span.length, owned=False) for span in spans]
+                self.release(row)
+                self._rows[row] = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
+                for span in self._rows[row]:
+                    span.segment.viewers += 1
 
     def reserve(self, row: int, tokens: int) -> None:
-        """Make room for `tokens` more, so that feeding them moves nothing."""
-        self._room(row, tokens, double=False)
+        """Make room for `tokens` more, so that feeding them in several steps moves nothing."""
+        self._room(row, tokens)
 
     def view(self, step: Step) -> View:
-        """The step's rows with room for its tokens; raises where the step does not continue them."""
-        owners = step.rows.tolist()
+        """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
+        owners, lengths = step.rows.tolist(), step.lengths.tolist()
+        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
+            raise ValueError(
+                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
+            )
         views = []
         for row, queries in zip(owners, step.slices(), strict=True):
-            tail = self._room(row, queries.stop - queries.start, double=True)
+            tail = self._room(row, queries.stop - queries.start)
             past = tuple((span.segment, span.length) for span in self._rows[row] if span.length)
             start = sum(length for _, length in past)
             views.append(RowView(queries, start, past, tail.segment, tail.length))
         return View(self, views, owners)
 
-    def _room(self, row: int, tokens: int, double: bool) -> Span:
-        """The row's last span, owned and with room for `tokens` more."""
+    def _room(self, row: int, tokens: int) -> Span:
+        """The row's last span, with room for `tokens` more that nobody else sees."""
         spans = self._rows[row]
-        tail = spans[-1] if spans else None
-        if tail is not None and tail.owned and tail.length >= tail.segment.frozen:
-            segment, need = tail.segment, tail.length + tokens
-            if need <= segment.capacity:
+        if spans and self._may_append(row, spans[-1]):
+            tail = spans[-1]
+            segment, needed = tail.segment, tail.length + tokens
+            if needed <= segment.capacity:
                 return tail
-            if not segment.frozen:
-                grown = self._allocate(max(need, 2 * segment.capacity) if double else need)
+            if segment.viewers == 1:
+                grown = self._allocate(max(needed, 2 * segment.capacity) if tail.length else needed)
                 grown[:, :, :, : tail.length] = segment.kv[:, :, :, : tail.length]
                 segment.kv = grown
                 return tail
-        if tail is not None and tail.length == 0:
-            spans.pop()
-        spans.append(Span(Segment(self._allocate(tokens)), 0, owned=True))
+        if spans and spans[-1].length == 0:
+            spans.pop().segment.viewers -= 1
+        spans.append(Span(Segment(self._allocate(tokens)), 0))
         return spans[-1]
+
+    def _may_append(self, row: int, tail: Span) -> bool:
+        """Whether no other row sees tokens after the tail's, or is about to write at the same place."""
+        if tail.segment.viewers == 1:
+            return True
+        for other, spans in self._rows.items():
+            for span in spans if other != row else ():
+                writes_here = span is spans[-1] and span.length == tail.length
+                if span.segment is tail.segment and (span.length > tail.length or writes_here):
+                    return False
+        return True
 
     def _allocate(self, tokens: int) -> Tensor:
         capacity = -(-tokens // GRANULE) * GRANULE

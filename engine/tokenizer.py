@@ -11,6 +11,7 @@ import tokenizers
 from engine.config import read_json
 from engine.errors import BareloopError
 
+BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, from before tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -24,6 +25,11 @@ class Tokenizer:
         self.special_tokens = special_tokens  # role -> token, as in tokenizer_config.json
 
     @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a folder brings files that `load` reads."""
+        return (folder / "tokenizer.json").exists() or all((folder / name).exists() for name in BPE_FILES)
+
+    @staticmethod
     def load(folder: Path) -> Tokenizer:
         """Read tokenizer.json, or vocab.json and merges.txt; raises where a folder has neither."""
         if (folder / "tokenizer.json").exists():
@@ -31,7 +37,7 @@ class Tokenizer:
                 backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             except Exception as error:  # the library raises nothing narrower
                 raise BareloopError(f"cannot read {folder / 'tokenizer.json'}: {error}") from error
-        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        elif Tokenizer.is_in(folder):
             backend = _byte_level_bpe(folder)
         elif (folder / "tokenizer.model").exists():
             raise BareloopError(
@@ -47,7 +53,10 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, with the BOS that the tokenizer adds by default (Llama's does, Qwen's has none)."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:  # a lone surrogate, or a vocabulary without a token for the unknown
+            raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
@@ -65,11 +74,10 @@ class Tokenizer:
 
 
 def _byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's format, from before tokenizer.json."""
     from tokenizers import decoders, models, pre_tokenizers
 
     try:
-        model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        model = models.BPE.from_file(*(str(folder / name) for name in BPE_FILES))
     except Exception as error:  # as above
         raise BareloopError(f"cannot read vocab.json and merges.txt in {folder}: {error}") from error
     backend = tokenizers.Tokenizer(model)
@@ -77,7 +85,7 @@ def _byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     added = folder / "added_tokens.json"
     if added.exists():
-        by_id = sorted(read_json(added).items(), key=lambda item: item[1])
+        by_id = sorted(read_json(added).items(), key=lambda item: int(item[1]) if isinstance(item[1], int) else 0)
         backend.add_tokens([tokenizers.AddedToken(token, normalized=False) for token, _ in by_id])
     if backend.token_to_id("<|endoftext|>") is not None:
         backend.add_special_tokens(["<|endoftext|>"])

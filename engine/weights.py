@@ -21,12 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import INDEX, SINGLE, Stored, some
-from engine.config import ModelConfig
-from engine.device import dtype_name, free_memory
+from engine.checkpoint import INDEX, SINGLE, Stored, open_checkpoint, some
+from engine.config import ModelConfig, read_json
+from engine.device import choose_dtype, dtype_name, free_memory
 from engine.errors import BareloopError
+from engine.hub import find_model
 from engine.linear import Linear
-from engine.models.family import Family
+from engine.models import configure
+from engine.models.family import Family, Model
 
 MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
 
@@ -38,6 +40,30 @@ class Part:
     name: str
     rows: slice
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model folder with its headers read: everything is known, no weight is in memory."""
+
+    folder: Path
+    family: Family
+    config: ModelConfig
+    tensors: Mapping[str, Stored]
+    dtype: torch.dtype
+    model: Model  # on the meta device
+
+
+def open_model(name: str | Path, dtype: str = "auto") -> Opened:
+    """Find a model by folder or hub id and build it without its weights; `auto` is the dtype it is stored in."""
+    folder = find_model(name)
+    family, config = configure(read_json(folder / "config.json"))
+    config, tensors = settle_tie(config, family, open_checkpoint(folder))
+    stored = config.dtype or next((dtype_name(tensor.dtype) for tensor in tensors.values()), "float32")
+    chosen = choose_dtype(dtype, stored)
+    with torch.device("meta"):
+        model = family.build(config).to(chosen)
+    return Opened(folder, family, config, tensors, chosen, model)
 
 
 def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
@@ -66,7 +92,7 @@ def settle_tie(
     if not config.tie_word_embeddings:
         return config, tensors
     embedding, head = (f"{family.names[module][0]}.weight" for module in ("embed", "head"))
-    if embedding in tensors and head in tensors and not torch.equal(tensors[embedding].view(), tensors[head].view()):
+    if embedding in tensors and head in tensors and not tensors[embedding].equals(tensors[head]):
         return replace(config, tie_word_embeddings=False, raw={**config.raw, "tie_word_embeddings": False}), tensors
     if embedding not in tensors and head in tensors:
         tensors = {**tensors, embedding: tensors[head]}
@@ -97,11 +123,10 @@ def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> di
     return {name: [(tensors[part.name], part.rows) for part in listed] for name, listed in layout.items()}
 
 
-def load(
-    model: nn.Module, family: Family, tensors: Mapping[str, Stored], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Give a model that was built on the meta device its weights, frozen."""
-    plan = match(model, family, tensors)
+def load(opened: Opened, device: torch.device) -> None:
+    """Give an opened model its weights, frozen."""
+    model, dtype = opened.model, opened.dtype
+    plan = match(model, opened.family, opened.tensors)
     mapped = {name for name, sources in plan.items() if _can_map(sources, dtype, device)}
     needed = dtype.itemsize * sum(model.get_parameter(name).numel() for name in plan if name not in mapped)
     free = free_memory(device)
@@ -147,6 +172,7 @@ def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Pa
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BareloopError(f"{folder} exists and is not empty; name a new folder")
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -171,9 +197,14 @@ def _can_map(sources: list[tuple[Stored, slice]], dtype: torch.dtype, device: to
     return len(sources) == 1 and only.aligned and only.dtype == dtype and device.type == "cpu"
 
 
-def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # it writes for the owner alone
+
+
+def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:
     shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in named:
@@ -183,12 +214,12 @@ def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, {"format": "pt"})
+        _write(shards[0], folder / SINGLE)
         return
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, {"format": "pt"})
+        _write(shard, folder / file)
         index |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import operator
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,14 +49,12 @@ class MMLU:
     def choose(self, names: Sequence[str], split: str) -> list[str]:
         """The subjects of these names, `all` for every one; unknown names are refused with their nearest."""
         available = self.subjects(split)
-        if "all" in names:
-            return available
         for name in names:
-            if name not in available:
+            if name != "all" and name not in available:
                 near = difflib.get_close_matches(name, available, n=3, cutoff=0.4)
                 hint = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(available)}"
                 raise UsageError(f"no subject {name!r} in the {split} split of {self.source}; {hint}")
-        return list(dict.fromkeys(names))
+        return available if "all" in names else list(dict.fromkeys(names))
 
     def questions(self, subject: str, split: str) -> list[Question]:
         """A subject's rows in their order."""
@@ -65,9 +65,7 @@ class MMLU:
             return _questions(rows, f"{self.source} {subject} {split}", subject)[subject]
         if local := self._local(split):
             return local.get(subject, [])
-        import pyarrow.parquet
-
-        rows = [row for path in self._parquet(subject, split) for row in pyarrow.parquet.read_table(path).to_pylist()]
+        rows = [row for path in self._parquet(subject, split) for row in _parquet_rows(path)]
         return _questions(rows, f"{self.folder}/{subject}", subject).get(subject, [])
 
     def _local(self, split: str) -> dict[str, list[Question]]:
@@ -92,7 +90,17 @@ def _json_lines(path: Path) -> Iterator[Any]:
                     yield json.loads(line)
                 except ValueError as error:
                     raise BareloopError(f"{path}, line {number} is not JSON ({error})") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise BareloopError(f"cannot read {path}: {error}") from error
+
+
+def _parquet_rows(path: Path) -> list[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
         raise BareloopError(f"cannot read {path}: {error}") from error
 
 
@@ -101,11 +109,12 @@ def _questions(rows: Iterable[Any], where: str, default_subject: str | None = No
     found: dict[str, list[Question]] = {}
     for number, row in enumerate(rows, 1):
         try:
-            subject = str(row.get("subject") or default_subject)
-            choices, answer = tuple(str(choice) for choice in row["choices"]), int(row["answer"])
-            text = str(row["question"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BareloopError(f"{where}, row {number} lacks question, choices or answer ({error!r})") from error
+            subject = row["subject"] if default_subject is None else default_subject
+            text, choices, answer = row["question"], tuple(row["choices"]), operator.index(row["answer"])
+            if not all(isinstance(value, str) for value in (subject, text, *choices)):
+                raise TypeError("question, subject and choices are text")
+        except (KeyError, TypeError) as error:
+            raise BareloopError(f"{where}, row {number} is no question with choices and answer ({error!r})") from error
         if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
             raise BareloopError(
                 f"{where}, row {number} has {len(choices)} choices and answer {answer}; "

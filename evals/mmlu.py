@@ -44,8 +44,11 @@ def main(options: Any) -> None:
 
     from engine import LLM
     from engine.device import Stopwatch, dtype_name
+    from engine.hub import find_model
     from evals.report import accuracy_table
 
+    for name in options.model:  # a wrong name is told before hours of work, not after
+        find_model(name)
     for name in options.model:
         llm = LLM.load(name, device=options.device, dtype=options.dtype)
         watch = Stopwatch.start()

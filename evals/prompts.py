@@ -47,6 +47,5 @@ def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: 
     trailing = len(context) - len(context.rstrip())
     if trailing:
         context, continuation = context[:-trailing], context[-trailing:] + continuation
-    whole = encode(context + continuation)
-    start = len(encode(context))
-    return whole[:start], whole[start:]
+    start = encode(context)
+    return start, encode(context + continuation)[len(start) :]

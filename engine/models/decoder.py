@@ -8,20 +8,23 @@ tensors are called in a checkpoint. There is no other place in which families di
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from engine.attention import Attention
-from engine.config import ModelConfig, RopeConfig
-from engine.layers import Embedding, GatedMLP, RMSNorm
+from engine.config import Keys, ModelConfig, RopeConfig
+from engine.errors import BareloopError
+from engine.layers import ACTIVATIONS, Embedding, GatedMLP, RMSNorm
 from engine.linear import Linear
 from engine.models.family import Cost, Model
 from engine.rope import Rotary
 from engine.state import State, Step, View
+
+MAX_HEAD_DIM = 2**14  # far above any checkpoint's; tables of this width are made before weights are looked at
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,31 @@ class DecoderConfig(ModelConfig):
     norm_before: bool = True  # each branch reads norm(x)
     norm_after: bool = False  # each branch's result is normalized before it is added
     float32_details: bool = False  # norm weights and rotation applied in float32, rounded after (OLMo-2)
+
+
+def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
+    """What all families read from config.json, with a family's defaults for absent keys and its own choices."""
+    hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads))
+    if heads % kv_heads:
+        raise BareloopError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads")
+    head_dim = keys.integer("head_dim", defaults.get("head_dim", max(hidden_size // heads, 1)), most=MAX_HEAD_DIM)
+    if head_dim % 2:
+        raise BareloopError(f"config.json: head_dim = {head_dim} is odd, and rotary positions need pairs")
+    max_position_embeddings = keys.integer("max_position_embeddings", defaults["max_position_embeddings"])
+    common = keys.common(defaults.get("bos_token_id"), defaults.get("eos_token_id"))
+    return DecoderConfig(
+        **common,
+        max_position_embeddings=max_position_embeddings,
+        intermediate_size=keys.integer("intermediate_size"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=keys.number("rms_norm_eps", defaults.get("rms_norm_eps", 1e-6)),
+        rope=keys.rope(max_position_embeddings),
+        activation=keys.choice("hidden_act", tuple(ACTIVATIONS), "silu"),
+        **({"windows": (None,) * common["num_layers"]} | choices),
+    )
 
 
 class Block(nn.Module):

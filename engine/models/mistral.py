@@ -1,21 +1,23 @@
-"""Mistral 7B: Llama with a sliding window on every layer, unless config.json says null."""
-
-from dataclasses import replace
+"""Mistral 7B: Llama without biases, with a sliding window on every layer unless config.json says null."""
 
 from engine.config import Keys
 from engine.models import llama
-from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """An absent `sliding_window` means 4,096, the default of transformers' class; null means none."""
-    config = llama.configure(keys)
-    window = None
-    if keys.raw.get("sliding_window", 4096) is not None:
-        window = keys.integer("sliding_window", 4096)
-    keys.get("sliding_window")
-    return replace(config, windows=(window,) * config.num_layers)
+    """An absent `sliding_window` means 4,096."""
+    return decoder_config(
+        keys,
+        defaults={
+            "max_position_embeddings": 131_072,
+            "num_key_value_heads": 8,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        windows=(keys.window("sliding_window", 4096),) * keys.layers(),
+    )
 
 
 FAMILY = Family("mistral", configure, Decoder, llama.NAMES)

@@ -1,23 +1,23 @@
 """OLMo-2: Llama with its norms after each branch, a norm over the whole width of q and k, and float32 details."""
 
-from dataclasses import replace
-
 from engine.config import Keys
 from engine.models import llama
-from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """x += norm(attention(x)); x += norm(mlp(x)). An absent `rms_norm_eps` means 1e-5 here."""
-    config = llama.configure(keys)
-    return replace(
-        config,
+    """x += norm(attention(x)); x += norm(mlp(x))."""
+    bias = keys.flag("attention_bias", False)
+    return decoder_config(
+        keys,
+        defaults={"max_position_embeddings": 2048, "eos_token_id": 50_279, "rms_norm_eps": 1e-5},
+        qkv_bias=bias,
+        out_bias=bias,
         norm_before=False,
         norm_after=True,
         qk_norm="width",
         float32_details=True,
-        norm_eps=keys.number("rms_norm_eps", 1e-5),
     )
 
 

@@ -1,24 +1,25 @@
 """Qwen2 and Qwen2.5: Llama with biases on q, k and v, and on request a window on the upper layers."""
 
-from dataclasses import replace
-
 from engine.config import Keys
 from engine.errors import BareloopError
 from engine.models import llama
-from engine.models.decoder import Decoder, DecoderConfig
+from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
+
+DEFAULTS = {"max_position_embeddings": 32_768, "num_key_value_heads": 32}
 
 
 def configure(keys: Keys) -> DecoderConfig:
     """The biases are part of the family, not of config.json."""
-    config = llama.configure(keys)
-    return replace(config, qkv_bias=True, out_bias=False, mlp_bias=False, windows=windows(keys, config.num_layers))
+    return decoder_config(keys, defaults=DEFAULTS, qkv_bias=True, windows=windows(keys))
 
 
-def windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
+def windows(keys: Keys) -> tuple[int | None, ...]:
     """`sliding_window` counts only with `use_sliding_window`, and then on layers from `max_window_layers` up."""
-    window = keys.integer("sliding_window", 4096) if keys.flag("use_sliding_window", False) else None
-    keys.get("sliding_window")  # read: without the flag it means nothing
+    layers = keys.layers()
+    window = keys.window("sliding_window", 4096)
+    if not keys.flag("use_sliding_window", False):
+        window = None
     lowest = keys.integer("max_window_layers", 28, least=0)
     upper = "full_attention" if window is None else "sliding_attention"
     types = keys.get("layer_types", ["full_attention"] * min(lowest, layers) + [upper] * (layers - lowest))

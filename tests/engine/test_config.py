@@ -35,18 +35,36 @@ def test_both_dialects_mean_the_same():
 def test_absent_keys_take_transformers_defaults():
     _, config = configure(BASE)
     assert (config.num_kv_heads, config.head_dim, config.max_position_embeddings) == (4, 4, 2048)
+    assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
     assert (config.norm_eps, config.activation, config.tie_word_embeddings) == (1e-6, "silu", False)
     assert config.rope == RopeConfig(max_position_embeddings=2048, original_max_position_embeddings=2048)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2"])
+def test_a_family_s_defaults_are_those_of_its_class_in_transformers(family):
+    from transformers import AutoConfig
+
+    given = {"num_attention_heads": 32, "hidden_size": 64}
+    theirs = AutoConfig.for_model(family, **given)
+    config = configure(BASE | given | {"model_type": family})[1]
+    assert config.max_position_embeddings == theirs.max_position_embeddings
+    assert config.num_kv_heads == theirs.num_key_value_heads
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or 2)
+    assert config.norm_eps == theirs.rms_norm_eps
+    assert config.tie_word_embeddings == theirs.tie_word_embeddings
+    assert config.bos_token_id == theirs.bos_token_id
+    assert config.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+
+
 def test_windows():
     def windows(**keys: object) -> tuple[int | None, ...]:
-        return configure(BASE | keys)[1].windows  # type: ignore[attr-defined, no-any-return]
+        return configure(BASE | {"num_key_value_heads": 4} | keys)[1].windows  # type: ignore[attr-defined, no-any-return]
 
     assert windows(model_type="mistral") == (4096,) * 4
     assert windows(model_type="mistral", sliding_window=None) == (None,) * 4
     assert windows(model_type="qwen2", sliding_window=8) == (None,) * 4
     sliding = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8}
+    assert windows(**(sliding | {"sliding_window": None}), max_window_layers=0) == (None,) * 4
     assert windows(**sliding, max_window_layers=3) == (None, None, None, 8)
     assert windows(**sliding, max_window_layers=0) == (8,) * 4
     types = ["sliding_attention", "full_attention"] * 2
@@ -56,7 +74,7 @@ def test_windows():
 def test_end_of_sequence_may_be_a_list():
     assert configure(BASE | {"eos_token_id": [1, 2]})[1].eos_token_ids == (1, 2)
     assert configure(BASE | {"eos_token_id": 3})[1].eos_token_ids == (3,)
-    assert configure(BASE)[1].eos_token_ids == ()
+    assert configure(BASE | {"eos_token_id": None})[1].eos_token_ids == ()
 
 
 def test_quantized_checkpoints_are_refused_by_name():
@@ -80,6 +98,21 @@ def test_quantized_checkpoints_are_refused_by_name():
         ({"rope_scaling": 3}, "not an object"),
         ({"rope_parameters": {"rope_type": "linear", "factor": "two"}}, "factor = 'two'"),
         ({"rope_parameters": {"a": {"rope_theta": 1.0}, "b": {"rope_theta": 2.0}}}, "differ by layer type"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+            },
+            "say different things",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1}},
+            "must be 2 or more",
+        ),
+        ({"rope_theta": 1.0}, "must exceed 1"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps"),
+        ({"hidden_size": 2**31}, "hidden_size"),
+        ({"model_type": "mistral", "num_key_value_heads": 4, "mlp_bias": True}, "mlp_bias = True is not implemented"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types must name 4 layers"),
     ],

@@ -124,6 +124,35 @@ def test_prompts_that_cannot_be_fed_are_refused_and_lose_nothing(llm, prompt, id
     assert sequence.ids == prompt(5)
 
 
+def test_sequences_of_different_states_or_the_same_one_twice_cannot_decode_together(llm, prompt):
+    a, b = llm.sequence(), llm.sequence()
+    a.feed(prompt(5))
+    b.feed(prompt(6))
+    for together in ([a, b], [a, a]):
+        with pytest.raises(BareloopError, match="distinct rows of one state"):
+            next(decode(together, ENDLESS))
+
+
+def test_a_closed_sequence_is_of_no_further_use(llm, prompt):
+    a = llm.sequence()
+    a.feed(prompt(5))
+    (fork,) = a.fork(1)
+    fork.close()
+    fork.close()
+    (other,) = a.fork(1)  # may get the same row
+    for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(fork.decode(ENDLESS))):
+        with pytest.raises(BareloopError):
+            use()
+    assert other.ids == prompt(5)
+    assert other.state.length(other.row) == 5
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_at_least_one_token_is_asked_for(count):
+    with pytest.raises(BareloopError, match="max_new_tokens"):
+        SamplingParams(max_new_tokens=count)
+
+
 def test_decoding_before_feeding_is_one_line(llm):
     with pytest.raises(BareloopError, match="feed"):
         next(llm.sequence().decode(ENDLESS))

@@ -75,12 +75,18 @@ def test_score_equals_log_softmax_over_whole_passes(tiny_llama, prompt):
         expected = logits.log_softmax(-1).gather(1, torch.tensor(continuation)[:, None])
         assert score.loglikelihood == pytest.approx(float(expected.sum()), abs=1e-4)
         assert score.is_greedy == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
-    with pytest.raises(BareloopError, match="at least 1"):
-        llm.score([([], [1])])
+    for request, message in (([], [1]), "at least 1"), (([1], [128]), "from 0 to 127"), (([1], [1] * 257), "1 to 256"):
+        with pytest.raises(BareloopError, match=message):
+            llm.score([request])
+    with pytest.raises(BareloopError, match="at least 1 token"):
+        llm.logits([])
 
 
-def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(tiny_llama, prompt):
-    llm = LLM.load(tiny_llama.folder, device="cpu")
+def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(tiny_llama, tmp_path, prompt):
+    shutil.copytree(tiny_llama.folder, tmp_path / "model")
+    llm = LLM.load(tmp_path / "model", device="cpu")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # no use without the tokenizer itself
+        (tmp_path / "model" / name).write_text("{}")
     completion = llm.generate([prompt(5)], SamplingParams(max_new_tokens=3, ignore_eos=True))[0]
     assert len(completion.token_ids) == 3
     assert completion.text is None
@@ -107,7 +113,7 @@ def test_bfloat16_is_chosen_and_kept(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", ["no folder", "no config", "cut config", "a file", "bad dtype", "bad device", "bad quant"]
+    "change", ["no folder", "no user", "no config", "cut config", "a file", "bad dtype", "bad device", "bad quant"]
 )
 def test_bad_input_is_one_line(tiny_llama, tmp_path, change):
     folder = tmp_path / "model"
@@ -122,6 +128,8 @@ def test_bad_input_is_one_line(tiny_llama, tmp_path, change):
         case "cut config":
             (folder / "config.json").write_text('{"model_type": "lla')
             message = "is not JSON"
+        case "no user":
+            call["name"], message = "~nobody-of-this-name/model", "no such folder: ~nobody"
         case "a file":
             call["name"], message = folder / "config.json", "is a file"
         case "bad dtype":

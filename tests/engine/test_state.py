@@ -109,6 +109,28 @@ def test_a_state_written_in_inference_mode_can_be_used_outside_it(llm):
     assert torch.allclose(llm.model.logits(hidden)[0], llm.logits([1, 2, 3, 4])[-1], atol=1e-5)
 
 
+def test_a_prefix_handed_from_fork_to_fork_is_not_stored_twice(llm):
+    state = llm.model.new_state()
+    row = state.acquire()
+    forward(llm, state, {row: [1] * 100})
+    for i in range(50):
+        fork = state.acquire()
+        state.fork(row, [fork])
+        state.release(row)
+        row = fork
+        forward(llm, state, {row: [i]})
+    assert state.length(row) == 150
+    assert state.nbytes <= 256 * 2 * 2 * 2 * 4 * 4  # one segment, doubled
+
+
+def test_a_step_with_a_row_twice_or_without_tokens_is_refused(llm):
+    state = llm.model.new_state()
+    a, b = state.acquire(), state.acquire()
+    for step in (Step.pack([[1], [2]], [a, a]), Step.pack([[], [1]], [a, b])):
+        with pytest.raises(ValueError, match="distinct rows with a token or more"):
+            state.view(step)
+
+
 # Random histories: whatever rows do, each answers like a fresh pass over its own tokens.
 OPERATIONS = st.lists(
     st.tuples(

@@ -48,6 +48,7 @@ def test_save_inverts_loading_for_every_family(tiny, tmp_path, prompt):
 
     llm = load(tiny.folder)
     llm.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").stat().st_mode & 0o777 == 0o644
     before = load_file(tiny.folder / "model.safetensors")
     after = load_file(tmp_path / "saved" / "model.safetensors")
     assert set(before) == set(after)
@@ -131,7 +132,7 @@ def test_one_error_names_all_that_does_not_fit(tiny_llama, tmp_path):
     assert "\n" not in text
 
 
-@pytest.mark.parametrize("brings", ["embedding", "head", "both", "different"])
+@pytest.mark.parametrize("brings", ["embedding", "head", "both", "different", "a head of no size"])
 def test_tied_checkpoints_bring_the_embedding_or_the_head_or_both(draw_tiny, tmp_path, prompt, brings):
     tiny = draw_tiny("llama-tied-bias")
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
@@ -139,10 +140,16 @@ def test_tied_checkpoints_bring_the_embedding_or_the_head_or_both(draw_tiny, tmp
     def change(tensors: dict[str, torch.Tensor]) -> None:
         if brings in ("both", "different"):
             tensors[head] = tensors[embedding].clone() * (2 if brings == "different" else 1)
+        elif brings == "a head of no size":
+            tensors[head] = torch.zeros(0)
         elif brings == "head":
             tensors[head] = tensors.pop(embedding)
 
     folder = rewrite(tiny.folder, tmp_path / "tied", change)
+    if brings == "a head of no size":
+        with pytest.raises(BareloopError, match=r"1 misshapen \(lm_head.weight is float32 \[0\]"):
+            load(folder)
+        return
     llm = load(folder)
     from transformers import AutoModelForCausalLM
 

@@ -36,9 +36,11 @@ def test_subjects_by_name(shared):
     ("line", "message"),
     [
         (json.dumps(ROW | {"choices": ["a", "b", "c"]}), "row 2 has 3 choices"),
+        (json.dumps(ROW | {"answer": 1.9}), "row 2 is no question"),
+        (json.dumps(ROW | {"choices": ["a", None, "c", "d"]}), "row 2 is no question"),
         (json.dumps(ROW | {"answer": 4}), "row 2 has 4 choices and answer 4"),
-        (json.dumps({"question": "?"}), "row 2 lacks question, choices or answer"),
-        ("[1]", "row 2 lacks"),
+        (json.dumps({"question": "?"}), "row 2 is no question with choices and answer"),
+        ("[1]", "row 2 is no question"),
         ('{"question"', "line 2 is not JSON"),
     ],
 )

@@ -141,7 +141,6 @@ def test_gradients_flow_to_every_parameter(tiny, prompt):
             "attention_factor": 1.3,
             "truncate": False,
         },
-        {"rope_type": "longrope", "original_max_position_embeddings": 16},
         {
             "rope_type": "llama3",
             "factor": 8.0,
@@ -154,9 +153,7 @@ def test_gradients_flow_to_every_parameter(tiny, prompt):
 )
 @pytest.mark.parametrize("length", [10, 50])
 def test_rope_scalings(draw_tiny, prompt, rope, length):
-    """50 tokens lie beyond the trained window of 32, where `dynamic` and `longrope` change their frequencies."""
-    if rope["rope_type"] == "longrope":
-        rope = rope | {"short_factor": [1.0 + i / 8 for i in range(4)], "long_factor": [2.0 + i for i in range(4)]}
+    """50 tokens lie beyond the trained window of 32, where `dynamic` changes its frequencies."""
     tiny = draw_tiny("llama", max_position_embeddings=32, rope_parameters={"rope_theta": 10000.0, **rope})
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     rows = [prompt(length), prompt(3, 1)]  # the second row must not feel the first one's length
