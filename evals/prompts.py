@@ -40,7 +40,7 @@ def mmlu_requests(question: Question, shots: Sequence[Question]) -> list[tuple[s
 
 
 def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The ids of a context and of its continuation, cut where the context's own ids end.
+    """The ids of a context, and of its continuation: what the ids of both together have beyond the context's length.
 
     White space at the context's end belongs to the continuation, because tokenizers put it before a word.
     """

@@ -32,9 +32,10 @@ def test_every_loglikelihood_equals_a_plain_transformers_loop(shared, reference,
             passes: dict[tuple[int, ...], torch.Tensor] = {}  # the letters mostly follow the same tokens: one pass
             expected = []
             for context, continuation in mmlu_requests(question, examples):
-                whole, start = llm.tokenizer.encode(context + continuation), len(llm.tokenizer.encode(context))
-                fed, target = tuple(whole[-513:-1]), torch.tensor(whole[start:])
-                truncated += len(whole) > 513
+                start = llm.tokenizer.encode(context)
+                cut = llm.tokenizer.encode(context + continuation)[len(start) :]
+                truncated += len(start + cut) > 513
+                fed, target = tuple((start + cut)[-513:-1]), torch.tensor(cut)
                 if fed not in passes:
                     with torch.no_grad():
                         passes[fed] = (

@@ -40,4 +40,8 @@ def test_white_space_at_the_end_of_a_context_moves_into_the_continuation():
         return [ord(character) for character in text]
 
     assert encode_pair(encode, "ab", " c") == ([97, 98], [32, 99])
+    assert encode_pair(lambda text: [len(text)] if text == "ab" else [9, *encode(text)], "ab", "c") == (
+        [2],
+        [97, 98, 99],
+    )
     assert encode_pair(encode, "ab\n\n", "c") == ([97, 98], [10, 10, 99])
