@@ -13,7 +13,7 @@ def parser() -> Parser:
     result = Parser("python -m engine", "Look into a model's folder without loading its weights.")
     result.add_model_options()
     result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs")
-    result.add_argument("--context", type=int, default=1024, help="tokens before the one whose cost is shown")
+    result.add_argument("--context", type=int, help="tokens before the one whose cost is shown (default: 1024)")
     return result
 
 
@@ -21,8 +21,6 @@ def main(options: Any) -> None:
     """Print the tables of every model named."""
     if not options.inspect or not options.model:
         raise UsageError("say what to do: --model MODEL --inspect")
-    if options.context < 0:
-        raise UsageError(f"--context {options.context}: use 0 or more")
     from rich.console import Console
 
     from engine.inspection import inspect

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             "--dtype",
             default="auto",
             choices=("auto", "float32", "bfloat16", "float16"),
-            help="of weights and activations (default: auto, as stored)",
+            help="of weights and activations (default: auto, as config.json says)",
         )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]

@@ -89,7 +89,10 @@ class ModelConfig:
 
 
 class Keys:
-    """One config.json while it is read: typed access with one-line errors, and an account of what was read."""
+    """One config.json while it is read: typed access with one-line errors, and an account of what was read.
+
+    null is the same as an absent key, except where it says "none": `window` and `token_ids`.
+    """
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self.raw = raw

@@ -6,6 +6,7 @@ and the logits after the last of them. `decode` advances any number of sequences
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -13,31 +14,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.detokenizer import StopStrings
 from engine.errors import BareloopError
 from engine.models.family import Model
-from engine.sampling import SamplingParams, choose
+from engine.sampling import SamplingParams, choose, top_logprobs
 from engine.state import State, Step
+from engine.tokenizer import Tokenizer
 
 PREFILL_CHUNK = 512  # tokens a forward; bounds the memory of activations, at full speed on a CPU
 
 
 @dataclass(frozen=True)
 class Event:
-    """One new token of one sequence. The last one says why: `stop` or `length`."""
+    """One new token of one sequence. The last one says why it ends: `stop` or `length`.
+
+    `text` is what the token made certain: of a character in several tokens nothing until it is whole, of a
+    possible stop string nothing until it is none. Log-probabilities are natural, and there only if asked for.
+    """
 
     sequence: int  # its place in the list that is decoded
     token_id: int
+    text: str = ""
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] | None = None
     finish_reason: str | None = None
 
 
 class Sequence:
     """One row of a state, and what it holds."""
 
-    def __init__(self, model: Model, state: State, max_length: int, eos_token_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        model: Model,
+        state: State,
+        max_length: int,
+        eos_token_ids: Iterable[int] = (),
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.model = model
         self.state = state
         self.max_length = max_length
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.tokenizer = tokenizer
         self.row = state.acquire()
         self.closed = False
         self.ids: list[int] = []  # what the row remembers
@@ -64,16 +82,18 @@ class Sequence:
 
     def fork(self, count: int) -> list[Sequence]:
         """`count` more sequences that stand where this one does and share its storage."""
-        self._check_open()
-        forks = [Sequence(self.model, self.state, self.max_length, self.eos_token_ids) for _ in range(count)]
+        self.check_open()
+        forks = [
+            Sequence(self.model, self.state, self.max_length, self.eos_token_ids, self.tokenizer) for _ in range(count)
+        ]
         self.state.fork(self.row, [fork.row for fork in forks])
         for fork in forks:
             fork.ids, fork.logits = [*self.ids], self.logits
         return forks
 
-    def decode(self, params: SamplingParams) -> Iterator[Event]:
+    def decode(self, params: SamplingParams, continues: bool = True) -> Iterator[Event]:
         """Choose and feed tokens until a stop rule ends it; it may be left at any event and fed again."""
-        return decode([self], params)
+        return decode([self], params, continues)
 
     def close(self) -> None:
         """Give the row's memory back; the sequence is of no further use."""
@@ -83,7 +103,7 @@ class Sequence:
 
     def _extend(self, ids: Seq[int], keep: int) -> tuple[int, Tensor]:
         """Remember exactly `ids`; -> tokens reused, and the hidden states [keep, D] of the last ones."""
-        self._check_open()
+        self.check_open()
         if not ids or not 1 <= keep <= len(ids):
             raise BareloopError(f"a prompt needs at least {max(keep, 1)} token(s), and this one has {len(ids)}")
         if len(ids) > self.max_length:
@@ -108,48 +128,83 @@ class Sequence:
                     pieces.append(hidden[-wanted:])
             return start, torch.cat(pieces)
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse a sequence that has given its row back."""
         if self.closed:
             raise BareloopError("this sequence is closed; make another")
 
 
 def check_ids(ids: Seq[int], vocab_size: int) -> None:
-    """Refuse ids that the vocabulary does not have."""
+    """Refuse what are no ids, and ids that the vocabulary does not have."""
+    if not all(type(number) is int for number in ids):
+        odd = next(number for number in ids if type(number) is not int)
+        raise BareloopError(f"token ids are whole numbers, and these hold {odd!r}")
     if not 0 <= min(ids) <= max(ids) < vocab_size:
         raise BareloopError(f"token ids run from 0 to {vocab_size - 1}, and these from {min(ids)} to {max(ids)}")
 
 
-def decode(sequences: Seq[Sequence], params: SamplingParams) -> Iterator[Event]:
+class _Reply:
+    """What one sequence has written so far, and when to stop."""
+
+    def __init__(self, sequence: Sequence, params: SamplingParams, continues: bool) -> None:
+        if params.stop and sequence.tokenizer is None:
+            raise BareloopError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+        self.sequence = sequence
+        self.params = params
+        self.start = len(sequence.ids)
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.stop_ids = frozenset(params.stop_token_ids) | (
+            frozenset() if params.ignore_eos else sequence.eos_token_ids
+        )
+        self.detokenizer = sequence.tokenizer.detokenizer(continues) if sequence.tokenizer else None
+        self.stops = StopStrings(params.stop)
+
+    def take(self, token: int) -> tuple[str, str | None]:
+        """The text that a chosen token makes certain, and the finish reason if it is the last."""
+        text, reason = "", None
+        if self.detokenizer is not None:
+            text = self.stops.push(self.detokenizer.push(token))
+        written = len(self.sequence.ids) - self.start + 1
+        if token in self.stop_ids or self.stops.found is not None:
+            reason = "stop"
+        elif written >= self.params.max_new_tokens or len(self.sequence.ids) >= self.sequence.max_length:
+            reason = "length"
+        if reason is not None and self.detokenizer is not None:
+            text += self.stops.push(self.detokenizer.flush())
+            text += self.stops.flush()
+        return text, reason
+
+
+def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = True) -> Iterator[Event]:
     """Advance all sequences (of one state, each fed) together, a packed step a token, until each has stopped.
 
     Every event leaves every sequence consistent: its chosen token is fed only when the caller comes back.
+    `continues`: the text goes on after the prompt's, so that a space between them is kept.
     """
     if len({(id(sequence.state), sequence.row) for sequence in sequences}) < len(sequences) or any(
         sequence.state is not sequences[0].state for sequence in sequences
     ):
         raise BareloopError("sequences that decode together are distinct rows of one state")
-    active = dict(enumerate(sequences))
-    made = dict.fromkeys(active, 0)
-    for sequence in sequences:  # an interrupt may have hit between a forward and its bookkeeping
-        sequence.state.rewind(sequence.row, len(sequence.ids))
+    for sequence in sequences:
+        sequence.check_open()
+        sequence.state.rewind(sequence.row, len(sequence.ids))  # an interrupt may have hit between forward and ids
+    active = {index: _Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
     while active:
-        logits = torch.stack([_logits(sequence) for sequence in active.values()])  # [R, V]
-        tokens = choose(logits).tolist()  # <- here the next token is chosen
-        chosen = dict(zip(list(active), tokens, strict=True))
-        for index, token in chosen.items():
-            sequence = active[index]
-            made[index] += 1
-            stops = params.stop_token_ids if params.ignore_eos else {*params.stop_token_ids, *sequence.eos_token_ids}
-            reason = None
-            if token in stops:
-                reason = "stop"
-            elif made[index] >= params.max_new_tokens or len(sequence.ids) >= sequence.max_length:
-                reason = "length"
+        replies = list(active.values())
+        logits = torch.stack([_logits(reply.sequence) for reply in replies])  # [R, V]
+        texts, starts = [reply.sequence.ids for reply in replies], [reply.start for reply in replies]
+        chosen = choose(logits, params, texts, starts, [reply.seed for reply in replies])  # <- the next token
+        tokens = dict(zip(list(active), chosen.tolist(), strict=True))
+        logprobs = top_logprobs(logits, chosen, params.logprobs) if params.logprobs else None
+        for place, (index, token) in enumerate(tokens.items()):
+            text, reason = active[index].take(token)
             if reason is not None:
                 del active[index]
-            yield Event(index, token, reason)
+            own, top = (logprobs[0][place], logprobs[1][place]) if logprobs else (None, None)
+            yield Event(index, token, text, own, top, reason)
+        active = {index: reply for index, reply in active.items() if not reply.sequence.closed}
         if active:
-            _feed_one(active.values(), [chosen[index] for index in active])
+            _feed_one([reply.sequence for reply in active.values()], [tokens[index] for index in active])
 
 
 def _logits(sequence: Sequence) -> Tensor:
@@ -158,9 +213,8 @@ def _logits(sequence: Sequence) -> Tensor:
     return sequence.logits
 
 
-def _feed_one(sequences: Iterable[Sequence], tokens: Seq[int]) -> None:
+def _feed_one(sequences: Seq[Sequence], tokens: Seq[int]) -> None:
     """One token each, in one packed step."""
-    sequences = list(sequences)
     first = sequences[0]
     step = Step.pack(
         [[token] for token in tokens],

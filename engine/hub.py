@@ -29,6 +29,8 @@ def find_model(name: str | Path) -> Path:
     A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
     are fetched. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in huggingface_hub.
     """
+    if not str(name):
+        raise BareloopError("the model's name is empty; name a folder or a hub id")
     folder = local_path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():

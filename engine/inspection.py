@@ -11,23 +11,30 @@ from engine import weights
 from engine.checkpoint import Stored
 from engine.config import ModelConfig, RopeConfig, read_json, token_ids
 from engine.device import dtype_name
-from engine.errors import BareloopError
+from engine.errors import BareloopError, UsageError
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def inspect(name: str, dtype: str = "auto", context: int = 1024) -> Iterator[Table]:
+def inspect(name: str, dtype: str = "auto", context: int | None = None) -> Iterator[Table]:
     """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
 
-    `context` is the number of tokens before it. Checks every tensor's name and shape on the way.
+    `context` is the number of tokens before it, by default 1,024 or what the window holds. Checks every tensor's
+    name and shape on the way.
     """
     from rich.table import Table
 
     opened = weights.open_model(name, dtype)
     folder, config, model = opened.folder, opened.config, opened.model
     weights.match(model, opened.family, opened.tensors)
+    most = config.max_position_embeddings - 1
+    context = min(1024, most) if context is None else context
+    if not 0 <= context <= most:
+        raise UsageError(
+            f"--context {context}: this model's window leaves room for 0 to {most:,} tokens before one more"
+        )
 
     facts = Table(title=str(folder), show_header=False, title_justify="left")
     files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}

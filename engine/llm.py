@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +15,33 @@ from engine import weights
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name
 from engine.errors import BareloopError
+from engine.generate import Event, check_ids, decode
 from engine.generate import Sequence as TokenSequence
-from engine.generate import check_ids, decode
 from engine.hub import TOKENIZER_FILES, local_path
 from engine.models import configure
 from engine.models.family import Family, Model
 from engine.sampling import SamplingParams
+from engine.state import State
 from engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one call."""
+
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
 class Completion:
     """What a model wrote after one prompt; `text` is None for a model without a tokenizer."""
 
-    token_ids: list[int]
     text: str | None
-    finish_reason: str  # "stop" or "length"
+    token_ids: list[int]  # without the prompt; with the token that ended it
+    logprobs: list[float] | None  # of each token, if asked for
+    finish_reason: str  # "stop" (a token or string that ends a text) or "length"
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -105,38 +116,53 @@ class LLM:
         """Tokens that the window holds."""
         return self.config.max_position_embeddings
 
-    def sequence(self) -> TokenSequence:
-        """An empty sequence with a state of its own."""
-        return TokenSequence(self.model, self.model.new_state(), self.max_length, self.eos_token_ids)
+    def sequence(self, state: State | None = None) -> TokenSequence:
+        """An empty sequence, with a state of its own unless it shares one with others."""
+        tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None
+        state = self.model.new_state() if state is None else state
+        return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt; ids stay as they are."""
+        if not isinstance(prompt, str | list | tuple):
+            raise BareloopError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
         """Continue every prompt (text or token ids), all together; one `Completion` each, in their order."""
-        tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None
+        if isinstance(prompts, str):
+            raise BareloopError("generate takes a list of prompts: generate([text])")
+        ids = [self.encode(prompt) for prompt in prompts]
         state = self.model.new_state()
-        sequences = [TokenSequence(self.model, state, self.max_length, self.eos_token_ids) for _ in prompts]
-        for sequence, prompt in zip(sequences, prompts, strict=True):
-            sequence.feed(self.encode(prompt))
-        written: list[list[int]] = [[] for _ in prompts]
-        reasons = [""] * len(sequences)
+        sequences = [self.sequence(state) for _ in prompts]
+        for sequence, prompt in zip(sequences, ids, strict=True):
+            sequence.feed(prompt)
+        events: list[list[Event]] = [[] for _ in prompts]
         for event in decode(sequences, params or SamplingParams()):
-            written[event.sequence].append(event.token_id)
-            if event.finish_reason is not None:
-                reasons[event.sequence] = event.finish_reason
+            events[event.sequence].append(event)
         return [
-            Completion(ids, tokenizer.decode(ids) if tokenizer else None, reason)
-            for ids, reason in zip(written, reasons, strict=True)
+            Completion(
+                text="".join(event.text for event in own) if sequence.tokenizer else None,
+                token_ids=[event.token_id for event in own],
+                logprobs=[e.logprob for e in own if e.logprob is not None] if params and params.logprobs else None,
+                finish_reason=str(own[-1].finish_reason),
+                usage=Usage(len(prompt), len(own)),
+            )
+            for sequence, prompt, own in zip(sequences, ids, events, strict=True)
         ]
+
+    def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
+        """Continue one prompt, an `Event` for each token as it comes. Leave whenever you like."""
+        sequence = self.sequence()
+        sequence.feed(self.encode(prompt))
+        yield from sequence.decode(params or SamplingParams())
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The scores of every next token: float32 [time, vocab], on the CPU."""
         sequence = self.sequence()
-        return sequence.read(ids, last=len(ids)).float().cpu()
+        return sequence.read(self.encode(ids), last=len(ids)).float().cpu()
 
     def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
         """Log-likelihoods of (context ids, continuation ids), neither empty, as lm-evaluation-harness takes them.
@@ -146,7 +172,8 @@ class LLM:
         """
         sequence = self.sequence()
         scores = []
-        for context, continuation in requests:
+        for pair in requests:
+            context, continuation = (self.encode(ids) for ids in pair)
             if not context or not 1 <= len(continuation) <= self.max_length:
                 raise BareloopError(
                     f"cannot score {len(continuation)} tokens after {len(context)}: a continuation has 1 to "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.errors import BareloopError
 
-GRANULE = 16  # tokens by which room is rounded up
+GRANULE = 4  # tokens by which room is rounded up
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Block:
+class SharedKeys:
     """Keys that a run of queries attends to in full: every one of the queries sees every one of the keys."""
 
     queries: slice  # of the step's tokens
@@ -97,7 +97,7 @@ class RowView:
 
     queries: slice
     start: int  # position of the first new token
-    past: tuple[tuple[Segment, int], ...]
+    past: tuple[tuple[Segment, int], ...]  # segments and lengths; the last may be the target, up to `offset`
     target: Segment  # where its new keys and values go, from `offset` on
     offset: int
 
@@ -107,7 +107,7 @@ class RowView:
 
 
 class View:
-    """What one forward sees of a state. Lengths move only in `commit`: an abandoned forward leaves no trace."""
+    """What one forward sees of a state. Lengths move only in `commit`: an abandoned forward has added nothing."""
 
     def __init__(self, state: State, rows: list[RowView], owners: list[int]) -> None:
         self.state = state
@@ -141,10 +141,11 @@ class State:
         self.dtype = dtype
         self.device = torch.device(device)
         self._rows: dict[int, list[Span]] = {}
+        self._next = 0
 
     def acquire(self) -> int:
         """A new empty row."""
-        row = next(i for i in range(len(self._rows) + 1) if i not in self._rows)
+        row, self._next = self._next, self._next + 1  # never used again, so that a stale one is an error
         self._rows[row] = []
         return row
 
@@ -183,9 +184,10 @@ class State:
         for row in rows:
             if row != source:
                 self.release(row)
-                self._rows[row] = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
-                for span in self._rows[row]:
+                spans = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
+                for span in spans:
                     span.segment.viewers += 1
+                self._rows[row] = spans
 
     def reserve(self, row: int, tokens: int) -> None:
         """Make room for `tokens` more, so that feeding them in several steps moves nothing."""
@@ -225,7 +227,10 @@ class State:
         return spans[-1]
 
     def _may_append(self, row: int, tail: Span) -> bool:
-        """Whether no other row sees tokens after the tail's, or is about to write at the same place."""
+        """Whether no other row sees tokens after the tail's, or could write at the same place in the same step.
+
+        Of rows that all end here none may append: each goes on elsewhere, and the last one left may again.
+        """
         if tail.segment.viewers == 1:
             return True
         for other, spans in self._rows.items():
@@ -249,12 +254,12 @@ class State:
                 ) from error
 
 
-def _shared_blocks(rows: list[RowView]) -> list[Block]:
+def _shared_blocks(rows: list[RowView]) -> list[SharedKeys]:
     """The past of all rows as blocks, with one block for neighbours that share a segment to the same length.
 
     Sixteen questions on top of one few-shot prefix so become one product over the prefix.
     """
-    blocks: list[Block] = []
+    blocks: list[SharedKeys] = []
     open_blocks: dict[tuple[int, int], int] = {}  # (segment, length) -> its block that ends at the last row
     for row in rows:
         still_open = {}
@@ -263,9 +268,9 @@ def _shared_blocks(rows: list[RowView]) -> list[Block]:
             index = open_blocks.get(key)
             if index is None:
                 index = len(blocks)
-                blocks.append(Block(row.queries, segment, length))
+                blocks.append(SharedKeys(row.queries, segment, length))
             else:
-                blocks[index] = Block(slice(blocks[index].queries.start, row.queries.stop), segment, length)
+                blocks[index] = SharedKeys(slice(blocks[index].queries.start, row.queries.stop), segment, length)
             still_open[key] = index
         open_blocks = still_open
     return blocks

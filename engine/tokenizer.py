@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from engine.config import read_json
+from engine.detokenizer import ByteLevel, Detokenizer, SentencePiece, Windowed, byte_table, piece_bytes
 from engine.errors import BareloopError
 
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, from before tokenizer.json
@@ -18,11 +21,22 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 class Tokenizer:
     """A checkpoint's tokenizer. Whatever truncation or padding its file carries is switched off."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str]) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+        """`settings` is what tokenizer_config.json holds; it knows special tokens that tokenizer.json may not mark."""
         backend.no_truncation()
         backend.no_padding()
+        named = {role: _content(settings.get(role)) for role in SPECIAL_TOKENS}
+        self.special_tokens = {role: token for role, token in named.items() if token is not None}
+        self.settings = settings
+        marked = settings.get("added_tokens_decoder", {})
+        also = [token for token in marked.values() if isinstance(token, dict) and token.get("special") is True]
+        contents = [*self.special_tokens.values(), *(str(token.get("content")) for token in also)]
+        added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+        known = [content for content in dict.fromkeys(contents) if backend.token_to_id(content) is not None]
+        unmarked = [content for content in known if content not in added]
+        backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in unmarked])
         self.backend = backend
-        self.special_tokens = special_tokens  # role -> token, as in tokenizer_config.json
+        self.special_ids = frozenset(backend.token_to_id(content) for content in (*added, *known))
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -47,9 +61,7 @@ class Tokenizer:
         else:
             raise BareloopError(f"{folder} has no tokenizer.json, so text has no ids here; give and take token ids")
         path = folder / "tokenizer_config.json"
-        settings = read_json(path) if path.exists() else {}
-        named = {role: _content(settings.get(role)) for role in SPECIAL_TOKENS}
-        return Tokenizer(backend, {role: token for role, token in named.items() if token is not None})
+        return Tokenizer(backend, read_json(path) if path.exists() else {})
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text, with the BOS that the tokenizer adds by default (Llama's does, Qwen's has none)."""
@@ -60,7 +72,31 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        kept = [number for number in ids if not (skip_special_tokens and number in self.special_ids)]
+        return str(self.backend.decode(kept, skip_special_tokens=False))  # the library's own skipping misses some
+
+    def detokenizer(self, continues: bool = False) -> Detokenizer:
+        """A new streaming detokenizer, special tokens skipped; its text may continue another one's."""
+        match self._stream:
+            case "bytes", pieces:
+                return ByteLevel(pieces)
+            case "sentencepiece", pieces:
+                return SentencePiece(pieces, continues)
+            case _:
+                return Windowed(self.decode)
+
+    @cached_property
+    def _stream(self) -> tuple[str, Any]:
+        """How this tokenizer's ids become text, and what each of them stands for."""
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        tokens = {number: token for token, number in vocabulary.items() if number not in self.special_ids}
+        decoder = json.loads(self.backend.to_str())["decoder"] or {}
+        if decoder.get("type") == "ByteLevel":
+            table = byte_table()
+            return "bytes", {number: piece_bytes(token, table) for number, token in tokens.items()}
+        if [part.get("type") for part in decoder.get("decoders", ())] == ["Replace", "ByteFallback", "Fuse", "Strip"]:
+            return "sentencepiece", tokens
+        return "windowed", None
 
     def token_id(self, token: str) -> int | None:
         """The id of one token of the vocabulary, None where there is none."""

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -55,12 +56,18 @@ class Opened:
 
 
 def open_model(name: str | Path, dtype: str = "auto") -> Opened:
-    """Find a model by folder or hub id and build it without its weights; `auto` is the dtype it is stored in."""
+    """Find a model by folder or hub id and build it without its weights.
+
+    `auto` is the dtype that config.json names, else the one that most of the file is in.
+    """
     folder = find_model(name)
     family, config = configure(read_json(folder / "config.json"))
     config, tensors = settle_tie(config, family, open_checkpoint(folder))
-    stored = config.dtype or next((dtype_name(tensor.dtype) for tensor in tensors.values()), "float32")
-    chosen = choose_dtype(dtype, stored)
+    sizes = Counter({"float32": 0})
+    for stored in tensors.values():
+        if stored.dtype.is_floating_point:
+            sizes[dtype_name(stored.dtype)] += stored.nbytes
+    chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):
         model = family.build(config).to(chosen)
     return Opened(folder, family, config, tensors, chosen, model)

@@ -28,7 +28,8 @@ class MMLU:
         self._files: dict[str, dict[str, list[Question]]] = {}
         self._hub_subjects: list[str] | None = None
         if not self.folder.is_dir() and (self.folder.exists() or source.startswith((".", "/", "~"))):
-            raise BareloopError(f"no such folder of questions: {source}")
+            what = "is a file; name its folder" if self.folder.exists() else "is no folder here"
+            raise BareloopError(f"--data {source} {what}")
 
     def subjects(self, split: str) -> list[str]:
         """What there is, in alphabetical order."""

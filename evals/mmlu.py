@@ -46,6 +46,7 @@ def main(options: Any) -> None:
     from engine.device import Stopwatch, dtype_name
     from engine.hub import find_model
     from evals.report import accuracy_table
+    from evals.scoring import predict
 
     for name in options.model:  # a wrong name is told before hours of work, not after
         find_model(name)
@@ -54,19 +55,26 @@ def main(options: Any) -> None:
         watch = Stopwatch.start()
         correct: dict[str, list[bool]] = {subject: [] for subject, _, _ in tasks}
         work = [(question, shots) for _, shots, questions in tasks for question in questions]
+        truncated = 0
 
         def status(values: dict[str, list[bool]] = correct) -> str:
             told = [value for listed in values.values() for value in listed]
             return f"accuracy {100 * sum(told) / len(told):.1f} %" if told else ""
 
         for question, shots in progress(work, len(work), "mmlu", status):
-            correct[question.subject].append(is_correct(llm, question, shots))
-        console = Console()
-        console.print(
-            accuracy_table(f"MMLU, {options.shots}-shot, {name} ({llm.device}, {dtype_name(llm.dtype)})", correct)
-        )
+            pairs = encode_requests(llm, question, shots)
+            truncated += any(len(context) + len(answer) > llm.max_length + 1 for context, answer in pairs)
+            scores = [score.loglikelihood for score in llm.score(pairs)]
+            correct[question.subject].append(predict(scores) == question.answer)
+        console = Console(highlight=False, soft_wrap=True)
+        console.print(f"MMLU, {options.shots}-shot, {name} ({llm.device}, {dtype_name(llm.dtype)})")
+        console.print(accuracy_table(correct))
+        if truncated:
+            console.print(
+                f"{truncated} prompts outgrew the window of {llm.max_length:,} tokens: their beginnings were cut"
+            )
         rate = len(work) / watch.real
-        console.print(f"real {watch.real:.1f} s, CPU {watch.cpu:.1f} s, {rate:.2f} questions/s", highlight=False)
+        console.print(f"real {watch.real:.1f} s, CPU {watch.cpu:.1f} s, {rate:.2f} questions/s")
 
 
 def load_tasks(
@@ -89,19 +97,11 @@ def load_tasks(
     return tasks
 
 
-def is_correct(llm: LLM, question: Question, shots: list[Question]) -> bool:
-    """Whether the model finds the right letter the most likely."""
-    from evals.scoring import predict
-
-    return predict(loglikelihoods(llm, question, shots)) == question.answer
-
-
-def loglikelihoods(llm: LLM, question: Question, shots: list[Question]) -> list[float]:
-    """The log-likelihood of each of the four letters."""
+def encode_requests(llm: LLM, question: Question, shots: list[Question]) -> list[tuple[list[int], list[int]]]:
+    """The ids of context and continuation for each of the four letters."""
     from evals.prompts import encode_pair, mmlu_requests
 
-    pairs = [encode_pair(llm.encode, *request) for request in mmlu_requests(question, shots)]
-    return [score.loglikelihood for score in llm.score(pairs)]
+    return [encode_pair(llm.encode, *request) for request in mmlu_requests(question, shots)]
 
 
 if __name__ == "__main__":

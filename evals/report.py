@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def accuracy_table(title: str, correct: Mapping[str, Sequence[bool]]) -> Table:
+def accuracy_table(correct: Mapping[str, Sequence[bool]]) -> Table:
     """Accuracy ± standard error in percent, by subject and over all questions."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("subject")
     table.add_column("questions", justify="right")
     table.add_column("accuracy %", justify="right")

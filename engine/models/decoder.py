@@ -51,7 +51,8 @@ class DecoderConfig(ModelConfig):
 def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
     """What all families read from config.json, with a family's defaults for absent keys and its own choices."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads))
+    absent = "num_key_value_heads" not in keys.raw  # null means one for each head, whatever the family's default
+    kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads) if absent else heads)
     if heads % kv_heads:
         raise BareloopError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads")
     head_dim = keys.integer("head_dim", defaults.get("head_dim", max(hidden_size // heads, 1)), most=MAX_HEAD_DIM)

@@ -109,11 +109,12 @@ def test_help_needs_no_torch(name):
     [
         (("engine",), 2, "say what to do: --model MODEL --inspect"),
         (("engine", "--inspect", "-m", "./nowhere"), 1, "no such folder: ./nowhere"),
+        (("engine", "--inspect", "-m", ""), 1, "the model's name is empty"),
         (("engine", "--wrong"), 2, "unrecognized arguments: --wrong"),
         (("engine", "--dtype", "int3"), 2, "invalid choice: 'int3'"),
         (("evals.mmlu",), 2, "name a model: --model FOLDER"),
         (("evals.mmlu", "-m", "x", "--limit", "0"), 2, "--limit 0: use 1 or more"),
-        (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "no such folder of questions: ./nowhere"),
+        (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "--data ./nowhere is no folder here"),
     ],
 )
 def test_bad_flags_are_one_line(words, code, line):

@@ -60,6 +60,58 @@ def test_the_story_checkpoint_reproduces_its_goldens(stories, story_goldens):
     )
 
 
+def test_one_seed_gives_one_text_alone_in_a_batch_and_after_a_restart(stories, story_goldens, shared):
+    params = SamplingParams(temperature=1.0, top_p=0.95, seed=11, max_new_tokens=40)
+    prompts = [case["prompt"] for case in story_goldens] + ["The cat", "Once upon a time"]
+    together = stories.generate(prompts, params)
+    assert [stories.generate([prompt], params)[0] for prompt in prompts] == together
+    again = LLM.load(shared / "checkpoints" / "llama-tinystories-656k", device="cpu")
+    assert again.generate(prompts, params) == together
+    assert together[0] == together[4]
+    assert together[0] != stories.generate(prompts[:1], SamplingParams(temperature=1.0, top_p=0.95, seed=12))[0]
+
+
+def test_stop_strings_end_a_text_and_are_no_part_of_it(stories):
+    full = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=60))[0]
+    assert full.text is not None
+    for stop in (" girl", "tle gi", "named", ", a", "little girl named Lily lived"):
+        completion = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=60, stop=["zzz", stop]))[0]
+        assert completion.finish_reason == "stop"
+        assert completion.text == full.text[: full.text.index(stop)]
+        assert completion.token_ids == full.token_ids[: len(completion.token_ids)]
+
+
+def test_a_stream_is_the_completion_in_pieces(stories):
+    params = SamplingParams(max_new_tokens=30, logprobs=3, stop=["dog"])
+    completion = stories.generate(["Once upon a time"], params)[0]
+    events = list(stories.stream("Once upon a time", params))
+    assert "".join(event.text for event in events) == completion.text
+    assert [event.token_id for event in events] == completion.token_ids
+    assert [event.logprob for event in events] == completion.logprobs
+    assert events[-1].finish_reason == completion.finish_reason
+    assert all(event.top_logprobs and event.top_logprobs[0] == (event.token_id, event.logprob) for event in events)
+    assert completion.usage.completion_tokens == len(events)
+
+
+def test_a_prompt_and_its_text_read_on(stories):
+    text = stories.generate(["Once upon a time there"], SamplingParams(max_new_tokens=5))[0].text
+    assert text is not None
+    assert text.startswith((" ", ",", "."))
+
+
+def test_greedy_text_equals_transformers_generate_for_200_tokens(stories, shared):
+    from transformers import AutoModelForCausalLM
+
+    reference = AutoModelForCausalLM.from_pretrained(
+        shared / "checkpoints" / "llama-tinystories-656k", dtype=torch.float32
+    )
+    for prompt in ("Once upon a time", "Tom had a big red ball."):
+        ids = stories.encode(prompt)
+        expected = reference.generate(torch.tensor([ids]), max_new_tokens=200, do_sample=False)[0, len(ids) :]
+        ours = stories.generate([prompt], SamplingParams(max_new_tokens=200))[0].token_ids
+        assert ours == expected.tolist()
+
+
 def test_score_equals_log_softmax_over_whole_passes(tiny_llama, prompt):
     llm = LLM.load(tiny_llama.folder, device="cpu")
     requests = [

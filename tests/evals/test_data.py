@@ -61,8 +61,11 @@ def test_choices_stay_text(tmp_path):
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(BareloopError, match="no such folder of questions"):
+    with pytest.raises(BareloopError, match="is no folder here"):
         MMLU("./nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(BareloopError, match="is a file; name its folder"):
+        MMLU(str(tmp_path / "file"))
     with pytest.raises(BareloopError, match="has no test split"):
         MMLU(str(tmp_path)).subjects("test")
     with pytest.raises(BareloopError, match=r"cannot get the data set me/none .*--data"):

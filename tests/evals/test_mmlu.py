@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine import LLM
-from evals.mmlu import load_tasks, loglikelihoods
+from evals.mmlu import encode_requests, load_tasks
 from evals.prompts import mmlu_requests
 
 STORIES = "llama-tinystories-656k"
@@ -42,7 +42,8 @@ def test_every_loglikelihood_equals_a_plain_transformers_loop(shared, reference,
                             reference(torch.tensor([fed]), logits_to_keep=4).logits[0].double().log_softmax(-1)
                         )
                 expected.append(float(passes[fed][-len(target) :].gather(1, target[:, None]).sum()))
-            assert loglikelihoods(llm, question, examples) == pytest.approx(expected, abs=1e-4)
+            ours = [score.loglikelihood for score in llm.score(encode_requests(llm, question, examples))]
+            assert ours == pytest.approx(expected, abs=1e-4)
     assert truncated > 0
 
 
