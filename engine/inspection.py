@@ -1,4 +1,4 @@
-"""What a checkpoint is and what a token costs, told from its headers: no weight is read."""
+"""What a checkpoint is and what a token costs, told from its headers."""
 
 from __future__ import annotations
 

@@ -74,6 +74,8 @@ def test_windows():
 def test_end_of_sequence_may_be_a_list():
     assert configure(BASE | {"eos_token_id": [1, 2]})[1].eos_token_ids == (1, 2)
     assert configure(BASE | {"eos_token_id": 3})[1].eos_token_ids == (3,)
+    null = configure(BASE | {"model_type": "qwen2", "num_key_value_heads": None})[1]
+    assert null.num_kv_heads == 4
     assert configure(BASE | {"eos_token_id": None})[1].eos_token_ids == ()
 
 

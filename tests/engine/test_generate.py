@@ -114,6 +114,7 @@ def test_the_window_ends_a_reply(llm, prompt):
         ([1] * 257, "257 tokens.*holds 256"),
         ([1, 128], "from 0 to 127"),
         ([-1], "from 0 to 127"),
+        ([1.5], "hold 1.5"),
     ],
 )
 def test_prompts_that_cannot_be_fed_are_refused_and_lose_nothing(llm, prompt, ids, message):
@@ -143,6 +144,7 @@ def test_a_closed_sequence_is_of_no_further_use(llm, prompt):
     for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(fork.decode(ENDLESS))):
         with pytest.raises(BareloopError):
             use()
+    list(decode([other], SamplingParams(max_new_tokens=1)))
     assert other.ids == prompt(5)
     assert other.state.length(other.row) == 5
 
@@ -151,6 +153,20 @@ def test_a_closed_sequence_is_of_no_further_use(llm, prompt):
 def test_at_least_one_token_is_asked_for(count):
     with pytest.raises(BareloopError, match="max_new_tokens"):
         SamplingParams(max_new_tokens=count)
+
+
+def test_a_sequence_closed_on_the_way_leaves_the_others_alone(llm, prompt):
+    state = llm.model.new_state()
+    a, b = llm.sequence(state), llm.sequence(state)
+    a.feed(prompt(5))
+    b.feed(prompt(8, 1))
+    written = []
+    for event in decode([a, b], ENDLESS):
+        if event.sequence == 0:
+            a.close()
+        else:
+            written.append(event.token_id)
+    assert written == llm.generate([prompt(8, 1)], ENDLESS)[0].token_ids
 
 
 def test_decoding_before_feeding_is_one_line(llm):

@@ -132,6 +132,9 @@ def test_score_equals_log_softmax_over_whole_passes(tiny_llama, prompt):
             llm.score([request])
     with pytest.raises(BareloopError, match="at least 1 token"):
         llm.logits([])
+    for prompts, message in (("text", "a list of prompts"), ([{"a": 1}], "not dict"), ([["a"]], "hold 'a'")):
+        with pytest.raises(BareloopError, match=message):
+            llm.generate(prompts)
 
 
 def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(tiny_llama, tmp_path, prompt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,20 @@ def test_tied_checkpoints_bring_the_embedding_or_the_head_or_both(draw_tiny, tmp
     assert torch.equal(load(tmp_path / "saved").logits(prompt(9)), llm.logits(prompt(9)))
 
 
+def test_heads_that_differ_are_told_apart_even_where_they_lie_unaligned(draw_tiny, tmp_path, prompt):
+    tiny = draw_tiny("llama-tied-bias")
+    folder = rewrite(
+        tiny.folder, tmp_path / "odd", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 2})
+    )
+    aligned = load(folder).logits(prompt(9))
+    content = (folder / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    (folder / "model.safetensors").write_bytes(
+        struct.pack("<Q", length + 1) + content[8 : 8 + length] + b" " + content[8 + length :]
+    )
+    assert torch.equal(load(folder).logits(prompt(9)), aligned)
+
+
 def test_gradients_equal_transformers(tiny_llama, prompt):
     from transformers import AutoModelForCausalLM
 
@@ -229,7 +244,11 @@ def test_loading_never_holds_a_second_copy(tmp_path, dtype):
 
 
 def test_config_without_dtype_takes_the_stored_one(tiny_llama, tmp_path):
-    folder = rewrite(tiny_llama.folder, tmp_path / "half", lambda t: t.update({k: v.half() for k, v in t.items()}))
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: value.half() for name, value in tensors.items() if value.dim() > 1})
+        tensors["a.rotary_emb.inv_freq"] = torch.ones(2, dtype=torch.int64)
+
+    folder = rewrite(tiny_llama.folder, tmp_path / "half", halve)
     raw = json.loads((folder / "config.json").read_text())
     raw.pop("dtype")
     (folder / "config.json").write_text(json.dumps(raw))
