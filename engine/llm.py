@@ -22,6 +22,7 @@ from engine.models import configure
 from engine.models.family import Family, Model
 from engine.sampling import SamplingParams
 from engine.state import State
+from engine.template import ChatTemplate, Message
 from engine.tokenizer import Tokenizer
 
 
@@ -100,6 +101,13 @@ class LLM:
         return Tokenizer.load(self.folder)
 
     @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The checkpoint's chat template; raises one line where it has none."""
+        tokenizer = self.tokenizer
+        assert self.folder is not None  # or there were no tokenizer
+        return ChatTemplate.load(self.folder, tokenizer)
+
+    @cached_property
     def default_params(self) -> Mapping[str, Any]:
         """generation_config.json as it stands, empty where there is none. No call follows it by itself."""
         path = self.folder / "generation_config.json" if self.folder else None
@@ -134,19 +142,30 @@ class LLM:
         """Continue every prompt (text or token ids), all together; one `Completion` each, in their order."""
         if isinstance(prompts, str):
             raise BareloopError("generate takes a list of prompts: generate([text])")
-        ids = [self.encode(prompt) for prompt in prompts]
+        return self._generate([self.encode(prompt) for prompt in prompts], params or SamplingParams(), continues=True)
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
+        """The next answer in a conversation of {"role": …, "content": …}, by the checkpoint's own template.
+
+        A last message of the assistant's is the beginning of the answer, which goes on from there.
+        """
+        ids = self.chat_template.encode(messages)
+        continues = bool(messages) and messages[-1].get("role") == "assistant"
+        return self._generate([ids], params or SamplingParams(), continues)[0]
+
+    def _generate(self, ids: list[list[int]], params: SamplingParams, continues: bool) -> list[Completion]:
         state = self.model.new_state()
-        sequences = [self.sequence(state) for _ in prompts]
+        sequences = [self.sequence(state) for _ in ids]
         for sequence, prompt in zip(sequences, ids, strict=True):
             sequence.feed(prompt)
-        events: list[list[Event]] = [[] for _ in prompts]
-        for event in decode(sequences, params or SamplingParams()):
+        events: list[list[Event]] = [[] for _ in ids]
+        for event in decode(sequences, params, continues):
             events[event.sequence].append(event)
         return [
             Completion(
                 text="".join(event.text for event in own) if sequence.tokenizer else None,
                 token_ids=[event.token_id for event in own],
-                logprobs=[e.logprob for e in own if e.logprob is not None] if params and params.logprobs else None,
+                logprobs=[e.logprob for e in own if e.logprob is not None] if params.logprobs else None,
                 finish_reason=str(own[-1].finish_reason),
                 usage=Usage(len(prompt), len(own)),
             )

@@ -36,7 +36,9 @@ class Tokenizer:
         unmarked = [content for content in known if content not in added]
         backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in unmarked])
         self.backend = backend
-        self.special_ids = frozenset(backend.token_to_id(content) for content in (*added, *known))
+        numbers = {content: backend.token_to_id(content) for content in (*added, *known)}
+        self.control_tokens = {content: int(number) for content, number in numbers.items() if number is not None}
+        self.special_ids = frozenset(self.control_tokens.values())
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -69,6 +71,14 @@ class Tokenizer:
             return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # a lone surrogate, or a vocabulary without a token for the unknown
             raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
+
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text in which nothing is a control token, whatever it looks like."""
+        self.backend.encode_special_tokens = True
+        try:
+            return self.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
