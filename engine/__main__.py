@@ -1,4 +1,4 @@
-"""python -m engine --model MODEL --inspect: what a checkpoint is and what a token of it costs."""
+"""python -m engine: continue a text, answer a question, compare models, or look into one with --inspect."""
 
 from __future__ import annotations
 
@@ -10,25 +10,43 @@ from engine.errors import UsageError
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m engine", "Look into a model's folder without loading its weights.")
+    result = Parser("python -m engine", "Continue a text with a model, or look into the model's folder.")
+    result.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue (default: stdin)")
     result.add_model_options()
-    result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs")
-    result.add_argument("--context", type=int, help="tokens before the one whose cost is shown (default: 1024)")
+    result.add_argument("--prompt", "-p", help="the same, for a prompt that could be taken for a model's name")
+    result.add_argument("--file", metavar="FILE", help="prompts, one a line, decoded together")
+    result.add_argument("--chat", action="store_true", help="ask it as a question, by the model's chat template")
+    result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
+    result.add_argument("--json", action="store_true", help="one JSON object a text, with ids and times")
+    result.add_sampling_options()
+    result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs instead")
+    result.add_argument("--context", type=int, help="with --inspect: tokens before the one whose cost is shown")
     return result
 
 
 def main(options: Any) -> None:
-    """Print the tables of every model named."""
-    if not options.inspect or not options.model:
-        raise UsageError("say what to do: --model MODEL --inspect")
+    """Do what the flags say."""
+    if options.text is None and options.prompt is None and len(options.model or ()) > 1 and " " in options.model[-1]:
+        options.text = options.model.pop()  # -m MODEL "some text": no model's name has a space in it
+    if options.text is not None and options.prompt is not None:
+        raise UsageError("give one prompt, as an argument or with --prompt")
+    options.prompt = options.text if options.prompt is None else options.prompt
+    if not options.model:
+        raise UsageError('name a model: python -m engine --model MODEL "Once upon a time", or --model MODEL --inspect')
+    if options.system and not options.chat:
+        raise UsageError("--system needs --chat")
+    if not options.inspect:
+        from engine.complete import complete
+
+        complete(options)
+        return
     from rich.console import Console
 
     from engine.inspection import inspect
 
-    console = Console()
     for name in options.model:
         for table in inspect(name, options.dtype, options.context):
-            console.print(table)
+            Console().print(table)
 
 
 if __name__ == "__main__":

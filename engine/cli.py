@@ -37,6 +37,21 @@ class Parser(argparse.ArgumentParser):
             help="of weights and activations (default: auto, as config.json says)",
         )
 
+    def add_sampling_options(self) -> None:
+        """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""
+        sampling = self.add_argument_group("sampling (default: the model's generation_config.json, else greedy)")
+        sampling.add_argument("--temperature", "--temp", type=float, help="0 is greedy")
+        sampling.add_argument("--top-k", type=int, help="only the k likeliest tokens")
+        sampling.add_argument("--top-p", type=float, help="only the likeliest tokens that reach p together")
+        sampling.add_argument("--min-p", type=float, help="only tokens at least p times as likely as the likeliest")
+        sampling.add_argument("--repetition-penalty", type=float, help="1 is none")
+        sampling.add_argument("--presence-penalty", type=float, help="0 is none")
+        sampling.add_argument("--frequency-penalty", type=float, help="0 is none")
+        sampling.add_argument("--seed", type=int, help="the same seed gives the same text")
+        sampling.add_argument("--max-new-tokens", "--max-tokens", "-n", type=int, help="default: 256")
+        sampling.add_argument("--stop", action="extend", nargs="+", metavar="TEXT", help="strings that end the text")
+        sampling.add_argument("--logprobs", type=int, metavar="N", help="show the N likeliest tokens at each place")
+
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse's, after `_` in the names of long flags has become `-`."""
         words = list(sys.argv[1:] if args is None else args)
@@ -67,6 +82,22 @@ def run(parser: Parser, main: Callable[[Any], None], args: Sequence[str] | None 
         interrupted = isinstance(error, KeyboardInterrupt)
         sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUNTIME)
     sys.exit(0)
+
+
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("seed", "max_new_tokens", "stop", "logprobs"),
+)
+
+
+def sampling_options(options: Any) -> dict[str, Any]:
+    """The sampling flags that were given, as fields of `SamplingParams`."""
+    return {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
+
+
+def printable(text: str) -> str:
+    """A model's text without the control characters that would steer a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text) if sys.stdout.isatty() else text
 
 
 def progress(items: Iterable[T], total: int, label: str, status: Callable[[], str] = str) -> Iterator[T]:

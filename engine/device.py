@@ -58,6 +58,17 @@ def free_memory(device: torch.device) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second at which memory is read there, measured now: the limit of a token that reads all weights once."""
+    numbers = torch.ones(2**26, device=device)  # 256 MiB, beyond any cache
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        numbers.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
+
+
 @dataclass
 class Stopwatch:
     """Real and CPU seconds (of all threads) since it was made."""

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,6 +64,15 @@ class SamplingParams:
             raise UsageError("stop is a list of strings, not one string")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise UsageError(f"stop holds {len(self.stop)} strings: use up to {MAX_STOPS}, none of them empty")
+
+
+def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling that a checkpoint's generation_config.json asks for, as fields of `SamplingParams`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    if generation_config.get("do_sample") is not True:
+        return {name: value for name, value in given.items() if name == "repetition_penalty"}
+    return {"temperature": 1.0, "top_k": 50} | given  # transformers' own defaults once it samples
 
 
 def choose(

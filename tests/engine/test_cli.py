@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -107,7 +108,12 @@ def test_help_needs_no_torch(name):
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("engine",), 2, "say what to do: --model MODEL --inspect"),
+        (("engine",), 2, "name a model: python -m engine --model MODEL"),
+        (("engine", "hi", "-m", "x", "--prompt", "ho"), 2, "give one prompt"),
+        (("engine", "hi", "-m", "x", "--system", "s"), 2, "--system needs --chat"),
+        (("engine", "hi", "-m", "x", "--file", "f"), 2, "give one of: a prompt, --file"),
+        (("engine", "-m", "x", "--file", "./nowhere"), 1, "cannot read the prompts in ./nowhere"),
+        (("engine", "", "-m", "x"), 2, "the prompt is empty"),
         (("engine", "--inspect", "-m", "./nowhere"), 1, "no such folder: ./nowhere"),
         (("engine", "--inspect", "-m", ""), 1, "the model's name is empty"),
         (("engine", "--wrong"), 2, "unrecognized arguments: --wrong"),
@@ -122,3 +128,56 @@ def test_bad_flags_are_one_line(words, code, line):
     assert done.returncode == code
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def story(shared, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:  # type: ignore[no-untyped-def]
+    folder = str(shared / "checkpoints" / "llama-tinystories-656k")
+    return program("engine", "--model", folder, "--device", "cpu", *words, input=text)
+
+
+def test_a_story_from_stdin(shared):
+    done = story(shared, text="Once upon a time")
+    assert done.returncode == 0
+    assert done.stdout.startswith(", a little girl named Lily")
+    times = r"6 \+ \d+ tokens, TTFT \d+ ms, [\d.]+ tokens/s, [\d.]+ GB/s \(\d+ % of the \d+ GB/s"
+    assert re.fullmatch(times + r" that memory is read at\)\n", done.stderr)
+
+
+def test_a_prompt_may_follow_the_model(shared):
+    assert (
+        story(shared, "Once upon a time", "-n", "5").stdout == story(shared, "-n", "5", "-p", "Once upon a time").stdout
+    )
+
+
+def test_a_file_of_prompts_in_one_batch_as_json(shared, tmp_path):
+    (tmp_path / "prompts.txt").write_text("Once upon a time\n\nTom had a big red ball.\n")
+    sampled = ("--temp", "0.9", "--seed", "4", "-n", "12")
+    done = story(shared, "--file", str(tmp_path / "prompts.txt"), "--json", "--logprobs", "2", *sampled)
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("Once upon a time", "Tom had a big red ball.")
+    assert len(first["token_ids"]) == len(first["logprobs"]) == len(first["top_logprobs"]) == 12
+    alone = json.loads(story(shared, "--json", "--prompt", "Tom had a big red ball.", *sampled).stdout)
+    assert alone["text"] == second["text"]
+
+
+def test_several_models_stand_side_by_side(shared):
+    folder = str(shared / "checkpoints" / "llama-tinystories-656k")
+    done = story(shared, "--model", folder, "--prompt", "Who is it?", "-n", "4")
+    assert done.returncode == 0
+    assert "tokens/s" in done.stdout
+    assert done.stdout.count("Who is it?") == 2
+
+
+def test_a_prompt_beyond_the_window_and_chat_without_a_template_are_one_line(shared):
+    for words, line in (
+        (("--prompt", "once " * 2000), "the model's window holds 512"),
+        (("--prompt", "hi", "--chat"), "has no chat template"),
+        (("--prompt", "hi", "--temp", "-1"), "temperature = -1.0: use 0 or more"),
+        (("--prompt", "hi", "--top-p", "0"), "top_p = 0.0"),
+        (("--prompt", "hi", "--stop", *"abcdefgh" * 125), "stop holds 1000 strings: use up to 64"),
+    ):
+        done = story(shared, *words)
+        assert done.returncode in (1, 2)
+        assert line in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""

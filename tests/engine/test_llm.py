@@ -55,9 +55,8 @@ def test_the_story_checkpoint_reproduces_its_goldens(stories, story_goldens):
         assert abs(float(logits[-1].sum()) - case["last_prompt_position"]["sum"]) < 1e-2
     together = stories.generate([case["prompt"] for case in story_goldens], params)
     assert [one.token_ids for one in together] == [case["greedy_48_ids_no_eos_stop"] for case in story_goldens]
-    assert together[0].text == ", a little girl named Lily lived in a small house with her mom, dad, and her dog" or (
-        together[0].text is not None and together[0].text.startswith(", a little girl named Lily")
-    )
+    assert together[0].text is not None
+    assert together[0].text.startswith(", a little girl named Lily lived in a small house")
 
 
 def test_one_seed_gives_one_text_alone_in_a_batch_and_after_a_restart(stories, story_goldens, shared):

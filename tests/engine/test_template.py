@@ -164,5 +164,6 @@ def test_chat_answers_by_the_template(shared, tmp_path):
     (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
     llm = LLM.load(tmp_path, device="cpu")
     answer = llm.chat([{"role": "user", "content": "Once upon a time"}], SamplingParams(max_new_tokens=20))
-    assert answer.text == ", a little girl named Lily lived in a small house with her" or answer.text is not None
+    assert answer.text is not None
+    assert answer.text.startswith(", a little girl named Lily")
     assert answer.token_ids == llm.generate(["Once upon a time"], SamplingParams(max_new_tokens=20))[0].token_ids

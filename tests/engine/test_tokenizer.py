@@ -10,19 +10,54 @@ import pytest
 from engine.errors import BareloopError
 from engine.tokenizer import Tokenizer
 
-TEXTS = ["Hello world", "  two  spaces", "naïve café — 你好 👋", "def f(x):\n\treturn x\n", ""]
+TEXTS = [
+    "Hello world",
+    "  two  spaces   three\t\ttabs \n\n\n lines \r\n end ",
+    "naïve café — “quotes” … ½ ﬁ ①",
+    "你好，世界。日本語のテキスト、한국어 텍스트",
+    "مرحبا بالعالم שלום עולם \u200f\u200e",
+    "👋🏽 👨‍👩‍👧‍👦 🇩🇪 e\u0301 \U0001f9ff",
+    "def f(x):\n\treturn {'a': x ** 2}  # ok\n\n\nif __name__ == '__main__':\n    f(3.14159)\n",
+    "1234567890 3.14e-10 0xFF $1,000.00 don't I'll we've THEY'RE",
+    "<|endoftext|> <|im_start|>user <s> </s> [INST] <|eot_id|> <unk> <0x41> <pad>",
+    "\ufffd \x00\x01\x7f \u2028 \ue000 ▁ Ġ",
+    "https://example.org/a?b=c&d=%20#e foo@bar.baz",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 40 + "b",
+    "",
+]
+SAME = ("qwen2.5-0.5b-instruct", "llama-3.2", "olmo-2", "gpt2", "phi-2", "gpt-neox-pythia", "mistral-7b-instruct-v0.2")
+
+# Where our ids are not those of transformers' AutoTokenizer. tokenizer.json is the reference here, and with
+# `legacy: false` LlamaTokenizer replaces its normalizer (▁ before every piece of text) by a pre-tokenizer (▁ before
+# the first piece only, and none before a space): texts that begin with a space, or have one after a control token,
+# differ by a ▁. It also replaces the story model's unknown-token rule, so that unknown characters vanish there.
+DIFFERENT = ("tokenizers/llama-2", "checkpoints/llama-tinystories-656k")
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b-instruct", "llama-3.2", "olmo-2", "gpt2", "phi-2", "gpt-neox-pythia"])
-def test_ids_equal_transformers(shared, name):
+@pytest.mark.parametrize("name", SAME)
+def test_ids_and_text_equal_transformers(shared, name):
     from transformers import AutoTokenizer
 
     folder = shared / "tokenizers" / name
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         ids = ours.encode(text)
-        assert ids == theirs(text)["input_ids"]
-        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert ids == theirs(text)["input_ids"], text
+        for skip in (True, False):
+            expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert ours.decode(ids, skip_special_tokens=skip) == expected, text
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_known_differences_are_only_where_they_are_said_to_be(shared, name):
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer.load(shared / name), AutoTokenizer.from_pretrained(shared / name)
+    unknown = ours.token_id("<unk>")
+    for text in TEXTS:
+        ids = ours.encode(text)
+        if not text.startswith(" ") and "<s>" not in text and unknown not in ids:
+            assert ids == theirs(text)["input_ids"], text
 
 
 def test_bos_is_added_as_the_tokenizer_says(shared):
