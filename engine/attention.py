@@ -18,6 +18,9 @@ from engine.linear import Linear
 from engine.rope import rotate
 from engine.state import RowView, Step, View
 
+# The view of the tokens that somebody reads after the last layer, and their places in the step; None: all of them.
+Tail = tuple[View, Tensor] | None
+
 
 class Attention(nn.Module):
     """Self-attention with grouped queries (Ainslie et al. 2023): H query heads share Hkv heads of keys and values.
@@ -51,8 +54,13 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(sizes[0], norm_eps, norm_weight_in_float32)
             self.k_norm = RMSNorm(sizes[1], norm_eps, norm_weight_in_float32)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None, layer: int) -> Tensor:
-        """x [N, hidden] -> [N, hidden]; the step's keys and values go into layer `layer` of the view."""
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None, layer: int, tail: Tail
+    ) -> Tensor:
+        """x [N, hidden] -> [N, hidden]; the step's keys and values go into layer `layer` of the view.
+
+        With a `tail`, all of them do, but only its tokens attend: -> [tokens of the tail, hidden].
+        """
         q, k, v = self.qkv(x).split(self.qkv.splits, dim=-1)
         if self.qk_norm == "width":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -64,6 +72,9 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if view is not None:
             view.write(layer, k, v)
+        if tail is not None:
+            view, places = tail
+            q, k, v = q[places], k[places], v[places]
         return self.out(attend(q, k, v, step, view, layer, self.window).flatten(1))
 
 
@@ -75,6 +86,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer
     """
     if view is None:
         return torch.cat([_attend_causal(q[s], k[s], v[s], window) for s in step.slices()])
+    if not view.rows:
+        return q
     if window is not None and view.longest > window:
         return torch.cat([_attend_gathered(q, row, layer, window) for row in view.rows])
     if not view.past:

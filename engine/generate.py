@@ -121,11 +121,10 @@ class Sequence:
             for first in range(start, len(ids), PREFILL_CHUNK):
                 chunk = ids[first : first + PREFILL_CHUNK]
                 device = self.state.device
-                hidden = self.model.forward(Step.pack([chunk], [self.row], [first], device), self.state)
+                wanted = max(0, first + len(chunk) - max(first, len(ids) - keep))
+                step = Step.pack([chunk], [self.row], [first], device)
+                pieces.append(self.model.forward(step, self.state, last=[wanted]))
                 self.ids += chunk
-                wanted = first + len(chunk) - max(first, len(ids) - keep)
-                if wanted > 0:
-                    pieces.append(hidden[-wanted:])
             return start, torch.cat(pieces)
 
     def check_open(self) -> None:

@@ -114,7 +114,7 @@ class View:
         self.rows = rows
         self.owners = owners
         self.past = _shared_blocks(rows)
-        self.longest = max(row.start + row.count for row in rows)  # tokens that some row will have seen
+        self.longest = max((row.start + row.count for row in rows), default=0)  # tokens that some row will have seen
         self.in_one_piece = all(row.count == 1 and row.offset == row.start > 0 for row in rows)  # plain decoding
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -123,6 +123,25 @@ class View:
             place = row.target.kv[layer, :, :, row.offset : row.offset + row.count]
             place[0].copy_(keys.detach()[row.queries].transpose(0, 1))
             place[1].copy_(values.detach()[row.queries].transpose(0, 1))
+
+    def tail(self, last: Sequence[int]) -> tuple[View, Tensor]:
+        """The view of only the `last` tokens of each row, once all have been written, and where they stand in the step.
+
+        To these queries the step's other tokens are past.
+        """
+        rows: list[RowView] = []
+        places: list[int] = []
+        owners: list[int] = []
+        for row, owner, count in zip(self.rows, self.owners, last, strict=True):
+            if count > 0:
+                places += range(row.queries.stop - count, row.queries.stop)
+                skipped = row.count - count
+                before = row.past[:-1] if row.offset else row.past  # what lies in other segments than the target
+                here = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
+                queries = slice(len(places) - count, len(places))
+                rows.append(RowView(queries, row.start + skipped, (*before, *here), row.target, row.offset + skipped))
+                owners.append(owner)
+        return View(self.state, rows, owners), torch.tensor(places, device=self.state.device, dtype=torch.long)
 
     def commit(self) -> None:
         """The forward is through: its tokens now belong to their rows."""

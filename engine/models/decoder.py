@@ -8,14 +8,14 @@ tensors are called in a checkpoint. There is no other place in which families di
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from engine.attention import Attention
+from engine.attention import Attention, Tail
 from engine.config import Keys, ModelConfig, RopeConfig
 from engine.errors import BareloopError
 from engine.layers import ACTIVATIONS, Embedding, GatedMLP, RMSNorm
@@ -98,8 +98,10 @@ class Block(nn.Module):
         self.mlp_norm_before = _norm(config, config.norm_before)
         self.mlp_norm_after = _norm(config, config.norm_after)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None) -> Tensor:
-        attended = self.attention(self.attention_norm_before(x), rotary, step, view, self.layer)
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None, tail: Tail) -> Tensor:
+        attended = self.attention(self.attention_norm_before(x), rotary, step, view, self.layer, tail)
+        if tail is not None:
+            x = x[tail[1]]
         x = x + self.attention_norm_after(attended)
         return x + self.mlp_norm_after(self.mlp(self.mlp_norm_before(x)))
 
@@ -119,13 +121,16 @@ class Decoder(Model):
         with torch.device("cpu"):  # real numbers even where the modules are built on the meta device
             self.rotary = Rotary(config.rope, config.head_dim)
 
-    def forward(self, step: Step, state: State | None = None) -> Tensor:
+    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         view = state.view(step) if state is not None else None
+        tail = view.tail(last) if view is not None and last is not None else None
         x = self.embed(step.tokens)
         rotary_dtype = torch.float32 if self.config.float32_details and x.dtype != torch.float64 else x.dtype
         rotary = self.rotary(step.positions, step.lengths, rotary_dtype)
-        for block in self.layers:
-            x = block(x, rotary, step, view)
+        *layers, final = self.layers
+        for block in layers:
+            x = block(x, rotary, step, view, None)
+        x = final(x, rotary, step, view, tail)
         if view is not None:
             view.commit()
         return self.norm(x)

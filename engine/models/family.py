@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,14 @@ class Model(nn.Module, ABC):
     config: ModelConfig
 
     @abstractmethod
-    def forward(self, step: Step, state: State | None = None) -> Tensor:
+    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         """Hidden states [N, hidden] of the step's tokens.
 
         With a state, its rows go on from where they are and remember the step. Without one, every row
         begins here: one causal pass that is differentiable and changes nothing.
+
+        `last` (with a state): how many of each row's last tokens somebody reads, none to all. Only theirs are
+        returned, end to end, and the last layer computes no others.
         """
 
     @abstractmethod

@@ -103,6 +103,32 @@ def test_forks_go_their_own_ways(tiny, llm, prompt):
     assert error(onwards, torch.stack(expected)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("last", [[0, 0, 0], [1, 1, 1], [6, 0, 17], [17, 1, 6]])
+def test_only_the_tokens_that_are_read_come_out_of_the_last_layer(tiny, llm, prompt, last):
+    first = [prompt(length, length) for length in (5, 23, 40)]
+    then = [prompt(length, 100 + length) for length in (17, 1, 6)]
+    last = [min(count, len(ids)) for count, ids in zip(last, then, strict=True)]
+    for begun in (True, False):  # on top of a past, and from the beginning
+        state = llm.model.new_state()
+        rows = [state.acquire() for _ in first]
+        before = first if begun else [[], [], []]
+        if begun:
+            run(llm, first, rows, [0, 0, 0], state)
+        starts = [len(ids) for ids in before]
+        with torch.inference_mode():
+            hidden = llm.model.forward(Step.pack(then, rows, starts), state, last)
+            logits = llm.model.logits(hidden)
+        references = [tiny.logits(a + b) for a, b in zip(before, then, strict=True)]
+        expected = torch.cat([reference[len(reference) - n :] for reference, n in zip(references, last, strict=True)])
+        assert len(logits) == sum(last)
+        assert len(logits) == 0 or error(logits, expected) <= TOLERANCE
+        onwards = run(llm, [[7], [8], [9]], rows, [state.length(row) for row in rows], state)
+        expected = torch.stack(
+            [tiny.logits([*a, *b, 7 + i])[-1] for i, (a, b) in enumerate(zip(before, then, strict=True))]
+        )
+        assert error(onwards, expected) <= TOLERANCE
+
+
 # Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-2), ("float16", 6e-3)])
 def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
