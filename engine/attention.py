@@ -118,7 +118,9 @@ def _attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tenso
 
 
 def _attend_gathered(q: Tensor, row: RowView, layer: int, window: int | None) -> Tensor:
-    """One row with its keys copied into one piece, under a mask: windows, and forks away from the CPU."""
+    """One row with its keys in one piece, copied there if need be, under a mask: windows, and all else but decoding
+    away from the CPU.
+    """
     q = q[row.queries]
     end = row.start + row.count
     first = 0 if window is None else max(0, row.start - window + 1)  # the oldest key that any query sees
@@ -128,7 +130,7 @@ def _attend_gathered(q: Tensor, row: RowView, layer: int, window: int | None) ->
         if position + length > first:
             pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
         position += length
-    keys, values = torch.cat(pieces, dim=2)
+    keys, values = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
     if len(q) == 1:
         packed = q.view(1, len(keys), -1, q.shape[-1])
         return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(q.shape)
