@@ -87,7 +87,8 @@ def choose(
     if params.temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float() / params.temperature
-    logits = logits.masked_fill(logits < cutoff(logits, params), -math.inf)
+    if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+        logits.masked_fill_(logits < cutoff(logits, params), -math.inf)
     return draw(logits, uniform(seeds, [len(ids) for ids in texts]))
 
 
@@ -121,7 +122,9 @@ def cutoff(logits: Tensor, params: SamplingParams) -> Tensor:
     if 0 < params.top_k < logits.shape[1]:
         lowest = logits.topk(params.top_k).values[:, -1:]
     if params.top_p < 1:
-        lowest = _top_p_cutoff(logits.masked_fill(logits < lowest, -math.inf), params.top_p)
+        among = logits if params.top_k == 0 else logits.masked_fill(logits < lowest, -math.inf)
+        by = top_p_by_histogram if logits.device.type == "cpu" else top_p_by_sorting
+        lowest = by(among, params.top_p)
     if params.min_p > 0:
         lowest = lowest.maximum(logits.amax(-1, keepdim=True) + math.log(params.min_p))
     return lowest
@@ -130,22 +133,23 @@ def cutoff(logits: Tensor, params: SamplingParams) -> Tensor:
 BINS, DEPTH = 4096, 40.0  # bins of a histogram over the logits from the highest down to 40 below it (e^-40 of its mass)
 
 
-def _top_p_cutoff(logits: Tensor, top_p: float) -> Tensor:
-    """The lowest logit of the nucleus [R, 1] (Holtzman et al. 2020): the likeliest tokens that reach top_p together.
+def top_p_by_sorting(logits: Tensor, top_p: float) -> Tensor:
+    """The lowest logit of the nucleus [R, 1] (Holtzman et al. 2020): the likeliest tokens that reach top_p together."""
+    values = logits.sort(descending=True).values
+    mass = values.softmax(-1).cumsum(-1)
+    return values.gather(1, (mass < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1))
 
-    Sorting 152,000 numbers takes a CPU longer than all else here. So there a histogram finds the bin in which
-    the nucleus ends, and only that bin is sorted; the result is the same.
+
+def top_p_by_histogram(logits: Tensor, top_p: float) -> Tensor:
+    """The same on a CPU, which would take longer to sort 152,000 numbers than for all else here.
+
+    A histogram finds the bin in which the nucleus ends, and only that bin is sorted.
     """
-    if logits.device.type != "cpu":
-        values = logits.sort(descending=True).values
-        mass = values.softmax(-1).cumsum(-1)
-        return values.gather(1, (mass < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1))
     lowest = []
     for row in logits:
-        below = row.max() - row
-        weights = (-below).exp()
-        bins = (below.clamp(max=DEPTH) * ((BINS - 1) / DEPTH)).int()
-        mass = torch.bincount(bins, weights.double(), minlength=BINS).cumsum(0)
+        below = row - row.max()
+        bins = (below * (-(BINS - 1) / DEPTH)).clamp_(max=BINS - 1).int()
+        mass = torch.bincount(bins, below.exp_(), minlength=BINS).cumsum(0, dtype=torch.float64)
         target = top_p * mass[-1]
         edge = int((mass < target).sum())
         inside = row[bins == edge].sort(descending=True).values
@@ -158,7 +162,7 @@ def _top_p_cutoff(logits: Tensor, top_p: float) -> Tensor:
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One token a row [R], by inverting the cumulative distribution of softmax(logits) at `uniforms` [R]."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = (logits - logits.amax(-1, keepdim=True)).exp().cumsum(-1, dtype=wide)
+    cumulative = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=wide)
     targets = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 

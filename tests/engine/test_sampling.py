@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UsageError
-from engine.sampling import SamplingParams, choose, cutoff, draw, penalize, top_logprobs, uniform
+from engine.sampling import (
+    SamplingParams,
+    choose,
+    cutoff,
+    draw,
+    penalize,
+    top_logprobs,
+    top_p_by_histogram,
+    top_p_by_sorting,
+    uniform,
+)
 
 ROWS = st.lists(
     st.lists(st.integers(-400, 400).map(lambda x: x / 16), min_size=12, max_size=12), min_size=1, max_size=3
@@ -58,6 +68,13 @@ def test_top_p_over_a_real_vocabulary_keeps_the_smallest_set_that_reaches_it(sca
     least = probabilities.masked_fill(~kept, 1).amin(-1)
     assert (mass >= 0.9 - 1e-9).all()
     assert scale == 0 or (mass - least < 0.9 + 1e-9).all()
+
+
+def test_a_gpu_s_way_to_top_p_is_the_same():
+    for scale in (0.3, 3.0, 12.0):
+        logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
+        for top_p in (0.1, 0.5, 0.95):
+            assert torch.equal(top_p_by_sorting(logits, top_p), top_p_by_histogram(logits, top_p))
 
 
 def test_filters_equal_transformers():

@@ -129,6 +129,19 @@ def test_only_the_tokens_that_are_read_come_out_of_the_last_layer(tiny, llm, pro
         assert error(onwards, expected) <= TOLERANCE
 
 
+def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, monkeypatch):
+    """Away from the CPU keys are gathered under a mask instead of attended to in parts."""
+    from engine.attention import _attend_gathered
+
+    def gathered(q, k, v, view, layer):  # type: ignore[no-untyped-def]
+        return torch.cat([_attend_gathered(q, row, layer, None) for row in view.rows])
+
+    monkeypatch.setattr("engine.attention._attend_in_parts", gathered)
+    test_chunks(tiny, llm, prompt)
+    test_forks_go_their_own_ways(tiny, llm, prompt)
+    test_three_ragged_rows_at_once(tiny, llm, prompt)
+
+
 # Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-2), ("float16", 6e-3)])
 def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
