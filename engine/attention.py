@@ -18,6 +18,8 @@ from engine.linear import Linear
 from engine.rope import rotate
 from engine.state import RowView, Step, View
 
+QUERY_BLOCK = 128  # queries that a CPU attends with at once under a mask
+
 # The view of the tokens that somebody reads after the last layer, and their places in the step; None: all of them.
 Tail = tuple[View, Tensor] | None
 
@@ -93,36 +95,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer
     if not view.past:
         return torch.cat([_attend_causal(q[r.queries], k[r.queries], v[r.queries], None) for r in view.rows])
     if view.in_one_piece:
-        return torch.cat([_attend_one(q, row, layer) for row in view.rows])
+        rows = ((row.queries, row.target.kv[layer, :, :, : row.offset + 1]) for row in view.rows)
+        return torch.cat([_attend_one(q[queries], *kv) for queries, kv in rows])
     if q.device.type != "cpu":
         return torch.cat([_attend_gathered(q, row, layer, None) for row in view.rows])
     return _attend_in_parts(q, k, v, view, layer)
 
 
-def _attend_one(q: Tensor, row: RowView, layer: int) -> Tensor:
-    """Decoding: one query, and all that it sees, itself included, lies in one piece. No mask, no copies."""
-    keys, values = row.target.kv[layer, :, :, : row.offset + 1]
-    packed = q[row.queries].view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
-    return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(1, *q.shape[1:])
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Decoding: one query [1, H, D] that sees all keys and values [Hkv, T, D]. No mask, no copies."""
+    packed = q.view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
+    return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(q.shape)
 
 
 def _attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """One row from its beginning: [n, H, D] among themselves. Differentiable."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, heads, n, D]
-    if window is not None and q.shape[2] > window:
-        mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril().triu(1 - window)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out[0].transpose(0, 1)
+    return _attend_masked(q, k.transpose(0, 1), v.transpose(0, 1), 0, 0, window)
 
 
 def _attend_gathered(q: Tensor, row: RowView, layer: int, window: int | None) -> Tensor:
-    """One row with its keys in one piece, copied there if need be, under a mask: windows, and all else but decoding
-    away from the CPU.
+    """One row with its keys in one piece, copied there if need be: windows, and all else but decoding away from
+    the CPU.
     """
-    q = q[row.queries]
-    end = row.start + row.count
     first = 0 if window is None else max(0, row.start - window + 1)  # the oldest key that any query sees
     pieces, position = [], 0
     before = row.past[:-1] if row.offset else row.past  # the target itself may hold the end of the past
@@ -131,14 +125,35 @@ def _attend_gathered(q: Tensor, row: RowView, layer: int, window: int | None) ->
             pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
         position += length
     keys, values = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-    if len(q) == 1:
-        packed = q.view(1, len(keys), -1, q.shape[-1])
-        return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(q.shape)
-    distance = torch.arange(row.start, end, device=q.device)[:, None] - torch.arange(first, end, device=q.device)
-    mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    heads_first = q.transpose(0, 1)[None]
-    out = F.scaled_dot_product_attention(heads_first, keys[None], values[None], attn_mask=mask, enable_gqa=True)
-    return out[0].transpose(0, 1)
+    if row.count == 1:
+        return _attend_one(q[row.queries], keys, values)
+    return _attend_masked(q[row.queries], keys, values, row.start, first, window)
+
+
+def _attend_masked(q: Tensor, keys: Tensor, values: Tensor, start: int, first: int, window: int | None) -> Tensor:
+    """Queries [n, H, D] at positions from `start` on, over keys and values [Hkv, T, D] at positions from `first` on.
+
+    torch's kernel for CPUs computes what a causal mask hides, so there it is given a few queries at a time, with
+    the keys that these can see. -> [n, H, D]
+    """
+    queries = q.transpose(0, 1)[None]  # [1, H, n, D]
+    count = queries.shape[2]
+    if window is None and start == first and (count <= QUERY_BLOCK or q.device.type != "cpu"):
+        out = F.scaled_dot_product_attention(queries, keys[None], values[None], is_causal=True, enable_gqa=True)
+        return out[0].transpose(0, 1)
+    block = QUERY_BLOCK if q.device.type == "cpu" else count
+    parts = []
+    for begin in range(0, count, block):
+        end = min(begin + block, count)
+        oldest = 0 if window is None else max(0, start + begin - window + 1 - first)  # among the keys
+        newest = start + end - first
+        position = torch.arange(start + begin, start + end, device=q.device)[:, None]
+        distance = position - torch.arange(first + oldest, first + newest, device=q.device)
+        mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        k, v = keys[None, :, oldest:newest], values[None, :, oldest:newest]
+        part = F.scaled_dot_product_attention(queries[:, :, begin:end], k, v, attn_mask=mask, enable_gqa=True)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int) -> Tensor:

@@ -142,6 +142,20 @@ def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, mon
     test_three_ragged_rows_at_once(tiny, llm, prompt)
 
 
+@pytest.mark.parametrize("window", [None, 150])
+def test_prompts_longer_than_a_block_of_queries(draw_tiny, prompt, window):
+    tiny = draw_tiny("mistral", sliding_window=window, max_position_embeddings=1024)
+    llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
+    ids = prompt(400)
+    expected = tiny.logits(ids)
+    assert error(llm.logits(ids), expected) <= TOLERANCE
+    assert error(llm.model.logits(llm.model.forward(Step.pack([ids]))).detach(), expected) <= TOLERANCE
+    sequence = llm.sequence()
+    sequence.feed(ids[:133])
+    assert error(sequence.read(ids[:399], last=266), expected[133:399]) <= TOLERANCE
+    assert error(sequence.read(ids, last=1), expected[399:]) <= TOLERANCE
+
+
 # Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-2), ("float16", 6e-3)])
 def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
