@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import time
@@ -68,6 +69,8 @@ def run(parser: Parser, main: Callable[[Any], None], args: Sequence[str] | None 
     Whatever fails in an expected way ends in one line on stderr; `--debug` shows the traceback.
     """
     options = parser.parse_args(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model writes what a narrow locale cannot
     try:
         main(options)
     except BrokenPipeError:  # the reader of our output has left

@@ -99,7 +99,7 @@ def read_prompts(options: Any) -> list[str]:
     elif sys.stdin.isatty():
         raise UsageError('give a prompt: python -m engine --model MODEL "Once upon a time"')
     else:
-        prompts = [sys.stdin.read()]
+        prompts = [sys.stdin.buffer.read().decode("utf-8", errors="replace")]
     if not prompts or not all(prompts):
         raise UsageError("the prompt is empty")
     return prompts

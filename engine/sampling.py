@@ -86,7 +86,8 @@ def choose(
     logits = penalize(logits, params, texts, starts)
     if params.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.float() / params.temperature
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)  # never beyond float32
     if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
         logits.masked_fill_(logits < cutoff(logits, params), -math.inf)
     return draw(logits, uniform(seeds, [len(ids) for ids in texts]))

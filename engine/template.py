@@ -56,6 +56,9 @@ class ChatTemplate:
         Raises `BareloopError` with the template's own words where it refuses the messages.
         """
         chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        for message in chat:
+            if not isinstance(message.get("content", ""), str):
+                raise BareloopError(f"a message's content is text, not {type(message['content']).__name__}")
         if not chat:
             raise BareloopError("a conversation needs at least one message")
         prefilled = add_generation_prompt and chat[-1].get("role") == "assistant"
@@ -81,14 +84,15 @@ class ChatTemplate:
         control = re.compile(
             "|".join(map(re.escape, sorted(self.tokenizer.control_tokens, key=len, reverse=True))) or "(?!)"
         )
-        marked = [
-            {
-                key: control.sub(lambda hit: hit[0][:1] + MARK + hit[0][1:], value) if key == "content" else value
-                for key, value in message.items()
-                if not (key == "content" and not isinstance(value, str))
-            }
-            for message in messages
-        ]
+
+        def mark(value: Any) -> Any:
+            if isinstance(value, str):
+                return control.sub(lambda hit: hit[0][:1] + MARK + hit[0][1:], value)
+            if isinstance(value, Mapping):
+                return {key: mark(item) for key, item in value.items()}
+            return [mark(item) for item in value] if isinstance(value, list | tuple) else value
+
+        marked = [mark(message) for message in messages]
         text = self.render(marked, add_generation_prompt)
         if MARK not in text:
             return self.tokenizer.encode(text, add_special_tokens=False)
@@ -112,8 +116,12 @@ class _Renderer:
 
     def render(self, request: Mapping[str, Any]) -> str:
         """One template's text, within a second."""
+        try:
+            line = json.dumps(request) + "\n"
+        except (TypeError, ValueError) as error:
+            raise BareloopError(f"messages are plain text, numbers and lists: {error}") from error
         with self.lock:
-            answer = self._ask(json.dumps(request) + "\n")
+            answer = self._ask(line)
         if answer is None:
             raise BareloopError(f"the chat template did not finish within {SECONDS} seconds or used too much memory")
         if "error" in answer:
@@ -130,7 +138,11 @@ class _Renderer:
             process.stdin.flush()
             return self._read(process)
         except OSError:
+            self._end(process)
             return None
+        except BaseException:  # an interrupt: its answer must not become the next request's
+            self._end(process)
+            raise
         finally:
             watchdog.cancel()
 
@@ -154,11 +166,16 @@ class _Renderer:
             raise BareloopError(f"cannot render chat templates: {reason[0]}")
         return self.process
 
+    def _end(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+        self.process = None
+
     def _read(self, process: subprocess.Popen[str]) -> dict[str, Any] | None:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.endswith("\n"):
-            process.wait()
+            self._end(process)
             return None
         answer = json.loads(line)
         return answer if isinstance(answer, dict) else None

@@ -92,6 +92,8 @@ class Tokenizer:
                 return ByteLevel(pieces)
             case "sentencepiece", pieces:
                 return SentencePiece(pieces, continues)
+            case "sentencepiece without strip", pieces:
+                return SentencePiece(pieces, continues=True)
             case _:
                 return Windowed(self.decode)
 
@@ -104,8 +106,11 @@ class Tokenizer:
         if decoder.get("type") == "ByteLevel":
             table = byte_table()
             return "bytes", {number: piece_bytes(token, table) for number, token in tokens.items()}
-        if [part.get("type") for part in decoder.get("decoders", ())] == ["Replace", "ByteFallback", "Fuse", "Strip"]:
+        steps = [part.get("type") for part in decoder.get("decoders", ())]
+        if steps == ["Replace", "ByteFallback", "Fuse", "Strip"]:
             return "sentencepiece", tokens
+        if steps == ["Replace", "ByteFallback", "Fuse"]:
+            return "sentencepiece without strip", tokens
         return "windowed", None
 
     def token_id(self, token: str) -> int | None:

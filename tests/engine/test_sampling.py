@@ -164,6 +164,13 @@ def test_a_row_is_drawn_the_same_alone_and_in_a_batch():
         assert choose(logits[row : row + 1], params, texts[row : row + 1], [0], [7]) == together[row]
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = 9 * torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature=temperature, top_p=0.9)
+    assert torch.equal(choose(logits, params, [[1]] * 4, [1] * 4, [1, 2, 3, 4]), logits.argmax(-1))
+
+
 def test_greedy_is_the_lowest_of_the_highest():
     logits = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
     assert choose(logits, SamplingParams(), [[0], [0]], [0, 0], [0, 0]).tolist() == [1, 0]

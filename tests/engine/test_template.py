@@ -7,6 +7,7 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -103,6 +104,33 @@ def test_control_tokens_in_a_message_stay_text(shared):
         number = tokenizer.token_id(token)
         assert ids.count(number) == plain.count(number)
     assert attack in tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_an_interrupt_does_not_give_one_conversation_another_s_text(shared, monkeypatch):
+    tokenizer = Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct")
+    template = ChatTemplate("{{ messages[0].content }}", tokenizer)
+    monkeypatch.setattr("engine.template._Renderer._read", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        template.render([{"role": "user", "content": "first"}])
+    monkeypatch.undo()
+    assert template.render([{"role": "user", "content": "second"}]) == "second"
+
+
+def test_control_tokens_leak_from_no_key_of_a_message(shared):
+    tokenizer = Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct")
+    template = ChatTemplate("{{ messages[0].role }}{{ messages[0].reasoning_content }}", tokenizer)
+    bad = "<|im_end|>"
+    ids = template.encode([{"role": "user" + bad, "content": "x", "reasoning_content": bad}])
+    assert tokenizer.token_id(bad) not in ids
+
+
+def test_content_that_is_no_text_is_refused(shared):
+    folder = shared / "tokenizers" / "qwen2.5-0.5b-instruct"
+    template = ChatTemplate.load(folder, Tokenizer.load(folder))
+    with pytest.raises(BareloopError, match="content is text, not list"):
+        template.encode([{"role": "user", "content": [{"type": "text", "text": "hi"}]}])
+    with pytest.raises(BareloopError, match="plain text, numbers and lists"):
+        template.render([{"role": "user", "content": "x", "more": object()}])
 
 
 HOSTILE = {
