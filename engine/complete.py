@@ -110,13 +110,8 @@ def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: b
     params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)))
     ids = [encode(llm, prompt, options) for prompt in prompts]
     results = [Result(name, prompt, len(own)) for prompt, own in zip(prompts, ids, strict=True)]
-    state = llm.model.new_state()
-    sequences = [llm.sequence(state) for _ in prompts]
-    if sequences[0].tokenizer is None:
-        llm.tokenizer  # noqa: B018  (says what is missing)
     start = time.perf_counter()
-    for sequence, own in zip(sequences, ids, strict=True):
-        sequence.feed(own)
+    sequences = llm.fed(ids)
     try:
         for event in decode(sequences, params, continues=not options.chat):
             result = results[event.sequence]

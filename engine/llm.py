@@ -130,6 +130,14 @@ class LLM:
         state = self.model.new_state() if state is None else state
         return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
 
+    def fed(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
+        """A sequence for each prompt, fed, all of one state: ready to decode together."""
+        state = self.model.new_state()
+        sequences = [self.sequence(state) for _ in prompts]
+        for sequence, ids in zip(sequences, prompts, strict=True):
+            sequence.feed(ids)
+        return sequences
+
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt; ids stay as they are."""
         if not isinstance(prompt, str | list | tuple):
@@ -154,10 +162,7 @@ class LLM:
         return self._generate([ids], params or SamplingParams(), continues)[0]
 
     def _generate(self, ids: list[list[int]], params: SamplingParams, continues: bool) -> list[Completion]:
-        state = self.model.new_state()
-        sequences = [self.sequence(state) for _ in ids]
-        for sequence, prompt in zip(sequences, ids, strict=True):
-            sequence.feed(prompt)
+        sequences = self.fed(ids)
         events: list[list[Event]] = [[] for _ in ids]
         for event in decode(sequences, params, continues):
             events[event.sequence].append(event)
