@@ -67,14 +67,14 @@ class Sequence:
         What they share with the tokens held is kept, the rest is computed in chunks: at least one token.
         Raises `BareloopError` where they are none, or more than the window holds.
         """
-        cached, hidden = self._extend(ids, keep=1)
+        (cached,), (hidden,) = prefill([self], [ids], [1])
         with torch.inference_mode():
             self.logits = self.model.logits(hidden)[0]
         return cached
 
     def read(self, ids: Seq[int], last: int) -> Tensor:
         """As `feed`, and the logits [last, V] after each of the `last` tokens of `ids`."""
-        _, hidden = self._extend(ids, keep=last)
+        _, (hidden,) = prefill([self], [ids], [last])
         with torch.inference_mode():
             logits = self.model.logits(hidden)
             self.logits = logits[-1].clone()
@@ -101,36 +101,72 @@ class Sequence:
             self.closed, self.logits = True, None
             self.state.release(self.row)
 
-    def _extend(self, ids: Seq[int], keep: int) -> tuple[int, Tensor]:
-        """Remember exactly `ids`; -> tokens reused, and the hidden states [keep, D] of the last ones."""
+    def rewind(self, ids: Seq[int], keep: int) -> int:
+        """Go back to what is held of `ids` without the last `keep`, make room for the rest, and return its length."""
         self.check_open()
         if not ids or not 1 <= keep <= len(ids):
             raise BareloopError(f"a prompt needs at least {max(keep, 1)} token(s), and this one has {len(ids)}")
         if len(ids) > self.max_length:
             raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window holds {self.max_length:,}")
         check_ids(ids, self.model.config.vocab_size)
-        shared = 0
-        while shared < min(len(ids) - keep, len(self.ids)) and ids[shared] == self.ids[shared]:
-            shared += 1
+        shared = min(common_prefix(ids, self.ids), len(ids) - keep)
         self.logits = None
         start = self.state.rewind(self.row, shared)
         del self.ids[start:]
         self.state.reserve(self.row, len(ids) - start)
-        pieces = []
-        with torch.inference_mode():
-            for first in range(start, len(ids), PREFILL_CHUNK):
-                chunk = ids[first : first + PREFILL_CHUNK]
-                device = self.state.device
-                wanted = max(0, first + len(chunk) - max(first, len(ids) - keep))
-                step = Step.pack([chunk], [self.row], [first], device)
-                pieces.append(self.model.forward(step, self.state, last=[wanted]))
-                self.ids += chunk
-            return start, torch.cat(pieces)
+        return start
 
     def check_open(self) -> None:
         """Refuse a sequence that has given its row back."""
         if self.closed:
             raise BareloopError("this sequence is closed; make another")
+
+
+def prefill(
+    sequences: Seq[Sequence], texts: Seq[Seq[int]], keep: Seq[int], chunk: int = PREFILL_CHUNK
+) -> tuple[list[int], list[Tensor]]:
+    """Make every sequence (of one state) stand at the end of its text, all together in steps of up to `chunk` tokens.
+
+    What each still remembers of its text is kept, but for the last `keep` tokens. -> how many that were, and the
+    hidden states [keep, D] of the last ones. Their `logits` are left to the caller.
+    """
+    starts = [sequence.rewind(ids, last) for sequence, ids, last in zip(sequences, texts, keep, strict=True)]
+    hidden: list[list[Tensor]] = [[] for _ in sequences]
+    with torch.inference_mode():
+        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk):
+            owners = [sequences[index] for index, _, _ in pieces]
+            state = owners[0].state
+            chunks = [list(texts[index][first:stop]) for index, first, stop in pieces]
+            step = Step.pack(chunks, [owner.row for owner in owners], [first for _, first, _ in pieces], state.device)
+            wanted = [max(0, stop - max(first, len(texts[i]) - keep[i])) for i, first, stop in pieces]
+            parts = torch.split(owners[0].model.forward(step, state, last=wanted), wanted)
+            for (index, _, _), owner, ids, part in zip(pieces, owners, chunks, parts, strict=True):
+                owner.ids += ids
+                hidden[index].append(part)
+        return starts, [torch.cat(parts) for parts in hidden]
+
+
+def _pieces(starts: Seq[int], stops: Seq[int], chunk: int) -> Iterator[list[tuple[int, int, int]]]:
+    """(index, first, stop) of what each step feeds: `chunk` tokens in all, the texts one after the other."""
+    step: list[tuple[int, int, int]] = []
+    room = chunk
+    for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        first = start
+        while first < stop:
+            end = min(stop, first + room)
+            step.append((index, first, end))
+            room -= end - first
+            first = end
+            if room == 0:
+                yield step
+                step, room = [], chunk
+    if step:
+        yield step
+
+
+def common_prefix(a: Seq[int], b: Seq[int]) -> int:
+    """How many tokens two texts share at their beginning."""
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def check_ids(ids: Seq[int], vocab_size: int) -> None:

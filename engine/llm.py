@@ -15,12 +15,13 @@ from engine import weights
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name
 from engine.errors import BareloopError
-from engine.generate import Event, check_ids, decode
+from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
 from engine.hub import TOKENIZER_FILES, local_path
 from engine.models import configure
 from engine.models.family import Family, Model
 from engine.sampling import SamplingParams
+from engine.score import BATCH_TOKENS, Score, Scorer
 from engine.state import State
 from engine.template import ChatTemplate, Message
 from engine.tokenizer import Tokenizer
@@ -43,14 +44,6 @@ class Completion:
     logprobs: list[float] | None  # of each token, if asked for
     finish_reason: str  # "stop" (a token or string that ends a text) or "length"
     usage: Usage
-
-
-@dataclass(frozen=True)
-class Score:
-    """One continuation: its log-likelihood in nats, and whether greedy decoding would have written it."""
-
-    loglikelihood: float
-    is_greedy: bool
 
 
 class LLM:
@@ -188,29 +181,29 @@ class LLM:
         sequence = self.sequence()
         return sequence.read(self.encode(ids), last=len(ids)).float().cpu()
 
-    def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Score]:
+    def score(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int | None = None
+    ) -> list[Score]:
         """Log-likelihoods of (context ids, continuation ids), neither empty, as lm-evaluation-harness takes them.
 
         Of a pair that is too long the last `max_length + 1` tokens are kept. The log-softmax is taken, and
-        summed, in the model's dtype. What a request shares with the one before it is not computed again.
+        summed, in the model's dtype. What requests share is computed once; `batch_tokens` bounds the tokens of
+        one forward.
         """
-        sequence = self.sequence()
-        scores = []
-        for pair in requests:
-            context, continuation = (self.encode(ids) for ids in pair)
-            if not context or not 1 <= len(continuation) <= self.max_length:
-                raise BareloopError(
-                    f"cannot score {len(continuation)} tokens after {len(context)}: a continuation has 1 to "
-                    f"{self.max_length:,} tokens, its context at least 1"
-                )
-            check_ids(continuation, self.config.vocab_size)
-            ids = [*context, *continuation][-(self.max_length + 1) :]
-            logits = sequence.read(ids[:-1], last=len(continuation))
-            with torch.inference_mode():
-                target = torch.tensor(continuation, device=logits.device)
-                chosen = logits.log_softmax(-1).gather(1, target[:, None])
-                scores.append(Score(float(chosen.sum()), bool((logits.argmax(-1) == target).all())))
-        return scores
+        scorer = self.scorer(requests, batch_tokens)
+        scores = {
+            request: score
+            for batch in scorer.batches
+            for request, score in zip(batch.requests, scorer.score(batch), strict=True)
+        }
+        return [scores[index] for index in range(len(requests))]
+
+    def scorer(
+        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int | None = None
+    ) -> Scorer:
+        """What `score` does, planned and not yet done: for long work that is saved batch by batch."""
+        pairs = [(self.encode(context), self.encode(continuation)) for context, continuation in requests]
+        return Scorer(pairs, self.sequence, batch_tokens or BATCH_TOKENS[self.device.type])
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load; it must be new or empty."""
