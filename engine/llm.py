@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine import weights
 from engine.config import ModelConfig, read_json, token_ids
-from engine.device import choose_device, choose_dtype, dtype_name
+from engine.device import choose_device, choose_dtype, dtype_name, keep_freed_memory
 from engine.errors import BareloopError
 from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
@@ -54,6 +54,8 @@ class LLM:
         self.family = family
         self.config = config
         self.folder = folder
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @staticmethod
     def load(name: str | Path, device: str = "auto", dtype: str = "auto", quant: str = "none") -> LLM:
@@ -203,7 +205,7 @@ class LLM:
     ) -> Scorer:
         """What `score` does, planned and not yet done: for long work that is saved batch by batch."""
         pairs = [(self.encode(context), self.encode(continuation)) for context, continuation in requests]
-        return Scorer(pairs, self.sequence, batch_tokens or BATCH_TOKENS[self.device.type])
+        return Scorer(pairs, self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load; it must be new or empty."""

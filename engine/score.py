@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from engine.generate import check_ids, common_prefix, prefill
 # A group costs a pass over the weights and a last batch that is not full: as much as this many tokens.
 GROUP_COST = 128
 # Tokens of one forward: enough to keep the device busy, few enough that little is lost with an unfinished batch.
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384, "mps": 2_048}
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384, "mps": 2_048}
 ROWS = 256  # rows of logits [vocab] that are in memory at once
 
 Request = tuple[Sequence[int], Sequence[int]]  # the ids of a context and of its continuation
@@ -93,7 +93,7 @@ class Scorer:
                 )
             check_ids(continuation, sequence.model.config.vocab_size)
         self.batches = plan(requests, sequence.max_length, batch_tokens)
-        self._prefix: tuple[list[int], TokenSequence] = ([], sequence)
+        self.prefix = sequence  # at the end of the last batch's prefix
 
     def score(self, batch: Batch) -> list[Score]:
         """The scores of `batch.requests`: a step for the stems, one more if some have branches."""
@@ -127,14 +127,12 @@ class Scorer:
 
     def _prefixed(self, batch: Batch) -> TokenSequence:
         """A sequence that stands at the end of the batch's prefix, computed from its beginning or still there."""
-        ids, sequence = self._prefix
-        if ids != batch.prefix:
-            sequence.close()
-            sequence = self.new_sequence()
+        if self.prefix.ids != batch.prefix:
+            self.prefix.close()
+            self.prefix = self.new_sequence()
             if batch.prefix:
-                prefill([sequence], [batch.prefix], [1], self.batch_tokens)
-            self._prefix = batch.prefix, sequence
-        return sequence
+                prefill([self.prefix], [batch.prefix], [1], self.batch_tokens)
+        return self.prefix
 
     @torch.inference_mode()
     def _scores(self, hidden: Tensor, places: list[int], continuations: list[Sequence[int]]) -> list[Score]:
@@ -147,7 +145,7 @@ class Scorer:
         chosen = torch.empty(len(places), dtype=hidden.dtype)
         greedy = torch.empty(len(places), dtype=torch.bool)
         for first in range(0, len(hidden), ROWS):
-            logits = self._prefix[1].model.logits(hidden[first : first + ROWS])
+            logits = self.prefix.model.logits(hidden[first : first + ROWS])
             here = ((place >= first) & (place < first + ROWS)).nonzero()[:, 0]
             rows, tokens = (index[here].to(logits.device) for index in (place - first, target))
             chosen[here] = logits.log_softmax(-1)[rows, tokens].cpu()
@@ -204,8 +202,9 @@ def _groups(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
     order = sorted(range(len(texts)), key=lambda i: list(texts[i]))
     nodes: list[tuple[int, _Sharing]] = []  # from the root to where the walk is: depth, and what was left behind there
     here = _Sharing()
-    depths = [common_prefix(texts[text], texts[following]) for text, following in pairwise(order)]
-    for text, depth in zip(order, [*depths, -1], strict=True):
+    for place, text in enumerate(order):
+        following = order[place + 1 : place + 2]
+        depth = common_prefix(texts[text], texts[following[0]]) if following else -1
         here = _Sharing([text], 0, [], [text])
         while nodes and nodes[-1][0] > depth:
             at, left = nodes.pop()

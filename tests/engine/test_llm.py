@@ -111,24 +111,8 @@ def test_greedy_text_equals_transformers_generate_for_200_tokens(stories, shared
         assert ours == expected.tolist()
 
 
-def test_score_equals_log_softmax_over_whole_passes(tiny_llama, prompt):
+def test_what_is_no_prompt_is_named(tiny_llama):
     llm = LLM.load(tiny_llama.folder, device="cpu")
-    requests = [
-        (prompt(20), [4]),
-        (prompt(20), [5]),
-        (prompt(20), [6, 7, 8]),
-        (prompt(3, 1), prompt(30, 2)),
-        (prompt(300, 3), [9, 10]),  # longer than the window: its last 257 tokens count
-    ]
-    for (context, continuation), score in zip(requests, llm.score(requests), strict=True):
-        ids = [*context, *continuation][-257:]
-        logits = tiny_llama.logits(ids[:-1])[-len(continuation) :]
-        expected = logits.log_softmax(-1).gather(1, torch.tensor(continuation)[:, None])
-        assert score.loglikelihood == pytest.approx(float(expected.sum()), abs=1e-4)
-        assert score.is_greedy == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
-    for request, message in (([], [1]), "at least 1"), (([1], [128]), "from 0 to 127"), (([1], [1] * 257), "1 to 256"):
-        with pytest.raises(BareloopError, match=message):
-            llm.score([request])
     with pytest.raises(BareloopError, match="at least 1 token"):
         llm.logits([])
     for prompts, message in (("text", "a list of prompts"), ([{"a": 1}], "not dict"), ([["a"]], "hold 'a'")):
