@@ -6,6 +6,7 @@ The format (github.com/huggingface/safetensors): 8 bytes with the header's lengt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -36,6 +37,8 @@ DTYPES = {
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 MAX_DIMENSIONS = 16
 BUFFER = 16 * 2**20  # bytes converted at once
+HASHED_WHOLE = 256 * 2**20  # bytes
+SAMPLES, SAMPLE = 4096, 2**16  # blocks of a larger file that count, and their bytes
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -155,6 +158,27 @@ class Stored:
             piece = buffer[: len(flat) - first]
             self.file.read(self.start + first * self.dtype.itemsize, _bytes(piece))
             flat[first : first + len(piece)].copy_(piece)
+
+
+def fingerprint(folder: Path) -> str:
+    """A SHA-256 that tells one folder's weights from another's, in about a second for any size.
+
+    Files up to `HASHED_WHOLE` bytes count whole; of larger ones the header, the size, and evenly spaced blocks.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({stored.file.path for stored in open_checkpoint(folder).values()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= HASHED_WHOLE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            (header,) = struct.unpack("<Q", file.read(8))
+            digest.update(file.read(header))
+            for place in range(8 + header, size, (size - 8 - header) // SAMPLES):
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
 
 
 def open_checkpoint(folder: Path) -> dict[str, Stored]:

@@ -8,13 +8,12 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from engine.errors import BareloopError, UsageError
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-T = TypeVar("T")
 PLAIN_INTERVAL = 10.0  # seconds between lines of progress where there is no terminal
 
 
@@ -37,6 +36,7 @@ class Parser(argparse.ArgumentParser):
             choices=("auto", "float32", "bfloat16", "float16"),
             help="of weights and activations (default: auto, as config.json says)",
         )
+        self.add_argument("--quant", default="none", metavar="FORMAT", help="weight format (default: none)")
 
     def add_sampling_options(self) -> None:
         """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""
@@ -103,42 +103,63 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text) if sys.stdout.isatty() else text
 
 
-def progress(items: Iterable[T], total: int, label: str, status: Callable[[], str] = str) -> Iterator[T]:
-    """The items, with their rate and the time that remains on stderr: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        yield from _bar(items, total, label, status)
-        return
-    start = said = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
+class Progress:
+    """How far some work is, on stderr: a bar on a terminal, else a line now and then, with rate and time left.
+
+        with Progress("mmlu", total=252, done=100) as progress:
+            progress.advance(8, "accuracy 45.1 %")
+
+    `done` was done before and does not count for the rate.
+    """
+
+    def __init__(self, label: str, total: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, total, done
+        self._before = done
+        self._start = self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[told]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty())
+            self._task = self._bar.add_task(self.label, total=self.total, completed=self.done, told="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int, status: str = "") -> None:
+        """`count` more are done; `status` stands at the end of the line."""
+        self.done += count
         now = time.monotonic()
-        if now - said >= PLAIN_INTERVAL or done == total:
-            rate = done / max(now - start, 1e-9)
-            remaining = (total - done) / rate
-            line = f"{label}: {done}/{total}, {rate:.2f}/s, {remaining:.0f} s left {status()}"
-            print(line.rstrip(), file=sys.stderr, flush=True)
-            said = now
+        rate = (self.done - self._before) / max(now - self._start, 1e-9)
+        remaining = duration((self.total - self.done) / rate) if rate else "?"
+        told = f"{rate:.2f}/s, {remaining} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, told=f"{told}  {status}")
+        elif now - self._said >= PLAIN_INTERVAL or self.done == self.total:
+            print(f"{self.label}: {self.done}/{self.total}, {told} {status}".rstrip(), file=sys.stderr, flush=True)
+            self._said = now
 
 
-def _bar(items: Iterable[T], total: int, label: str, status: Callable[[], str]) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    )
-    start = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=total, rate="", status="")
-        for done, item in enumerate(items, 1):
-            yield item
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:.2f}/s", status=status())
+def duration(seconds: float) -> str:
+    """12.3 s, 4:05 min or 1:02:03 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
 def _with_dashes(word: str) -> str:
@@ -151,7 +172,7 @@ def _with_dashes(word: str) -> str:
 def _one_line(error: BaseException) -> str | None:
     """What to tell the user, or None for a defect of ours, which shows its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
+        return str(error) or "interrupted"
     if isinstance(error, BareloopError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

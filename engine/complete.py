@@ -68,7 +68,7 @@ def complete(options: Any) -> None:
     streams = not several and len(prompts) == 1 and not options.json
     results = []
     for name in options.model:
-        llm = LLM.load(name, device=options.device, dtype=options.dtype)
+        llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
         own = answer(llm, name, prompts, options, streams)
         for result in own if options.json else ():
             print(result.as_json(), flush=True)

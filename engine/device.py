@@ -1,4 +1,4 @@
-"""Where to compute and in which dtype, and what it took: real, CPU seconds and memory."""
+"""Where to compute and in which dtype, and what it took: real, CPU and GPU seconds, and memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from engine.config import DTYPES
+from engine.cycles import CycleCounter
 from engine.errors import BareloopError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -90,22 +91,53 @@ def read_bandwidth(device: torch.device) -> float:
     return numbers.nbytes / best
 
 
-@dataclass
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on a GPU by tensors there, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What some work took: seconds by the clock, of all CPU threads, and of the GPU; cycles of the CPU.
+
+    The last two are None where there is no GPU, or the system does not count.
+    """
+
+    real: float
+    cpu: float
+    gpu: float | None
+    cycles: int | None
+
+
 class Stopwatch:
-    """Real and CPU seconds (of all threads) since it was made."""
+    """Measures work in laps; on a GPU a lap waits until what was started there is done."""
 
-    real_start: float
-    cpu_start: float
+    def __init__(self, device: torch.device, counter: CycleCounter | None = None) -> None:
+        self.device = device
+        self.counter = counter
+        self._last = self._now()
 
-    @staticmethod
-    def start() -> Stopwatch:
-        """Begin now."""
-        return Stopwatch(time.perf_counter(), time.process_time())
+    def lap(self) -> Spent:
+        """What was spent since the last one, or since the start."""
+        before, now = self._last, self._now()
+        self._last = now
+        gpu = before[2].elapsed_time(now[2]) / 1000 if before[2] is not None and now[2] is not None else None
+        cycles = now[3] - before[3] if now[3] is not None and before[3] is not None else None
+        return Spent(now[0] - before[0], now[1] - before[1], gpu, cycles)
 
-    @property
-    def real(self) -> float:
-        return time.perf_counter() - self.real_start
-
-    @property
-    def cpu(self) -> float:
-        return time.process_time() - self.cpu_start
+    def _now(self) -> tuple[float, float, torch.cuda.Event | None, int | None]:
+        event = None
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                event.record()
+            event.synchronize()
+        cycles = self.counter.read() if self.counter is not None else None
+        return time.perf_counter(), time.process_time(), event, cycles

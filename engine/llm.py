@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -189,23 +190,20 @@ class LLM:
         """Log-likelihoods of (context ids, continuation ids), neither empty, as lm-evaluation-harness takes them.
 
         Of a pair that is too long the last `max_length + 1` tokens are kept. The log-softmax is taken, and
-        summed, in the model's dtype. What requests share is computed once; `batch_tokens` bounds the tokens of
-        one forward.
+        summed, in the model's dtype. What requests share is computed once (neighbours with one context, and the
+        beginnings of contexts); `batch_tokens` bounds the tokens of one forward.
         """
-        scorer = self.scorer(requests, batch_tokens)
-        scores = {
-            request: score
-            for batch in scorer.batches
-            for request, score in zip(batch.requests, scorer.score(batch), strict=True)
-        }
-        return [scores[index] for index in range(len(requests))]
-
-    def scorer(
-        self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int | None = None
-    ) -> Scorer:
-        """What `score` does, planned and not yet done: for long work that is saved batch by batch."""
         pairs = [(self.encode(context), self.encode(continuation)) for context, continuation in requests]
-        return Scorer(pairs, self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
+        questions = [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0])]
+        scorer = self.scorer(batch_tokens)
+        scores: dict[int, list[Score]] = {}
+        for batch in scorer.plan(questions):
+            scores |= zip((prompt.place for prompt in batch.prompts), scorer.score(batch), strict=True)
+        return [score for place in range(len(questions)) for score in scores[place]]
+
+    def scorer(self, batch_tokens: int | None = None) -> Scorer:
+        """What `score` uses: it plans, then scores a batch at a time, for long work that is saved as it goes."""
+        return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load; it must be new or empty."""

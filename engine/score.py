@@ -1,10 +1,10 @@
-"""Log-likelihoods of continuations, with what prompts share computed once.
+"""Log-likelihoods of continuations, with what questions share computed once.
 
-    prefix    what the prompts of a group begin with: few-shot examples. Computed once and forked.
-    stem      one context after it: a question. Its letters " A" … " D" all read the scores at its end.
-    branch    what only some of its continuations add: the tokens of a longer answer, but the last.
+    prefix    what the questions of a group begin with: few-shot examples. Computed once and forked.
+    stem      what the requests of one question share beyond it: its letters " A" … " D" all read the scores at its end.
+    branch    what only some continuations add: the tokens of a longer answer, but the last.
 
-A plan depends on the requests and the limits alone, and a batch is always computed in the same shapes: so a
+A plan depends on the questions and the limits alone, and a batch is always computed in the same shapes: so a
 batch that is scored again, or after others, or alone, gives the same bits.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,13 +20,14 @@ from engine.errors import BareloopError
 from engine.generate import Sequence as TokenSequence
 from engine.generate import check_ids, common_prefix, prefill
 
-# A group costs a pass over the weights and a last batch that is not full: as much as this many tokens.
-GROUP_COST = 128
 # Tokens of one forward: enough to keep the device busy, few enough that little is lost with an unfinished batch.
 BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384, "mps": 2_048}
+# A group costs a pass over the weights and a last batch that is not full: as much as this many tokens.
+GROUP_COST = 128
 ROWS = 256  # rows of logits [vocab] that are in memory at once
 
 Request = tuple[Sequence[int], Sequence[int]]  # the ids of a context and of its continuation
+Question = Sequence[Request]  # requests with one context, scored together
 
 
 @dataclass(frozen=True)
@@ -40,90 +40,107 @@ class Score:
 
 @dataclass(frozen=True)
 class Stem:
-    """What some requests have in common, and what each adds: `branches` holds the requests under the added ids."""
+    """What some requests have in common, and what each adds: `branches` holds their places under the added ids."""
 
     ids: list[int]
     keep: int  # tokens at its end whose next-token scores are read
     branches: dict[tuple[int, ...], list[int]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question, ready to be fed: a stem, or several where its requests are too long and are cut differently."""
+
+    place: int  # in the list that was planned
+    continuations: list[Sequence[int]]
+    stems: list[Stem]
     truncated: bool
 
     @property
     def tokens(self) -> int:
-        """Tokens that are fed for it when nothing is shared with other stems."""
-        return len(self.ids) + sum(map(len, self.branches))
+        """Tokens that are fed for it when it shares nothing with others."""
+        return sum(len(stem.ids) + sum(map(len, stem.branches)) for stem in self.stems)
+
+    @property
+    def shareable(self) -> list[int]:
+        """What may be computed with others: all that it begins with, up to the first token whose scores are read."""
+        first, *others = (stem.ids[: -stem.keep] for stem in self.stems)
+        return first[: min((common_prefix(first, other) for other in others), default=len(first))]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Stems that are computed together, on top of a prefix that all of them begin with."""
+    """Questions that are computed together, on top of a prefix that all of them begin with."""
 
     prefix: list[int]
-    stems: list[Stem]
-    opens_group: bool  # the prefix is first needed here
-
-    @property
-    def requests(self) -> list[int]:
-        """The requests' places in the list that was planned, in the order of their scores."""
-        return [request for stem in self.stems for listed in stem.branches.values() for request in listed]
+    prompts: list[Prompt]
 
     @property
     def tokens(self) -> int:
         """Tokens that are fed, the prefix apart."""
-        return sum(stem.tokens - len(self.prefix) for stem in self.stems)
+        return sum(prompt.tokens - len(self.prefix) * len(prompt.stems) for prompt in self.prompts)
 
 
 class Scorer:
-    """Planned requests; it holds the state of the prefix that it is at."""
+    """Plans and scores; it keeps the state of the last batch's prefix, and counts the tokens that it feeds."""
 
-    def __init__(
-        self, requests: Sequence[Request], new_sequence: Callable[[], TokenSequence], batch_tokens: int
-    ) -> None:
-        """Check the requests and plan their batches."""
+    def __init__(self, new_sequence: Callable[[], TokenSequence], batch_tokens: int) -> None:
         if batch_tokens < 1:
             raise BareloopError(f"batch_tokens is {batch_tokens}; use 1 or more")
-        self.requests = requests
         self.new_sequence = new_sequence
         self.batch_tokens = batch_tokens
-        sequence = new_sequence()
-        for context, continuation in requests:
-            if not context or not 1 <= len(continuation) <= sequence.max_length:
+        self.prefix = new_sequence()  # at the end of the last batch's prefix
+        self.fed = 0
+
+    def plan(self, questions: Sequence[Question]) -> list[Batch]:
+        """Check the questions, and form batches that depend on nothing else but the limits."""
+        for context, continuation in (request for question in questions for request in question):
+            if not context or not 1 <= len(continuation) <= self.prefix.max_length:
                 raise BareloopError(
                     f"cannot score {len(continuation)} tokens after {len(context)}: a continuation has 1 to "
-                    f"{sequence.max_length:,} tokens, its context at least 1"
+                    f"{self.prefix.max_length:,} tokens, its context at least 1"
                 )
-            check_ids(continuation, sequence.model.config.vocab_size)
-        self.batches = plan(requests, sequence.max_length, batch_tokens)
-        self.prefix = sequence  # at the end of the last batch's prefix
+            check_ids(continuation, self.prefix.model.config.vocab_size)
+        return plan(questions, self.prefix.max_length, self.batch_tokens)
 
-    def score(self, batch: Batch) -> list[Score]:
-        """The scores of `batch.requests`: a step for the stems, one more if some have branches."""
-        stems = self._prefixed(batch).fork(len(batch.stems))
-        keep = [stem.keep for stem in batch.stems]
-        _, hidden = prefill(stems, [stem.ids for stem in batch.stems], keep, self.batch_tokens)
-        owners: list[TokenSequence] = []
+    def score(self, batch: Batch) -> list[list[Score]]:
+        """The scores of each prompt's continuations: a step for the stems, one more if some have branches."""
+        prefix = self._prefixed(batch)
+        stems = [stem for prompt in batch.prompts for stem in prompt.stems]
+        rows = prefix.fork(len(stems))
+        keep = [stem.keep for stem in stems]
+        _, ends = prefill(rows, [stem.ids for stem in stems], keep, self.batch_tokens)
+        forks: list[TokenSequence] = []
         texts: list[list[int]] = []
-        for stem, sequence in zip(batch.stems, stems, strict=True):
+        for stem, row in zip(stems, rows, strict=True):
             added = [branch for branch in stem.branches if branch]
-            owners += sequence.fork(len(added))
+            forks += row.fork(len(added))
             texts += [[*stem.ids, *branch] for branch in added]
-        lengths = [len(branch) for stem in batch.stems for branch in stem.branches if branch]
-        branches = prefill(owners, texts, lengths, self.batch_tokens)[1] if owners else []
-        for sequence in (*stems, *owners):
+        lengths = [len(branch) for stem in stems for branch in stem.branches if branch]
+        branches = prefill(forks, texts, lengths, self.batch_tokens)[1] if forks else []
+        for sequence in (*rows, *forks):
             sequence.close()
+        self.fed += batch.tokens
 
         # A continuation's tokens are predicted by the last states of its stem, then by those of its branch.
-        places: list[int] = []
+        predictors: list[list[int]] = []  # of each continuation: rows of all these states, end to end
         stem_end, branch_end = 0, sum(keep)
-        for stem in batch.stems:
-            stem_end += stem.keep
-            for branch, listed in stem.branches.items():
-                branch_end += len(branch)
-                for request in listed:
-                    of_stem = len(self.requests[request][1]) - len(branch)
-                    places += range(stem_end - of_stem, stem_end)
-                    places += range(branch_end - len(branch), branch_end)
-        continuations = [self.requests[request][1] for request in batch.requests]
-        return self._scores(torch.cat([*hidden, *branches]), places, continuations)
+        for prompt in batch.prompts:
+            own: dict[int, list[int]] = {}
+            for stem in prompt.stems:
+                stem_end += stem.keep
+                for branch, places in stem.branches.items():
+                    branch_end += len(branch)
+                    for place in places:
+                        of_stem = len(prompt.continuations[place]) - len(branch)
+                        own[place] = [
+                            *range(stem_end - of_stem, stem_end),
+                            *range(branch_end - len(branch), branch_end),
+                        ]
+            predictors += [own[place] for place in range(len(prompt.continuations))]
+        continuations = [continuation for prompt in batch.prompts for continuation in prompt.continuations]
+        scores = iter(self._scores(torch.cat([*ends, *branches]), predictors, continuations))
+        return [[next(scores) for _ in prompt.continuations] for prompt in batch.prompts]
 
     def _prefixed(self, batch: Batch) -> TokenSequence:
         """A sequence that stands at the end of the batch's prefix, computed from its beginning or still there."""
@@ -132,22 +149,23 @@ class Scorer:
             self.prefix = self.new_sequence()
             if batch.prefix:
                 prefill([self.prefix], [batch.prefix], [1], self.batch_tokens)
+            self.fed += len(batch.prefix)
         return self.prefix
 
     @torch.inference_mode()
-    def _scores(self, hidden: Tensor, places: list[int], continuations: list[Sequence[int]]) -> list[Score]:
-        """Scores of continuations whose tokens, end to end, are predicted by the states at `places` in hidden [M, D].
+    def _scores(self, hidden: Tensor, predictors: list[list[int]], continuations: list[Sequence[int]]) -> list[Score]:
+        """Scores of continuations whose tokens are predicted by these rows of hidden [M, D].
 
         Log-softmax and sum are taken in the model's dtype, as lm-evaluation-harness does.
         """
-        place = torch.tensor(places)
+        row = torch.tensor([number for rows in predictors for number in rows])
         target = torch.tensor([token for continuation in continuations for token in continuation])
-        chosen = torch.empty(len(places), dtype=hidden.dtype)
-        greedy = torch.empty(len(places), dtype=torch.bool)
+        chosen = torch.empty(len(row), dtype=hidden.dtype)
+        greedy = torch.empty(len(row), dtype=torch.bool)
         for first in range(0, len(hidden), ROWS):
             logits = self.prefix.model.logits(hidden[first : first + ROWS])
-            here = ((place >= first) & (place < first + ROWS)).nonzero()[:, 0]
-            rows, tokens = (index[here].to(logits.device) for index in (place - first, target))
+            here = ((row >= first) & (row < first + ROWS)).nonzero()[:, 0]
+            rows, tokens = (index[here].to(logits.device) for index in (row - first, target))
             chosen[here] = logits.log_softmax(-1)[rows, tokens].cpu()
             greedy[here] = (logits.argmax(-1)[rows] == tokens).cpu()
         lengths = [len(continuation) for continuation in continuations]
@@ -155,41 +173,39 @@ class Scorer:
         return [Score(float(logprobs.sum()), bool(hits.all())) for logprobs, hits in parts]
 
 
-def plan(requests: Sequence[Request], max_length: int, batch_tokens: int) -> list[Batch]:
-    """Requests -> batches of up to `batch_tokens` tokens each (or of one stem), grouped by the prefix they share."""
-    stems = _stems(requests, max_length)
+def plan(questions: Sequence[Question], max_length: int, batch_tokens: int) -> list[Batch]:
+    """Questions -> batches of up to `batch_tokens` tokens each (or of one question), by the prefix that they share."""
+    prompts = [_prompt(place, question, max_length) for place, question in enumerate(questions)]
     batches: list[Batch] = []
-    for depth, members in _groups([stem.ids[: -stem.keep] for stem in stems]):
-        prefix = stems[members[0]].ids[:depth]
-        batch = Batch(prefix, [], opens_group=True)
-        for member in members:
-            stem = stems[member]
-            if batch.stems and batch.tokens + stem.tokens - depth > batch_tokens:
+    for depth, members in _groups([prompt.shareable for prompt in prompts]):
+        prefix = prompts[members[0]].shareable[:depth]
+        batch = Batch(prefix, [])
+        for prompt in (prompts[member] for member in members):
+            if batch.prompts and batch.tokens + Batch(prefix, [prompt]).tokens > batch_tokens:
                 batches.append(batch)
-                batch = Batch(prefix, [], opens_group=False)
-            batch.stems.append(stem)
+                batch = Batch(prefix, [])
+            batch.prompts.append(prompt)
         batches.append(batch)
     return batches
 
 
-def _stems(requests: Sequence[Request], max_length: int) -> list[Stem]:
-    """Neighbours with one context are one stem, and what their continuations begin with belongs to it.
+def _prompt(place: int, question: Question, max_length: int) -> Prompt:
+    """Requests -> stems and branches.
 
     Of a pair that is too long the last `max_length + 1` tokens are kept, the last of them only predicted.
     """
-    cuts = [max(0, len(context) + len(continuation) - max_length - 1) for context, continuation in requests]
-    stems: list[Stem] = []
-    for _, group in groupby(range(len(requests)), key=lambda i: (cuts[i], list(requests[i][0]))):
-        members = list(group)
-        cut = cuts[members[0]]
-        inputs = [[*requests[i][0], *requests[i][1]][cut:-1] for i in members]
-        ids = inputs[0][: min(common_prefix(inputs[0], other) for other in inputs)]
+    cuts = [max(0, len(context) + len(continuation) - max_length - 1) for context, continuation in question]
+    stems = []
+    for cut in dict.fromkeys(cuts):
+        inputs = {i: [*question[i][0], *question[i][1]][cut:-1] for i, own in enumerate(cuts) if own == cut}
+        first, *others = inputs.values()
+        ids = first[: min((common_prefix(first, other) for other in others), default=len(first))]
         branches: dict[tuple[int, ...], list[int]] = {}
-        for i, fed in zip(members, inputs, strict=True):
+        for i, fed in inputs.items():
             branches.setdefault(tuple(fed[len(ids) :]), []).append(i)
-        keep = max(len(requests[i][1]) - len(branch) for branch, listed in branches.items() for i in listed)
-        stems.append(Stem(ids, keep, branches, truncated=cut > 0))
-    return stems
+        keep = max(len(question[i][1]) - len(branch) for branch, places in branches.items() for i in places)
+        stems.append(Stem(ids, keep, branches))
+    return Prompt(place, [continuation for _, continuation in question], stems, truncated=any(cuts))
 
 
 def _groups(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:

@@ -36,18 +36,18 @@ class ChatTemplate:
         self.now = (now or datetime.now()).isoformat()
 
     @staticmethod
-    def load(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    def load(folder: Path, tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate:
         """From chat_template.jinja or tokenizer_config.json; raises where a checkpoint has none."""
         path = folder / "chat_template.jinja"
         if path.exists():
-            return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer)
+            return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
         found = tokenizer.settings.get("chat_template")
         if isinstance(found, list):
             named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
             found = named.get("default")
         if not isinstance(found, str):
             raise BareloopError(f"{folder} has no chat template: it is a base model; give it plain text to continue")
-        return ChatTemplate(found, tokenizer)
+        return ChatTemplate(found, tokenizer, now)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation.

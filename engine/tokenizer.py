@@ -72,6 +72,14 @@ class Tokenizer:
         except Exception as error:  # a lone surrogate, or a vocabulary without a token for the unknown
             raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
 
+    def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` for several texts, on all cores."""
+        try:
+            batch = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        except Exception as error:  # as above
+            raise BareloopError(f"the tokenizer cannot encode these texts: {error}") from error
+        return [list(encoding.ids) for encoding in batch]
+
     def encode_plain(self, text: str) -> list[int]:
         """The ids of a text in which nothing is a control token, whatever it looks like."""
         self.backend.encode_special_tokens = True

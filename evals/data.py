@@ -2,84 +2,105 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import gzip
+import hashlib
 import json
 import operator
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from engine.errors import BareloopError, UsageError
 from evals.prompts import LETTERS, Question
+from evals.subjects import GROUPS
+
+CSV_SPLITS = {"validation": "val"}  # what the original files call a split
 
 
 class MMLU:
     """The questions of MMLU by subject and split.
 
-    `source` is a folder with `<split>.jsonl` or `.jsonl.gz` (a row a line, with its subject), or with
-    `<subject>/<split>-*.parquet`; or a hub data set with a configuration per subject, such as cais/mmlu.
+    `source` is a folder with `<split>.jsonl` or `.jsonl.gz` (a row a line, with its subject), with
+    `<subject>/<split>-*.parquet`, or with the original `<split>/<subject>_<split>.csv`; or a hub data set with a
+    configuration "all", such as cais/mmlu.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.folder = Path(source).expanduser()
-        self._files: dict[str, dict[str, list[Question]]] = {}
-        self._hub_subjects: list[str] | None = None
+        self._splits: dict[str, dict[str, list[Question]]] = {}
         if not self.folder.is_dir() and (self.folder.exists() or source.startswith((".", "/", "~"))):
             what = "is a file; name its folder" if self.folder.exists() else "is no folder here"
             raise BareloopError(f"--data {source} {what}")
 
-    def subjects(self, split: str) -> list[str]:
-        """What there is, in alphabetical order."""
-        if self.folder.is_dir():
-            found = sorted(self._local(split)) or sorted({path.parent.name for path in self._parquet("*", split)})
+    def split(self, name: str) -> dict[str, list[Question]]:
+        """All questions of a split by subject, subjects in alphabetical order, rows in their own."""
+        if name not in self._splits:
+            found = self._local(name) if self.folder.is_dir() else self._hub(name)
             if not found:
                 raise BareloopError(
-                    f"{self.folder} has no {split} split: neither {split}.jsonl(.gz) nor <subject>/{split}-*.parquet"
+                    f"{self.source} has no {name} split: no {name}.jsonl(.gz), no <subject>/{name}-*.parquet, "
+                    f"no {CSV_SPLITS.get(name, name)}/<subject>_{CSV_SPLITS.get(name, name)}.csv"
                 )
-            return found
-        if self._hub_subjects is None:
-            from datasets import get_dataset_config_names
-
-            names = _from_hub(self.source, lambda: get_dataset_config_names(self.source))
-            self._hub_subjects = sorted(set(names) - {"all", "auxiliary_train"})
-        return self._hub_subjects
+            self._splits[name] = dict(sorted(found.items()))
+        return self._splits[name]
 
     def choose(self, names: Sequence[str], split: str) -> list[str]:
-        """The subjects of these names, `all` for every one; unknown names are refused with their nearest."""
-        available = self.subjects(split)
+        """Subjects by their names, by group (what the data holds of it), or `all`; unknown names are refused."""
+        available = self.split(split)
+        chosen: list[str] = []
         for name in names:
-            if name != "all" and name not in available:
-                near = difflib.get_close_matches(name, available, n=3, cutoff=0.4)
+            own = {
+                "all": list(available),
+                **{group: [s for s in listed if s in available] for group, listed in GROUPS.items()},
+            }
+            if name not in own and name not in available:
+                near = difflib.get_close_matches(name, [*available, *own], n=3, cutoff=0.4)
                 hint = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(available)}"
                 raise UsageError(f"no subject {name!r} in the {split} split of {self.source}; {hint}")
-        return available if "all" in names else list(dict.fromkeys(names))
+            if not own.get(name, [name]):
+                raise UsageError(f"the {split} split of {self.source} has no subject of the group {name}")
+            chosen += own.get(name, [name])
+        return list(dict.fromkeys(chosen))
 
-    def questions(self, subject: str, split: str) -> list[Question]:
-        """A subject's rows in their order."""
-        if not self.folder.is_dir():
-            from datasets import load_dataset
-
-            rows = _from_hub(self.source, lambda: load_dataset(self.source, subject, split=split))
-            return _questions(rows, f"{self.source} {subject} {split}", subject)[subject]
-        if local := self._local(split):
-            return local.get(subject, [])
-        rows = [row for path in self._parquet(subject, split) for row in _parquet_rows(path)]
-        return _questions(rows, f"{self.folder}/{subject}", subject).get(subject, [])
+    def digest(self, *splits: str) -> str:
+        """A SHA-256 over all rows of these splits, the same whatever kind of file they come from."""
+        rows = [astuple(question) for split in splits for listed in self.split(split).values() for question in listed]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
     def _local(self, split: str) -> dict[str, list[Question]]:
-        if split not in self._files:
-            paths = [self.folder / f"{split}.jsonl", self.folder / f"{split}.jsonl.gz"]
-            path = next((path for path in paths if path.exists()), None)
-            self._files[split] = _questions(_json_lines(path), str(path)) if path else {}
-        return self._files[split]
+        for path in (self.folder / f"{split}.jsonl", self.folder / f"{split}.jsonl.gz"):
+            if path.exists():
+                return _questions(_json_lines(path), str(path))
+        found: dict[str, list[Question]] = {}
+        for pattern in (f"*/{split}-*.parquet", f"*/{split}.parquet"):
+            by_subject = groupby(sorted(self.folder.glob(pattern)), key=lambda path: path.parent.name)
+            for subject, paths in by_subject:
+                rows = (row for path in paths for row in _parquet_rows(path))
+                found |= _questions(rows, f"{self.folder}/{subject}", subject)
+        short = CSV_SPLITS.get(split, split)
+        for path in sorted(self.folder.glob(f"{short}/*_{short}.csv")) if not found else ():
+            found |= _questions(_csv_rows(path), str(path), path.stem.removesuffix(f"_{short}"))
+        return found
 
-    def _parquet(self, subject: str, split: str) -> list[Path]:
-        return sorted(
-            [*self.folder.glob(f"{subject}/{split}-*.parquet"), *self.folder.glob(f"{subject}/{split}.parquet")]
-        )
+    def _hub(self, split: str) -> dict[str, list[Question]]:
+        try:
+            from datasets import load_dataset
+
+            rows = load_dataset(self.source, "all", split=split)
+        except Exception as error:  # the library raises a dozen kinds, none with a way out
+            if isinstance(error, ValueError) and "Unknown split" in str(error):
+                return {}
+            raise BareloopError(
+                f"cannot get the data set {self.source} from the hub ({type(error).__name__}); "
+                "go online once to fetch it, or name a local folder with --data"
+            ) from error
+        return _questions(rows, f"{self.source} {split}")
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
@@ -105,6 +126,19 @@ def _parquet_rows(path: Path) -> list[Any]:
         raise BareloopError(f"cannot read {path}: {error}") from error
 
 
+def _csv_rows(path: Path) -> Iterator[Any]:
+    """The original files: question, four choices, and a letter, without a header. All of it is text."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.reader(file):
+                if len(row) != 6 or row[5] not in LETTERS:
+                    yield {"columns": len(row)}
+                else:
+                    yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BareloopError(f"cannot read {path}: {error}") from error
+
+
 def _questions(rows: Iterable[Any], where: str, default_subject: str | None = None) -> dict[str, list[Question]]:
     """Rows with the columns question, subject, choices, answer, by subject."""
     found: dict[str, list[Question]] = {}
@@ -124,12 +158,3 @@ def _questions(rows: Iterable[Any], where: str, default_subject: str | None = No
         listed = found.setdefault(subject, [])
         listed.append(Question(subject, len(listed), text, choices, answer))
     return found
-
-
-def _from_hub(source: str, read: Any) -> Any:
-    try:
-        return read()
-    except Exception as error:  # the libraries below raise a dozen kinds, none with a way out
-        raise BareloopError(
-            f"cannot get the data set {source} from the hub ({type(error).__name__}); name a local folder with --data"
-        ) from error

@@ -2,107 +2,106 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from engine.cli import Parser, progress, run
-from engine.errors import BareloopError, UsageError
+from engine.cli import Parser, run
+from engine.errors import UsageError
+from evals.data import MMLU
+from evals.program import add_run_options, run_program
+from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_requests, question_block
+from evals.run import Item, Task
+from evals.subjects import GROUPS
 
-if TYPE_CHECKING:
-    from engine import LLM
-    from evals.prompts import Question
-
-DEFAULT_DATA = "cais/mmlu"
-DEFAULT_SUBJECTS = ("astronomy", "business_ethics")
+DATA = "cais/mmlu"
+SUBJECTS = ("astronomy", "business_ethics")
 
 
 def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m evals.mmlu", "Score a model on MMLU, exactly as lm-evaluation-harness does.")
     result.add_model_options()
-    result.add_argument("--data", default=DEFAULT_DATA, help=f"hub data set or local folder (default: {DEFAULT_DATA})")
+    result.add_argument("--data", default=DATA, help=f"hub data set, or folder (default: {DATA})")
     result.add_argument(
         "--subjects",
         action="extend",
         nargs="+",
         metavar="SUBJECT",
-        help=f"names, or all (default: {' '.join(DEFAULT_SUBJECTS)})",
+        help=f"names, {', '.join(GROUPS)}, or all (default: {' '.join(SUBJECTS)})",
     )
     result.add_argument("--shots", type=int, default=5, help="solved examples before each question (default: 5)")
-    result.add_argument("--limit", type=int, help="questions per subject (default: all)")
+    result.add_argument("--split", default="test", help="of the questions (default: test); examples are from dev")
+    add_run_options(result)
     return result
 
 
-def main(options: Any) -> None:
-    """Score every model in turn, and print a table for each."""
-    if not options.model:
-        raise UsageError("name a model: --model FOLDER or a hub id such as Qwen/Qwen2.5-0.5B")
-    if options.limit is not None and options.limit < 1:
-        raise UsageError(f"--limit {options.limit}: use 1 or more")
-    tasks = load_tasks(options.data, options.subjects or DEFAULT_SUBJECTS, options.shots, options.limit)
-
-    from rich.console import Console
-
-    from engine import LLM
-    from engine.device import Stopwatch, dtype_name
-    from engine.hub import find_model
-    from evals.report import accuracy_table
-    from evals.scoring import predict
-
-    for name in options.model:  # a wrong name is told before hours of work, not after
-        find_model(name)
-    for name in options.model:
-        llm = LLM.load(name, device=options.device, dtype=options.dtype)
-        watch = Stopwatch.start()
-        correct: dict[str, list[bool]] = {subject: [] for subject, _, _ in tasks}
-        work = [(question, shots) for _, shots, questions in tasks for question in questions]
-        truncated = 0
-
-        def status(values: dict[str, list[bool]] = correct) -> str:
-            told = [value for listed in values.values() for value in listed]
-            return f"accuracy {100 * sum(told) / len(told):.1f} %" if told else ""
-
-        for question, shots in progress(work, len(work), "mmlu", status):
-            pairs = encode_requests(llm, question, shots)
-            truncated += any(len(context) + len(answer) > llm.max_length + 1 for context, answer in pairs)
-            scores = [score.loglikelihood for score in llm.score(pairs)]
-            correct[question.subject].append(predict(scores) == question.answer)
-        console = Console(highlight=False, soft_wrap=True)
-        console.print(f"MMLU, {options.shots}-shot, {name} ({llm.device}, {dtype_name(llm.dtype)})")
-        console.print(accuracy_table(correct))
-        if truncated:
-            console.print(
-                f"{truncated} prompts outgrew the window of {llm.max_length:,} tokens: their beginnings were cut"
-            )
-        rate = len(work) / watch.real
-        console.print(f"real {watch.real:.1f} s, CPU {watch.cpu:.1f} s, {rate:.2f} questions/s")
-
-
-def load_tasks(
-    source: str, subjects: list[str] | tuple[str, ...], shots: int, limit: int | None
-) -> list[tuple[str, list[Question], list[Question]]]:
-    """(subject, its shots, its test questions) for every subject asked for."""
-    from evals.data import MMLU
-
-    data = MMLU(source)
-    tasks = []
-    for subject in data.choose(subjects, "test"):
-        examples = data.questions(subject, "dev") if shots else []
-        if not 0 <= shots <= len(examples):
-            most = len(examples) or len(data.questions(subject, "dev"))
+def load_task(options: Any) -> Task:
+    """MMLU as the flags choose it."""
+    data, split, shots = MMLU(options.data), options.split, options.shots
+    subjects = data.choose(options.subjects or SUBJECTS, split)
+    examples = {subject: data.split("dev").get(subject, []) if shots else [] for subject in subjects}
+    for subject, own in examples.items():
+        if not 0 <= shots <= len(own):
+            most = len(own) or len(data.split("dev").get(subject, []))
             raise UsageError(f"--shots {shots}: the dev split of {subject} has {most} examples; use 0 to {most}")
-        questions = data.questions(subject, "test")[:limit]
-        if not questions:
-            raise BareloopError(f"the test split of {source} has no questions on {subject}")
-        tasks.append((subject, examples[:shots], questions))
-    return tasks
+
+    def item(question: Question, render: Render | None) -> Item:
+        own = examples[question.subject][:shots]
+        requests = mmlu_requests(question, own, render, options.single_turn)
+        return Item(question.subject, question.index, requests, question.answer)
+
+    return Task(
+        name="mmlu" if split == "test" else f"mmlu_{split}",
+        title="MMLU",
+        split=split,
+        shots=shots,
+        digest=data.digest(split, *(["dev"] if shots else [])),
+        questions={subject: data.split(split)[subject] for subject in subjects},
+        limit=options.limit,
+        groups=GROUPS,
+        item=item,
+        alone=lambda question, render: mmlu_requests(question, [], render)[0][0],
+        show=show,
+        doc=lambda question: {
+            "question": question.question,
+            "subject": question.subject,
+            "choices": list(question.choices),
+            "answer": question.answer,
+        },
+        config=lambda subject: harness_config(subject, options.data, split, shots),
+    )
 
 
-def encode_requests(llm: LLM, question: Question, shots: list[Question]) -> list[tuple[list[int], list[int]]]:
-    """The ids of context and continuation for each of the four letters."""
-    from evals.prompts import encode_pair, mmlu_requests
+def show(question: Question, record: Mapping[str, Any]) -> str:
+    """A question, its choices, the model's answer, right or wrong."""
+    verdict = "right" if record["correct"] else f"wrong, it is {LETTERS[question.answer]}"
+    answer = f"{LETTERS[record['prediction']]} ({verdict}; margin {record['margin']:.3f})"
+    return f"[{question.subject} {question.index}] {question_block(question)} {answer}\n"
 
-    return [encode_pair(llm.encode, *request) for request in mmlu_requests(question, shots)]
+
+def harness_config(subject: str, source: str, split: str, shots: int) -> dict[str, Any]:
+    """How lm-evaluation-harness writes down a subject's definition."""
+    text = "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
+    asked = {"doc_to_text": text, "doc_to_target": "answer", "doc_to_choice": list(LETTERS)}
+    delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
+    return {
+        "task": f"mmlu_{subject}",
+        "task_alias": subject,
+        "dataset_path": source,
+        "dataset_name": subject,
+        "test_split": split,
+        "fewshot_split": "dev",
+        **asked,
+        "description": mmlu_description(subject),
+        **delimiters,
+        "fewshot_config": {"sampler": "first_n", "split": "dev", **asked, **delimiters},
+        "num_fewshot": shots,
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        "output_type": "multiple_choice",
+        "repeats": 1,
+        "metadata": {"version": 1.0},
+    }
 
 
 if __name__ == "__main__":
-    run(parser(), main)
+    run(parser(), lambda options: run_program(options, load_task))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.errors import BareloopError
+
 LETTERS = ("A", "B", "C", "D")
+ROLES = ("user", "assistant")
+Render = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> the text that a model is given
 
 
 @dataclass(frozen=True)
@@ -25,27 +29,51 @@ def question_block(question: Question) -> str:
     return f"{question.question.strip()}\n{choices}Answer:"
 
 
-def mmlu_context(question: Question, shots: Sequence[Question]) -> str:
-    """Description, the shots with their answers, and the question."""
-    topic = question.subject.replace("_", " ")
-    description = f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-    solved = "".join(f"{question_block(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots)
-    return description + solved + question_block(question)
+def mmlu_description(subject: str) -> str:
+    """What stands before the first question."""
+    return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
 
 
-def mmlu_requests(question: Question, shots: Sequence[Question]) -> list[tuple[str, str]]:
-    """(context, continuation) for each of the four letters."""
-    context = mmlu_context(question, shots)
-    return [(context, f" {letter}") for letter in LETTERS]
+def mmlu_shots(shots: Sequence[Question]) -> str:
+    """Questions with their answers."""
+    return "".join(f"{question_block(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots)
 
 
-def encode_pair(encode: Callable[[str], list[int]], context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The ids of a context, and of its continuation: what the ids of both together have beyond the context's length.
+def mmlu_requests(
+    question: Question, shots: Sequence[Question], render: Render | None = None, single_turn: bool = False
+) -> list[tuple[str, str]]:
+    """(context, continuation) for each of the four letters; `render` puts the context into a chat template."""
+    description = mmlu_description(question.subject)
+    if render is None:
+        context = description + mmlu_shots(shots) + question_block(question)
+        return [(context, f" {letter}") for letter in LETTERS]
+    turns = [{"role": "user", "content": mmlu_shots(shots) + question_block(question)}]
+    if not single_turn:
+        answered = [(question_block(shot), LETTERS[shot.answer]) for shot in shots]
+        roles = ({"role": role, "content": text} for turn in answered for role, text in zip(ROLES, turn, strict=True))
+        turns = [*roles, {"role": "user", "content": question_block(question)}]
+    context = render_chat(render, [{"role": "system", "content": description}, *turns])
+    return [(context, letter) for letter in LETTERS]
 
-    White space at the context's end belongs to the continuation, because tokenizers put it before a word.
+
+def render_chat(render: Render, messages: list[dict[str, str]]) -> str:
+    """A conversation by its template; without the system message where the template refuses it."""
+    try:
+        return render(messages)
+    except BareloopError:
+        if messages[0]["role"] != "system":
+            raise
+        return render(messages[1:])
+
+
+def encode_pairs(
+    encode_all: Callable[[Sequence[str]], list[list[int]]], requests: Sequence[tuple[str, str]]
+) -> list[tuple[list[int], list[int]]]:
+    """The ids of contexts, and of their continuations: what the ids of both together have beyond the context's.
+
+    White space at a context's end belongs to the continuation, because tokenizers put it before a word.
     """
-    trailing = len(context) - len(context.rstrip())
-    if trailing:
-        context, continuation = context[:-trailing], context[-trailing:] + continuation
-    start = encode(context)
-    return start, encode(context + continuation)[len(start) :]
+    moved = [(context.rstrip(), context[len(context.rstrip()) :] + continuation) for context, continuation in requests]
+    texts = list(dict.fromkeys(text for context, continuation in moved for text in (context, context + continuation)))
+    ids = dict(zip(texts, encode_all(texts), strict=True))
+    return [(ids[context], ids[context + continuation][len(ids[context]) :]) for context, continuation in moved]

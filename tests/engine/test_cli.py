@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from engine.cli import Parser, progress, run
+from engine.cli import Parser, Progress, duration, run
 from engine.errors import BareloopError, UsageError
 
 PROGRAMS = ("engine", "evals.mmlu")
@@ -87,10 +87,21 @@ def test_success_is_exit_code_0():
     assert caught.value.code == 0
 
 
-def test_progress_without_a_terminal_is_plain_lines(capsys):
-    assert list(progress(range(3), 3, "work", lambda: "fine")) == [0, 1, 2]
-    told = capsys.readouterr().err
-    assert re.fullmatch(r"work: 3/3, [\d.]+/s, 0 s left fine\n", told)
+def test_progress_without_a_terminal_is_plain_lines(capsys, monkeypatch):
+    with Progress("work", total=5, done=2) as progress:
+        progress.advance(1, "hidden")
+        progress.advance(2, "fine")
+    assert re.fullmatch(r"work: 5/5, [\d.]+/s, 0.0 s left fine\n", capsys.readouterr().err)
+    monkeypatch.setattr("engine.cli.PLAIN_INTERVAL", 0.0)
+    with Progress("work", total=500) as progress:
+        progress.advance(1)
+    assert "work: 1/500" in capsys.readouterr().err
+
+
+def test_durations_are_for_people():
+    assert [duration(seconds) for seconds in (0.04, 12.34, 59.9, 245, 3723)] == [
+        "0.0 s", "12.3 s", "59.9 s", "4:05 min", "1:02:03 h",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import groupby
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ def few_shot(prompt, questions: int = 6, shots: int = 150) -> list[tuple[list[in
     prefix = prompt(shots, 100)
     contexts = [prefix + prompt(5 + 3 * number, number) for number in range(questions)]
     return [(context, letter) for context in contexts for letter in LETTERS]
+
+
+def questions(requests) -> list[list[tuple[list[int], list[int]]]]:
+    return [list(group) for _, group in groupby(requests, key=lambda pair: pair[0])]
 
 
 def mixed(prompt) -> list[tuple[list[int], list[int]]]:
@@ -46,7 +51,7 @@ def reference(tiny, context: list[int], continuation: list[int]) -> tuple[float,
     return float(logits.log_softmax(-1).gather(1, target[:, None]).sum()), bool((logits.argmax(-1) == target).all())
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 60, 100_000])
+@pytest.mark.parametrize("batch_tokens", [9, 100_000])
 def test_scores_equal_whole_passes_whatever_is_shared(tiny, prompt, batch_tokens):
     llm = LLM.load(tiny.folder, device="cpu")
     requests = mixed(prompt)
@@ -59,14 +64,13 @@ def test_scores_equal_whole_passes_whatever_is_shared(tiny, prompt, batch_tokens
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_batch_gives_the_same_bits_after_others_and_alone(tiny_llama, prompt, dtype):
     llm = LLM.load(tiny_llama.folder, device="cpu", dtype=dtype)
-    requests = mixed(prompt)
-    scorer = llm.scorer(requests, 60)
-    in_order = [scorer.score(batch) for batch in scorer.batches]
+    scorer = llm.scorer(60)
+    batches = scorer.plan(questions(mixed(prompt)))
+    in_order = [scorer.score(batch) for batch in batches]
     assert len(in_order) > 5
     for place in random.Random(0).sample(range(len(in_order)), len(in_order)):
-        assert scorer.score(scorer.batches[place]) == in_order[place]
-        fresh = llm.scorer(requests, 60)
-        assert fresh.score(fresh.batches[place]) == in_order[place]
+        assert scorer.score(batches[place]) == in_order[place]
+        assert llm.scorer(60).score(batches[place]) == in_order[place]
 
 
 def test_a_prefix_is_computed_once_and_four_letters_take_one_row(tiny_llama, prompt):
@@ -83,15 +87,15 @@ def test_a_prefix_is_computed_once_and_four_letters_take_one_row(tiny_llama, pro
 
 def test_a_truncated_prompt_leaves_the_group_as_it_is(prompt):
     requests = few_shot(prompt)
-    alone = plan(requests, 256, 1000)
+    alone = plan(questions(requests), 256, 1000)
     prefix = requests[0][0][:150]
     long = prefix + prompt(200, 9)
-    among = plan([*requests[:8], *((long, letter) for letter in LETTERS), *requests[8:]], 256, 1000)
+    among = plan(questions([*requests[:8], *((long, letter) for letter in LETTERS), *requests[8:]]), 256, 1000)
     assert [len(batch.prefix) for batch in alone] == [150]
     assert [len(batch.prefix) for batch in among] == [150, 0]
-    assert [len(stem.ids) for stem in among[0].stems] == [len(stem.ids) for stem in alone[0].stems]
-    assert [stem.truncated for stem in among[1].stems] == [True]
-    assert among[1].stems[0].ids == long[-256:]
+    assert [own.stems for own in among[0].prompts] == [own.stems for own in alone[0].prompts]
+    assert [own.truncated for own in among[1].prompts] == [True]
+    assert among[1].prompts[0].stems[0].ids == long[-256:]
 
 
 def test_groups_are_those_that_save_most(prompt):
@@ -101,27 +105,26 @@ def test_groups_are_those_that_save_most(prompt):
         for number in range(1, 5)
         for seed, shots in enumerate(subjects)
     ]
-    batches = plan(requests, 1000, 1000)
+    batches = plan(questions(requests), 1000, 1000)
     assert [len(batch.prefix) for batch in batches] == [303, 303, 303]
-    assert [batch.requests for batch in batches] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
-    few = plan([([*prompt(GROUP_COST - 5, 1), *prompt(9, seed)], [4]) for seed in (2, 3)], 1000, 1000)
+    assert [[own.place for own in batch.prompts] for batch in batches] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    few = plan([[([*prompt(GROUP_COST - 5, 1), *prompt(9, seed)], [4])] for seed in (2, 3)], 1000, 1000)
     assert [len(batch.prefix) for batch in few] == [0]  # a pass over the weights for so little is no gain
 
 
 def test_batches_hold_what_the_budget_allows(prompt):
     requests = few_shot(prompt, questions=30)
     for budget in (1, 40, 200):
-        batches = plan(requests, 10_000, budget)
-        assert sorted(request for batch in batches for request in batch.requests) == list(range(len(requests)))
-        assert all(batch.tokens <= budget or len(batch.stems) == 1 for batch in batches)
-        assert [batch.opens_group for batch in batches] == [True] + [False] * (len(batches) - 1)
+        batches = plan(questions(requests), 10_000, budget)
+        assert sorted(own.place for batch in batches for own in batch.prompts) == list(range(30))
+        assert all(batch.tokens <= budget or len(batch.prompts) == 1 for batch in batches)
 
 
 def test_memory_is_given_back(tiny_llama, prompt):
     llm = LLM.load(tiny_llama.folder, device="cpu")
-    scorer = llm.scorer(few_shot(prompt), 30)
+    scorer = llm.scorer(30)
     held = set()
-    for batch in scorer.batches:
+    for batch in scorer.plan(questions(few_shot(prompt))):
         scorer.score(batch)
         held.add(scorer.prefix.state.nbytes)
     assert len(held) == 1

@@ -1,75 +1,239 @@
-"""The program end to end, and its log-likelihoods against a plain transformers loop."""
+"""The program end to end: against lm-evaluation-harness itself, its files, its flags, its one-line errors."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from engine import LLM
-from evals.mmlu import encode_requests, load_tasks
-from evals.prompts import mmlu_requests
+from engine.cycles import CycleCounter
+from evals.mmlu import load_task, parser
+from evals.program import conclude
+from evals.prompts import encode_pairs
+from evals.run import encoder, evaluate
+from evals.store import read
+from tests.evals import harness
 
 STORIES = "llama-tinystories-656k"
+QWEN = "qwen2.5-0.5b-instruct"
 
 
 @pytest.fixture(scope="module")
-def reference(shared):  # type: ignore[no-untyped-def]
-    from transformers import AutoModelForCausalLM
+def qwen(shared, draw_tiny, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    """A small random model of Qwen's with the real tokenizer; `model` in an else empty folder."""
+    sizes = {"vocab_size": 151_936, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+    tiny = draw_tiny("qwen2", max_position_embeddings=2048, **sizes)
+    folder = tmp_path_factory.mktemp("qwen")
+    shutil.copytree(tiny.folder, folder / "model")
+    for path in (shared / "tokenizers" / QWEN).iterdir():
+        if path.name not in ("config.json", "generation_config.json"):
+            shutil.copyfile(path, folder / "model" / path.name)
+    return folder
 
-    return AutoModelForCausalLM.from_pretrained(shared / "checkpoints" / STORIES, dtype=torch.float32)
+
+@pytest.mark.parametrize(
+    ("flags", "chat"),
+    [
+        (["--shots", "0"], {}),
+        (["--shots", "5"], {}),
+        (["--shots", "0", "--chat-template"], {"apply_chat_template": True}),
+        (["--shots", "5", "--chat-template"], {"apply_chat_template": True, "fewshot_as_multiturn": True}),
+        (["--shots", "2", "--chat-template", "--single-turn"],
+         {"apply_chat_template": True, "fewshot_as_multiturn": False}),
+    ],
+)  # fmt: skip
+def test_every_loglikelihood_is_the_harness_s_own(shared, qwen, tmp_path, flags, chat):
+    """All its machinery against all of ours: prompts, chat template, tokens, model, scores."""
+    subjects, limit = ["astronomy", "business_ethics"], 6
+    expected = harness.evaluate(shared, qwen, subjects, int(flags[1]), limit, **chat)
+    options = parser().parse_args(
+        ["-m", str(qwen / "model"), "--data", str(shared / "data" / "mmlu"), "--limit", str(limit), "--device", "cpu",
+         "--dtype", "float32", "--output-dir", str(tmp_path), *flags]
+    )  # fmt: skip
+    task = load_task(options)
+    path = evaluate(task, options, options.model[0], CycleCounter())
+    records = read(path)[1]
+    assert len(records) == limit * len(subjects)
+    for subject, samples in expected.items():
+        for sample in samples:
+            record = records[subject, sample["doc_id"]]
+            theirs = [float(response[0][0]) for response in sample["resps"]]
+            assert record["loglikelihoods"] == pytest.approx(theirs, abs=1e-4)
+            assert record["greedy"] == [bool(response[0][1]) for response in sample["resps"]]
+            assert record["prompt_sha256"] == sample["prompt_hash"]
+            assert record["correct"] == bool(sample["acc"])
+    conclude(task, options, path)
+    exported = [json.loads(line) for line in next(path.parent.glob("samples_mmlu_astronomy_*")).open()]
+    for ours, sample in zip(exported, expected["astronomy"], strict=True):
+        for name in ("doc_id", "doc", "filter", "metrics", "doc_hash", "prompt_hash", "target_hash", "acc"):
+            assert ours[name] == sample[name]
 
 
 @pytest.mark.parametrize(("shots", "limit"), [(0, None), (3, 6)])
-def test_every_loglikelihood_equals_a_plain_transformers_loop(shared, reference, shots, limit):
-    """All 2,643 questions. With shots most prompts outgrow the window of 512."""
-    llm = LLM.load(shared / "checkpoints" / STORIES, device="cpu")
+def test_every_loglikelihood_equals_a_plain_transformers_loop(shared, tmp_path, shots, limit):
+    """All 2,643 questions of a trained model. With shots most prompts outgrow its window of 512."""
+    from transformers import AutoModelForCausalLM
+
+    folder = shared / "checkpoints" / STORIES
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = LLM.load(folder, device="cpu").tokenizer
+    words = ["-m", str(folder), "--data", str(shared / "data" / "mmlu"), "--subjects", "all", "--shots", str(shots)]
+    more = ["--limit", str(limit)] if limit else []
+    options = parser().parse_args([*words, *more, "--device", "cpu", "--output-dir", str(tmp_path)])
+    task = load_task(options)
+    records = read(evaluate(task, options, str(folder), CycleCounter()))[1]
+    assert records.keys() >= task.wanted
     truncated = 0
-    for _, examples, questions in load_tasks(str(shared / "data" / "mmlu"), ["all"], shots, limit):
-        for question in questions:
-            passes: dict[tuple[int, ...], torch.Tensor] = {}  # the letters mostly follow the same tokens: one pass
-            expected = []
-            for context, continuation in mmlu_requests(question, examples):
-                start = llm.tokenizer.encode(context)
-                cut = llm.tokenizer.encode(context + continuation)[len(start) :]
-                truncated += len(start + cut) > 513
-                fed, target = tuple((start + cut)[-513:-1]), torch.tensor(cut)
-                if fed not in passes:
-                    with torch.no_grad():
-                        passes[fed] = (
-                            reference(torch.tensor([fed]), logits_to_keep=4).logits[0].double().log_softmax(-1)
-                        )
-                expected.append(float(passes[fed][-len(target) :].gather(1, target[:, None]).sum()))
-            ours = [score.loglikelihood for score in llm.score(encode_requests(llm, question, examples))]
-            assert ours == pytest.approx(expected, abs=1e-4)
+    for subject, index in task.wanted:
+        record = records[subject, index]
+        passes: dict[tuple[int, ...], torch.Tensor] = {}  # the letters mostly follow the same tokens: one pass
+        expected = []
+        requests = task.item(task.questions[subject][index], None).requests
+        for start, cut in encode_pairs(encoder(tokenizer), requests):
+            fed, target = tuple((start + cut)[-513:-1]), torch.tensor(cut)
+            if fed not in passes:
+                with torch.no_grad():
+                    logits = reference(torch.tensor([fed]), logits_to_keep=4).logits[0]
+                passes[fed] = logits.double().log_softmax(-1)
+            expected.append(float(passes[fed][-len(target) :].gather(1, target[:, None]).sum()))
+        assert record["loglikelihoods"] == pytest.approx(expected, abs=1e-4)
+        assert record["truncated"] == (len(start + cut) > 513)
+        truncated += record["truncated"]
     assert truncated > 0
 
 
-def program(shared, *more: str) -> subprocess.CompletedProcess[str]:  # type: ignore[no-untyped-def]
-    words = ["-m", str(shared / "checkpoints" / STORIES), "--data", str(shared / "data" / "mmlu"), *more]
+def program(shared, *more: str, model: str | None = STORIES) -> subprocess.CompletedProcess[str]:  # type: ignore[no-untyped-def]
+    words = ["-m", str(shared / "checkpoints" / model)] if model else []
+    words += ["--data", str(shared / "data" / "mmlu"), "--device", "cpu", *more]
     return subprocess.run([sys.executable, "-m", "evals.mmlu", *words], capture_output=True, text=True, timeout=300)
 
 
-def test_the_program_prints_accuracy_by_subject_and_overall(shared):
-    done = program(shared, "--subjects", "anatomy", "econometrics", "--shots", "0", "--limit", "20", "--device", "cpu")
+def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, tmp_path):
+    flags = ["--subjects", "anatomy", "econometrics", "--shots", "0", "--limit", "20", "--output-dir", str(tmp_path)]
+    done = program(shared, *flags, "--verbose", "--save-question-data")
     assert done.returncode == 0, done.stderr
-    for expected in ("anatomy", "econometrics", "overall", " 40 ", "±", "CPU", "questions/s"):
-        assert expected in done.stdout
+    for expected in (
+        "MMLU, 0-shot, cpu, float32", "anatomy (20)", "econometrics (20)", "stem (20)", "social_sciences (20)",
+        "overall (40)", "±", "real", "CPU", "questions/s", "peak memory", "ties", "truncated", "tokens in the prompts",
+        "[econometrics 19]", "Answer: ",
+    ):  # fmt: skip
+        assert expected in done.stdout, expected
+    assert done.stdout.count("(right") + done.stdout.count("(wrong") == 40
     assert "mmlu: 40/40" in done.stderr
+
+    folder = tmp_path / STORIES
+    examples = shared / "data" / "lm_eval_golden" / "example_output" / "org__model"
+    sample, example = (
+        json.loads(next(f.glob("samples_mmlu_*")).read_text().splitlines()[0]) for f in (folder, examples)
+    )
+    assert list(sample) == list(example)
+    assert list(sample["arguments"]) == list(example["arguments"])
+    assert [type(value) for value in sample.values()] == [type(value) for value in example.values()]
+    assert [len(own) for own in sample["resps"]] == [len(own) for own in example["resps"]]
+    results, example = (json.loads(next(f.glob("results_*")).read_text()) for f in (folder, examples))
+    assert set(example) - set(results) <= {
+        "system_instruction", "system_instruction_sha", "chat_template", "chat_template_sha",
+    }  # fmt: skip
+    assert set(results["results"]["mmlu_anatomy"]) == set(example["results"]["mmlu_astronomy"])
+    assert results["n-samples"]["mmlu_anatomy"] == {"original": 135, "effective": 20}
+    assert list(results["results"]) == [
+        "mmlu",
+        "mmlu_stem",
+        "mmlu_social_sciences",
+        "mmlu_anatomy",
+        "mmlu_econometrics",
+    ]
+    questions = json.loads((folder / "mmlu_0shot_cpu_float32_none_questions.json").read_text())
+    assert len(questions) == 40
+    assert {"subject", "index", "question", "choices", "answer", "prediction", "correct"} <= set(questions[0])
+
+    again = program(shared, *flags, "--rescore")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == done.stdout[done.stdout.index("MMLU, 0-shot") :]
+    none = [word for word in flags if word != "anatomy"]
+    assert "overall (20)" in program(shared, *none, "--rescore").stdout
+
+
+def test_several_models_make_one_table(shared, tmp_path):
+    words = ["--shots", "0", "--limit", "3", "--output-dir", str(tmp_path), "-m", str(tmp_path / "second")]
+    shutil.copytree(shared / "checkpoints" / STORIES, tmp_path / "second")
+    done = program(shared, *words)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.index("MMLU, 2 runs") :]
+    for expected in ("overall (6)", "questions/s", "second", STORIES):
+        assert expected in table
+
+
+def test_requests_only_are_the_harness_s_requests(shared, tmp_path):
+    """No model is needed, and none is loaded."""
+    import hashlib
+
+    done = program(shared, "--subjects", "all", "--requests-only", str(tmp_path / "requests"), model=None)
+    assert done.returncode == 0, done.stderr
+    digests: dict[str, object] = {}
+    for line in (tmp_path / "requests").open():
+        request = json.loads(line)
+        digest = digests.setdefault(request["task"], hashlib.sha256())
+        digest.update(f"{request['context']}\x00{request['continuation']}\x01".encode())  # type: ignore[attr-defined]
+    assert {task: digest.hexdigest() for task, digest in digests.items()} == (  # type: ignore[attr-defined]
+        harness.run(shared, "mmlu_5shot")["request_sha256"]
+    )
+    few = program(shared, "--limit", "1", "--shots", "0", "--requests-only", "-", model=None).stdout.splitlines()
+    assert len(few) == 8
+    assert json.loads(few[7])["task"] == "mmlu_business_ethics"
+    assert json.loads(few[7])["continuation"] == " D"
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--shots", "9"), "--shots 9: the dev split of astronomy has 5 examples; use 0 to 5"),
-        (("--shots", "-1"), "--shots -1"),
-        (("--subjects", "astronmy"), "nearest: astronomy"),
+        (["--shots", "9"], "--shots 9: the dev split of astronomy has 5 examples; use 0 to 5"),
+        (["--shots", "-1"], "--shots -1"),
+        (["--subjects", "astronmy"], "nearest: astronomy"),
+        (["--limit", "0"], "--limit 0: use 1 or more"),
+        (["--batch-tokens", "-3"], "--batch-tokens -3: use 1 or more"),
+        (["--single-turn"], "add --chat-template"),
+        (["--fresh", "--rescore"], "use one of them"),
     ],
 )
-def test_bad_questions_are_one_line_and_a_usage_error(shared, words, line):
-    done = program(shared, *words)
+def test_wrong_flags_are_one_line_and_a_usage_error(shared, tmp_path, words, line):
+    done = program(shared, "--output-dir", str(tmp_path), *words)
     assert done.returncode == 2
     assert line in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--split", "train"], "has no train split"),
+        (["--data", "nobody/nothing"], "cannot get the data set nobody/nothing from the hub"),
+        (["--rescore"], "no run to rescore"),
+        (["--chat-template"], "has no chat template"),
+        (["-m", "./nowhere"], "no such folder: ./nowhere"),
+        (["--quant", "int3"], "unknown weight format 'int3'"),
+    ],
+)
+def test_what_is_not_there_is_one_line(shared, tmp_path, words, line):
+    done = program(shared, "--shots", "0", "--output-dir", str(tmp_path), *words)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_window_shorter_than_any_question_is_refused(shared, tmp_path):
+    shutil.copytree(shared / "checkpoints" / STORIES, tmp_path / "short")
+    config = json.loads((tmp_path / "short" / "config.json").read_text()) | {"max_position_embeddings": 40}
+    (tmp_path / "short" / "config.json").unlink()
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    done = program(
+        shared, "-m", str(tmp_path / "short"), "--output-dir", str(tmp_path), model="../checkpoints/" + STORIES
+    )
+    assert done.returncode == 1
+    assert "window holds 40 tokens, and the shortest question alone has" in done.stderr

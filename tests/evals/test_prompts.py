@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 
-from evals.data import MMLU
-from evals.prompts import Question, encode_pair, mmlu_context, mmlu_requests
+from engine.errors import BareloopError
+from evals.prompts import Question, encode_pairs, mmlu_requests, render_chat
+from tests.evals import harness
 
 SKY = Question("high_school_physics", 0, " Why is the sky blue?\n", ("Rayleigh", " Mie ", "None", "1"), 0)
 
 
-@pytest.mark.parametrize("shots", [0, 5])
-def test_every_request_has_the_harness_hash(shared, shots):
-    golden = json.loads((shared / "data" / "lm_eval_golden" / "golden.json").read_text())["runs"][f"mmlu_{shots}shot"]
-    data = MMLU(str(shared / "data" / "mmlu"))
-    assert len(golden["request_sha256"]) == 10
-    for task, expected in golden["request_sha256"].items():
-        subject = task.removeprefix("mmlu_")
+@pytest.mark.parametrize("run", harness.RUNS)
+def test_every_request_has_the_harness_hash(shared, run):
+    expected = harness.run(shared, run)["request_sha256"]
+    task = harness.task(shared, *harness.RUNS[run])
+    assert len(expected) == len(task.questions) == 10
+    for subject, rows in task.questions.items():
         digest = hashlib.sha256()
-        for question in data.questions(subject, "test"):
-            for context, continuation in mmlu_requests(question, data.questions(subject, "dev")[:shots]):
+        for row in rows:
+            for context, continuation in task.item(row, harness.chatml if "chatml" in run else None).requests:
                 digest.update(f"{context}\x00{continuation}\x01".encode())
-        assert digest.hexdigest() == expected
+        assert digest.hexdigest() == expected[f"mmlu_{subject}"]
 
 
 def test_only_the_question_is_stripped():
-    assert mmlu_context(SKY, []) == (
+    context, continuation = mmlu_requests(SKY, [])[1]
+    assert continuation == " B"
+    assert context == (
         "The following are multiple choice questions (with answers) about high school physics.\n\n"
         "Why is the sky blue?\nA. Rayleigh\nB.  Mie \nC. None\nD. 1\nAnswer:"
     )
-    assert "Answer: A\n\nWhy" in mmlu_context(SKY, [SKY])
+    assert "Answer: A\n\nWhy" in mmlu_requests(SKY, [SKY])[0][0]
+
+
+def test_a_template_without_a_system_role_gets_none():
+    def refuses(messages):
+        if messages[0]["role"] == "system":
+            raise BareloopError("no system role here")
+        return " ".join(message["content"] for message in messages)
+
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    assert render_chat(refuses, turns) == "u"
+    with pytest.raises(BareloopError, match="no system role"):
+        render_chat(lambda messages: refuses(turns), turns[1:])
 
 
 def test_white_space_at_the_end_of_a_context_moves_into_the_continuation():
-    def encode(text: str) -> list[int]:
-        return [ord(character) for character in text]
+    def letters(texts):
+        return [[ord(character) for character in text] for text in texts]
 
-    assert encode_pair(encode, "ab", " c") == ([97, 98], [32, 99])
-    assert encode_pair(lambda text: [len(text)] if text == "ab" else [9, *encode(text)], "ab", "c") == (
-        [2],
-        [97, 98, 99],
-    )
-    assert encode_pair(encode, "ab\n\n", "c") == ([97, 98], [10, 10, 99])
+    def merging(texts):
+        return [[len(text)] if text == "ab" else [9, *map(ord, text)] for text in texts]
+
+    assert encode_pairs(letters, [("ab", " c"), ("ab", " d")]) == [([97, 98], [32, 99]), ([97, 98], [32, 100])]
+    assert encode_pairs(merging, [("ab", "c")]) == [([2], [97, 98, 99])]
+    assert encode_pairs(letters, [("ab\n\n", "c")]) == [([97, 98], [10, 10, 99])]

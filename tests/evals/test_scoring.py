@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 
 import pytest
 
-from evals.data import MMLU
-from evals.prompts import mmlu_requests
+from evals.report import summarize
 from evals.scoring import accuracy, pooled_stderr, predict
+from tests.evals import harness
+
+HEADER = {"model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False, "device": "cpu",
+          "dtype": "float32", "quant": "none"}  # fmt: skip
 
 
-def fake(context: str, continuation: str) -> float:
-    """The log-likelihood that the golden run used instead of a model."""
-    digest = hashlib.sha256(f"{context}\x00{continuation}".encode()).hexdigest()
-    return -(1 + 9 * int(digest[:12], 16) / 2**48)
-
-
-@pytest.mark.parametrize("shots", [0, 5])
-def test_every_metric_equals_the_harness(shared, shots):
-    golden = json.loads((shared / "data" / "lm_eval_golden" / "golden.json").read_text())["runs"][f"mmlu_{shots}shot"]
-    data = MMLU(str(shared / "data" / "mmlu"))
-    for task, metrics in golden["metrics"].items():
-        subject = task.removeprefix("mmlu_")
-        dev = data.questions(subject, "dev")[:shots]
-        correct = [
-            predict([fake(*request) for request in mmlu_requests(question, dev)]) == question.answer
-            for question in data.questions(subject, "test")
-        ]
-        assert len(correct) == metrics["sample_len"]
-        assert accuracy(correct) == pytest.approx((metrics["acc,none"], metrics["acc_stderr,none"]), abs=1e-12)
+@pytest.mark.parametrize("run", harness.RUNS)
+def test_every_metric_equals_the_harness(shared, run):
+    expected = harness.run(shared, run)
+    task = harness.task(shared, *harness.RUNS[run])
+    records = []
+    for rows in task.questions.values():
+        for row in rows:
+            item = task.item(row, harness.chatml if "chatml" in run else None)
+            prediction = predict([harness.fake(*request) for request in item.requests])
+            plain = {"margin": 1.0, "truncated": False, "tokens": 1, "times": {"peak_memory": 0}}
+            records.append({"subject": item.subject, "index": item.index, "correct": prediction == item.gold, **plain})
+    summary = summarize(HEADER, records, task.groups)
+    assert len(summary.subjects) == 10
+    for own in summary.subjects:
+        metrics = expected["metrics"][f"mmlu_{own.name}"]
+        assert own.questions == metrics["sample_len"]
+        assert (own.mean, own.stderr) == pytest.approx((metrics["acc,none"], metrics["acc_stderr,none"]), abs=1e-12)
+    if total := expected.get("weighted_over_these"):
+        found = (summary.overall.mean, summary.overall.stderr, summary.overall.questions)
+        assert found == pytest.approx((total["acc"], total["acc_stderr"], total["n"]), abs=1e-12)
 
 
 def test_the_first_choice_wins_a_tie():

@@ -1,0 +1,119 @@
+"""Files that are never lost: replaced whole or not at all, or appended to by one writer. No torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from engine.errors import BareloopError
+
+SYNC_INTERVAL = 5.0  # seconds between fsyncs of an append-only file: what a power cut can cost
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Make `text` the content of a file, so that there is the old one or the new one at any moment."""
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            draft = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        draft.replace(path)
+    except OSError as error:
+        raise BareloopError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+class AppendFile:
+    """A text file of lines that this process alone appends to while it is open.
+
+    A line is there whole or not at all: one that a kill or a power cut tore is cut off on opening, and what a
+    full disk tears is taken back at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create; raises one line where another process has it open or it cannot be written."""
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            raise BareloopError(f"cannot write {path}: {error.strerror}") from error
+        try:
+            self._lock()
+            content = path.read_bytes()
+            self._size = content.rfind(b"\n") + 1
+            os.truncate(self._file, self._size)
+            self.lines = content[: self._size].decode("utf-8", errors="replace").split("\n")[:-1]
+        except BaseException as error:
+            os.close(self._file)
+            if isinstance(error, OSError):
+                raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+            raise
+        self._synced = time.monotonic()
+
+    def append(self, lines: str) -> None:
+        """Add whole lines, each with its line end, in one write that the system has when this returns."""
+        data = lines.encode()
+        try:
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            written = 0
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+            self._size += len(data)
+            if time.monotonic() - self._synced > SYNC_INTERVAL:
+                self.sync()
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._file, self._size)
+            if isinstance(error, OSError):
+                raise BareloopError(
+                    f"cannot write {self.path}: {error.strerror}; all that was written before is there: "
+                    "make room, and the same command goes on"
+                ) from error
+            raise
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Give the file to the next writer."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def __enter__(self) -> AppendFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        """The system's own lock, which a killed process cannot leave behind."""
+        try:
+            try:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # Windows locks bytes, so those that nobody reads
+                import msvcrt
+
+                os.lseek(self._file, 2**40, os.SEEK_SET)
+                msvcrt.locking(self._file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except (BlockingIOError, PermissionError):
+            raise BareloopError(f"another process is writing {self.path}; wait for it, or stop it") from None

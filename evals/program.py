@@ -1,0 +1,179 @@
+"""What the benchmarks' programs share: flags, models in turn, tables, exports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import Parser
+from engine.errors import BareloopError, UsageError
+from engine.files import write_atomic
+from evals.run import Task, evaluate, renderer, results_folder, stem
+from evals.store import Key, read
+
+if TYPE_CHECKING:
+    from evals.report import Summary
+
+
+def add_run_options(parser: Parser) -> None:
+    """What every benchmark's program takes."""
+    parser.add_argument("--limit", type=int, metavar="N", help="questions per subject (default: all)")
+    parser.add_argument("--chat-template", action="store_true", help="ask through the model's chat template")
+    parser.add_argument(
+        "--single-turn", action="store_true", help="with --chat-template: the examples in one message, not as turns"
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="tokens computed at once (default: 1,024 on a CPU, 16,384 on CUDA)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
+    files = parser.add_argument_group("files")
+    files.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
+    files.add_argument("--save-question-data", action="store_true", help="write questions and answers to one file")
+    files.add_argument("--fresh", action="store_true", help="begin anew; an earlier run is put aside, not deleted")
+    files.add_argument("--rescore", action="store_true", help="tables and exports from the run file, without a model")
+    files.add_argument(
+        "--requests-only", metavar="FILE", help="write every request as JSON lines, and score nothing (- is stdout)"
+    )
+
+
+def check_run_options(options: Any) -> None:
+    """Refuse what makes no sense before anything is loaded."""
+    if not options.model and (not options.requests_only or options.chat_template):
+        raise UsageError("name a model: --model FOLDER or a hub id such as Qwen/Qwen2.5-0.5B")
+    for flag in ("limit", "batch_tokens"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {value}: use 1 or more")
+    if options.single_turn and not options.chat_template:
+        raise UsageError("--single-turn is a way to use the chat template; add --chat-template")
+    if options.fresh and options.rescore:
+        raise UsageError("--fresh begins a run anew and --rescore reads one; use one of them")
+
+
+def run_program(options: Any, load_task: Callable[[Any], Task]) -> None:
+    """A benchmark's whole program, after its flags: score, tell, export."""
+    check_run_options(options)
+    if options.requests_only:
+        write_requests(load_task(options), options)
+        return
+    from engine.cycles import CycleCounter
+    from engine.hub import find_model
+
+    counter = CycleCounter()  # before torch starts its threads
+    task = load_task(options)
+    for model in () if options.rescore else options.model:  # a wrong name is told before hours of work, not after
+        find_model(model)
+    summaries = []
+    for model in options.model:
+        path = find_run(task, options, model) if options.rescore else evaluate(task, options, model, counter)
+        summaries.append(conclude(task, options, path))
+    if len(summaries) > 1:
+        print_table(f"{task.title}, {len(summaries)} runs", summaries)
+
+
+def write_requests(task: Task, options: Any) -> None:
+    """--requests-only: every request as a line of JSON, in order."""
+    render = None
+    if options.chat_template:
+        from engine.hub import find_model
+
+        render = renderer(find_model(options.model[0]))
+    lines = (
+        json.dumps({"task": f"{task.name}_{item.subject}", "doc": item.index, "context": context, "continuation": own})
+        for rows in task.questions.values()
+        for item in (task.item(row, render) for row in rows[: task.limit])
+        for context, own in item.requests
+    )
+    if options.requests_only == "-":
+        for line in lines:
+            print(line)
+    else:
+        write_atomic(Path(options.requests_only).expanduser(), "".join(f"{line}\n" for line in lines))
+
+
+def find_run(task: Task, options: Any, model: str) -> Path:
+    """The run file of an earlier run; raises one line where there is none, or where flags leave a choice."""
+    folder = results_folder(options, model)
+    device = "*" if options.device == "auto" else options.device.partition(":")[0]
+    pattern = f"{stem(task, options, device, '*' if options.dtype == 'auto' else options.dtype)}.run.jsonl"
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise BareloopError(f"no run to rescore: {folder} has no {pattern}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UsageError(f"{folder} has several runs ({names}); choose with --device and --dtype")
+    return found[0]
+
+
+def conclude(task: Task, options: Any, path: Path) -> Summary:
+    """Print what a run file says of a task, and write its exports beside it."""
+    from evals.report import cost_lines, summarize
+
+    header, everything = read(path)
+    records = task.select(everything)
+    if not records:
+        raise BareloopError(f"{path} has none of these questions, and {len(everything)} others")
+    summary = summarize(header, records.values(), task.groups)
+    print_table(f"{task.title}, {summary.setting}", [summary])
+    missing = len(task.wanted - records.keys())
+    for line in cost_lines(summary) + ([f"{missing} questions are not scored yet"] if missing else []):
+        print(line)
+    export(task, options, path, header, records, summary)
+    return summary
+
+
+def print_table(title: str, summaries: Sequence[Summary]) -> None:
+    """A title and a column for each run, never cut to the terminal's width."""
+    from rich.console import Console
+
+    from evals.report import accuracy_table
+
+    table = accuracy_table(summaries)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(title, markup=False, soft_wrap=True)
+    console.print(table)
+
+
+def export(
+    task: Task, options: Any, path: Path, header: dict[str, Any], records: Mapping[Key, Any], summary: Summary
+) -> None:
+    """Write results and samples in lm-evaluation-harness's shapes, and what --save-question-data asks for."""
+    from engine.hub import find_model
+    from evals.export import questions, results, sample, task_hash
+
+    time = datetime.now().isoformat().replace(":", "-")
+    hashes = {}
+    try:
+        date = datetime.fromisoformat(header["date"])
+        render = renderer(find_model(header["model"]), date) if header["chat"] else None
+        for subject, rows in task.questions.items():
+            own = [(row, records[subject, place]) for place, row in enumerate(rows) if (subject, place) in records]
+            samples = [sample(task.doc(row), task.item(row, render).requests, record) for row, record in own]
+            name = f"{header['task']}_{subject}"
+            hashes[name] = task_hash(samples)
+            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
+            write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), "".join(lines))
+    except BareloopError as error:
+        if not options.rescore:
+            raise
+        print(f"no samples are written, which need data and chat template: {error}", file=sys.stderr)
+    file = path.with_name(f"results_{time}.json")
+    configs = {f"{header['task']}_{subject}": task.config(subject) for subject in task.questions}
+    sizes = {subject: len(rows) for subject, rows in task.questions.items()}
+    exported = results(summary, header, configs, sizes, hashes, task.groups, task.limit)
+    write_atomic(file, json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
+    print(f"records: {path}\nresults: {file}", file=sys.stderr)
+    if options.save_question_data:
+        file = path.with_name(path.name.removesuffix(".run.jsonl") + "_questions.json")
+        docs = {key: task.doc(task.questions[key[0]][key[1]]) for key in sorted(records)}
+        write_atomic(file, json.dumps(questions(docs, records), indent=2, ensure_ascii=False) + "\n")
+        print(f"questions: {file}", file=sys.stderr)

@@ -1,0 +1,284 @@
+"""The resumable run: plan, score, append, report. What is scored is a `Task`; each benchmark's file makes one.
+
+Questions are planned in blocks of a subject, from all its questions: neither what is left after a kill, nor
+`--limit` or `--subjects`, changes which questions are computed together. So every record has the same bits
+however its run was cut up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import Progress
+from engine.errors import BareloopError
+from evals.prompts import Render, encode_pairs
+from evals.scoring import predict
+from evals.store import Key, RunFile
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine import LLM
+    from engine.cycles import CycleCounter
+    from engine.score import Prompt, Score
+    from engine.tokenizer import Tokenizer
+    from engine.weights import Opened
+
+BLOCK = 64  # questions of a subject that are planned together
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question as a model is asked it: a request for each choice, and the right one's place."""
+
+    subject: str
+    index: int  # row of the subject's split
+    requests: list[tuple[str, str]]  # context and continuation
+    gold: int
+
+    @property
+    def key(self) -> Key:
+        return self.subject, self.index
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark: its questions, and how each is asked, shown and exported."""
+
+    name: str  # mmlu; with the split's name where it is not the usual one
+    title: str
+    split: str
+    shots: int
+    digest: str  # of the data
+    questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject
+    limit: int | None  # of each subject's questions
+    groups: Mapping[str, Sequence[str]]  # of subjects
+    item: Callable[[Any, Render | None], Item]
+    alone: Callable[[Any, Render | None], str]  # a question's context without examples
+    show: Callable[[Any, Mapping[str, Any]], str]  # a question and its record, to be read
+    doc: Callable[[Any], Mapping[str, Any]]  # a row as it stands in the data
+    config: Callable[[str], Mapping[str, Any]]  # a subject's definition, in lm-evaluation-harness's words
+
+    @property
+    def wanted(self) -> set[Key]:
+        """The questions to be scored."""
+        return {(subject, row) for subject, rows in self.questions.items() for row in range(len(rows[: self.limit]))}
+
+    def select(self, records: Mapping[Key, Any]) -> dict[Key, Any]:
+        """Of these records those that are wanted, in order."""
+        return {key: records[key] for key in sorted(self.wanted & records.keys())}
+
+
+def renderer(folder: Path, now: datetime | None = None) -> Render:
+    """The chat template of a model folder."""
+    from engine.template import ChatTemplate
+    from engine.tokenizer import Tokenizer
+
+    return ChatTemplate.load(folder, Tokenizer.load(folder), now).render
+
+
+def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path:
+    """Score what is not yet scored of a task with one model; -> the run file."""
+    from engine.device import choose_device, dtype_name
+    from engine.score import BATCH_TOKENS
+    from engine.tokenizer import Tokenizer
+    from engine.weights import open_model
+
+    device = choose_device(options.device)
+    opened = open_model(name, options.dtype)
+    tokenizer = Tokenizer.load(opened.folder)
+    batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
+    path = results_folder(options, name) / f"{stem(task, options, device.type, dtype_name(opened.dtype))}.run.jsonl"
+    header = {
+        "task": task.name,
+        "shots": task.shots,
+        "split": task.split,
+        "chat": options.chat_template,
+        "single_turn": options.single_turn,
+        "model": str(name),
+        **_hashes(opened),
+        "data": task.digest,
+        "max_length": opened.config.max_position_embeddings,
+        "batch_tokens": batch_tokens,
+        "seed": 0,
+        "device": device.type,
+        "dtype": dtype_name(opened.dtype),
+        "quant": options.quant,
+        "version": _version(),
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "machine": _machine(device),
+    }
+    with RunFile(path, header, options.fresh) as run:
+        missing = task.wanted - run.records.keys()
+        if missing:
+            from engine import LLM
+
+            now = datetime.fromisoformat(run.header["date"])  # a template that prints the date goes on with the first
+            render = renderer(opened.folder, now) if options.chat_template else None
+            _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
+            llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
+            try:
+                _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
+            except KeyboardInterrupt:
+                done = len(task.wanted & run.records.keys())
+                raise KeyboardInterrupt(
+                    f"interrupted: {done} of {len(task.wanted)} questions are saved in {path}; to go on: {command()}"
+                ) from None
+    return path
+
+
+def _score(
+    task: Task,
+    llm: LLM,
+    batch_tokens: int,
+    render: Render | None,
+    run: RunFile,
+    missing: set[Key],
+    verbose: bool,
+    counter: CycleCounter,
+) -> None:
+    """Compute every batch that holds a missing question, and append what is missing of it."""
+    from engine.device import Stopwatch, peak_memory
+
+    scorer = llm.scorer(batch_tokens)
+    encode_all = encoder(llm.tokenizer)
+    watch = Stopwatch(llm.device, counter)
+    told = [bool(record["correct"]) for key, record in run.records.items() if key in task.wanted]
+    with Progress(task.name, len(task.wanted), len(told)) as progress:
+        for rows in blocks(task.questions, missing):
+            items = [task.item(row, render) for row in rows]
+            for batch in scorer.plan([encode_pairs(encode_all, item.requests) for item in items]):
+                owners = [items[prompt.place] for prompt in batch.prompts]
+                if missing.isdisjoint(item.key for item in owners):
+                    continue
+                before = scorer.fed
+                scored = zip(batch.prompts, owners, scorer.score(batch), strict=True)
+                spent = asdict(watch.lap()) | {"computed": scorer.fed - before}
+                times = {kind: round(value / len(owners), 6) for kind, value in spent.items() if value is not None}
+                times["peak_memory"] = peak_memory(llm.device)
+                records = [
+                    record(item, prompt, scores, times) for prompt, item, scores in scored if item.key in missing
+                ]
+                run.append(records)
+                told += [own["correct"] for own in records]
+                for own in records if verbose else ():
+                    print(task.show(task.questions[own["subject"]][own["index"]], own), flush=True)
+                progress.advance(len(records), f"accuracy {100 * sum(told) / len(told):.1f} %")
+
+
+def record(item: Item, prompt: Prompt, scores: Sequence[Score], times: Mapping[str, float]) -> dict[str, Any]:
+    """One line of the run file. `times` is the question's share of what its batch took, and no part of the result."""
+    loglikelihoods = [score.loglikelihood for score in scores]
+    first, second, *_ = sorted(loglikelihoods, reverse=True)
+    prediction = predict(loglikelihoods)
+    return {
+        "subject": item.subject,
+        "index": item.index,
+        "prompt_sha256": hashlib.sha256(item.requests[0][0].encode()).hexdigest(),
+        "gold": item.gold,
+        "prediction": prediction,
+        "correct": prediction == item.gold,
+        "loglikelihoods": loglikelihoods,
+        "greedy": [score.is_greedy for score in scores],
+        "margin": first - second,
+        "tokens": prompt.tokens,
+        "truncated": prompt.truncated,
+        "times": dict(times),
+    }
+
+
+def blocks(questions: Mapping[str, Sequence[Any]], missing: set[Key]) -> Iterator[Sequence[Any]]:
+    """The blocks of questions in which one is missing."""
+    for subject, rows in questions.items():
+        for first in range(0, len(rows), BLOCK):
+            if not missing.isdisjoint((subject, row) for row in range(first, first + BLOCK)):
+                yield rows[first : first + BLOCK]
+
+
+def results_folder(options: Any, model: str) -> Path:
+    """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
+    local = Path(model).expanduser()
+    name = local.resolve().name if local.is_dir() else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    return Path(options.output_dir).expanduser() / name
+
+
+def stem(task: Task, options: Any, device: str, dtype: str) -> str:
+    """What the names of a setting's files begin with."""
+    chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
+    return f"{task.name}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}"
+
+
+def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+    """Texts -> ids as lm-evaluation-harness takes them: with the tokenizer's BOS, but never twice."""
+    named = tokenizer.special_tokens
+    begins = named.get("bos_token", named.get("eos_token"))
+
+    def encode_all(texts: Sequence[str]) -> list[list[int]]:
+        begun = [text for text in texts if begins and text.startswith(begins)]
+        other = [text for text in texts if text not in set(begun)]
+        ids = dict(zip(begun, tokenizer.encode_all(begun, add_special_tokens=False), strict=True))
+        ids |= zip(other, tokenizer.encode_all(other), strict=True)
+        return [ids[text] for text in texts]
+
+    return encode_all
+
+
+def command() -> str:
+    """What to type to go on: the same again, but never --fresh."""
+    module = sys.modules["__main__"].__spec__
+    words = [word for word in sys.argv[1:] if word != "--fresh"]
+    return shlex.join(["python", "-m", module.name if module else sys.argv[0], *words])
+
+
+def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_length: int) -> None:
+    """Refuse a model that cannot see a single question whole. Where it is only some, they are cut and counted."""
+    encode_all = encoder(tokenizer)
+    rows = [row for listed in task.questions.values() for row in listed[: task.limit]]
+    shortest = min(rows, key=lambda row: len(task.alone(row, render)))
+    (ids,) = encode_all([task.alone(shortest, render)])
+    if len(ids) > max_length:
+        raise BareloopError(
+            f"the model's window holds {max_length:,} tokens, and the shortest question alone has {len(ids):,}; "
+            "use a model with a longer window"
+        )
+
+
+def _hashes(opened: Opened) -> dict[str, str]:
+    """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
+    from engine.checkpoint import fingerprint
+    from engine.hub import TOKENIZER_FILES
+
+    def digest(names: Iterable[str]) -> str:
+        paths = [opened.folder / name for name in names if (opened.folder / name).exists()]
+        return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
+
+    return {
+        "weights": fingerprint(opened.folder),
+        "config": digest(["config.json"]),
+        "tokenizer": digest(sorted(TOKENIZER_FILES)),
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("bareloop")
+    except metadata.PackageNotFoundError:  # run from a folder that was not installed
+        return "unknown"
+
+
+def _machine(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

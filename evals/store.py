@@ -1,0 +1,123 @@
+"""The run file: a header, then a line for every question that is scored. Everything else is computed from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BareloopError
+from engine.files import AppendFile
+
+FORMAT = 1
+RECORDED = frozenset({"model", "version", "date", "machine"})  # told, and never a reason to refuse
+SPELLED = {
+    "weights": "other weights",
+    "config": "another config.json",
+    "tokenizer": "another tokenizer",
+    "data": "other data",
+    "max_length": "another maximum length",
+    "batch_tokens": "another --batch-tokens",
+}
+Key = tuple[str, int]  # a subject, and a row of its split
+
+
+class RunFile:
+    """The records of one setting, opened for adding to them."""
+
+    def __init__(self, path: Path, header: Mapping[str, Any], fresh: bool = False) -> None:
+        """Go on with the file at `path` or begin it; raises one line if it is of another setting, or in use.
+
+        `fresh` puts what is there aside and begins anew.
+        """
+        self.path = path
+        self._file = AppendFile(path)
+        try:
+            if fresh and self._file.lines:
+                path.rename(path.with_name(f"{path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S}.old"))
+                self._file.close()
+                self._file = AppendFile(path)
+            if not self._file.lines:
+                self._file.append(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
+                self.header: dict[str, Any] = dict(header)
+                self.records: dict[Key, dict[str, Any]] = {}
+            else:
+                self.header, self.records = parse(path, self._file.lines)
+                _compare(path, self.header, header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add the records of one batch, in one write."""
+        self._file.append("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        self.records |= {(record["subject"], record["index"]): dict(record) for record in records}
+
+    def close(self) -> None:
+        """Let others write."""
+        self._file.close()
+
+    def __enter__(self) -> RunFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
+    """The header and the records of a run file, which somebody may be writing."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+    lines = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]
+    if not lines:
+        raise BareloopError(f"{path} is empty: nothing has been scored yet")
+    return parse(path, lines)
+
+
+def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
+    """Whole lines -> the header and the records; the first record of a question counts."""
+    header, *rows = (_object(path, number, line) for number, line in enumerate(lines, 1))
+    if header.pop("format", None) != FORMAT:
+        raise BareloopError(f"{path} is no run file of this version; move it away, or use --fresh or --output-dir")
+    records: dict[Key, dict[str, Any]] = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            records.setdefault((str(row["subject"]), int(row["index"])), row)
+        except (KeyError, TypeError, ValueError):
+            raise _damaged(path, number) from None
+    return header, records
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise _damaged(path, number)
+    return value
+
+
+def _damaged(path: Path, number: int) -> BareloopError:
+    return BareloopError(
+        f"{path}, line {number} is no record of a run: the file is damaged or not ours; "
+        "repair or move it, or use --fresh, which puts it aside"
+    )
+
+
+def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in (*wanted, *found):
+        if name not in RECORDED and found.get(name) != wanted.get(name):
+            what = SPELLED.get(name, f"another {name}")
+            raise BareloopError(
+                f"{path} was begun with {what} ({_short(found.get(name))}, now {_short(wanted.get(name))}); "
+                "use --fresh, which puts it aside, or another --output-dir"
+            )
+
+
+def _short(value: Any) -> str:
+    return text if len(text := str(value)) <= 20 else f"{text[:12]}…"
