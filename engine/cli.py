@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
             choices=("auto", "float32", "bfloat16", "float16"),
             help="of weights and activations (default: auto, as config.json says)",
         )
-        self.add_argument("--quant", default="none", metavar="FORMAT", help="weight format (default: none)")
+        self.add_argument("--quant", default="none", choices=("none",), help="weight format (default: none)")
 
     def add_sampling_options(self) -> None:
         """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""

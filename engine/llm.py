@@ -14,11 +14,12 @@ from torch import Tensor
 
 from engine import weights
 from engine.config import ModelConfig, read_json, token_ids
-from engine.device import choose_device, choose_dtype, dtype_name, keep_freed_memory
+from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
 from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
 from engine.hub import TOKENIZER_FILES, local_path
+from engine.linear import Linear
 from engine.models import configure
 from engine.models.family import Family, Model
 from engine.sampling import SamplingParams
@@ -204,6 +205,15 @@ class LLM:
     def scorer(self, batch_tokens: int | None = None) -> Scorer:
         """What `score` uses: it plans, then scores a batch at a time, for long work that is saved as it goes."""
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
+
+    def pack(self) -> None:
+        """Make ready for long scoring on a CPU (see `Linear.pack`), where the memory for it is free twice over."""
+        layers = [module for module in self.model.modules() if isinstance(module, Linear)]
+        layers = [layer for layer in layers if len(layer.weight) != self.config.vocab_size]  # the head sees few rows
+        free = free_memory(self.device)
+        if free is not None and free > 2 * sum(layer.weight.nbytes for layer in layers):
+            for layer in layers:
+                layer.pack()
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load; it must be new or empty."""

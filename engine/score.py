@@ -21,7 +21,7 @@ from engine.generate import Sequence as TokenSequence
 from engine.generate import check_ids, common_prefix, prefill
 
 # Tokens of one forward: enough to keep the device busy, few enough that little is lost with an unfinished batch.
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384, "mps": 2_048}
+BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384, "mps": 2_048}
 # A group costs a pass over the weights and a last batch that is not full: as much as this many tokens.
 GROUP_COST = 128
 ROWS = 256  # rows of logits [vocab] that are in memory at once
@@ -178,14 +178,17 @@ def plan(questions: Sequence[Question], max_length: int, batch_tokens: int) -> l
     prompts = [_prompt(place, question, max_length) for place, question in enumerate(questions)]
     batches: list[Batch] = []
     for depth, members in _groups([prompt.shareable for prompt in prompts]):
-        prefix = prompts[members[0]].shareable[:depth]
-        batch = Batch(prefix, [])
-        for prompt in (prompts[member] for member in members):
-            if batch.prompts and batch.tokens + Batch(prefix, [prompt]).tokens > batch_tokens:
-                batches.append(batch)
-                batch = Batch(prefix, [])
-            batch.prompts.append(prompt)
-        batches.append(batch)
+        whole = Batch(prompts[members[0]].shareable[:depth], [prompts[member] for member in members])
+        even = whole.tokens / -(-whole.tokens // batch_tokens)  # no small one at the end
+        held = batch_tokens
+        for prompt in whole.prompts:
+            alone = Batch(whole.prefix, [prompt])
+            if held + alone.tokens > batch_tokens or held >= even:
+                batches.append(alone)
+                held = alone.tokens
+            else:
+                batches[-1].prompts.append(prompt)
+                held += alone.tokens
     return batches
 
 

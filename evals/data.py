@@ -51,22 +51,8 @@ class MMLU:
         return self._splits[name]
 
     def choose(self, names: Sequence[str], split: str) -> list[str]:
-        """Subjects by their names, by group (what the data holds of it), or `all`; unknown names are refused."""
-        available = self.split(split)
-        chosen: list[str] = []
-        for name in names:
-            own = {
-                "all": list(available),
-                **{group: [s for s in listed if s in available] for group, listed in GROUPS.items()},
-            }
-            if name not in own and name not in available:
-                near = difflib.get_close_matches(name, [*available, *own], n=3, cutoff=0.4)
-                hint = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(available)}"
-                raise UsageError(f"no subject {name!r} in the {split} split of {self.source}; {hint}")
-            if not own.get(name, [name]):
-                raise UsageError(f"the {split} split of {self.source} has no subject of the group {name}")
-            chosen += own.get(name, [name])
-        return list(dict.fromkeys(chosen))
+        """The subjects of a split by these names; see `choose`."""
+        return choose(names, list(self.split(split)), f"the {split} split of {self.source}")
 
     def digest(self, *splits: str) -> str:
         """A SHA-256 over all rows of these splits, the same whatever kind of file they come from."""
@@ -101,6 +87,22 @@ class MMLU:
                 "go online once to fetch it, or name a local folder with --data"
             ) from error
         return _questions(rows, f"{self.source} {split}")
+
+
+def choose(names: Sequence[str], available: Sequence[str], where: str) -> list[str]:
+    """Subjects by their names, by group (what there is of it), or `all`; unknown names are refused."""
+    groups = {group: [subject for subject in listed if subject in available] for group, listed in GROUPS.items()}
+    groups["all"] = list(available)
+    chosen: list[str] = []
+    for name in names:
+        if name not in groups and name not in available:
+            near = difflib.get_close_matches(name, [*available, *groups], n=3, cutoff=0.4)
+            hint = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(available)}"
+            raise UsageError(f"no subject {name!r} in {where}; {hint}")
+        if not groups.get(name, [name]):
+            raise UsageError(f"{where} has no subject of the group {name}")
+        chosen += groups.get(name, [name])
+    return list(dict.fromkeys(chosen))
 
 
 def _json_lines(path: Path) -> Iterator[Any]:

@@ -37,7 +37,7 @@ def sample(doc: Mapping[str, Any], requests: Requests, record: Record) -> dict[s
     }
 
 
-def questions(docs: Mapping[Key, Mapping[str, Any]], records: Mapping[Key, Record]) -> list[dict[str, Any]]:
+def question_data(docs: Mapping[Key, Mapping[str, Any]], records: Mapping[Key, Record]) -> list[dict[str, Any]]:
     """Rows of the data with what the model made of them, to be read by people and programs."""
     told = ("prediction", "correct", "loglikelihoods", "margin", "truncated")
     return [

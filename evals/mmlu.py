@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from engine.cli import Parser, run
-from engine.errors import UsageError
-from evals.data import MMLU
+from engine.errors import BareloopError, UsageError
+from evals.data import MMLU, choose
 from evals.program import add_run_options, run_program
 from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_requests, question_block
 from evals.run import Item, Task
@@ -37,9 +38,21 @@ def parser() -> Parser:
 
 def load_task(options: Any) -> Task:
     """MMLU as the flags choose it."""
-    data, split, shots = MMLU(options.data), options.split, options.shots
-    subjects = data.choose(options.subjects or SUBJECTS, split)
-    examples = {subject: data.split("dev").get(subject, []) if shots else [] for subject in subjects}
+    split, shots, names = options.split, options.shots, options.subjects or SUBJECTS
+    questions: dict[str, list[Question]] = {}
+    examples: dict[str, list[Question]] = {}
+    digest = ""
+    try:
+        data = MMLU(options.data)
+        questions = {subject: data.split(split)[subject] for subject in data.choose(names, split)}
+        examples = {subject: data.split("dev").get(subject, []) if shots else [] for subject in questions}
+        digest = data.digest(split, *(["dev"] if shots else []))
+    except UsageError:
+        raise
+    except BareloopError as error:
+        if not options.rescore:
+            raise
+        print(f"without the data there are only tables: {error}", file=sys.stderr)
     for subject, own in examples.items():
         if not 0 <= shots <= len(own):
             most = len(own) or len(data.split("dev").get(subject, []))
@@ -55,8 +68,9 @@ def load_task(options: Any) -> Task:
         title="MMLU",
         split=split,
         shots=shots,
-        digest=data.digest(split, *(["dev"] if shots else [])),
-        questions={subject: data.split(split)[subject] for subject in subjects},
+        digest=digest,
+        questions=questions,
+        choose=lambda available: choose(names, available, "the run file"),
         limit=options.limit,
         groups=GROUPS,
         item=item,

@@ -30,7 +30,7 @@ def add_run_options(parser: Parser) -> None:
         "--batch-tokens",
         type=int,
         metavar="N",
-        help="tokens computed at once (default: 1,024 on a CPU, 16,384 on CUDA)",
+        help="tokens computed at once (default: 2,048, on CUDA 16,384)",
     )
     parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
     files = parser.add_argument_group("files")
@@ -122,9 +122,10 @@ def conclude(task: Task, options: Any, path: Path) -> Summary:
         raise BareloopError(f"{path} has none of these questions, and {len(everything)} others")
     summary = summarize(header, records.values(), task.groups)
     print_table(f"{task.title}, {summary.setting}", [summary])
-    missing = len(task.wanted - records.keys())
-    for line in cost_lines(summary) + ([f"{missing} questions are not scored yet"] if missing else []):
+    for line in cost_lines(summary):
         print(line)
+    if missing := len(task.wanted - records.keys()):
+        print(f"{missing} questions are not scored yet")
     export(task, options, path, header, records, summary)
     return summary
 
@@ -148,32 +149,34 @@ def export(
 ) -> None:
     """Write results and samples in lm-evaluation-harness's shapes, and what --save-question-data asks for."""
     from engine.hub import find_model
-    from evals.export import questions, results, sample, task_hash
+    from evals.export import question_data, results, sample, task_hash
 
     time = datetime.now().isoformat().replace(":", "-")
     hashes = {}
-    try:
-        date = datetime.fromisoformat(header["date"])
-        render = renderer(find_model(header["model"]), date) if header["chat"] else None
-        for subject, rows in task.questions.items():
-            own = [(row, records[subject, place]) for place, row in enumerate(rows) if (subject, place) in records]
-            samples = [sample(task.doc(row), task.item(row, render).requests, record) for row, record in own]
-            name = f"{header['task']}_{subject}"
-            hashes[name] = task_hash(samples)
-            lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
-            write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), "".join(lines))
-    except BareloopError as error:
-        if not options.rescore:
-            raise
-        print(f"no samples are written, which need data and chat template: {error}", file=sys.stderr)
+    questions, render = task.questions, None
+    if header["chat"] and questions:
+        try:
+            render = renderer(find_model(header["model"]), datetime.fromisoformat(header["date"]))
+        except BareloopError as error:
+            if not options.rescore:
+                raise
+            print(f"no samples are written, which need the chat template: {error}", file=sys.stderr)
+            questions = {}
+    for subject, rows in questions.items():
+        own = [(row, records[subject, place]) for place, row in enumerate(rows) if (subject, place) in records]
+        samples = [sample(task.doc(row), task.item(row, render).requests, record) for row, record in own]
+        name = f"{header['task']}_{subject}"
+        hashes[name] = task_hash(samples)
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
+        write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), "".join(lines))
     file = path.with_name(f"results_{time}.json")
     configs = {f"{header['task']}_{subject}": task.config(subject) for subject in task.questions}
     sizes = {subject: len(rows) for subject, rows in task.questions.items()}
     exported = results(summary, header, configs, sizes, hashes, task.groups, task.limit)
     write_atomic(file, json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
     print(f"records: {path}\nresults: {file}", file=sys.stderr)
-    if options.save_question_data:
+    if options.save_question_data and task.questions:
         file = path.with_name(path.name.removesuffix(".run.jsonl") + "_questions.json")
         docs = {key: task.doc(task.questions[key[0]][key[1]]) for key in sorted(records)}
-        write_atomic(file, json.dumps(questions(docs, records), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(file, json.dumps(question_data(docs, records), indent=2, ensure_ascii=False) + "\n")
         print(f"questions: {file}", file=sys.stderr)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Progress
+from engine.cli import Progress, printable
 from engine.errors import BareloopError
 from evals.prompts import Render, encode_pairs
 from evals.scoring import predict
@@ -60,7 +60,8 @@ class Task:
     split: str
     shots: int
     digest: str  # of the data
-    questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject
+    questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject; none where the data is not here
+    choose: Callable[[Sequence[str]], list[str]]  # of the subjects that there are
     limit: int | None  # of each subject's questions
     groups: Mapping[str, Sequence[str]]  # of subjects
     item: Callable[[Any, Render | None], Item]
@@ -75,8 +76,12 @@ class Task:
         return {(subject, row) for subject, rows in self.questions.items() for row in range(len(rows[: self.limit]))}
 
     def select(self, records: Mapping[Key, Any]) -> dict[Key, Any]:
-        """Of these records those that are wanted, in order."""
-        return {key: records[key] for key in sorted(self.wanted & records.keys())}
+        """Of these records those that are wanted, in order; where the data is not here, by their subjects' names."""
+        if self.questions:
+            return {key: records[key] for key in sorted(self.wanted & records.keys())}
+        subjects = self.choose(sorted({subject for subject, _ in records}))
+        keys = sorted(key for key in records if key[0] in subjects and (self.limit is None or key[1] < self.limit))
+        return {key: records[key] for key in keys}
 
 
 def renderer(folder: Path, now: datetime | None = None) -> Render:
@@ -118,14 +123,15 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
         "date": datetime.now().isoformat(timespec="seconds"),
         "machine": _machine(device),
     }
+    render = renderer(opened.folder) if options.chat_template else None
+    _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
     with RunFile(path, header, options.fresh) as run:
         missing = task.wanted - run.records.keys()
         if missing:
             from engine import LLM
 
-            now = datetime.fromisoformat(run.header["date"])  # a template that prints the date goes on with the first
-            render = renderer(opened.folder, now) if options.chat_template else None
-            _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
+            if render is not None:  # a template that prints the date goes on with that of the first sitting
+                render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
             llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
             try:
                 _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
@@ -150,6 +156,7 @@ def _score(
     """Compute every batch that holds a missing question, and append what is missing of it."""
     from engine.device import Stopwatch, peak_memory
 
+    llm.pack()
     scorer = llm.scorer(batch_tokens)
     encode_all = encoder(llm.tokenizer)
     watch = Stopwatch(llm.device, counter)
@@ -172,7 +179,7 @@ def _score(
                 run.append(records)
                 told += [own["correct"] for own in records]
                 for own in records if verbose else ():
-                    print(task.show(task.questions[own["subject"]][own["index"]], own), flush=True)
+                    print(printable(task.show(task.questions[own["subject"]][own["index"]], own)), flush=True)
                 progress.advance(len(records), f"accuracy {100 * sum(told) / len(told):.1f} %")
 
 
@@ -242,10 +249,9 @@ def command() -> str:
 
 def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_length: int) -> None:
     """Refuse a model that cannot see a single question whole. Where it is only some, they are cut and counted."""
-    encode_all = encoder(tokenizer)
-    rows = [row for listed in task.questions.values() for row in listed[: task.limit]]
-    shortest = min(rows, key=lambda row: len(task.alone(row, render)))
-    (ids,) = encode_all([task.alone(shortest, render)])
+    rows = (row for listed in task.questions.values() for row in listed[: task.limit])
+    shortest = min(rows, key=lambda row: len(task.alone(row, None)))
+    (ids,) = encoder(tokenizer)([task.alone(shortest, render)])
     if len(ids) > max_length:
         raise BareloopError(
             f"the model's window holds {max_length:,} tokens, and the shortest question alone has {len(ids):,}; "

@@ -130,6 +130,27 @@ def test_memory_is_given_back(tiny_llama, prompt):
     assert len(held) == 1
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_packing_changes_no_bit(shared, tiny_llama, prompt, dtype):
+    folder = shared / "checkpoints" / "llama-tinystories-656k"
+    for name in (tiny_llama.folder, folder):
+        plain, packed = (LLM.load(name, device="cpu", dtype=dtype) for _ in range(2))
+        packed.pack()
+        assert packed.score(mixed(prompt)) == plain.score(mixed(prompt))
+        assert torch.equal(packed.logits(prompt(40)), plain.logits(prompt(40)))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_cuda_scores_equal_whole_passes(tiny, prompt):
+    llm = LLM.load(tiny.folder, device="cuda", dtype="float32")
+    requests = mixed(prompt)
+    expected = [reference(tiny, *request) for request in requests]
+    for score, (loglikelihood, greedy) in zip(llm.score(requests, 100), expected, strict=True):
+        assert score.loglikelihood == pytest.approx(loglikelihood, abs=1e-3)
+        assert score.is_greedy == greedy
+
+
 def test_what_cannot_be_scored(tiny_llama):
     llm = LLM.load(tiny_llama.folder, device="cpu")
     assert llm.score([]) == []
