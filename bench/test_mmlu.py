@@ -15,8 +15,7 @@ import pytest
 
 from engine import LLM
 from evals.mmlu import load_task, parser
-from evals.prompts import encode_pairs
-from evals.run import encoder
+from evals.prompts import encode_pairs, encoder
 
 SHARED = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
 TOKENIZER = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"

@@ -161,9 +161,9 @@ class Stored:
 
 
 def fingerprint(folder: Path) -> str:
-    """A SHA-256 that tells one folder's weights from another's, in about a second for any size.
+    """A SHA-256 that tells one folder's weights from another's, from at most `HASHED_WHOLE` bytes of each file.
 
-    Files up to `HASHED_WHOLE` bytes count whole; of larger ones the header, the size, and evenly spaced blocks.
+    Of a larger file the header, the size and evenly spaced blocks count: another training shows, not every byte.
     """
     digest = hashlib.sha256()
     for path in sorted({stored.file.path for stored in open_checkpoint(folder).values()}):

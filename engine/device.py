@@ -17,7 +17,8 @@ from engine.cycles import CycleCounter
 from engine.errors import BareloopError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT_BLOCK = 2**30  # bytes: blocks up to this size come from the heap, and this much of it stays when free
+KEPT = 2**30  # bytes: blocks up to this size come from the heap, and this much of it stays when free
+OLDER_LIMIT = 2**25  # the largest block that glibc takes there before 2.35
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -76,8 +77,8 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-                mallopt(parameter, KEPT_BLOCK)
+            if mallopt(M_MMAP_THRESHOLD, KEPT) or mallopt(M_MMAP_THRESHOLD, OLDER_LIMIT):
+                mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def read_bandwidth(device: torch.device) -> float:
@@ -89,6 +90,15 @@ def read_bandwidth(device: torch.device) -> float:
         numbers.sum().item()
         best = min(best, time.perf_counter() - start)
     return numbers.nbytes / best
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak so far, where the system can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: torch.device) -> int:
@@ -105,7 +115,7 @@ def peak_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Spent:
-    """What some work took: seconds by the clock, of all CPU threads, and of the GPU; cycles of the CPU.
+    """What some work took: seconds by the clock, of all CPU threads, and of the GPU's stream; cycles of the CPU.
 
     The last two are None where there is no GPU, or the system does not count.
     """

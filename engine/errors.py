@@ -13,3 +13,7 @@ class BareloopError(Exception):
 
 class UsageError(BareloopError):
     """What was asked for makes no sense (a flag, a name, a number); programs exit with 2."""
+
+
+class TemplateError(BareloopError):
+    """A chat template's own objection to the messages, such as a role that it does not know."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -14,19 +14,35 @@ from engine.errors import BareloopError
 SYNC_INTERVAL = 5.0  # seconds between fsyncs of an append-only file: what a power cut can cost
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Make `text` the content of a file, so that there is the old one or the new one at any moment."""
+def local_path(name: str | Path) -> Path:
+    """A path as the user wrote it, `~` expanded; names that can be no path are refused."""
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BareloopError(f"no such folder: {name} ({error})") from None
+    return path
+
+
+def write_atomic(path: Path, text: str | Iterable[str]) -> None:
+    """Make `text` the content of a file, so that there is the old one or the new one at any moment.
+
+    What is no file, such as a pipe or a terminal, is written to as it is.
+    """
+    parts = [text] if isinstance(text, str) else text
     draft = None
     try:
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(parts)
+            return
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            draft = Path(file.name)
-            file.write(text)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        with draft.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
-        draft.chmod(0o644)
         draft.replace(path)
     except OSError as error:
         raise BareloopError(f"cannot write {path}: {error.strerror}") from error
@@ -38,8 +54,8 @@ def write_atomic(path: Path, text: str) -> None:
 class AppendFile:
     """A text file of lines that this process alone appends to while it is open.
 
-    A line is there whole or not at all: one that a kill or a power cut tore is cut off on opening, and what a
-    full disk tears is taken back at once.
+    A line is there whole or not at all: what a kill or a power cut left of one is not among the `lines`, and is
+    overwritten by the first that is appended; what a full disk tears is taken back at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,26 +63,25 @@ class AppendFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            self._file = self._open()
         except OSError as error:
             raise BareloopError(f"cannot write {path}: {error.strerror}") from error
         try:
-            self._lock()
-            content = path.read_bytes()
-            self._size = content.rfind(b"\n") + 1
-            os.truncate(self._file, self._size)
-            self.lines = content[: self._size].decode("utf-8", errors="replace").split("\n")[:-1]
-        except BaseException as error:
+            with os.fdopen(os.dup(self._file), "rb") as file:
+                content = file.read()
+        except OSError as error:
             os.close(self._file)
-            if isinstance(error, OSError):
-                raise BareloopError(f"cannot read {path}: {error.strerror}") from error
-            raise
+            raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+        self._size = content.rfind(b"\n") + 1
+        self.lines = content[: self._size].decode("utf-8", errors="replace").split("\n")[:-1]
+        self.torn = content[self._size :].decode("utf-8", errors="replace")
         self._synced = time.monotonic()
 
     def append(self, lines: str) -> None:
         """Add whole lines, each with its line end, in one write that the system has when this returns."""
         data = lines.encode()
         try:
+            os.truncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
             written = 0
             while written < len(data):
@@ -103,17 +118,32 @@ class AppendFile:
     ) -> None:
         self.close()
 
-    def _lock(self) -> None:
+    def _open(self) -> int:
+        """The file under our lock; anew if it was renamed before we had the lock."""
+        while True:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            try:
+                self._lock(file)
+                if os.path.samestat(os.fstat(file), self.path.stat()):
+                    return file
+            except FileNotFoundError:
+                pass
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)
+
+    def _lock(self, file: int) -> None:
         """The system's own lock, which a killed process cannot leave behind."""
         try:
             try:
                 import fcntl
 
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except ImportError:  # Windows locks bytes, so those that nobody reads
                 import msvcrt
 
-                os.lseek(self._file, 2**40, os.SEEK_SET)
-                msvcrt.locking(self._file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+                os.lseek(file, 2**40, os.SEEK_SET)
+                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except (BlockingIOError, PermissionError):
             raise BareloopError(f"another process is writing {self.path}; wait for it, or stop it") from None

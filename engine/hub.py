@@ -9,6 +9,7 @@ from pathlib import Path
 from engine.checkpoint import INDEX, SINGLE
 from engine.config import read_json
 from engine.errors import BareloopError
+from engine.files import local_path
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -42,16 +43,6 @@ def find_model(name: str | Path) -> Path:
     if not REPOSITORY.fullmatch(text) or text.startswith("."):
         raise BareloopError(f"no such folder: {text}")
     return _snapshot(text)
-
-
-def local_path(name: str | Path) -> Path:
-    """A path as the user wrote it, `~` expanded; names that can be no path are refused."""
-    try:
-        path = Path(name).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BareloopError(f"no such folder: {name} ({error})") from None
-    return path
 
 
 def _snapshot(repository: str) -> Path:

@@ -16,9 +16,10 @@ from engine import weights
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
+from engine.files import local_path
 from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
-from engine.hub import TOKENIZER_FILES, local_path
+from engine.hub import TOKENIZER_FILES
 from engine.linear import Linear
 from engine.models import configure
 from engine.models.family import Family, Model

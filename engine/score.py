@@ -166,11 +166,12 @@ class Scorer:
             logits = self.prefix.model.logits(hidden[first : first + ROWS])
             here = ((row >= first) & (row < first + ROWS)).nonzero()[:, 0]
             rows, tokens = (index[here].to(logits.device) for index in (row - first, target))
-            chosen[here] = logits.log_softmax(-1)[rows, tokens].cpu()
-            greedy[here] = (logits.argmax(-1)[rows] == tokens).cpu()
+            logprobs = logits.log_softmax(-1)
+            chosen[here] = logprobs[rows, tokens].cpu()
+            greedy[here] = (logprobs.argmax(-1)[rows] == tokens).cpu()
         lengths = [len(continuation) for continuation in continuations]
         parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
-        return [Score(float(logprobs.sum()), bool(hits.all())) for logprobs, hits in parts]
+        return [Score(float(own.sum()), bool(hits.all())) for own, hits in parts]
 
 
 def plan(questions: Sequence[Question], max_length: int, batch_tokens: int) -> list[Batch]:

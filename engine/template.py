@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BareloopError
+from engine.errors import BareloopError, TemplateError
 from engine.tokenizer import Tokenizer
 
 SECONDS = 0.8  # for one rendering; real templates take milliseconds
@@ -124,8 +124,10 @@ class _Renderer:
             answer = self._ask(line)
         if answer is None:
             raise BareloopError(f"the chat template did not finish within {SECONDS} seconds or used too much memory")
+        if "refusal" in answer:
+            raise TemplateError(f"the chat template refuses these messages: {answer['refusal']}")
         if "error" in answer:
-            raise BareloopError(f"the chat template refuses these messages: {answer['error']}")
+            raise BareloopError(f"the chat template fails on these messages: {answer['error']}")
         return str(answer["text"])
 
     def _ask(self, line: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ Imports nothing of the engine.
 import json
 import sys
 from datetime import datetime
+from functools import lru_cache
 
 import jinja2
 import jinja2.ext
@@ -28,6 +29,12 @@ class GenerationBlocks(jinja2.ext.Extension):
 
 def render(source: str, variables: dict[str, object], now: str) -> str:
     """The text of a template; `now` (ISO 8601) is the time it is told."""
+    return compiled(source, now).render(**variables)
+
+
+@lru_cache(maxsize=4)
+def compiled(source: str, now: str) -> jinja2.Template:
+    """A template that can be rendered many times."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -41,7 +48,7 @@ def render(source: str, variables: dict[str, object], now: str) -> str:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = datetime.fromisoformat(now).strftime
-    return environment.from_string(source).render(**variables)
+    return environment.from_string(source)
 
 
 def main() -> None:
@@ -58,12 +65,10 @@ def main() -> None:
             answer = {"text": render(**json.loads(line))}
         except MemoryError:
             answer = {"error": "it used too much memory"}
+        except jinja2.TemplateError as error:
+            answer = {"refusal": str(error)}
         except Exception as error:
-            answer = {
-                "error": f"{type(error).__name__}: {error}"
-                if not isinstance(error, jinja2.TemplateError)
-                else str(error)
-            }
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), flush=True)
 
 

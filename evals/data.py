@@ -7,7 +7,7 @@ import difflib
 import gzip
 import hashlib
 import json
-import operator
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import BareloopError, UsageError
+from engine.files import local_path
 from evals.prompts import LETTERS, Question
 from evals.subjects import GROUPS
 
+NO_SUBJECTS = ("all", "auxiliary_train")  # configurations of the hub's data set beside the subjects
+SUBJECT = re.compile(r"\w[\w.-]*")  # it becomes part of a file's name
 CSV_SPLITS = {"validation": "val"}  # what the original files call a split
 
 
@@ -32,7 +35,7 @@ class MMLU:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.folder = Path(source).expanduser()
+        self.folder = local_path(source)
         self._splits: dict[str, dict[str, list[Question]]] = {}
         if not self.folder.is_dir() and (self.folder.exists() or source.startswith((".", "/", "~"))):
             what = "is a file; name its folder" if self.folder.exists() else "is no folder here"
@@ -67,6 +70,8 @@ class MMLU:
         for pattern in (f"*/{split}-*.parquet", f"*/{split}.parquet"):
             by_subject = groupby(sorted(self.folder.glob(pattern)), key=lambda path: path.parent.name)
             for subject, paths in by_subject:
+                if subject in NO_SUBJECTS:
+                    continue
                 rows = (row for path in paths for row in _parquet_rows(path))
                 found |= _questions(rows, f"{self.folder}/{subject}", subject)
         short = CSV_SPLITS.get(split, split)
@@ -145,18 +150,28 @@ def _questions(rows: Iterable[Any], where: str, default_subject: str | None = No
     """Rows with the columns question, subject, choices, answer, by subject."""
     found: dict[str, list[Question]] = {}
     for number, row in enumerate(rows, 1):
-        try:
-            subject = row["subject"] if default_subject is None else default_subject
-            text, choices, answer = row["question"], tuple(row["choices"]), operator.index(row["answer"])
-            if not all(isinstance(value, str) for value in (subject, text, *choices)):
-                raise TypeError("question, subject and choices are text")
-        except (KeyError, TypeError) as error:
-            raise BareloopError(f"{where}, row {number} is no question with choices and answer ({error!r})") from error
+        subject = row.get("subject") if isinstance(row, dict) and default_subject is None else default_subject
+        match row:
+            case {"question": str(text), "choices": [*choices], "answer": int(answer)} if (
+                type(answer) is int and isinstance(subject, str) and all(isinstance(choice, str) for choice in choices)
+            ):
+                pass
+            case _:
+                raise BareloopError(
+                    f"{where}, row {number} is no question: it needs question, subject and choices as text, "
+                    "answer as a number"
+                )
         if len(choices) != len(LETTERS) or not 0 <= answer < len(LETTERS):
             raise BareloopError(
                 f"{where}, row {number} has {len(choices)} choices and answer {answer}; "
                 "MMLU has 4 choices and answers 0 to 3"
             )
+        if not SUBJECT.fullmatch(subject):
+            raise BareloopError(f"{where}, row {number}: {subject!r} is no name of a subject; use letters, digits, _-.")
+        try:
+            "".join((text, *choices)).encode()
+        except UnicodeEncodeError as error:
+            raise BareloopError(f"{where}, row {number} holds half a character ({error.reason})") from None
         listed = found.setdefault(subject, [])
-        listed.append(Question(subject, len(listed), text, choices, answer))
+        listed.append(Question(subject, len(listed), text, tuple(choices), answer))
     return found

@@ -37,6 +37,11 @@ def sample(doc: Mapping[str, Any], requests: Requests, record: Record) -> dict[s
     }
 
 
+def first_context(line: Mapping[str, Any]) -> str:
+    """What stands before the first choice in a sample."""
+    return str(line["arguments"]["gen_args_0"]["arg_0"])
+
+
 def question_data(docs: Mapping[Key, Mapping[str, Any]], records: Mapping[Key, Record]) -> list[dict[str, Any]]:
     """Rows of the data with what the model made of them, to be read by people and programs."""
     told = ("prediction", "correct", "loglikelihoods", "margin", "truncated")
@@ -94,6 +99,10 @@ def results(
         "model_source": "bareloop",
         "model_name": header["model"],
         "model_name_sanitized": str(header["model"]).replace("/", "__"),
+        "system_instruction": None,
+        "system_instruction_sha": None,
+        "chat_template": None,  # its text is the model's; the run file holds the hash of the tokenizer's files
+        "chat_template_sha": None,
         "fewshot_as_multiturn": header["chat"] and not header["single_turn"],
         "total_evaluation_time_seconds": str(summary.real),
     }

@@ -64,7 +64,7 @@ def load_task(options: Any) -> Task:
         return Item(question.subject, question.index, requests, question.answer)
 
     return Task(
-        name="mmlu" if split == "test" else f"mmlu_{split}",
+        name="mmlu",
         title="MMLU",
         split=split,
         shots=shots,

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli import Parser
 from engine.errors import BareloopError, UsageError
-from engine.files import write_atomic
-from evals.run import Task, evaluate, renderer, results_folder, stem
+from engine.files import local_path, write_atomic
+from evals.run import Task, evaluate, renderer, results_folder, show_all, stem
 from evals.store import Key, read
 
 if TYPE_CHECKING:
     from evals.report import Summary
+
+DEVICES, DTYPES = ("cpu", "cuda", "mps"), ("float32", "bfloat16", "float16")  # in the names of run files
 
 
 def add_run_options(parser: Parser) -> None:
@@ -68,8 +70,15 @@ def run_program(options: Any, load_task: Callable[[Any], Task]) -> None:
 
     counter = CycleCounter()  # before torch starts its threads
     task = load_task(options)
-    for model in () if options.rescore else options.model:  # a wrong name is told before hours of work, not after
-        find_model(model)
+    folders: dict[Path, str] = {}
+    for model in options.model:  # what is wrong with a name is told before hours of work, not after
+        other = folders.setdefault(results_folder(options, model), model)
+        if other != model:
+            raise UsageError(
+                f"{other} and {model} would share one folder of results; score them apart, with --output-dir"
+            )
+        if not options.rescore:
+            find_model(model)
     summaries = []
     for model in options.model:
         path = find_run(task, options, model) if options.rescore else evaluate(task, options, model, counter)
@@ -87,28 +96,34 @@ def write_requests(task: Task, options: Any) -> None:
         render = renderer(find_model(options.model[0]))
     lines = (
         json.dumps({"task": f"{task.name}_{item.subject}", "doc": item.index, "context": context, "continuation": own})
+        + "\n"
         for rows in task.questions.values()
         for item in (task.item(row, render) for row in rows[: task.limit])
         for context, own in item.requests
     )
     if options.requests_only == "-":
-        for line in lines:
-            print(line)
+        sys.stdout.writelines(lines)
     else:
-        write_atomic(Path(options.requests_only).expanduser(), "".join(f"{line}\n" for line in lines))
+        write_atomic(local_path(options.requests_only), lines)
 
 
 def find_run(task: Task, options: Any, model: str) -> Path:
     """The run file of an earlier run; raises one line where there is none, or where flags leave a choice."""
     folder = results_folder(options, model)
-    device = "*" if options.device == "auto" else options.device.partition(":")[0]
-    pattern = f"{stem(task, options, device, '*' if options.dtype == 'auto' else options.dtype)}.run.jsonl"
-    found = sorted(folder.glob(pattern))
+    devices = DEVICES if options.device == "auto" else [options.device.partition(":")[0]]
+    dtypes = DTYPES if options.dtype == "auto" else [options.dtype]
+    names = [f"{stem(task, options, device, dtype)}.run.jsonl" for device in devices for dtype in dtypes]
+    found = [folder / name for name in names if (folder / name).exists()]
     if not found:
-        raise BareloopError(f"no run to rescore: {folder} has no {pattern}")
+        raise BareloopError(f"no run to rescore: {folder} has no {stem(task, options, '*', '*')}.run.jsonl")
     if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise UsageError(f"{folder} has several runs ({names}); choose with --device and --dtype")
+        listed = ", ".join(path.name for path in found)
+        raise UsageError(f"{folder} has several runs ({listed}); choose with --device and --dtype")
+    header, records = read(found[0])
+    if task.questions and header["data"] != task.digest:
+        raise BareloopError(f"{found[0]} was scored on other data than --data {options.data}")
+    if options.verbose:
+        show_all(task, task.select(records))
     return found[0]
 
 
@@ -131,7 +146,7 @@ def conclude(task: Task, options: Any, path: Path) -> Summary:
 
 
 def print_table(title: str, summaries: Sequence[Summary]) -> None:
-    """A title and a column for each run, never cut to the terminal's width."""
+    """A title and a column for each run; as wide as it must be where there is no terminal."""
     from rich.console import Console
 
     from evals.report import accuracy_table
@@ -149,7 +164,7 @@ def export(
 ) -> None:
     """Write results and samples in lm-evaluation-harness's shapes, and what --save-question-data asks for."""
     from engine.hub import find_model
-    from evals.export import question_data, results, sample, task_hash
+    from evals.export import first_context, question_data, results, sample, sha256, task_hash
 
     time = datetime.now().isoformat().replace(":", "-")
     hashes = {}
@@ -165,6 +180,10 @@ def export(
     for subject, rows in questions.items():
         own = [(row, records[subject, place]) for place, row in enumerate(rows) if (subject, place) in records]
         samples = [sample(task.doc(row), task.item(row, render).requests, record) for row, record in own]
+        if changed := [line["doc_id"] for line in samples if line["prompt_hash"] != sha256(first_context(line))]:
+            raise BareloopError(
+                f"{path}: the prompts of {subject} are not those that were scored, from {changed[0]} on"
+            )
         name = f"{header['task']}_{subject}"
         hashes[name] = task_hash(samples)
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from engine.errors import BareloopError
+from engine.errors import TemplateError
+
+if TYPE_CHECKING:
+    from engine.tokenizer import Tokenizer
 
 LETTERS = ("A", "B", "C", "D")
 ROLES = ("user", "assistant")
@@ -60,7 +64,7 @@ def render_chat(render: Render, messages: list[dict[str, str]]) -> str:
     """A conversation by its template; without the system message where the template refuses it."""
     try:
         return render(messages)
-    except BareloopError:
+    except TemplateError:
         if messages[0]["role"] != "system":
             raise
         return render(messages[1:])
@@ -77,3 +81,17 @@ def encode_pairs(
     texts = list(dict.fromkeys(text for context, continuation in moved for text in (context, context + continuation)))
     ids = dict(zip(texts, encode_all(texts), strict=True))
     return [(ids[context], ids[context + continuation][len(ids[context]) :]) for context, continuation in moved]
+
+
+def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+    """Texts -> ids as lm-evaluation-harness takes them: with the tokenizer's BOS, but never twice."""
+    named = tokenizer.special_tokens
+    begins = named.get("bos_token", named.get("eos_token"))
+
+    def encode_all(texts: Sequence[str]) -> list[list[int]]:
+        begun = [begins is not None and text.startswith(begins) for text in texts]
+        if len(set(begun)) > 1:
+            return [encode_all([text])[0] for text in texts]
+        return tokenizer.encode_all(texts, add_special_tokens=not any(begun))
+
+    return encode_all

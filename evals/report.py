@@ -142,7 +142,7 @@ def accuracy_table(summaries: Sequence[Summary]) -> Table:
         by_name = [{row.name: row for row in own} for own in runs]
         for name in dict.fromkeys(name for own in by_name for name in own):
             sizes = "/".join(dict.fromkeys(str(own[name].questions) for own in by_name if name in own))
-            table.add_row(f"{name} ({sizes})", *(str(own.get(name, "")) for own in by_name))
+            table.add_row(Text(f"{name} ({sizes})"), *(str(own.get(name, "")) for own in by_name))
         table.add_section()
     if len(summaries) > 1:
         table.add_row("questions/s", *(f"{own.rate:.2f}" for own in summaries))

@@ -1,4 +1,4 @@
-"""The resumable run: plan, score, append, report. What is scored is a `Task`; each benchmark's file makes one.
+"""The resumable run: plan, score, append. What is scored is a `Task`; each benchmark's file makes one.
 
 Questions are planned in blocks of a subject, from all its questions: neither what is left after a kill, nor
 `--limit` or `--subjects`, changes which questions are computed together. So every record has the same bits
@@ -8,6 +8,7 @@ however its run was cut up.
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import re
 import shlex
@@ -15,13 +16,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import Progress, printable
 from engine.errors import BareloopError
-from evals.prompts import Render, encode_pairs
+from engine.files import local_path
+from evals.prompts import Render, encode_pairs, encoder
 from evals.scoring import predict
 from evals.store import Key, RunFile
 
@@ -55,7 +58,7 @@ class Item:
 class Task:
     """A benchmark: its questions, and how each is asked, shown and exported."""
 
-    name: str  # mmlu; with the split's name where it is not the usual one
+    name: str  # mmlu
     title: str
     split: str
     shots: int
@@ -70,7 +73,7 @@ class Task:
     doc: Callable[[Any], Mapping[str, Any]]  # a row as it stands in the data
     config: Callable[[str], Mapping[str, Any]]  # a subject's definition, in lm-evaluation-harness's words
 
-    @property
+    @cached_property
     def wanted(self) -> set[Key]:
         """The questions to be scored."""
         return {(subject, row) for subject, rows in self.questions.items() for row in range(len(rows[: self.limit]))}
@@ -94,7 +97,7 @@ def renderer(folder: Path, now: datetime | None = None) -> Render:
 
 def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path:
     """Score what is not yet scored of a task with one model; -> the run file."""
-    from engine.device import choose_device, dtype_name
+    from engine.device import choose_device, dtype_name, reset_peak_memory
     from engine.score import BATCH_TOKENS
     from engine.tokenizer import Tokenizer
     from engine.weights import open_model
@@ -111,9 +114,9 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
         "chat": options.chat_template,
         "single_turn": options.single_turn,
         "model": str(name),
+        "max_length": opened.config.max_position_embeddings,
         **_hashes(opened),
         "data": task.digest,
-        "max_length": opened.config.max_position_embeddings,
         "batch_tokens": batch_tokens,
         "seed": 0,
         "device": device.type,
@@ -126,21 +129,30 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
     render = renderer(opened.folder) if options.chat_template else None
     _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
     with RunFile(path, header, options.fresh) as run:
+        if options.verbose:
+            show_all(task, task.select(run.records))
         missing = task.wanted - run.records.keys()
-        if missing:
-            from engine import LLM
+        try:
+            if missing:
+                from engine import LLM
 
-            if render is not None:  # a template that prints the date goes on with that of the first sitting
-                render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
-            llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
-            try:
+                if render is not None:  # a template that prints the date goes on with that of the first sitting
+                    render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
+                reset_peak_memory(device)
+                llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
                 _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
-            except KeyboardInterrupt:
-                done = len(task.wanted & run.records.keys())
-                raise KeyboardInterrupt(
-                    f"interrupted: {done} of {len(task.wanted)} questions are saved in {path}; to go on: {command()}"
-                ) from None
-    return path
+        except KeyboardInterrupt:
+            done = len(task.wanted & run.records.keys())
+            raise KeyboardInterrupt(
+                f"interrupted: {done} of {len(task.wanted)} questions are saved in {path}; to go on: {command()}"
+            ) from None
+        return path
+
+
+def show_all(task: Task, records: Mapping[Key, Mapping[str, Any]]) -> None:
+    """--verbose: questions with what the model made of them."""
+    for (subject, index), own in records.items() if task.questions else ():
+        print(printable(task.show(task.questions[subject][index], own)), flush=True)
 
 
 def _score(
@@ -171,21 +183,25 @@ def _score(
                 before = scorer.fed
                 scored = zip(batch.prompts, owners, scorer.score(batch), strict=True)
                 spent = asdict(watch.lap()) | {"computed": scorer.fed - before}
-                times = {kind: round(value / len(owners), 6) for kind, value in spent.items() if value is not None}
+                wanted = [(item, prompt, scores) for prompt, item, scores in scored if item.key in missing]
+                times = {kind: round(value / len(wanted), 6) for kind, value in spent.items() if value is not None}
                 times["peak_memory"] = peak_memory(llm.device)
-                records = [
-                    record(item, prompt, scores, times) for prompt, item, scores in scored if item.key in missing
-                ]
+                records = [record(*own, times) for own in wanted]
                 run.append(records)
                 told += [own["correct"] for own in records]
-                for own in records if verbose else ():
-                    print(printable(task.show(task.questions[own["subject"]][own["index"]], own)), flush=True)
+                if verbose:
+                    show_all(task, {(own["subject"], own["index"]): own for own in records})
                 progress.advance(len(records), f"accuracy {100 * sum(told) / len(told):.1f} %")
 
 
 def record(item: Item, prompt: Prompt, scores: Sequence[Score], times: Mapping[str, float]) -> dict[str, Any]:
     """One line of the run file. `times` is the question's share of what its batch took, and no part of the result."""
     loglikelihoods = [score.loglikelihood for score in scores]
+    if not all(map(math.isfinite, loglikelihoods)):
+        raise BareloopError(
+            f"the model's scores of {item.subject} {item.index} are not numbers ({loglikelihoods}): "
+            "its weights are damaged, or too large for this dtype; try --dtype float32 or bfloat16"
+        )
     first, second, *_ = sorted(loglikelihoods, reverse=True)
     prediction = predict(loglikelihoods)
     return {
@@ -214,30 +230,16 @@ def blocks(questions: Mapping[str, Sequence[Any]], missing: set[Key]) -> Iterato
 
 def results_folder(options: Any, model: str) -> Path:
     """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
-    local = Path(model).expanduser()
+    local = local_path(model)
     name = local.resolve().name if local.is_dir() else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
-    return Path(options.output_dir).expanduser() / name
+    return local_path(options.output_dir) / name
 
 
 def stem(task: Task, options: Any, device: str, dtype: str) -> str:
     """What the names of a setting's files begin with."""
     chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
-    return f"{task.name}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}"
-
-
-def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
-    """Texts -> ids as lm-evaluation-harness takes them: with the tokenizer's BOS, but never twice."""
-    named = tokenizer.special_tokens
-    begins = named.get("bos_token", named.get("eos_token"))
-
-    def encode_all(texts: Sequence[str]) -> list[list[int]]:
-        begun = [text for text in texts if begins and text.startswith(begins)]
-        other = [text for text in texts if text not in set(begun)]
-        ids = dict(zip(begun, tokenizer.encode_all(begun, add_special_tokens=False), strict=True))
-        ids |= zip(other, tokenizer.encode_all(other), strict=True)
-        return [ids[text] for text in texts]
-
-    return encode_all
+    split = "" if task.split == "test" else f"_{task.split}"
+    return f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}"
 
 
 def command() -> str:

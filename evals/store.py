@@ -12,6 +12,23 @@ from engine.errors import BareloopError
 from engine.files import AppendFile
 
 FORMAT = 1
+FIRST = f'{{"format": {FORMAT}, "task"'  # what every run file begins with
+HEADER = {"task", "shots", "split", "chat", "single_turn", "model", "data", "device", "dtype", "quant", "date"}
+# What every record holds, and of which type. JSON's numbers without a point are int here.
+FIELDS: dict[str, type] = {
+    "subject": str,
+    "index": int,
+    "prompt_sha256": str,
+    "gold": int,
+    "prediction": int,
+    "correct": bool,
+    "loglikelihoods": list,
+    "greedy": list,
+    "margin": float,
+    "tokens": int,
+    "truncated": bool,
+    "times": dict,
+}
 RECORDED = frozenset({"model", "version", "date", "machine"})  # told, and never a reason to refuse
 SPELLED = {
     "weights": "other weights",
@@ -25,34 +42,37 @@ Key = tuple[str, int]  # a subject, and a row of its split
 
 
 class RunFile:
-    """The records of one setting, opened for adding to them."""
+    """The records of one setting, opened for adding to them. Nothing is written before the first of them."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], fresh: bool = False) -> None:
         """Go on with the file at `path` or begin it; raises one line if it is of another setting, or in use.
 
-        `fresh` puts what is there aside and begins anew.
+        `fresh` begins anew, and puts what is there aside once there is something new.
         """
         self.path = path
+        self.header: dict[str, Any] = dict(header)
+        self.records: dict[Key, dict[str, Any]] = {}
         self._file = AppendFile(path)
+        self._begun = bool(self._file.lines) and not fresh
+        self._aside = fresh
         try:
-            if fresh and self._file.lines:
-                path.rename(path.with_name(f"{path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S}.old"))
-                self._file.close()
-                self._file = AppendFile(path)
-            if not self._file.lines:
-                self._file.append(json.dumps({"format": FORMAT, **header}, ensure_ascii=False) + "\n")
-                self.header: dict[str, Any] = dict(header)
-                self.records: dict[Key, dict[str, Any]] = {}
-            else:
+            if self._begun:
                 self.header, self.records = parse(path, self._file.lines)
                 _compare(path, self.header, header)
+            elif not fresh and not FIRST.startswith(self._file.torn[: len(FIRST)]):
+                raise _damaged(path, 1)
         except BaseException:
             self._file.close()
             raise
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add the records of one batch, in one write."""
-        self._file.append("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        if self._aside:
+            self._put_aside()
+        first = [] if self._begun else [{"format": FORMAT, **self.header}]
+        lines = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in (*first, *records))
+        self._file.append("".join(lines))
+        self._begun = True
         self.records |= {(record["subject"], record["index"]): dict(record) for record in records}
 
     def close(self) -> None:
@@ -64,6 +84,14 @@ class RunFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _put_aside(self) -> None:
+        """Rename what was there before; the new file takes its place."""
+        self._aside = False
+        if self._file.lines or self._file.torn:
+            self.path.rename(self.path.with_name(f"{self.path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S.%f}.old"))
+            old, self._file = self._file, AppendFile(self.path)
+            old.close()
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
@@ -81,14 +109,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
 def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
     """Whole lines -> the header and the records; the first record of a question counts."""
     header, *rows = (_object(path, number, line) for number, line in enumerate(lines, 1))
-    if header.pop("format", None) != FORMAT:
+    if header.pop("format", None) != FORMAT or not header.keys() >= HEADER:
         raise BareloopError(f"{path} is no run file of this version; move it away, or use --fresh or --output-dir")
     records: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(rows, 2):
-        try:
-            records.setdefault((str(row["subject"]), int(row["index"])), row)
-        except (KeyError, TypeError, ValueError):
-            raise _damaged(path, number) from None
+        if any(type(row.get(name)) is not kind for name, kind in FIELDS.items()):
+            raise _damaged(path, number)
+        records.setdefault((row["subject"], row["index"]), row)
     return header, records
 
 

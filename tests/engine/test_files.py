@@ -34,6 +34,47 @@ def test_lines_are_appended_and_a_torn_one_is_cut_off(tmp_path):
     assert path.read_text() == "one\ntwo\nthree\n"
 
 
+def test_a_torn_line_is_only_overwritten_by_another(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one\ntorn")
+    with AppendFile(path) as file:
+        assert (file.lines, file.torn) == (["one"], "torn")
+    assert path.read_text() == "one\ntorn"
+    with AppendFile(path) as file:
+        file.append("2\n")
+    assert path.read_text() == "one\n2\n"
+
+
+def test_a_file_that_was_renamed_before_we_had_its_lock_is_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old\n")
+    lock = AppendFile._lock
+
+    def late(self, file):
+        if path.read_text() == "old\n":
+            path.rename(tmp_path / "aside")
+            path.write_text("new\n")
+        lock(self, file)
+
+    monkeypatch.setattr(AppendFile, "_lock", late)
+    with AppendFile(path) as file:
+        assert file.lines == ["new"]
+        file.append("more\n")
+    assert (tmp_path / "aside").read_text() == "old\n"
+    assert path.read_text() == "new\nmore\n"
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
+    write_atomic(tmp_path / "pipe", ["one\n", "two\n"])
+    assert reader.communicate()[0] == "one\ntwo\n"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomic(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "text"
+
+
 def test_there_is_one_writer(tmp_path):
     path = tmp_path / "file"
     with AppendFile(path), pytest.raises(BareloopError, match="another process is writing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -70,9 +71,13 @@ def test_any_change_of_the_data_changes_its_digest(tmp_path):
     [
         (json.dumps(ROW | {"choices": ["a", "b", "c"]}), "row 2 has 3 choices"),
         (json.dumps(ROW | {"answer": 1.9}), "row 2 is no question"),
+        (json.dumps(ROW | {"answer": True}), "row 2 is no question"),
+        (json.dumps(ROW | {"choices": "True"}), "row 2 is no question"),
+        (json.dumps(ROW | {"subject": "../up"}), "row 2: '../up' is no name of a subject"),
+        (json.dumps(ROW | {"question": "\ud800"}), "row 2 holds half a character"),
         (json.dumps(ROW | {"choices": ["a", None, "c", "d"]}), "row 2 is no question"),
         (json.dumps(ROW | {"answer": 4}), "row 2 has 4 choices and answer 4"),
-        (json.dumps({"question": "?"}), "row 2 is no question with choices and answer"),
+        (json.dumps({"question": "?"}), "row 2 is no question: it needs"),
         ("[1]", "row 2 is no question"),
         ('{"question"', "line 2 is not JSON"),
     ],
@@ -93,7 +98,15 @@ def test_choices_stay_text(tmp_path):
         MMLU(str(tmp_path)).split("test")
 
 
+def test_a_snapshot_of_the_hub_s_files_has_no_subject_called_all(shared, tmp_path):
+    for name in ("anatomy", "all", "auxiliary_train"):
+        shutil.copytree(shared / "data" / "mmlu" / "parquet" / "anatomy", tmp_path / name)
+    assert list(MMLU(str(tmp_path)).split("test")) == ["anatomy"]
+
+
 def test_what_is_not_there(tmp_path):
+    with pytest.raises(BareloopError, match="no such folder: ~nobody-here/data"):
+        MMLU("~nobody-here/data")
     with pytest.raises(BareloopError, match="is no folder here"):
         MMLU("./nowhere")
     (tmp_path / "file").touch()

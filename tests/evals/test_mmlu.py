@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ import torch
 
 from engine import LLM
 from engine.cycles import CycleCounter
+from engine.errors import BareloopError
 from evals.mmlu import load_task, parser
 from evals.program import conclude
-from evals.prompts import encode_pairs
-from evals.run import encoder, evaluate
+from evals.prompts import encode_pairs, encoder
+from evals.run import evaluate
 from evals.store import read
 from tests.evals import harness
 
@@ -157,6 +159,10 @@ def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, t
     assert again.stdout == done.stdout[done.stdout.index("MMLU, 0-shot") :]
     fewer = [word for word in flags if word != "anatomy"]
     assert "overall (20)" in program(shared, *fewer, "--rescore").stdout
+    other = program(shared, *flags, "--rescore", "--data", str(shared / "data" / "mmlu" / "parquet"))
+    assert other.stdout == again.stdout  # the same questions from other files
+    wrong = program(shared, *flags, "--rescore", "--chat-template")
+    assert "has no mmlu_0shot_chat_*_*_none.run.jsonl" in wrong.stderr
     without = program(shared, *flags, "--rescore", "--data", "nobody/nothing")
     assert without.stdout == again.stdout
     assert "without the data there are only tables: cannot get the data set" in without.stderr
@@ -220,6 +226,7 @@ def test_wrong_flags_are_one_line_and_a_usage_error(shared, tmp_path, words, lin
         (["--rescore"], "no run to rescore"),
         (["--chat-template"], "has no chat template"),
         (["-m", "./nowhere"], "no such folder: ./nowhere"),
+        (["-m", "~nobody-here/model"], "no such folder: ~nobody-here/model"),
     ],
 )
 def test_what_is_not_there_is_one_line(shared, tmp_path, words, line):
@@ -239,3 +246,40 @@ def test_a_window_shorter_than_any_question_is_refused(shared, tmp_path):
     )
     assert done.returncode == 1
     assert "window holds 40 tokens, and the shortest question alone has" in done.stderr
+
+
+def test_rescoring_on_other_data_is_refused_by_name(shared, tmp_path):
+    flags = ["--shots", "0", "--limit", "1", "--output-dir", str(tmp_path)]
+    first = program(shared, *flags)
+    assert first.returncode == 0, first.stderr
+    verbose = program(shared, *flags, "--verbose")
+    assert verbose.stdout.count("(right") + verbose.stdout.count("(wrong") == 2  # of a run that was finished before
+    for split in ("dev", "test"):
+        shutil.copy(shared / "data" / "mmlu" / f"{split}.jsonl.gz", tmp_path)
+    with gzip.open(tmp_path / "test.jsonl.gz", "at") as file:
+        file.write(json.dumps({"question": "?", "subject": "virology", "choices": list("abcd"), "answer": 0}) + "\n")
+    other = program(shared, *flags, "--rescore", "--data", str(tmp_path))
+    assert other.returncode == 1
+    assert "was scored on other data" in other.stderr
+
+
+def test_two_models_of_one_name_are_refused_before_either_is_scored(shared, tmp_path):
+    shutil.copytree(shared / "checkpoints" / STORIES, tmp_path / STORIES)
+    done = program(shared, "-m", str(tmp_path / STORIES), "--output-dir", str(tmp_path / "results"))
+    assert done.returncode == 2
+    assert "would share one folder of results" in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_scores_that_are_no_numbers_are_refused(shared, tmp_path):
+    model = tmp_path / "broken"
+    shutil.copytree(shared / "checkpoints" / STORIES, model)
+    content = (shared / "checkpoints" / STORIES / "model.safetensors").read_bytes()
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").write_bytes(content[:-4000] + b"\xff" * 4000)
+    options = parser().parse_args(
+        ["-m", str(model), "--data", str(shared / "data" / "mmlu"), "--shots", "0", "--output-dir", str(tmp_path),
+         "--device", "cpu"]
+    )  # fmt: skip
+    with pytest.raises(BareloopError, match=r"scores of astronomy 0 are not numbers .*--dtype float32"):
+        evaluate(load_task(options), options, str(model), CycleCounter())

@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from engine.errors import BareloopError
+from engine.errors import BareloopError, TemplateError
 from evals.prompts import Question, encode_pairs, mmlu_requests, render_chat
 from tests.evals import harness
 
@@ -39,13 +39,19 @@ def test_only_the_question_is_stripped():
 def test_a_template_without_a_system_role_gets_none():
     def refuses(messages):
         if messages[0]["role"] == "system":
-            raise BareloopError("no system role here")
+            raise TemplateError("no system role here")
         return " ".join(message["content"] for message in messages)
 
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     assert render_chat(refuses, turns) == "u"
     with pytest.raises(BareloopError, match="no system role"):
         render_chat(lambda messages: refuses(turns), turns[1:])
+
+    def hangs(messages):
+        raise BareloopError("did not finish")
+
+    with pytest.raises(BareloopError, match="did not finish"):  # no reason to ask something else
+        render_chat(hangs, turns)
 
 
 def test_white_space_at_the_end_of_a_context_moves_into_the_continuation():

@@ -11,13 +11,20 @@ from evals.store import RunFile, read
 
 HEADER = {
     "task": "mmlu",
+    "shots": 5,
+    "split": "test",
+    "chat": False,
+    "single_turn": False,
+    "max_length": 512,
     "weights": "a" * 64,
     "config": "b",
     "tokenizer": "c",
     "data": "d",
-    "max_length": 512,
     "batch_tokens": 1024,
     "seed": 0,
+    "device": "cpu",
+    "dtype": "float32",
+    "quant": "none",
     "model": "here",
     "version": "1",
     "date": "today",
@@ -26,7 +33,20 @@ HEADER = {
 
 
 def row(index: int, subject: str = "anatomy") -> dict[str, object]:
-    return {"subject": subject, "index": index, "correct": True}
+    return {
+        "subject": subject,
+        "index": index,
+        "prompt_sha256": "0" * 64,
+        "gold": 1,
+        "prediction": 1,
+        "correct": True,
+        "loglikelihoods": [-2.0, -1.0],
+        "greedy": [False, False],
+        "margin": 1.0,
+        "tokens": 10,
+        "truncated": False,
+        "times": {"real": 0.1},
+    }
 
 
 def test_records_come_back_in_any_sitting(tmp_path):
@@ -44,12 +64,33 @@ def test_records_come_back_in_any_sitting(tmp_path):
     assert path.read_text().count("\n") == 5
 
 
-def test_a_kill_while_the_header_is_written_leaves_a_new_file(tmp_path):
+def test_a_kill_in_the_first_write_leaves_a_new_file(tmp_path):
     path = tmp_path / "file.run.jsonl"
-    path.write_text('{"format": 1, "task"')
+    for torn in ('{"format": 1, "task": "mmlu", "sh', '{"form', ""):
+        path.write_text(torn)
+        with RunFile(path, HEADER) as run:
+            assert run.records == {}
+            run.append([row(0)])
+        assert read(path)[0] == HEADER
+
+
+def test_nothing_is_written_or_put_aside_before_there_is_a_record(tmp_path):
+    path = tmp_path / "file.run.jsonl"
+    RunFile(path, HEADER).close()
+    assert path.read_text() == ""
     with RunFile(path, HEADER) as run:
-        assert run.records == {}
-    assert read(path)[0] == HEADER
+        run.append([row(0)])
+    before = path.read_bytes()
+    for _ in range(2):
+        RunFile(path, HEADER, fresh=True).close()
+    assert path.read_bytes() == before
+    for number in range(3):
+        with RunFile(path, HEADER, fresh=True) as run:
+            assert run.records == {}
+            run.append([row(number)])
+            run.append([row(9)])
+    assert len(list(tmp_path.glob("*.old"))) == 3
+    assert list(read(path)[1]) == [("anatomy", 2), ("anatomy", 9)]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +115,12 @@ def test_another_setting_is_refused_by_name(tmp_path, name, value, words):
         RunFile(path, HEADER | {name: value})
     assert path.read_bytes() == before
     with RunFile(path, HEADER | {name: value}, fresh=True) as run:
-        assert run.records == {}
+        run.append([row(0)])
     (aside,) = tmp_path.glob("*.old")
     assert aside.read_bytes() == before
+
+
+BEGIN = json.dumps({"format": 1, **HEADER}) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -86,8 +130,10 @@ def test_another_setting_is_refused_by_name(tmp_path, name, value, words):
         ("[1]\n", "line 1 is no record"),
         ('{"a": 1}\n', "is no run file of this version"),
         ('{"format": 99}\n', "is no run file of this version"),
-        ('{"format": 1}\n{"subject": "anatomy"}\n', "line 2 is no record"),
-        ('{"format": 1}\n{"subj\n{"subject": "anatomy", "index": 1}\n', "line 2 is no record"),
+        ('{"format": 1}\n', "is no run file of this version"),
+        (BEGIN + '{"subject": "anatomy", "index": 1}\n', "line 2 is no record"),
+        (BEGIN + json.dumps(row(0))[:50] + "\n" + json.dumps(row(0)) + "\n", "line 2 is no record"),
+        (BEGIN + json.dumps(row(0)) + "\n" + json.dumps(row(1) | {"index": 3.7}) + "\n", "line 3 is no record"),
         ("\x00\x01\n", "line 1 is no record"),
     ],
 )
@@ -99,6 +145,18 @@ def test_a_foreign_or_damaged_file_is_left_alone(tmp_path, text, words):
     assert path.read_text() == text
     with pytest.raises(BareloopError, match=words):
         read(path)
+
+
+def test_a_foreign_file_without_a_line_s_end_is_left_alone(tmp_path):
+    path = tmp_path / "file.run.jsonl"
+    path.write_text("my only copy")
+    with pytest.raises(BareloopError, match="line 1 is no record"):
+        RunFile(path, HEADER)
+    assert path.read_text() == "my only copy"
+    with RunFile(path, HEADER, fresh=True) as run:
+        run.append([row(0)])
+    (aside,) = tmp_path.glob("*.old")
+    assert aside.read_text() == "my only copy"
 
 
 def test_there_is_one_writer_and_any_reader(tmp_path):
