@@ -7,6 +7,7 @@ import difflib
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from engine.files import local_path
 from evals.prompts import LETTERS, Question
 from evals.subjects import GROUPS
 
+HUB_TIMEOUT = 10.0  # seconds
 NO_SUBJECTS = ("all", "auxiliary_train")  # configurations of the hub's data set beside the subjects
 SUBJECT = re.compile(r"\w[\w.-]*")  # it becomes part of a file's name
 CSV_SPLITS = {"validation": "val"}  # what the original files call a split
@@ -80,15 +82,29 @@ class MMLU:
         return found
 
     def _hub(self, split: str) -> dict[str, list[Question]]:
-        try:
-            from datasets import load_dataset
+        """From the hub, or its cache where there is no network: found out at once, not after many retries."""
+        from huggingface_hub import HfApi, constants, errors
 
+        try:
+            HfApi().dataset_info(self.source, timeout=HUB_TIMEOUT)
+        except (errors.RepositoryNotFoundError, errors.HFValidationError):
+            raise BareloopError(
+                f"{self.source} is neither a folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+            ) from None
+        except Exception:  # offline, in the words of whatever HTTP library is below
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            constants.HF_HUB_OFFLINE = True
+
+        from datasets import load_dataset
+
+        try:
             rows = load_dataset(self.source, "all", split=split)
         except Exception as error:  # the library raises a dozen kinds, none with a way out
             if isinstance(error, ValueError) and "Unknown split" in str(error):
                 return {}
+            reason = "which cannot be reached" if constants.HF_HUB_OFFLINE else type(error).__name__
             raise BareloopError(
-                f"cannot get the data set {self.source} from the hub ({type(error).__name__}); "
+                f"cannot get the data set {self.source} from the hub ({reason}); "
                 "go online once to fetch it, or name a local folder with --data"
             ) from error
         return _questions(rows, f"{self.source} {split}")

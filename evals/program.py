@@ -66,10 +66,12 @@ def run_program(options: Any, load_task: Callable[[Any], Task]) -> None:
         write_requests(load_task(options), options)
         return
     from engine.cycles import CycleCounter
-    from engine.hub import find_model
 
     counter = CycleCounter()  # before torch starts its threads
     task = load_task(options)
+
+    from engine.hub import find_model
+
     folders: dict[Path, str] = {}
     for model in options.model:  # what is wrong with a name is told before hours of work, not after
         other = folders.setdefault(results_folder(options, model), model)
