@@ -122,24 +122,7 @@ class Scorer:
             sequence.close()
         self.fed += batch.tokens
 
-        # A continuation's tokens are predicted by the last states of its stem, then by those of its branch.
-        predictors: list[list[int]] = []  # of each continuation: rows of all these states, end to end
-        stem_end, branch_end = 0, sum(keep)
-        for prompt in batch.prompts:
-            own: dict[int, list[int]] = {}
-            for stem in prompt.stems:
-                stem_end += stem.keep
-                for branch, places in stem.branches.items():
-                    branch_end += len(branch)
-                    for place in places:
-                        of_stem = len(prompt.continuations[place]) - len(branch)
-                        own[place] = [
-                            *range(stem_end - of_stem, stem_end),
-                            *range(branch_end - len(branch), branch_end),
-                        ]
-            predictors += [own[place] for place in range(len(prompt.continuations))]
-        continuations = [continuation for prompt in batch.prompts for continuation in prompt.continuations]
-        scores = iter(self._scores(torch.cat([*ends, *branches]), predictors, continuations))
+        scores = iter(self._scores(torch.cat([*ends, *branches]), batch))
         return [[next(scores) for _ in prompt.continuations] for prompt in batch.prompts]
 
     def _prefixed(self, batch: Batch) -> TokenSequence:
@@ -153,12 +136,13 @@ class Scorer:
         return self.prefix
 
     @torch.inference_mode()
-    def _scores(self, hidden: Tensor, predictors: list[list[int]], continuations: list[Sequence[int]]) -> list[Score]:
-        """Scores of continuations whose tokens are predicted by these rows of hidden [M, D].
+    def _scores(self, hidden: Tensor, batch: Batch) -> list[Score]:
+        """The scores of all continuations, from the states [M, D] at the ends of all stems, then of all branches.
 
         Log-softmax and sum are taken in the model's dtype, as lm-evaluation-harness does.
         """
-        row = torch.tensor([number for rows in predictors for number in rows])
+        continuations = [continuation for prompt in batch.prompts for continuation in prompt.continuations]
+        row = torch.tensor([place for places in _predictors(batch) for place in places])
         target = torch.tensor([token for continuation in continuations for token in continuation])
         chosen = torch.empty(len(row), dtype=hidden.dtype)
         greedy = torch.empty(len(row), dtype=torch.bool)
@@ -172,6 +156,24 @@ class Scorer:
         lengths = [len(continuation) for continuation in continuations]
         parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
         return [Score(float(own.sum()), bool(hits.all())) for own, hits in parts]
+
+
+def _predictors(batch: Batch) -> list[list[int]]:
+    """For each continuation, the rows that predict its tokens: the last of its stem's, then those of its branch."""
+    rows: list[list[int]] = []
+    stem_end = 0
+    branch_end = sum(stem.keep for prompt in batch.prompts for stem in prompt.stems)
+    for prompt in batch.prompts:
+        own: dict[int, list[int]] = {}
+        for stem in prompt.stems:
+            stem_end += stem.keep
+            for branch, places in stem.branches.items():
+                branch_end += len(branch)
+                for place in places:
+                    of_stem = len(prompt.continuations[place]) - len(branch)
+                    own[place] = [*range(stem_end - of_stem, stem_end), *range(branch_end - len(branch), branch_end)]
+        rows += [own[place] for place in range(len(prompt.continuations))]
+    return rows
 
 
 def plan(questions: Sequence[Question], max_length: int, batch_tokens: int) -> list[Batch]:

@@ -11,8 +11,8 @@ from engine.errors import BareloopError, UsageError
 from evals.data import MMLU, choose
 from evals.program import add_run_options, run_program
 from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_requests, question_block
-from evals.run import Item, Task
 from evals.subjects import GROUPS
+from evals.task import Item, Task
 
 DATA = "cais/mmlu"
 SUBJECTS = ("astronomy", "business_ethics")

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import Parser
 from engine.errors import BareloopError, UsageError
 from engine.files import local_path, write_atomic
-from evals.run import Task, evaluate, renderer, results_folder, show_all, stem
+from evals.run import evaluate, renderer, show_all
+from evals.setting import results_folder, run_file
 from evals.store import Key, read
+from evals.task import Task
 
 if TYPE_CHECKING:
     from evals.report import Summary
@@ -111,16 +113,15 @@ def write_requests(task: Task, options: Any) -> None:
 
 def find_run(task: Task, options: Any, model: str) -> Path:
     """The run file of an earlier run; raises one line where there is none, or where flags leave a choice."""
-    folder = results_folder(options, model)
     devices = DEVICES if options.device == "auto" else [options.device.partition(":")[0]]
     dtypes = DTYPES if options.dtype == "auto" else [options.dtype]
-    names = [f"{stem(task, options, device, dtype)}.run.jsonl" for device in devices for dtype in dtypes]
-    found = [folder / name for name in names if (folder / name).exists()]
+    files = [run_file(task, options, model, device, dtype) for device in devices for dtype in dtypes]
+    found = [path for path in files if path.exists() and path.stat().st_size]
     if not found:
-        raise BareloopError(f"no run to rescore: {folder} has no {stem(task, options, '*', '*')}.run.jsonl")
+        raise BareloopError(f"no run to rescore: there is no {run_file(task, options, model, '*', '*')}")
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
-        raise UsageError(f"{folder} has several runs ({listed}); choose with --device and --dtype")
+        raise UsageError(f"{found[0].parent} has several runs ({listed}); choose with --device and --dtype")
     header, records = read(found[0])
     if task.questions and header["data"] != task.digest:
         raise BareloopError(f"{found[0]} was scored on other data than --data {options.data}")

@@ -9,82 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
-import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
-from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import Progress, printable
 from engine.errors import BareloopError
-from engine.files import local_path
 from evals.prompts import Render, encode_pairs, encoder
 from evals.scoring import predict
+from evals.setting import make_header, run_file
 from evals.store import Key, RunFile
+from evals.task import Item, Task
 
 if TYPE_CHECKING:
-    import torch
-
     from engine import LLM
     from engine.cycles import CycleCounter
     from engine.score import Prompt, Score
     from engine.tokenizer import Tokenizer
-    from engine.weights import Opened
 
 BLOCK = 64  # questions of a subject that are planned together
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question as a model is asked it: a request for each choice, and the right one's place."""
-
-    subject: str
-    index: int  # row of the subject's split
-    requests: list[tuple[str, str]]  # context and continuation
-    gold: int
-
-    @property
-    def key(self) -> Key:
-        return self.subject, self.index
-
-
-@dataclass(frozen=True)
-class Task:
-    """A benchmark: its questions, and how each is asked, shown and exported."""
-
-    name: str  # mmlu
-    title: str
-    split: str
-    shots: int
-    digest: str  # of the data
-    questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject; none where the data is not here
-    choose: Callable[[Sequence[str]], list[str]]  # of the subjects that there are
-    limit: int | None  # of each subject's questions
-    groups: Mapping[str, Sequence[str]]  # of subjects
-    item: Callable[[Any, Render | None], Item]
-    alone: Callable[[Any, Render | None], str]  # a question's context without examples
-    show: Callable[[Any, Mapping[str, Any]], str]  # a question and its record, to be read
-    doc: Callable[[Any], Mapping[str, Any]]  # a row as it stands in the data
-    config: Callable[[str], Mapping[str, Any]]  # a subject's definition, in lm-evaluation-harness's words
-
-    @cached_property
-    def wanted(self) -> set[Key]:
-        """The questions to be scored."""
-        return {(subject, row) for subject, rows in self.questions.items() for row in range(len(rows[: self.limit]))}
-
-    def select(self, records: Mapping[Key, Any]) -> dict[Key, Any]:
-        """Of these records those that are wanted, in order; where the data is not here, by their subjects' names."""
-        if self.questions:
-            return {key: records[key] for key in sorted(self.wanted & records.keys())}
-        subjects = self.choose(sorted({subject for subject, _ in records}))
-        keys = sorted(key for key in records if key[0] in subjects and (self.limit is None or key[1] < self.limit))
-        return {key: records[key] for key in keys}
 
 
 def renderer(folder: Path, now: datetime | None = None) -> Render:
@@ -106,26 +53,8 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
     opened = open_model(name, options.dtype)
     tokenizer = Tokenizer.load(opened.folder)
     batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
-    path = results_folder(options, name) / f"{stem(task, options, device.type, dtype_name(opened.dtype))}.run.jsonl"
-    header = {
-        "task": task.name,
-        "shots": task.shots,
-        "split": task.split,
-        "chat": options.chat_template,
-        "single_turn": options.single_turn,
-        "model": str(name),
-        "max_length": opened.config.max_position_embeddings,
-        **_hashes(opened),
-        "data": task.digest,
-        "batch_tokens": batch_tokens,
-        "seed": 0,
-        "device": device.type,
-        "dtype": dtype_name(opened.dtype),
-        "quant": options.quant,
-        "version": _version(),
-        "date": datetime.now().isoformat(timespec="seconds"),
-        "machine": _machine(device),
-    }
+    path = run_file(task, options, name, device.type, dtype_name(opened.dtype))
+    header = make_header(task, options, name, opened, device, batch_tokens)
     render = renderer(opened.folder) if options.chat_template else None
     _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
     with RunFile(path, header, options.fresh) as run:
@@ -168,7 +97,8 @@ def _score(
     """Compute every batch that holds a missing question, and append what is missing of it."""
     from engine.device import Stopwatch, peak_memory
 
-    llm.pack()
+    if len(missing) >= BLOCK:  # for fewer it costs more than it saves; the bits are the same
+        llm.pack()
     scorer = llm.scorer(batch_tokens)
     encode_all = encoder(llm.tokenizer)
     watch = Stopwatch(llm.device, counter)
@@ -228,20 +158,6 @@ def blocks(questions: Mapping[str, Sequence[Any]], missing: set[Key]) -> Iterato
                 yield rows[first : first + BLOCK]
 
 
-def results_folder(options: Any, model: str) -> Path:
-    """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
-    local = local_path(model)
-    name = local.resolve().name if local.is_dir() else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
-    return local_path(options.output_dir) / name
-
-
-def stem(task: Task, options: Any, device: str, dtype: str) -> str:
-    """What the names of a setting's files begin with."""
-    chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
-    split = "" if task.split == "test" else f"_{task.split}"
-    return f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}"
-
-
 def command() -> str:
     """What to type to go on: the same again, but never --fresh."""
     module = sys.modules["__main__"].__spec__
@@ -259,34 +175,3 @@ def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_l
             f"the model's window holds {max_length:,} tokens, and the shortest question alone has {len(ids):,}; "
             "use a model with a longer window"
         )
-
-
-def _hashes(opened: Opened) -> dict[str, str]:
-    """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
-    from engine.checkpoint import fingerprint
-    from engine.hub import TOKENIZER_FILES
-
-    def digest(names: Iterable[str]) -> str:
-        paths = [opened.folder / name for name in names if (opened.folder / name).exists()]
-        return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
-
-    return {
-        "weights": fingerprint(opened.folder),
-        "config": digest(["config.json"]),
-        "tokenizer": digest(sorted(TOKENIZER_FILES)),
-    }
-
-
-def _version() -> str:
-    try:
-        return metadata.version("bareloop")
-    except metadata.PackageNotFoundError:  # run from a folder that was not installed
-        return "unknown"
-
-
-def _machine(device: torch.device) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "evals", "chat", "bench")
 DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
 PURE = (
-    *(f"evals/{name}.py" for name in ("prompts", "scoring", "data", "store", "report", "export", "subjects")),
+    *(f"evals/{name}.py" for name in ("prompts", "scoring", "data", "store", "report", "export", "subjects", "task")),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),
 )
 

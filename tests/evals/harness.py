@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.mmlu import load_task, parser
-from evals.run import Task
+from evals.task import Task
 
 RUNS = {
     "mmlu_0shot": ["--shots", "0"],

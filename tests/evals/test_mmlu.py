@@ -162,7 +162,7 @@ def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, t
     other = program(shared, *flags, "--rescore", "--data", str(shared / "data" / "mmlu" / "parquet"))
     assert other.stdout == again.stdout  # the same questions from other files
     wrong = program(shared, *flags, "--rescore", "--chat-template")
-    assert "has no mmlu_0shot_chat_*_*_none.run.jsonl" in wrong.stderr
+    assert "mmlu_0shot_chat_*_*_none.run.jsonl" in wrong.stderr
     without = program(shared, *flags, "--rescore", "--data", "nobody/nothing")
     assert without.stdout == again.stdout
     assert "without the data there are only tables: cannot get the data set" in without.stderr

@@ -1,0 +1,93 @@
+"""What tells one run from another: the name of its file, and the header in it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.files import local_path
+from evals.task import Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.weights import Opened
+
+
+def results_folder(options: Any, model: str) -> Path:
+    """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
+    local = local_path(model)
+    name = local.resolve().name if local.is_dir() else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    return local_path(options.output_dir) / name
+
+
+def run_file(task: Task, options: Any, model: str, device: str, dtype: str) -> Path:
+    """Where the records of one setting are."""
+    chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
+    split = "" if task.split == "test" else f"_{task.split}"
+    name = f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}.run.jsonl"
+    return results_folder(options, model) / name
+
+
+def make_header(
+    task: Task, options: Any, model: str, opened: Opened, device: torch.device, batch_tokens: int
+) -> dict[str, Any]:
+    """All that a record depends on, and when, where and with which code the run was begun."""
+    from engine.device import dtype_name
+
+    return {
+        "task": task.name,
+        "shots": task.shots,
+        "split": task.split,
+        "chat": options.chat_template,
+        "single_turn": options.single_turn,
+        "model": model,
+        "max_length": opened.config.max_position_embeddings,
+        **_hashes(opened),
+        "data": task.digest,
+        "batch_tokens": batch_tokens,
+        "seed": 0,
+        "device": device.type,
+        "dtype": dtype_name(opened.dtype),
+        "quant": options.quant,
+        "version": _version(),
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "machine": _machine(device),
+    }
+
+
+def _hashes(opened: Opened) -> dict[str, str]:
+    """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
+    from engine.checkpoint import fingerprint
+    from engine.hub import TOKENIZER_FILES
+
+    def digest(names: Iterable[str]) -> str:
+        paths = [opened.folder / name for name in names if (opened.folder / name).exists()]
+        return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
+
+    return {
+        "weights": fingerprint(opened.folder),
+        "config": digest(["config.json"]),
+        "tokenizer": digest(sorted(TOKENIZER_FILES)),
+    }
+
+
+def _version() -> str:
+    try:
+        return metadata.version("bareloop")
+    except metadata.PackageNotFoundError:  # run from a folder that was not installed
+        return "unknown"
+
+
+def _machine(device: torch.device) -> str:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
