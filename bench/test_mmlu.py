@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from engine import LLM
 from evals.mmlu import load_task, parser
@@ -63,7 +64,8 @@ def test_mmlu_by_the_harness(benchmark: Any, folder: Path, requests: list[list[t
     """The first of them by its own `hf` model, four at a time."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     instance = pytest.importorskip("lm_eval.api.instance")
-    model = huggingface.HFLM(str(folder), dtype="bfloat16", batch_size=4)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = huggingface.HFLM(str(folder), dtype="bfloat16", batch_size=4, device=device)
     asked = [
         instance.Instance("loglikelihood", doc={}, arguments=request, idx=place)
         for own in requests[:PEER_QUESTIONS]

@@ -149,7 +149,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, told=f"{told}  {status}")
         elif now - self._said >= PLAIN_INTERVAL or self.done == self.total:
-            print(f"{self.label}: {self.done}/{self.total}, {told} {status}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.label}: {self.done}/{self.total}, {told}, {status}".rstrip(", "), file=sys.stderr, flush=True)
             self._said = now
 
 

@@ -63,6 +63,8 @@ class AppendFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():
+                raise BareloopError(f"{path} is no file to append to; move it away")
             self._file = self._open()
         except OSError as error:
             raise BareloopError(f"cannot write {path}: {error.strerror}") from error

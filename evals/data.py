@@ -152,12 +152,14 @@ def _parquet_rows(path: Path) -> list[Any]:
 def _csv_rows(path: Path) -> Iterator[Any]:
     """The original files: question, four choices, and a letter, without a header. All of it is text."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.reader(file):
+        with path.open(newline="", encoding="utf-8-sig") as file:  # some programs begin such a file with a mark
+            for number, row in enumerate(csv.reader(file), 1):
                 if len(row) != 6 or row[5] not in LETTERS:
-                    yield {"columns": len(row)}
-                else:
-                    yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])}
+                    raise BareloopError(
+                        f"{path}, row {number} has {len(row)} columns and ends in {row[-1] if row else ''!r}; "
+                        "MMLU's have 6: a question, 4 choices, and a letter from A to D"
+                    )
+                yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BareloopError(f"cannot read {path}: {error}") from error
 

@@ -70,7 +70,7 @@ def load_task(options: Any) -> Task:
         shots=shots,
         digest=digest,
         questions=questions,
-        choose=lambda available: choose(names, available, "the run file"),
+        choose=lambda available: choose(options.subjects or available, available, "the run file"),
         limit=options.limit,
         groups=GROUPS,
         item=item,

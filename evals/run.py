@@ -113,10 +113,11 @@ def _score(
                 before = scorer.fed
                 scored = zip(batch.prompts, owners, scorer.score(batch), strict=True)
                 spent = asdict(watch.lap()) | {"computed": scorer.fed - before}
-                wanted = [(item, prompt, scores) for prompt, item, scores in scored if item.key in missing]
-                times = {kind: round(value / len(wanted), 6) for kind, value in spent.items() if value is not None}
+                times = {kind: round(value / len(owners), 6) for kind, value in spent.items() if value is not None}
                 times["peak_memory"] = peak_memory(llm.device)
-                records = [record(*own, times) for own in wanted]
+                records = [
+                    record(item, prompt, scores, times) for prompt, item, scores in scored if item.key in missing
+                ]
                 run.append(records)
                 told += [own["correct"] for own in records]
                 if verbose:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+import tomllib
 from collections.abc import Iterable
 from datetime import datetime
 from importlib import metadata
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def results_folder(options: Any, model: str) -> Path:
     """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
     local = local_path(model)
-    name = local.resolve().name if local.is_dir() else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    is_path = local.is_dir() or model.startswith((".", "/", "~")) or model.count("/") > 1
+    name = local.resolve().name if is_path else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
     return local_path(options.output_dir) / name
 
 
@@ -47,7 +49,7 @@ def make_header(
         "split": task.split,
         "chat": options.chat_template,
         "single_turn": options.single_turn,
-        "model": model,
+        "model": str(local_path(model).resolve()) if local_path(model).is_dir() else model,
         "max_length": opened.config.max_position_embeddings,
         **_hashes(opened),
         "data": task.digest,
@@ -81,8 +83,9 @@ def _hashes(opened: Opened) -> dict[str, str]:
 def _version() -> str:
     try:
         return metadata.version("bareloop")
-    except metadata.PackageNotFoundError:  # run from a folder that was not installed
-        return "unknown"
+    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"
 
 
 def _machine(device: torch.device) -> str:

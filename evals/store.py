@@ -10,10 +10,15 @@ from typing import Any
 
 from engine.errors import BareloopError
 from engine.files import AppendFile
+from evals.scoring import predict
 
 FORMAT = 1
 FIRST = f'{{"format": {FORMAT}, "task"'  # what every run file begins with
-HEADER = {"task", "shots", "split", "chat", "single_turn", "model", "data", "device", "dtype", "quant", "date"}
+HEADER: dict[str, type] = {
+    **dict.fromkeys(("task", "split", "model", "data", "device", "dtype", "quant", "date"), str),
+    **dict.fromkeys(("chat", "single_turn"), bool),
+    "shots": int,
+}
 # What every record holds, and of which type. JSON's numbers without a point are int here.
 FIELDS: dict[str, type] = {
     "subject": str,
@@ -109,14 +114,31 @@ def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
 def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
     """Whole lines -> the header and the records; the first record of a question counts."""
     header, *rows = (_object(path, number, line) for number, line in enumerate(lines, 1))
-    if header.pop("format", None) != FORMAT or not header.keys() >= HEADER:
+    if header.pop("format", None) != FORMAT or any(type(header.get(name)) is not kind for name, kind in HEADER.items()):
         raise BareloopError(f"{path} is no run file of this version; move it away, or use --fresh or --output-dir")
     records: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(rows, 2):
-        if any(type(row.get(name)) is not kind for name, kind in FIELDS.items()):
+        if not _is_record(row):
             raise _damaged(path, number)
         records.setdefault((row["subject"], row["index"]), row)
     return header, records
+
+
+def _is_record(row: Mapping[str, Any]) -> bool:
+    """Whether all fields are there, of their types, and agree with each other."""
+    if any(type(row.get(name)) is not kind for name, kind in FIELDS.items()):
+        return False
+    scores, times = row["loglikelihoods"], row["times"]
+    return (
+        len(scores) == len(row["greedy"]) > 1
+        and all(type(score) is float for score in scores)
+        and row["index"] >= 0
+        and 0 <= row["gold"] < len(scores)
+        and row["prediction"] == predict(scores)
+        and row["correct"] == (row["prediction"] == row["gold"])
+        and {"real", "cpu", "computed", "peak_memory"} <= times.keys()
+        and all(type(value) in (int, float) for value in times.values())
+    )
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_progress_without_a_terminal_is_plain_lines(capsys, monkeypatch):
     with Progress("work", total=5, done=2) as progress:
         progress.advance(1, "hidden")
         progress.advance(2, "fine")
-    assert re.fullmatch(r"work: 5/5, [\d.]+/s, 0.0 s left fine\n", capsys.readouterr().err)
+    assert re.fullmatch(r"work: 5/5, [\d.]+/s, 0.0 s left, fine\n", capsys.readouterr().err)
     monkeypatch.setattr("engine.cli.PLAIN_INTERVAL", 0.0)
     with Progress("work", total=500) as progress:
         progress.advance(1)

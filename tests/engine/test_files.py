@@ -105,6 +105,12 @@ with AppendFile(Path({str(path)!r})) as file:
     assert path.read_text() == "x" * 899 + "\n" + "z" * 9 + "\n"
 
 
+def test_a_pipe_is_nothing_to_append_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BareloopError, match="pipe is no file to append to"):
+        AppendFile(tmp_path / "pipe")
+
+
 def test_what_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BareloopError, match="cannot write"):

@@ -21,7 +21,7 @@ def write_csv(folder, split: str, questions) -> None:
     short = {"validation": "val"}.get(split, split)
     (folder / short).mkdir(parents=True)
     for subject, rows in questions.items():
-        with (folder / short / f"{subject}_{short}.csv").open("w", newline="") as file:
+        with (folder / short / f"{subject}_{short}.csv").open("w", newline="", encoding="utf-8-sig") as file:
             csv.writer(file).writerows([row.question, *row.choices, "ABCD"[row.answer]] for row in rows)
 
 
@@ -121,9 +121,10 @@ def test_what_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q,a,b,c,D\n", "row 1 is no question"),
-        ("q,a,b,c,d,E\n", "row 1 is no question"),
-        ("q,a,b,c,d,A\nquestion,A,B,C,D,answer\n", "row 2 is no question"),
+        ("q,a,b,c,D\n", "row 1 has 5 columns and ends in 'D'"),
+        ("q,a,b,c,d,E\n", "row 1 has 6 columns and ends in 'E'"),
+        ("q,a,b,c,d,A\nquestion,A,B,C,D,answer\n", "row 2 has 6 columns and ends in 'answer'"),
+        ("q,a,b,c,d,A\n\n", "row 2 has 0 columns"),
     ],
 )
 def test_bad_csv_rows_are_named(tmp_path, text, message):

@@ -45,7 +45,7 @@ def row(index: int, subject: str = "anatomy") -> dict[str, object]:
         "margin": 1.0,
         "tokens": 10,
         "truncated": False,
-        "times": {"real": 0.1},
+        "times": {"real": 0.1, "cpu": 0.2, "computed": 5.0, "peak_memory": 1},
     }
 
 
@@ -133,7 +133,22 @@ BEGIN = json.dumps({"format": 1, **HEADER}) + "\n"
         ('{"format": 1}\n', "is no run file of this version"),
         (BEGIN + '{"subject": "anatomy", "index": 1}\n', "line 2 is no record"),
         (BEGIN + json.dumps(row(0))[:50] + "\n" + json.dumps(row(0)) + "\n", "line 2 is no record"),
-        (BEGIN + json.dumps(row(0)) + "\n" + json.dumps(row(1) | {"index": 3.7}) + "\n", "line 3 is no record"),
+        *(
+            (BEGIN + json.dumps(row(0)) + "\n" + json.dumps(row(1) | change) + "\n", "line 3 is no record")
+            for change in (
+                {"index": 3.7},
+                {"index": -1},
+                {"correct": False},
+                {"gold": 7},
+                {"prediction": 0},
+                {"times": {}},
+                {"times": {"real": "x", "cpu": 1.0, "computed": 1.0, "peak_memory": 1}},
+                {"greedy": []},
+                {"loglikelihoods": [-2.0]},
+                {"loglikelihoods": ["a", "b"]},
+            )
+        ),
+        (BEGIN.replace('"here"', "5"), "is no run file of this version"),
         ("\x00\x01\n", "line 1 is no record"),
     ],
 )
