@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.report import Accuracy, Record, Summary
-from evals.store import Key
+from evals.store import Key, sha256
 
 Requests = Sequence[tuple[str, str]]
 
@@ -67,7 +66,7 @@ def results(
 ) -> dict[str, Any]:
     """The results file. `sizes` are all questions of a subject, scored or not; `configs` what defines its task."""
     task = header["task"]
-    name = {own.name: f"{task}_{own.name}" for own in (*summary.subjects, *summary.groups)} | {"overall": task}
+    name = {own.name: f"{task}_{own.name}" for own in (*summary.subjects, *summary.groups)}
     groups: dict[str, Any] = {}
     if len(summary.subjects) > 1:
         groups = {name[own.name]: _metrics(name[own.name], own, f" - {own.name}") for own in summary.groups}
@@ -106,11 +105,6 @@ def results(
         "fewshot_as_multiturn": header["chat"] and not header["single_turn"],
         "total_evaluation_time_seconds": str(summary.real),
     }
-
-
-def sha256(text: str) -> str:
-    """In hexadecimal, of the text in UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _metrics(name: str, own: Accuracy, alias: str) -> dict[str, Any]:

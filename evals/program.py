@@ -14,7 +14,7 @@ from engine.errors import BareloopError, UsageError
 from engine.files import local_path, write_atomic
 from evals.run import evaluate, renderer, show_all
 from evals.setting import results_folder, run_file
-from evals.store import Key, read
+from evals.store import Key, read, sha256
 from evals.task import Task
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def export(
 ) -> None:
     """Write results and samples in lm-evaluation-harness's shapes, and what --save-question-data asks for."""
     from engine.hub import find_model
-    from evals.export import first_context, question_data, results, sample, sha256, task_hash
+    from evals.export import first_context, question_data, results, sample, task_hash
 
     time = datetime.now().isoformat().replace(":", "-")
     hashes = {}
@@ -190,7 +190,7 @@ def export(
         name = f"{header['task']}_{subject}"
         hashes[name] = task_hash(samples)
         lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
-        write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), "".join(lines))
+        write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), lines)
     file = path.with_name(f"results_{time}.json")
     configs = {f"{header['task']}_{subject}": task.config(subject) for subject in task.questions}
     sizes = {subject: len(rows) for subject, rows in task.questions.items()}

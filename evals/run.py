@@ -7,7 +7,6 @@ however its run was cut up.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shlex
 import sys
@@ -22,7 +21,7 @@ from engine.errors import BareloopError
 from evals.prompts import Render, encode_pairs, encoder
 from evals.scoring import predict
 from evals.setting import make_header, run_file
-from evals.store import Key, RunFile
+from evals.store import Key, RunFile, sha256
 from evals.task import Item, Task
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def record(item: Item, prompt: Prompt, scores: Sequence[Score], times: Mapping[s
     return {
         "subject": item.subject,
         "index": item.index,
-        "prompt_sha256": hashlib.sha256(item.requests[0][0].encode()).hexdigest(),
+        "prompt_sha256": sha256(item.requests[0][0]),
         "gold": item.gold,
         "prediction": prediction,
         "correct": prediction == item.gold,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -122,6 +123,11 @@ def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, d
             raise _damaged(path, number)
         records.setdefault((row["subject"], row["index"]), row)
     return header, records
+
+
+def sha256(text: str) -> str:
+    """Of a text in UTF-8, in hexadecimal: how prompts, questions and data are told apart."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_record(row: Mapping[str, Any]) -> bool:
