@@ -8,6 +8,7 @@ a row. Softmax over the union is the softmax over each part, weighted by the par
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer
     at position p sees keys at positions p - W + 1 … p. -> [N, H, D]
     """
     if view is None:
-        return torch.cat([_attend_causal(q[s], k[s], v[s], window) for s in step.slices()])
+        return _attend_fresh(q, k, v, step, window)
     if not view.rows:
         return q
     if window is not None and view.longest > window:
@@ -106,6 +107,20 @@ def _attend_one(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Decoding: one query [1, H, D] that sees all keys and values [Hkv, T, D]. No mask, no copies."""
     packed = q.view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
     return F.scaled_dot_product_attention(packed, keys[None], values[None]).view(q.shape)
+
+
+def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, window: int | None) -> Tensor:
+    """Rows that begin here and leave nothing behind. Differentiable; neighbours of one length are one batch."""
+    if window is not None:
+        return torch.cat([_attend_causal(q[s], k[s], v[s], window) for s in step.slices()])
+    runs = [(length, len(list(run))) for length, run in groupby(step.lengths.tolist())]
+    sizes = [length * count for length, count in runs]
+    parts = []
+    for (length, count), *qkv in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
+        queries, keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
+        out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # of [count, H, length, D]
+    return torch.cat(parts)
 
 
 def _attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:

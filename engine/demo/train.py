@@ -1,0 +1,225 @@
+"""python -m engine.demo.train: make the demo model anew, from its textbook, with the engine's own modules."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import Parser, Progress, run
+from engine.errors import BareloopError, UsageError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from engine.demo.pages import Page
+    from engine.llm import LLM
+
+WINDOW = 1024  # tokens
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 704,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "hidden_act": "silu",
+    "max_position_embeddings": WINDOW,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.03,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "dtype": "float32",  # what it computes in; the file holds bfloat16
+}
+WARMUP = 0.05  # of the steps
+EASY = 0.4  # of the steps, in which quizzes become less and less easy
+# Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
+GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
+HEADS = 512  # tokens: so many get logits, or a multiple
+HELD_OUT = 60  # pages
+HELD_OUT_INTERVAL = 100  # steps
+
+
+def parser() -> Parser:
+    """The program's flags."""
+    result = Parser("python -m engine.demo.train", "Train the demo model: about an hour on two cores.")
+    result.add_argument("--output", default="results/demo-model", metavar="FOLDER", help="default: results/demo-model")
+    result.add_argument("--steps", type=int, default=3800, help="default: 3800")
+    result.add_argument(
+        "--batch-tokens", type=int, default=4096, metavar="N", help="tokens of one step (default: 4096)"
+    )
+    result.add_argument(
+        "--learning-rate", type=float, default=2e-3, metavar="RATE", help="at its peak (default: 0.002)"
+    )
+    result.add_argument("--seed", type=int, default=0, help="of weights and pages (default: 0)")
+    result.add_argument("--checkpoint-steps", type=int, default=100, metavar="N", help="steps between (default: 100)")
+    result.add_argument("--fresh", action="store_true", help="begin anew instead of going on from the checkpoint")
+    return result
+
+
+def main(options: Any) -> None:
+    """Train, from the checkpoint where there is one, and write the folder."""
+    from engine.files import local_path
+
+    for flag in ("steps", "batch_tokens", "checkpoint_steps"):
+        if getattr(options, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use 1 or more")
+    output = local_path(options.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"--output {output} exists and is not empty; name a new folder")
+    train(options, output, output.with_name(f"{output.name}.checkpoint"))
+
+
+def train(options: Any, output: Path, checkpoint: Path) -> None:
+    """AdamW with a cosine; a step's pages follow from the seed and its number, so a resumed run is the same run."""
+    import torch
+
+    from engine import weights
+    from engine.demo import vocabulary
+    from engine.linear import Linear
+    from engine.llm import LLM
+
+    tokenizer = vocabulary.build(options.seed)
+    config = {**CONFIG, "vocab_size": tokenizer.get_vocab_size()}
+    llm = LLM.from_config(config, seed=options.seed)
+    for module in llm.model.modules():
+        if isinstance(module, Linear):
+            in_bfloat16(module)
+    matrices = [parameter for parameter in llm.model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in llm.model.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+    settings = {name: getattr(options, name) for name in ("steps", "batch_tokens", "learning_rate", "seed")}
+    done = 0
+    if checkpoint.exists() and not options.fresh:
+        saved = torch.load(checkpoint, weights_only=True)
+        if saved["settings"] != settings:
+            raise BareloopError(f"{checkpoint} is of a run with other settings, {saved['settings']}; add --fresh")
+        llm.model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        done = saved["step"]
+
+    test = held_out(tokenizer, options.seed)
+    told = ""
+    with Progress("training", options.steps, done) as progress:
+        for step in range(done, options.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * schedule(step, options.steps)
+            pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)
+            loss, _ = loss_and_letters(llm, pages)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(llm.model.parameters(), 1.0)
+            optimizer.step()
+            last = step + 1 == options.steps
+            if (step + 1) % HELD_OUT_INTERVAL == 0 or last:
+                with torch.no_grad():
+                    value, letters = loss_and_letters(llm, test)
+                told = f"held-out loss {value:.3f}, letters {letters:.0%}"
+            if (step + 1) % options.checkpoint_steps == 0 or last:
+                state = {"model": llm.model.state_dict(), "optimizer": optimizer.state_dict()}
+                keep({**state, "step": step + 1, "settings": settings}, checkpoint)
+            progress.advance(1, f"loss {loss.item():.3f}, {told}".rstrip(", "))
+
+    files = vocabulary.files(tokenizer, WINDOW)
+    weights.save(llm.model.to(torch.bfloat16), llm.family, config, output, files)
+    print(output)
+
+
+def schedule(step: int, steps: int) -> float:
+    """A straight rise, then half a cosine: the share of the peak learning rate."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list[float]]:
+    """The ids of a page, and the weight of each: that of the piece in which the token ends."""
+    encoding = tokenizer.encode("".join(text for text, _ in page), add_special_tokens=False)
+    weights = [weight for text, weight in page for _ in text]
+    return encoding.ids, [weights[end - 1] for _, end in encoding.offsets]
+
+
+Encoded = list[tuple[list[int], list[float]]]
+
+
+def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Encoded:
+    """The pages of one step."""
+    from engine.demo.textbook import pages
+
+    easy = 0.1 + 0.5 * max(0.0, 1 - step / (EASY * steps))
+    found: Encoded = []
+    room = tokens
+    for _, page in pages(Random(f"{seed} {step}"), easy):
+        ids, weights = encode(tokenizer, page)
+        size = len(ids) + -len(ids) % GRAIN
+        if size > room:
+            return [*found, ([1] * room, [0.0] * room)]
+        if size <= WINDOW:
+            found.append((ids, weights))
+            room -= size
+    raise AssertionError("pages never end")
+
+
+def held_out(tokenizer: tokenizers.Tokenizer, seed: int) -> Encoded:
+    """Pages that no step is made of."""
+    from itertools import islice
+
+    from engine.demo.textbook import pages
+
+    return [encode(tokenizer, page) for _, page in islice(pages(Random(f"{seed} held out"), 0.0), HELD_OUT)]
+
+
+def loss_and_letters(llm: LLM, pages: Encoded) -> tuple[Any, float]:
+    """The weighted mean cross-entropy of the next token, and the share of answers' letters that are right."""
+    import torch
+
+    from engine.demo.textbook import LETTER
+    from engine.state import Step
+
+    padded = [(ids + [1] * (-len(ids) % GRAIN), weights + [0.0] * (-len(ids) % GRAIN)) for ids, weights in pages]
+    padded.sort(key=lambda page: len(page[0]))
+    step = Step.pack([ids for ids, _ in padded])
+    targets = step.tokens.roll(-1)
+    weight = torch.tensor([w for _, weights in padded for w in (*weights[1:], 0.0)])
+    counted = weight.nonzero()[:, 0]
+    counted = torch.cat((counted, counted.new_zeros(-len(counted) % HEADS)))  # the first token counts for nothing
+    logits = llm.model.logits(llm.model(step)[counted])
+    targets, weight = targets[counted], weight[counted]
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    letters = weight == LETTER
+    right = (logits[letters].argmax(-1) == targets[letters]).float().mean().item()
+    return (losses * weight).sum() / weight.sum(), right
+
+
+def in_bfloat16(layer: Any) -> None:
+    """Multiply matrices in bfloat16 and keep all else in float32, which torch's attention on CPUs is faster in."""
+    import torch
+
+    forward = layer.forward
+
+    def mixed(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return forward(x).float()
+
+    layer.forward = mixed
+
+
+def keep(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, so that there is the old one or the new one at any moment."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    torch.save(state, draft)
+    draft.replace(path)
+
+
+if __name__ == "__main__":
+    run(parser(), main)

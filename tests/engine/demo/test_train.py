@@ -1,0 +1,64 @@
+"""The trainer: the schedule, and that a killed run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from engine.demo import train
+from engine.errors import BareloopError, UsageError
+from engine.llm import LLM
+from engine.sampling import SamplingParams
+
+
+def options(folder: Any, *more: str) -> Any:
+    words = ("--output", str(folder), "--steps", "4", "--batch-tokens", "512", "--checkpoint-steps", "2")
+    return train.parser().parse_args([*words, *more])
+
+
+def test_the_rate_rises_then_falls():
+    rates = [train.schedule(step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert 0 < rates[-1] < 0.03
+
+
+def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, capsys):
+    train.main(options(tmp_path / "whole"))
+    keep = train.keep
+
+    def keep_and_die(state: dict[str, Any], path: Any) -> None:
+        keep(state, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "keep", keep_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(options(tmp_path / "killed"))
+    train.main(options(tmp_path / "killed"))
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert "held-out loss" in capsys.readouterr().err
+
+    llm = LLM.load(tmp_path / "killed")
+    assert len(llm.chat([{"role": "user", "content": "Hi!"}], SamplingParams(max_new_tokens=3)).token_ids) <= 3
+    (tmp_path / "killed.checkpoint").rename(tmp_path / "other.checkpoint")
+    with pytest.raises(BareloopError, match="other settings"):
+        train.main(options(tmp_path / "other", "--seed", "1"))
+
+
+def test_what_exists_is_left_alone(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "note").touch()
+    with pytest.raises(UsageError, match="not empty"):
+        train.main(options(tmp_path / "made"))
+    with pytest.raises(UsageError, match="--steps 0: use 1 or more"):
+        train.main(options(tmp_path / "new", "--steps", "0"))
+
+
+def test_the_program_says_what_it_does():
+    done = subprocess.run([sys.executable, "-m", "engine.demo.train", "--help"], capture_output=True, text=True)
+    assert "--checkpoint-steps" in done.stdout
