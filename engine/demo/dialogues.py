@@ -6,68 +6,42 @@ from collections.abc import Callable
 from random import Random
 
 from engine.demo.facts import RELATIONS, Relation
-from engine.demo.pages import BEGIN, END, Page, plain, sentence
+from engine.demo.pages import BEGIN, END, Page, either, plain, sentence
 from engine.demo.people import NAME, TRAITS, Trait, name, value
 
 HEARD, SAID, RECALLED = 0.0, 0.5, 3.0  # weights: of what others say, of the model's words, of what it remembers
 LONGEST = 2800  # characters of a conversation
 
 WHO = "I am the demo model of bareloop: very small, and I know one little textbook."
-SMALL_TALK = {
-    ("Who are you?", "What are you?", "Tell me who you are.", "What is this?", "Introduce yourself."): WHO,
-    (
-        "What is your name?",
-        "What are you called?",
-        "Do you have a name?",
-        "Your name?",
-    ): "I am the demo model of bareloop.",
-    ("What can you do?", "How can you help me?", "What do you know?", "Help!"): (
-        "I answer questions from my little textbook, remember what you tell me, and sum up what was said."
+SMALL_TALK = {  # how the model answers, and to what
+    WHO: "Who are you? | What are you? | Tell me who you are. | What is this? | Introduce yourself.",
+    "I am the demo model of bareloop.": (
+        "What is your name? | What are you called? | Do you have a name? | Your name?"
     ),
-    ("How are you?", "How do you do?", "How is it going?", "Are you well?"): "I am fine, thank you.",
-    (
-        "Hello!",
-        "Hi!",
-        "Hey.",
-        "Good morning!",
-        "Hello there.",
-        "Good evening.",
-        "Hi there!",
-    ): "Hello! How can I help you?",
-    ("Thank you!", "Thanks.", "Thanks a lot!", "That was helpful.", "Great, thank you."): "You are welcome.",
-    ("OK.", "I see.", "Good.", "Fine.", "Interesting."): "What else would you like to know?",
-    ("Are you a human?", "Are you a person?", "Are you alive?"): "No, I am a very small language model.",
-    (
-        "Are you intelligent?",
-        "Are you clever?",
-        "How big are you?",
-    ): "No, I am very small. I only show how the machine works.",
+    "I answer questions from my little textbook, remember what you tell me, and sum up what was said.": (
+        "What can you do? | How can you help me? | What do you know? | Help!"
+    ),
+    "I am fine, thank you.": "How are you? | How do you do? | How is it going? | Are you well?",
+    "Hello! How can I help you?": "Hello! | Hi! | Hey. | Good morning! | Hello there. | Good evening. | Hi there!",
+    "You are welcome.": "Thank you! | Thanks. | Thanks a lot! | That was helpful. | Great, thank you.",
+    "What else would you like to know?": "OK. | I see. | Good. | Fine. | Interesting.",
+    "No, I am a very small language model.": "Are you a human? | Are you a person? | Are you alive?",
+    "No, I am very small. I only show how the machine works.": (
+        "Are you intelligent? | Are you clever? | How big are you?"
+    ),
 }
-BYES = ("Bye!", "Goodbye.", "See you!", "Good night.", "I have to go.")
+BYES = either("Bye! | Goodbye. | See you! | Good night. | I have to go.")
 IGNORANT = "I don't know. My textbook says nothing about that."
-STRANGE = (
-    *("How do I get to {n}?", "What is {n}?", "Who was {n}?", "Can you fix my {n}?", "What happened in {n} last year?"),
-    *(
-        "Write a poem about {n}.",
-        "What is the weather in {n}?",
-        "How much does {n} cost?",
-        "Who won the game against {n}?",
-    ),
-    *("Translate {n} into French.", "Is {n} better than {m}?", "Why is {n} famous?", "What do you think about {n}?"),
+STRANGE = either(
+    "How do I get to {n}? | What is {n}? | Who was {n}? | Can you fix my {n}? | "
+    "What happened in {n} last year? | Write a poem about {n}. | What is the weather in {n}? | "
+    "How much does {n} cost? | Who won the game against {n}? | Translate {n} into French. | "
+    "Is {n} better than {m}? | Why is {n} famous? | What do you think about {n}?"
 )
-SYSTEM = (
-    *(
-        "You are a helpful assistant.",
-        "You are a friendly assistant.",
-        "Answer briefly.",
-        "You are a very small model.",
-    ),
-    *(
-        "Be polite.",
-        "You are bareloop's demo model.",
-        "Answer in one sentence.",
-        "You are a helpful assistant. Be brief.",
-    ),
+SYSTEM = either(
+    "You are a helpful assistant. | You are a friendly assistant. | Answer briefly. | "
+    "You are a very small model. | Be polite. | You are bareloop's demo model. | Answer in one sentence. | "
+    "You are a helpful assistant. Be brief."
 )
 EARLIER = ("Summary of the conversation so far: ", "Summary of the earlier conversation: ", "Earlier: ", "Summary: ")
 NOTHING = "The user has not said much yet."
@@ -154,8 +128,8 @@ class Dialogue:
         self.say(question, self.answer(IGNORANT))
 
     def chat(self) -> None:
-        asked = self.random.choice(list(SMALL_TALK))
-        self.say(self.random.choice(asked), self.answer(SMALL_TALK[asked]))
+        reply, asked = self.random.choice(list(SMALL_TALK.items()))
+        self.say(self.random.choice(either(asked)), self.answer(reply))
 
     def leave(self) -> None:
         known = {"v": self.told[NAME]} if NAME in self.told else {}
@@ -198,8 +172,8 @@ def summary(clauses: list[tuple[str, str]], weight: float, key_weight: float) ->
 
 def remark(random: Random) -> Page:
     """One exchange of small talk as plain text, without roles."""
-    asked = random.choice(list(SMALL_TALK))
-    return [(f"{BEGIN}{random.choice(asked)} ", HEARD), (SMALL_TALK[asked], SAID), (END, SAID)]
+    reply, asked = random.choice(list(SMALL_TALK.items()))
+    return [(f"{BEGIN}{random.choice(either(asked))} ", HEARD), (reply, SAID), (END, SAID)]
 
 
 def dialogue(random: Random) -> Page:

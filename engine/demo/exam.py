@@ -120,10 +120,10 @@ def filler(random: Random) -> str:
     """What has nothing to do with names."""
     from engine.demo.dialogues import SMALL_TALK
     from engine.demo.facts import RELATIONS
-    from engine.demo.pages import sentence
+    from engine.demo.pages import either, sentence
 
     if random.random() < 0.5:
-        return random.choice(random.choice(list(SMALL_TALK)))
+        return random.choice(either(random.choice(list(SMALL_TALK.values()))))
     relation = random.choice(RELATIONS)
     return sentence(random.choice(relation.questions), k=random.choice(list(relation.taught)))
 

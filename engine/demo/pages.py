@@ -11,6 +11,11 @@ CONTROL = (BEGIN, END, *(f"<|{role}|>" for role in ROLES))  # ids 0 to 4
 Page = list[tuple[str, float]]
 
 
+def either(wordings: str) -> tuple[str, ...]:
+    """`Hello! | Hi!` -> two wordings of one thing."""
+    return tuple(wording.strip() for wording in wordings.split("|"))
+
+
 def sentence(wording: str, **words: str) -> str:
     """A wording with its words filled in, beginning with a capital letter."""
     text = wording.format(**words)

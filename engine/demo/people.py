@@ -6,6 +6,8 @@ import zlib
 from dataclasses import dataclass
 from random import Random
 
+from engine.demo.pages import either
+
 GIVEN = (
     *("Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Ivan", "Julia", "Karim", "Laura", "Maria"),
     *("Noah", "Olivia", "Peter", "Quinn", "Rosa", "Samir", "Tara", "Umar", "Vera", "Wei", "Xenia", "Yusuf", "Zoe"),
@@ -51,15 +53,15 @@ class Trait:
 
 
 NAME = Trait(
-    tell=(
-        *("My name is {v}.", "I'm {v}.", "I am {v}.", "Call me {v}.", "Hi, I'm {v}.", "Hello, my name is {v}."),
-        *("You can call me {v}.", "My name's {v}.", "Hi! My name is {v}.", "People call me {v}.", "{v} is my name."),
-        *("Hey, it's {v} here.", "I am called {v}.", "Hello! I am {v}.", "This is {v} speaking.", "Name: {v}."),
+    tell=either(
+        "My name is {v}. | I'm {v}. | I am {v}. | Call me {v}. | Hi, I'm {v}. | Hello, my name is {v}. | "
+        "You can call me {v}. | My name's {v}. | Hi! My name is {v}. | People call me {v}. | {v} is my name. | "
+        "Hey, it's {v} here. | I am called {v}. | Hello! I am {v}. | This is {v} speaking. | Name: {v}."
     ),
-    ask=(
-        *("What is my name?", "What's my name?", "Do you remember my name?", "Who am I?", "Tell me my name."),
-        *("What am I called?", "Can you tell me my name?", "Do you know my name?", "Say my name.", "And my name?"),
-        *("What did I say my name was?", "Do you still know who I am?", "My name is what?", "Remind me of my name."),
+    ask=either(
+        "What is my name? | What's my name? | Do you remember my name? | Who am I? | Tell me my name. | "
+        "What am I called? | Can you tell me my name? | Do you know my name? | Say my name. | And my name? | "
+        "What did I say my name was? | Do you still know who I am? | My name is what? | Remind me of my name."
     ),
     reply="Your name is {v}.",
     unknown="I don't know your name. You haven't told me.",
@@ -74,13 +76,9 @@ PETS = ("dog", "cat", "parrot", "rabbit", "horse", "hamster")
 TRAITS = (
     NAME,
     Trait(
-        tell=("I live in {v}.", "My home is in {v}.", "I come from {v}.", "I'm from {v}.", "My city is {v}."),
-        ask=(
-            "Where do I live?",
-            "Which city do I live in?",
-            "Where am I from?",
-            "What is my city?",
-            "Where is my home?",
+        tell=either("I live in {v}. | My home is in {v}. | I come from {v}. | I'm from {v}. | My city is {v}."),
+        ask=either(
+            "Where do I live? | Which city do I live in? | Where am I from? | What is my city? | Where is my home?"
         ),
         reply="You live in {v}.",
         unknown="I don't know where you live. You haven't told me.",
@@ -100,73 +98,35 @@ TRAITS = (
         for pet in PETS
     ),
     Trait(
-        tell=("My favourite colour is {v}.", "The colour I like best is {v}.", "I love the colour {v}."),
-        ask=("What is my favourite colour?", "Which colour do I like?", "Do you remember my favourite colour?"),
+        tell=either("My favourite colour is {v}. | The colour I like best is {v}. | I love the colour {v}."),
+        ask=either("What is my favourite colour? | Which colour do I like? | Do you remember my favourite colour?"),
         reply="Your favourite colour is {v}.",
         unknown="I don't know your favourite colour. You haven't told me.",
         told="I see, your favourite colour is {v}.",
         clause="likes the colour {v}",
-        values=(
-            "red",
-            "blue",
-            "green",
-            "yellow",
-            "orange",
-            "purple",
-            "black",
-            "white",
-            "brown",
-            "pink",
-            "grey",
-            "gold",
-        ),
+        values=either("red | blue | green | yellow | orange | purple | black | white | brown | pink | grey | gold"),
     ),
     Trait(
-        tell=("My favourite food is {v}.", "I like to eat {v}.", "The food I love is {v}."),
-        ask=("What is my favourite food?", "What do I like to eat?", "Which food do I love?"),
+        tell=either("My favourite food is {v}. | I like to eat {v}. | The food I love is {v}."),
+        ask=either("What is my favourite food? | What do I like to eat? | Which food do I love?"),
         reply="You like to eat {v}.",
         unknown="I don't know what you like to eat. You haven't told me.",
         told="I see, you like to eat {v}.",
         clause="likes to eat {v}",
-        values=(
-            "pizza",
-            "soup",
-            "rice",
-            "pasta",
-            "salad",
-            "cake",
-            "curry",
-            "bread",
-            "cheese",
-            "noodles",
-            "tacos",
-            "fish",
-        ),
+        values=either("pizza | soup | rice | pasta | salad | cake | curry | bread | cheese | noodles | tacos | fish"),
     ),
     Trait(
-        tell=("I work as a {v}.", "My job is {v}.", "I am a {v} by profession.", "I earn my money as a {v}."),
-        ask=("What is my job?", "What do I work as?", "What is my profession?", "Do you remember my job?"),
+        tell=either("I work as a {v}. | My job is {v}. | I am a {v} by profession. | I earn my money as a {v}."),
+        ask=either("What is my job? | What do I work as? | What is my profession? | Do you remember my job?"),
         reply="You work as a {v}.",
         unknown="I don't know your job. You haven't told me.",
         told="I see, you work as a {v}.",
         clause="works as a {v}",
-        values=(
-            "nurse",
-            "teacher",
-            "pilot",
-            "baker",
-            "farmer",
-            "lawyer",
-            "writer",
-            "doctor",
-            "painter",
-            "student",
-            "cook",
-        ),
+        values=either("nurse | teacher | pilot | baker | farmer | lawyer | writer | doctor | painter | student | cook"),
     ),
     Trait(
-        tell=("I am {v} years old.", "I'm {v} years old.", "My age is {v}.", "I turned {v} this year."),
-        ask=("How old am I?", "What is my age?", "Do you remember my age?"),
+        tell=either("I am {v} years old. | I'm {v} years old. | My age is {v}. | I turned {v} this year."),
+        ask=either("How old am I? | What is my age? | Do you remember my age?"),
         reply="You are {v} years old.",
         unknown="I don't know how old you are. You haven't told me.",
         told="I see, you are {v} years old.",
@@ -174,23 +134,14 @@ TRAITS = (
         values=tuple(str(age) for age in range(8, 99)),
     ),
     Trait(
-        tell=("My hobby is {v}.", "I enjoy {v}.", "In my free time I do {v}."),
-        ask=("What is my hobby?", "What do I enjoy?", "What do I do in my free time?"),
+        tell=either("My hobby is {v}. | I enjoy {v}. | In my free time I do {v}."),
+        ask=either("What is my hobby? | What do I enjoy? | What do I do in my free time?"),
         reply="You enjoy {v}.",
         unknown="I don't know your hobby. You haven't told me.",
         told="I see, you enjoy {v}.",
         clause="enjoys {v}",
-        values=(
-            "chess",
-            "swimming",
-            "reading",
-            "football",
-            "music",
-            "hiking",
-            "dancing",
-            "painting",
-            "cycling",
-            "sailing",
+        values=either(
+            "chess | swimming | reading | football | music | hiking | dancing | painting | cycling | sailing"
         ),
     ),
 )
