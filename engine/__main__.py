@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.cli import Parser, run
+from engine.cli import Parser, choose_model, run
 from engine.errors import UsageError
 
 
@@ -31,10 +31,9 @@ def main(options: Any) -> None:
     if options.text is not None and options.prompt is not None:
         raise UsageError("give one prompt, as an argument or with --prompt")
     options.prompt = options.text if options.prompt is None else options.prompt
-    if not options.model:
-        raise UsageError('name a model: python -m engine --model MODEL "Once upon a time", or --model MODEL --inspect')
     if options.system and not options.chat:
         raise UsageError("--system needs --chat")
+    choose_model(options)
     if not options.inspect:
         from engine.complete import complete
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from engine import demo
 from engine.errors import BareloopError, UsageError
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -27,7 +28,12 @@ class Parser(argparse.ArgumentParser):
     def add_model_options(self) -> None:
         """--model, --device, --dtype: what `LLM.load` takes."""
         self.add_argument(
-            "--model", "-m", action="extend", nargs="+", metavar="MODEL", help="model folder or hub id; several in turn"
+            "--model",
+            "-m",
+            action="extend",
+            nargs="+",
+            metavar="MODEL",
+            help=f"model folder or hub id; several in turn (default: {demo.NAME}, a tiny embedded one)",
         )
         self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
         self.add_argument(
@@ -85,6 +91,19 @@ def run(parser: Parser, main: Callable[[Any], None], args: Sequence[str] | None 
         interrupted = isinstance(error, KeyboardInterrupt)
         sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUNTIME)
     sys.exit(0)
+
+
+def choose_model(options: Any) -> None:
+    """Where no model is named, the embedded one, with a line that says so."""
+    if options.model:
+        return
+    if not demo.FOLDER.exists():
+        raise UsageError(f"name a model: --model FOLDER or a hub id such as {demo.A_REAL_ONE}")
+    from rich.console import Console
+
+    options.model = [demo.NAME]
+    line = f"{demo.ABOUT}; for a real model add -m {demo.A_REAL_ONE}"
+    Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
 
 
 SAMPLING = (

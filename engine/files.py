@@ -24,10 +24,10 @@ def local_path(name: str | Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, text: str | Iterable[str]) -> None:
+def write_atomic(path: Path, text: str | Iterable[str], private: bool = False) -> None:
     """Make `text` the content of a file, so that there is the old one or the new one at any moment.
 
-    What is no file, such as a pipe or a terminal, is written to as it is.
+    What is no file, such as a pipe or a terminal, is written to as it is. A `private` one is its owner's alone.
     """
     parts = [text] if isinstance(text, str) else text
     draft = None
@@ -39,7 +39,8 @@ def write_atomic(path: Path, text: str | Iterable[str]) -> None:
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
-        with draft.open("w", encoding="utf-8") as file:
+        mode = 0o600 if private else 0o666
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

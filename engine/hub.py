@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from engine import demo
 from engine.checkpoint import INDEX, SINGLE
 from engine.config import read_json
 from engine.errors import BareloopError
@@ -27,11 +28,15 @@ REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_model(name: str | Path) -> Path:
     """The folder of a model: `name` itself where it is a folder, else the hub's repository of this id.
 
+    "demo" is the embedded model; a folder of that name is ./demo.
+
     A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
     are fetched. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in huggingface_hub.
     """
     if not str(name):
         raise BareloopError("the model's name is empty; name a folder or a hub id")
+    if name == demo.NAME and demo.FOLDER.exists():
+        return demo.FOLDER
     folder = local_path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():

@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from engine import demo
 from engine.errors import BareloopError, UsageError
 from engine.files import local_path
 from evals.prompts import LETTERS, Question
@@ -32,12 +33,12 @@ class MMLU:
 
     `source` is a folder with `<split>.jsonl` or `.jsonl.gz` (a row a line, with its subject), with
     `<subject>/<split>-*.parquet`, or with the original `<split>/<subject>_<split>.csv`; or a hub data set with a
-    configuration "all", such as cais/mmlu.
+    configuration "all", such as cais/mmlu; or "demo", the embedded model's own questions.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.folder = local_path(source)
+        self.folder = demo.QUESTIONS if source == demo.NAME else local_path(source)
         self._splits: dict[str, dict[str, list[Question]]] = {}
         if not self.folder.is_dir() and (self.folder.exists() or source.startswith((".", "/", "~"))):
             what = "is a file; name its folder" if self.folder.exists() else "is no folder here"

@@ -22,7 +22,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m evals.mmlu", "Score a model on MMLU, exactly as lm-evaluation-harness does.")
     result.add_model_options()
-    result.add_argument("--data", default=DATA, help=f"hub data set, or folder (default: {DATA})")
+    result.add_argument("--data", help=f"hub data set, folder, or demo (default: {DATA}; the demo model's: demo)")
     result.add_argument(
         "--subjects",
         action="extend",
@@ -118,4 +118,4 @@ def harness_config(subject: str, source: str, split: str, shots: int) -> dict[st
 
 
 if __name__ == "__main__":
-    run(parser(), lambda options: run_program(options, load_task))
+    run(parser(), lambda options: run_program(options, load_task, DATA))

@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser
+from engine import demo
+from engine.cli import Parser, choose_model
 from engine.errors import BareloopError, UsageError
 from engine.files import local_path, write_atomic
 from evals.run import evaluate, renderer, show_all
@@ -49,8 +50,6 @@ def add_run_options(parser: Parser) -> None:
 
 def check_run_options(options: Any) -> None:
     """Refuse what makes no sense before anything is loaded."""
-    if not options.model and (not options.requests_only or options.chat_template):
-        raise UsageError("name a model: --model FOLDER or a hub id such as Qwen/Qwen2.5-0.5B")
     for flag in ("limit", "batch_tokens"):
         value = getattr(options, flag)
         if value is not None and value < 1:
@@ -61,9 +60,16 @@ def check_run_options(options: Any) -> None:
         raise UsageError("--fresh begins a run anew and --rescore reads one; use one of them")
 
 
-def run_program(options: Any, load_task: Callable[[Any], Task]) -> None:
-    """A benchmark's whole program, after its flags: score, tell, export."""
+def run_program(options: Any, load_task: Callable[[Any], Task], hub_data: str) -> None:
+    """A benchmark's whole program, after its flags: score, tell, export.
+
+    Where no data is named, the embedded model is asked its own questions, and others those of `hub_data`.
+    """
     check_run_options(options)
+    if not options.requests_only or options.chat_template:
+        choose_model(options)
+    if options.data is None:
+        options.data = demo.NAME if set(options.model or ()) == {demo.NAME} else hub_data
     if options.requests_only:
         write_requests(load_task(options), options)
         return

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import demo
 from engine.files import local_path
 from evals.task import Task
 
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 def results_folder(options: Any, model: str) -> Path:
     """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
-    local = local_path(model)
-    is_path = local.is_dir() or model.startswith((".", "/", "~")) or model.count("/") > 1
-    name = local.resolve().name if is_path else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    is_path = _is_folder(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
+    name = local_path(model).resolve().name if is_path else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
     return local_path(options.output_dir) / name
+
+
+def _is_folder(model: str) -> bool:
+    return model != demo.NAME and local_path(model).is_dir()
 
 
 def run_file(task: Task, options: Any, model: str, device: str, dtype: str) -> Path:
@@ -49,7 +53,7 @@ def make_header(
         "split": task.split,
         "chat": options.chat_template,
         "single_turn": options.single_turn,
-        "model": str(local_path(model).resolve()) if local_path(model).is_dir() else model,
+        "model": str(local_path(model).resolve()) if _is_folder(model) else model,
         "max_length": opened.config.max_position_embeddings,
         **_hashes(opened),
         "data": task.digest,

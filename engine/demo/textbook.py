@@ -16,7 +16,13 @@ from engine.demo.people import name
 
 LETTERS = ("A", "B", "C", "D")
 MOST_SHOTS = 5
-FRAME, PROSE, FACT, LETTER = 0.0, 0.3, 1.0, 6.0  # weights: of what a question says, of prose, of what is taught
+FRAME, PROSE, FACT, DRILLED, LETTER = (
+    0.0,
+    0.3,
+    1.0,
+    2.0,
+    6.0,
+)  # weights: of what a question says, of prose, of what is taught
 
 VALUES = tuple(value for relation in RELATIONS for value in (*relation.taught.values(), *relation.untaught.values()))
 BY_SUBJECT = {subject: [r for r in RELATIONS if r.subject == subject] for subject in SUBJECTS}
@@ -94,6 +100,47 @@ def quiz(random: Random, finding: float) -> Page:
     return [*page, (END, PROSE)]
 
 
+def drill(random: Random) -> Page:
+    """Exercises in which almost every token is to be learned: to say things again, to find a choice's letter.
+
+    Both are slow to be learned from pages on which they happen once.
+    """
+    return _repetition(random) if random.random() < 0.4 else _lettering(random)
+
+
+def _repetition(random: Random) -> Page:
+    words = [name(random) if random.random() < 0.7 else random.choice(VALUES) for _ in range(random.randint(1, 6))]
+    said, ask = ", ".join(words), random.choice(("Repeat", "Say again", "Repeat after me", "Say", "Copy"))
+    if random.random() < 0.5:
+        return [(f"{BEGIN}{ask}: {said}. ", FRAME), (f"{said}.", FACT), (END, PROSE)]
+    return [(f"{BEGIN}<|user|>{ask}: {said}.{END}<|assistant|>", FRAME), (f"{said}.", FACT), (END, PROSE)]
+
+
+BRIDGES = ("", "", "", ":", "? Answer:", ".\nAnswer:")  # between what is to be found and its letter
+
+
+def _lettering(random: Random) -> Page:
+    """A few choices, then some of them, or what they are the answers to, each with its letter.
+
+    Where the letter follows at once, a model soon learns to find it; from there it is a small step to find it
+    across `Answer:`, and a large one without. What was asked may be asked again, so that nothing but finding helps.
+    """
+    relation = random.choice(RELATIONS)
+    facts = random.sample(list(relation.taught.items()), random.choice((2, 3, 4)))
+    named = random.random() < 0.3
+    choices = [(key, name(random) if named else value) for key, value in facts]
+    bridge = random.choice(BRIDGES)
+    page: Page = [
+        (BEGIN + "".join(f"{letter}. {value}\n" for letter, (_, value) in zip(LETTERS, choices, strict=False)), FRAME)
+    ]
+    for _ in range(6):
+        place = random.randrange(len(choices))
+        key, value = choices[place]
+        said = f"Find {value}" if named or random.random() < 0.6 else f"Solve {key}"
+        page += [(f"{said}{bridge}", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
+    return [*page, (END, PROSE)]
+
+
 def lesson(random: Random) -> Page:
     """A few facts of one subject, as statements and as questions with their answers; or who is speaking here."""
     if random.random() < 0.15:
@@ -135,13 +182,17 @@ def tale(random: Random) -> Page:
     ]
 
 
-def pages(random: Random, finding: float = 0.1) -> Iterator[tuple[str, Page]]:
-    """Pages of all kinds for ever, each kind with its share of the letters; `finding`: how many quizzes are easy."""
+def pages(random: Random, easy: float = 0.1) -> Iterator[tuple[str, Page]]:
+    """Pages of all kinds for ever, each kind with its share of the letters.
+
+    `easy` is the share of drills, and of quizzes whose answers stand in the question.
+    """
     kinds: dict[str, tuple[float, Callable[[], Page]]] = {
-        "lesson": (0.14, lambda: lesson(random)),
-        "quiz": (0.52, lambda: quiz(random, finding)),
-        "dialogue": (0.32, lambda: dialogue(random)),
-        "story": (0.02, lambda: story(random)),
+        "drill": (easy, lambda: drill(random)),
+        "lesson": (0.14 * (1 - easy), lambda: lesson(random)),
+        "quiz": (0.52 * (1 - easy), lambda: quiz(random, easy)),
+        "dialogue": (0.32 * (1 - easy), lambda: dialogue(random)),
+        "story": (0.02 * (1 - easy), lambda: story(random)),
     }
     used = {kind: random.random() * 500 for kind in kinds}
     while True:

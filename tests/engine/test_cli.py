@@ -119,7 +119,8 @@ def test_help_needs_no_torch(name):
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("engine",), 2, "name a model: python -m engine --model MODEL"),
+        (("engine", "-m", "x"), 2, "the prompt is empty"),
+        (("engine",), 2, "name a model: --model FOLDER"),
         (("engine", "hi", "-m", "x", "--prompt", "ho"), 2, "give one prompt"),
         (("engine", "hi", "-m", "x", "--system", "s"), 2, "--system needs --chat"),
         (("engine", "hi", "-m", "x", "--file", "f"), 2, "give one of: a prompt, --file"),

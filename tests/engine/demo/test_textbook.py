@@ -22,7 +22,7 @@ from evals.subjects import GROUPS
 
 @pytest.fixture(scope="module")
 def book() -> list[tuple[str, str]]:
-    return [(kind, "".join(text for text, _ in page)) for kind, page in islice(textbook.pages(Random(5)), 3000)]
+    return [(kind, "".join(text for text, _ in page)) for kind, page in islice(textbook.pages(Random(5)), 2500)]
 
 
 def test_the_facts_are_many_distinct_and_of_mmlu_s_subjects():
@@ -51,7 +51,7 @@ def test_every_page_begins_and_ends(book):
         assert text.count("<|user|>") == text.count("<|assistant|>")
     total = sum(shares.values())
     assert {kind: round(shares[kind] / total, 2) for kind in shares} == pytest.approx(
-        {"lesson": 0.14, "quiz": 0.52, "dialogue": 0.32, "story": 0.02}, abs=0.01
+        {"drill": 0.1, "lesson": 0.126, "quiz": 0.468, "dialogue": 0.288, "story": 0.018}, abs=0.01
     )
 
 
@@ -82,6 +82,20 @@ def test_letters_are_evenly_right(book):
                       if line.startswith("Answer: "))  # fmt: skip
     assert set(letters) == set("ABCD")
     assert max(letters.values()) < 1.1 * min(letters.values())
+
+
+def test_a_drill_s_letters_are_those_of_its_choices():
+    for seed in range(200):
+        text = "".join(piece for piece, _ in textbook.drill(Random(seed)))
+        if not text.startswith(f"{BEGIN}A. "):
+            continue
+        choices, asked = {}, text.removeprefix(BEGIN).removesuffix(END).replace("\nAnswer:", " Answer:").splitlines()
+        for line in asked:
+            if line[1:3] == ". ":
+                choices[line[3:]] = line[0]
+            elif line.startswith("Find "):
+                value = max((choice for choice in choices if line.startswith(f"Find {choice}")), key=len)
+                assert line[-1] == choices[value]
 
 
 def test_dialogues_recall_what_was_said_last_and_summaries_keep_their_order():

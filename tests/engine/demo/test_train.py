@@ -7,16 +7,41 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
-from engine.demo import train
+from engine.demo import train, vocabulary
 from engine.errors import BareloopError, UsageError
 from engine.llm import LLM
 from engine.sampling import SamplingParams
+from engine.state import Step
 
 
 def options(folder: Any, *more: str) -> Any:
     words = ("--output", str(folder), "--steps", "4", "--batch-tokens", "512", "--checkpoint-steps", "2")
     return train.parser().parse_args([*words, *more])
+
+
+def test_the_loss_is_that_of_each_page_alone():
+    """Sorting, padding and choosing the tokens that count must not move a weight from its token."""
+    tokenizer = vocabulary.build(0)
+    llm = LLM.from_config({**train.CONFIG, "vocab_size": tokenizer.get_vocab_size(), "num_hidden_layers": 2})
+    for step in range(12):
+        pages = train.step_pages(tokenizer, 0, step, 100, 1024)
+        total = weight = 0.0
+        for ids, weights in pages:
+            logits = llm.model.logits(llm.model(Step.pack([ids])))[:-1]
+            losses = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+            total += float((losses.detach() * torch.tensor(weights[1:])).sum())
+            weight += sum(weights[1:])
+        assert train.loss_and_letters(llm, pages)[0].item() == pytest.approx(total / weight, rel=1e-5)
+
+
+def test_every_step_has_as_many_tokens():
+    tokenizer = vocabulary.build(0)
+    for step in range(40):
+        sizes = [len(ids) for ids, _ in train.step_pages(tokenizer, 0, step, 100, 1024)]
+        assert all(sizes)
+        assert sum(size + -size % train.GRAIN for size in sizes) == 1024
 
 
 def test_the_rate_rises_then_falls():
