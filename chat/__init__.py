@@ -1,0 +1,1 @@
+"""The chat agent: a conversation that never overflows its window and never forgets silently."""

@@ -1,0 +1,89 @@
+"""python -m chat: talk with a model; its context never overflows, and every turn costs only its new tokens."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from chat.context import STRATEGIES
+from engine.cli import Parser, choose_model, run, sampling_options
+from engine.errors import UsageError
+
+
+def parser() -> Parser:
+    """The program's flags."""
+    result = Parser("python -m chat", "Talk with a model.")
+    result.add_model_options()
+    result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", default="", help="system prompt")
+    result.add_argument("--prompt", "-p", metavar="TEXT", help="say this, show the reply, and leave")
+    context = result.add_argument_group("context")
+    context.add_argument(
+        "--strategy", choices=STRATEGIES, default="sliding", help="when the window is full (default: sliding)"
+    )
+    context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="tokens of the window (default: the model's)")
+    context.add_argument(
+        "--reserve", type=int, metavar="N", help="tokens kept for the reply (default: a quarter at most)"
+    )
+    context.add_argument("--no-history", dest="history", action="store_false", help="show the model each message alone")
+    context.add_argument("--history", action="store_true", default=True, help="show it the conversation (default)")
+    files = result.add_argument_group("conversations")
+    files.add_argument(
+        "--resume", nargs="?", const="", metavar="ID", help="go on with a conversation (default: the last)"
+    )
+    files.add_argument("--no-save", dest="autosave", action="store_false", help="keep no file of this conversation")
+    output = result.add_argument_group("output")
+    output.add_argument(
+        "--plain", action="store_true", help="no colours, no editing: replies on stdout, all else on stderr"
+    )
+    output.add_argument("--json", action="store_true", help="one JSON object a line")
+    result.add_sampling_options()
+    return result
+
+
+def main(options: Any) -> None:
+    """Load the model, then talk: in the terminal, or through pipes."""
+    if options.model and len(options.model) > 1:
+        raise UsageError("chat talks with one model; /model changes it")
+    if options.ctx_size is not None and options.ctx_size < 1:
+        raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
+    choose_model(options)
+
+    from chat import store
+    from chat.agent import Agent
+    from chat.events import Settings
+    from chat.pipe import Pipe
+    from engine.llm import LLM
+
+    def load(name: str) -> LLM:
+        return LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
+
+    settings = Settings(
+        system=options.system,
+        strategy=options.strategy,
+        history=options.history,
+        window=options.ctx_size,
+        reserve=options.reserve,
+        sampling=sampling_options(options),
+    )
+    agent = Agent(load, options.model[0], settings, autosave=options.autosave)
+    resumed = (
+        list(agent.load(store.find(options.resume) if options.resume else store.latest()))
+        if options.resume is not None
+        else []
+    )
+    on_screen = sys.stdin.isatty() and sys.stdout.isatty() and not (options.plain or options.json)
+    if on_screen and options.prompt is None:
+        from chat.terminal import talk
+
+        talk(agent, resumed)
+        return
+    pipe = Pipe(agent, as_json=options.json)
+    pipe.show(resumed)
+    if options.prompt is None:
+        pipe.talk(sys.stdin)
+    else:
+        pipe.show(agent.take(options.prompt))
+
+
+if __name__ == "__main__":
+    run(parser(), main)

@@ -1,0 +1,83 @@
+"""Talking through pipes: replies on stdout, each ended by an empty line; everything else on stderr. Or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TextIO
+
+from chat.agent import Agent
+from chat.events import Notice, Piece, Reply
+from engine.cli import printable
+from engine.errors import BareloopError
+
+
+class Pipe:
+    """A conversation without a screen."""
+
+    def __init__(self, agent: Agent, as_json: bool = False) -> None:
+        self.agent = agent
+        self.as_json = as_json
+
+    def talk(self, lines: TextIO) -> None:
+        """Take line after line until there is none; what cannot be done is told, and the next line is taken."""
+        for line in self._read(lines):
+            if not line.strip():
+                continue
+            try:
+                self.show(self.agent.take(line.rstrip("\n")))
+            except EOFError:
+                return
+            except BareloopError as error:
+                self._tell(Notice("error", str(error)))
+
+    def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
+        """Write what happens as it happens."""
+        for event in events:
+            match event:
+                case Piece(text) if self.agent.stream and not self.as_json:
+                    self._write(printable(text))
+                case Reply() if self.as_json:
+                    self._write(json.dumps(as_dict(event), ensure_ascii=False) + "\n")
+                case Reply():
+                    self._write(("" if self.agent.stream else printable(event.text)) + "\n\n")
+                case Notice():
+                    self._tell(event)
+
+    def _read(self, lines: TextIO) -> Iterator[str]:
+        while True:
+            if sys.stdin.isatty():
+                print("> ", end="", file=sys.stderr, flush=True)
+            line = lines.readline()
+            if not line:
+                return
+            yield line
+
+    def _write(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def _tell(self, notice: Notice) -> None:
+        if self.as_json:
+            self._write(json.dumps({"type": notice.kind, "text": notice.text}, ensure_ascii=False) + "\n")
+        else:
+            print(printable(notice.text), file=sys.stderr, flush=True)
+
+
+def as_dict(reply: Reply) -> dict[str, object]:
+    """A reply as a line of JSON."""
+    return {
+        "type": "reply",
+        "turn": reply.turn,
+        "text": reply.text,
+        **({"reasoning": reply.reasoning} if reply.reasoning else {}),
+        "finish_reason": reply.finish_reason,
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "cached_tokens": reply.cached_tokens,
+            "window": reply.window,
+        },
+        "ttft_seconds": round(reply.ttft, 4),
+        "tokens_per_second": round(reply.tokens_per_second, 2),
+    }

@@ -1,0 +1,162 @@
+"""The session: what is cached, what is dropped, and that nothing is lost however a reply is left."""
+
+from __future__ import annotations
+
+import pytest
+
+from chat.context import ContextOverflowError
+from chat.events import Notice, Piece, Reply, Settings
+from chat.session import Session, split_reasoning, stuck
+from engine import LLM, demo
+from engine.errors import UsageError
+
+TALK = (
+    *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),
+    *("What is my name?", "Thanks!", "What is the unit of power?", "I live in Rome.", "What is my dog called?"),
+)
+
+
+@pytest.fixture(scope="module")
+def llm(shared) -> LLM:
+    """A tiny story teller: a base model, so that the conversation is a play."""
+    return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def knowing() -> LLM:
+    """The embedded model, which answers as one would."""
+    if not demo.FOLDER.exists():
+        pytest.skip("its weights are not made yet")
+    return LLM.load("demo", dtype="float32")
+
+
+def said(events) -> tuple[list[Notice], Reply]:
+    """What a turn yields: its notices, and the reply, which its pieces end."""
+    listed = list(events)
+    (reply,) = [event for event in listed if isinstance(event, Reply)]
+    assert reply.text.endswith("".join(event.text for event in listed if isinstance(event, Piece)))
+    return [event for event in listed if isinstance(event, Notice)], reply
+
+
+@pytest.mark.parametrize("strategy", ["none", "truncate", "sliding", "summarise"])
+@pytest.mark.parametrize("window", [220, 1024])
+def test_a_cached_reply_is_a_cold_one_s(llm, strategy, window):
+    warm = Session(llm, Settings(strategy=strategy, window=window, sampling={"max_new_tokens": 30}))
+    for number, text in enumerate(TALK * 2):
+        try:
+            _, reply = said(warm.send(text))
+        except ContextOverflowError:
+            assert strategy == "none"
+            assert len(warm.turns) == number
+            return
+        other = Session(llm, warm.settings)
+        other.turns = [[dict(message) for message in turn] for turn in warm.turns]
+        other.start, other.summary = warm.start, warm.summary
+        assert said(other.retry())[1].text == reply.text
+        if number and not other.statistics.evictions and warm.statistics.dropped_turns == 0:
+            assert reply.cached_tokens > 0
+    assert window == 1024 or warm.statistics.dropped_turns > 0
+
+
+def test_each_turn_reads_only_what_is_new(knowing):
+    session = Session(knowing)
+    for text in TALK:
+        _, reply = said(session.send(text))
+        assert reply.prompt_tokens - reply.cached_tokens <= len(knowing.tokenizer.encode(text)) + 4
+
+
+def test_it_remembers_a_name_unless_history_is_off(knowing):
+    for name in ("Zorvan", "Mirela", "Tobin", "Anna", "Kusari"):
+        session = Session(knowing)
+        said(session.send(f"Hi, I'm {name}."))
+        assert name in said(session.send("What is my name?"))[1].text
+        session.configure(history=False)
+        assert name not in said(session.send("What is my name?"))[1].text
+        assert len(session.turns) == 3
+
+
+def test_evictions_are_announced_and_nothing_is_taken_from_the_log(llm):
+    session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
+    told = [notice for text in TALK for notice in said(session.send(text))[0]]
+    assert [message["content"] for turn in session.turns for message in turn[:1]] == list(TALK)
+    assert sum(int(notice.text.split()[1]) for notice in told if notice.kind == "dropped") == session.start > 0
+    assert "tokens; " in told[0].text
+
+
+def test_a_summary_keeps_what_is_dropped(llm):
+    session = Session(llm, Settings(window=200, strategy="summarise", sampling={"max_new_tokens": 30}))
+    told = [notice for text in TALK for notice in said(session.send(text))[0]]
+    assert any(notice.kind == "summary" for notice in told)
+    assert session.summary in session.shown()[0]["content"]
+
+
+def test_a_reply_that_is_left_keeps_what_it_said_and_the_next_turn_is_valid(llm):
+    session = Session(llm)
+    events = session.send("Who are you?")
+    first = next(events)
+    events.close()
+    assert session.turns[-1][1] == {"role": "assistant", "content": first.text, "finish_reason": "cancelled"}
+    assert said(session.proceed())[1].text.startswith(first.text)
+    said(session.send("What is my name?"))
+    assert [message["role"] for message in session.shown()] == ["user", "assistant"] * 2
+
+
+def test_a_message_that_is_left_before_a_word_came_is_as_if_unsaid(llm, monkeypatch):
+    session = Session(llm)
+    said(session.send("Who are you?"))
+
+    def interrupted(ids):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.sequence, "feed", interrupted)
+    for attempt in (session.send("Hello!"), session.retry(), session.edit("Hi!")):
+        with pytest.raises(KeyboardInterrupt):
+            list(attempt)
+        assert [turn[0]["content"] for turn in session.turns] == ["Who are you?"]
+        assert len(session.turns[0]) == 2
+
+
+def test_history_off_shows_the_current_message_alone(llm):
+    session = Session(llm, Settings(history=False, sampling={"max_new_tokens": 5}))
+    for text in TALK[:3]:
+        said(session.send(text))
+        assert [message["content"] for message in session.shown()[:1]] == [text]
+    session.configure(history=True)
+    assert len(session.shown()) == 6
+
+
+def test_undo_edit_and_clear(llm):
+    session = Session(llm, Settings(system="Be polite."))
+    said(session.send("Hello!"))
+    said(session.send("What is the capital of France?"))
+    said(session.edit("What is the capital of Italy?"))
+    assert session.undo() == "What is the capital of Italy?"
+    assert len(session.turns) == 1
+    session.clear()
+    assert (session.turns, session.settings.system) == ([], "Be polite.")
+    with pytest.raises(UsageError, match="nothing has been said yet"):
+        session.undo()
+
+
+def test_too_long_a_message_is_refused_and_nothing_has_changed(llm):
+    session = Session(llm, Settings(window=100))
+    said(session.send("Hello!"))
+    with pytest.raises(ContextOverflowError, match="room for 75"):
+        list(session.send("word " * 200))
+    assert len(session.turns) == 1
+    with pytest.raises(ContextOverflowError, match="a reserve of 200 tokens"):
+        session.configure(reserve=200)
+    assert session.settings.reserve is None
+
+
+def test_reasoning_is_no_part_of_a_reply():
+    assert split_reasoning("<think>\nhm\n</think>\n\nYes.") == ("hm", "Yes.")
+    assert split_reasoning("<think>never ends") == ("never ends", "")
+    assert split_reasoning("Yes <think>") == ("", "Yes <think>")
+
+
+def test_a_reply_that_repeats_itself_is_stuck():
+    assert stuck([1, 2, 3] * 16)
+    assert stuck([7] * 48)
+    assert not stuck(list(range(100)))
+    assert not stuck([7] * 40)
