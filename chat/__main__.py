@@ -66,19 +66,17 @@ def main(options: Any) -> None:
         sampling=sampling_options(options),
     )
     agent = Agent(load, options.model[0], settings, autosave=options.autosave)
-    resumed = (
-        list(agent.load(store.find(options.resume) if options.resume else store.latest()))
-        if options.resume is not None
-        else []
-    )
+    opening = list(agent.session.warnings)
+    if options.resume is not None:
+        opening += agent.load(store.find(options.resume) if options.resume else store.latest())
     on_screen = sys.stdin.isatty() and sys.stdout.isatty() and not (options.plain or options.json)
     if on_screen and options.prompt is None:
         from chat.terminal import talk
 
-        talk(agent, resumed)
+        talk(agent, opening)
         return
     pipe = Pipe(agent, as_json=options.json)
-    pipe.show(resumed)
+    pipe.show(opening)
     if options.prompt is None:
         pipe.talk(sys.stdin)
     else:

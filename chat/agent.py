@@ -102,6 +102,7 @@ class Agent:
         session.statistics = before.statistics
         self.session, self.name = session, name
         yield Notice("info", f"now {name}, with a window of {llm.max_length:,} tokens")
+        yield from session.warnings
 
     def describe(self) -> str:
         """What /stats shows."""

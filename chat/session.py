@@ -69,6 +69,15 @@ class Session:
         self.sequence = llm.sequence()
 
     @property
+    def warnings(self) -> list[Notice]:
+        """What a user should know before the first message."""
+        if isinstance(self.template, PlainTemplate):
+            return [
+                Notice("warning", "a base model, without a chat template: it continues a play of User and Assistant")
+            ]
+        return []
+
+    @property
     def budget(self) -> Budget:
         """Of the next prompt; raises where the reserve leaves no room."""
         limit = self.llm.max_length
