@@ -177,18 +177,21 @@ class Session:
             ):
                 yield from self._summarise()
                 fitted = self._fit(HIGH_WATER)
-        except BaseException:
-            self.turns.pop()
-            raise
-        if fitted.dropped:
-            self.statistics.evictions += 1
-            self.statistics.dropped_turns += fitted.dropped
-            self.statistics.dropped_tokens += fitted.dropped_tokens
-            self.start = fitted.start
-            share = fitted.tokens / self.budget.window
-            turns = f"{fitted.dropped} turn{'s' * (fitted.dropped > 1)}"
-            yield Notice("dropped", f"dropped {turns}, {fitted.dropped_tokens:,} tokens; {share:.0%} full")
-        yield from self._answer(fitted)
+            if fitted.dropped:
+                yield self._drop(fitted)
+            yield from self._answer(fitted)
+        finally:
+            if len(turn) == 1:  # nothing was answered: the conversation stays one of whole turns
+                self.turns.pop()
+
+    def _drop(self, fitted: Fitted) -> Notice:
+        self.start = fitted.start
+        self.statistics.evictions += 1
+        self.statistics.dropped_turns += fitted.dropped
+        self.statistics.dropped_tokens += fitted.dropped_tokens
+        turns = f"{fitted.dropped} turn{'s' * (fitted.dropped > 1)}"
+        share = fitted.tokens / self.budget.window
+        return Notice("dropped", f"dropped {turns}, {fitted.dropped_tokens:,} tokens; {share:.0%} full")
 
     def _fit(self, high: float = 1.0) -> Fitted:
         settings, turns, start = self.settings, self.turns, self.start
@@ -232,8 +235,6 @@ class Session:
                 said = {"role": "assistant", "content": answer}
                 marks = {"reasoning": reasoning, "finish_reason": "" if finish == "stop" else finish}
                 turn[1:] = [{**said, **{key: value for key, value in marks.items() if value}}]
-            elif len(turn) == 1:
-                self.turns.pop()  # nothing was said: the conversation stays one of whole turns
             reply = Reply(
                 turn=len(self.turns),
                 text=answer,

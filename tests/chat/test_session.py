@@ -125,6 +125,19 @@ def test_history_off_shows_the_current_message_alone(llm):
     assert len(session.shown()) == 6
 
 
+def test_a_message_that_is_left_at_an_eviction_is_as_if_unsaid(llm):
+    session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
+    for number, text in enumerate(TALK * 2):
+        events = session.send(text)
+        if isinstance(next(events), Notice):
+            events.close()
+            assert len(session.turns) == number
+            assert [message["role"] for message in session.shown()] == ["user", "assistant"] * (number - session.start)
+            return
+        list(events)
+    pytest.fail("nothing was ever dropped")
+
+
 def test_undo_edit_and_clear(llm):
     session = Session(llm, Settings(system="Be polite."))
     said(session.send("Hello!"))
