@@ -135,8 +135,7 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
 def begin(llm: LLM, seed: int) -> None:
     """Weights to begin with: loud embeddings, and branches that say nothing yet.
 
-    What a token is stays audible through all layers, and in-context copying is learned in little more than half
-    the steps that one standard deviation for everything takes.
+    So what a token is stays audible through all layers, and which token follows which is learned at once.
     """
     import torch
 
