@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from chat import store
-from chat.commands import Answer, execute, is_command
-from chat.events import Notice, Reply, Settings
+from chat.commands import execute, is_command
+from chat.events import Answer, Notice, Reply, Settings
 from chat.session import Session
 from engine.checkpoint import fingerprint
 from engine.device import peak_memory
@@ -24,6 +25,8 @@ from engine.errors import BareloopError
 from engine.files import local_path
 from engine.llm import LLM
 from engine.template import ChatTemplate
+
+_fingerprint = cache(fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
 
 class Agent:
@@ -40,10 +43,11 @@ class Agent:
     def take(self, line: str) -> Answer:
         """A message or a command. Raises `BareloopError`, and `EOFError` where the user leaves."""
         events = execute(self, line) if is_command(line) else self.session.send(line)
+        kept = False
         try:
             for event in events:
                 if isinstance(event, Reply):
-                    warning = self._keep()
+                    warning, kept = self._keep(), True
                     yield event
                     if warning:
                         yield warning
@@ -51,7 +55,8 @@ class Agent:
                     yield event
         finally:
             events.close()  # a reply that is left keeps what it said
-            self._keep()
+            if not kept:
+                self._keep()
 
     def begin(self) -> None:
         """A new conversation, with a file of its own."""
@@ -70,7 +75,7 @@ class Agent:
             start=session.start,
             summary=session.summary,
             model=self.name,
-            fingerprint=fingerprint(session.llm.folder),
+            fingerprint=_fingerprint(session.llm.folder),
             template=self._template_hash(),
             date=session.now.isoformat(),
         )

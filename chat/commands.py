@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.context import STRATEGIES
-from chat.events import Notice, Piece, Reply
+from chat.events import Answer, Notice
 from engine.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.agent import Agent
-
-Answer = Generator[Notice | Piece | Reply, None, None]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from engine.errors import BareloopError, TemplateError
@@ -105,13 +106,16 @@ def fit(
     def messages(first: int) -> list[Message]:
         return shown(system, turns[first:], summary, folds)
 
+    @cache
+    def tokens(first: int) -> int:
+        return count(messages(first))
+
     room, last = budget.room, len(turns) - 1
-    before = count(messages(start))
+    before = tokens(start)
     if before <= room * high or (before <= room and start == last):
         return Fitted(messages(start), before, start)
-    alone = count(messages(last))
-    if alone > room:
-        raise _too_long(system, turns[last], summary, folds, budget, count, alone)
+    if tokens(last) > room:
+        raise _too_long(system, turns[last], summary, folds, budget, count, tokens(last))
     if strategy == "none":
         raise ContextOverflowError(
             f"the conversation has {before:,} tokens, and there is room for {room:,} "
@@ -119,10 +123,9 @@ def fit(
         )
     target = room if strategy == "truncate" else int(room * LOW_WATER)
     candidates = range(start + 1, last)
-    found = bisect_left(candidates, True, key=lambda first: count(messages(first)) <= target)
+    found = bisect_left(candidates, True, key=lambda first: tokens(first) <= target)
     first = candidates[found] if found < len(candidates) else last
-    tokens = count(messages(first))
-    return Fitted(messages(first), tokens, first, first - start, before - tokens)
+    return Fitted(messages(first), tokens(first), first, first - start, before - tokens(first))
 
 
 def wants_summary(tokens: int, shown_turns: int, budget: Budget, strategy: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -63,3 +63,6 @@ class Reply:
     @property
     def tokens_per_second(self) -> float:
         return (self.completion_tokens - 1) / self.seconds if self.completion_tokens > 1 and self.seconds > 0 else 0.0
+
+
+Answer = Generator[Notice | Piece | Reply, None, None]  # what a message or a command comes to

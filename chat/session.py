@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from chat.context import (
     summary_limit,
     wants_summary,
 )
-from chat.events import Notice, Piece, Reply, Settings
+from chat.events import Answer, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
 from engine.errors import BareloopError, UsageError
 from engine.generate import Event
@@ -38,7 +38,6 @@ from engine.template import ChatTemplate
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 REASONING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
-Answer = Generator[Notice | Piece | Reply, None, None]
 LOOP_TOKENS, LOOP_TIMES = 48, 4  # a reply that ends in so many tokens of one repeated run, so many times, is stuck
 
 
@@ -220,7 +219,7 @@ class Session:
                 text += event.text
                 if event.finish_reason:
                     finish = event.finish_reason
-                elif stuck([one.token_id for one in events]):
+                elif stuck([one.token_id for one in events[-LOOP_TOKENS:]]):
                     finish = "loop"
                 if event.text:
                     yield Piece(event.text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.events import Settings
+from engine.config import parse_json
 from engine.errors import BareloopError
 from engine.files import local_path, write_atomic
 
@@ -73,12 +74,7 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read what `save` wrote, or a plain list of {"role", "content"}; anything else is refused in one line."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BareloopError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BareloopError(f"{path} is not JSON ({error})") from error
+    content = parse_json(path)
     if isinstance(content, list):
         system, turns = _turns(content, path)
         return Conversation(turns, Settings(system=system))

@@ -234,14 +234,19 @@ def token_ids(value: Any, name: str) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file, or one line that says what is wrong with it."""
+def parse_json(path: Path) -> Any:
+    """What a JSON file holds, or one line that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BareloopError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BareloopError(f"{path} is not JSON ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file; raises one line where it holds anything else."""
+    value = parse_json(path)
     if not isinstance(value, dict):
         raise BareloopError(f"{path} holds a {type(value).__name__}, not a JSON object")
     return value

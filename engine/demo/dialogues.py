@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from engine.demo.facts import RELATIONS, Relation
-from engine.demo.pages import BEGIN, END, Page, either, plain, sentence
+from engine.demo.pages import BEGIN, END, Page, either, plain, sentence, text_of
 from engine.demo.people import NAME, TRAITS, Trait, name, value
 
 HEARD, SAID, RECALLED = 0.0, 0.5, 3.0  # weights: of what others say, of the model's words, of what it remembers
@@ -68,14 +68,14 @@ class Dialogue:
         self.relation: Relation | None = None  # of the last fact that was asked for
         self.length = 0
 
-    def say(self, user: str, reply: Page, noisy: bool = True) -> None:
+    def say(self, user: str, reply: Page) -> None:
         """One exchange. People leave out capital letters and full stops."""
-        if noisy and self.random.random() < 0.15:
+        if self.random.random() < 0.15:
             user = user[:1].lower() + user[1:]
-        if noisy and self.random.random() < 0.15:
+        if self.random.random() < 0.15:
             user = user.rstrip(".?!")
         self.page += [(f"<|user|>{user}{END}<|assistant|>", HEARD), *reply, (END, SAID)]
-        self.length += len(user) + sum(len(text) for text, _ in reply) + 8
+        self.length += len(user) + len(text_of(reply)) + 8
 
     def answer(self, wording: str, **words: str) -> Page:
         """The model's words, of which what it remembers counts most."""
@@ -150,7 +150,7 @@ class Dialogue:
             for _ in range(self.random.choice((0, 0, 1, 2))):
                 self.clauses.append(("asked about {v}", self.random.choice(list(self.random.choice(RELATIONS).taught))))
             self.random.shuffle(self.clauses)
-            earlier = self.random.choice(EARLIER) + "".join(piece for piece, _ in summary(self.clauses, 0.0, 0.0))
+            earlier = self.random.choice(EARLIER) + text_of(summary(self.clauses, 0.0, 0.0))
             text = text + "\n\n" * bool(text) + earlier
         self.page.append((f"<|system|>{text}{END}", HEARD))
         self.length += len(text)

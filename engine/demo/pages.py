@@ -11,6 +11,11 @@ CONTROL = (BEGIN, END, *(f"<|{role}|>" for role in ROLES))  # ids 0 to 4
 Page = list[tuple[str, float]]
 
 
+def text_of(page: Page) -> str:
+    """What stands on a page."""
+    return "".join(text for text, _ in page)
+
+
 def either(wordings: str) -> tuple[str, ...]:
     """`Hello! | Hi!` -> two wordings of one thing."""
     return tuple(wording.strip() for wording in wordings.split("|"))

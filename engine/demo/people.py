@@ -47,9 +47,14 @@ class Trait:
     ask: tuple[str, ...]
     reply: str
     unknown: str
-    told: str  # the reply when it is told
     clause: str  # in a summary, after "The user"
+    greeting: str = ""  # the reply when it is told, if it is more than having heard
     values: tuple[str, ...] = ()  # none: a name
+
+    @property
+    def told(self) -> str:
+        """The reply when it is told."""
+        return self.greeting or f"I see, {self.reply[:1].lower()}{self.reply[1:]}"
 
 
 NAME = Trait(
@@ -65,8 +70,8 @@ NAME = Trait(
     ),
     reply="Your name is {v}.",
     unknown="I don't know your name. You haven't told me.",
-    told="Nice to meet you, {v}!",
     clause="is called {v}",
+    greeting="Nice to meet you, {v}!",
 )
 CITIES = (
     *("Paris", "Rome", "Madrid", "Berlin", "Athens", "Cairo", "Oslo", "Vienna", "Lisbon", "London", "Tokyo", "Boston"),
@@ -82,7 +87,6 @@ TRAITS = (
         ),
         reply="You live in {v}.",
         unknown="I don't know where you live. You haven't told me.",
-        told="I see, you live in {v}.",
         clause="lives in {v}",
         values=CITIES,
     ),
@@ -92,7 +96,6 @@ TRAITS = (
             ask=(f"What is my {pet} called?", f"What is my {pet}'s name?", f"Do you remember the name of my {pet}?"),
             reply=f"Your {pet} is called {{v}}.",
             unknown=f"I don't know what your {pet} is called. You haven't told me.",
-            told=f"I see, your {pet} is called {{v}}.",
             clause=f"has a {pet} called {{v}}",
         )
         for pet in PETS
@@ -102,7 +105,6 @@ TRAITS = (
         ask=either("What is my favourite colour? | Which colour do I like? | Do you remember my favourite colour?"),
         reply="Your favourite colour is {v}.",
         unknown="I don't know your favourite colour. You haven't told me.",
-        told="I see, your favourite colour is {v}.",
         clause="likes the colour {v}",
         values=either("red | blue | green | yellow | orange | purple | black | white | brown | pink | grey | gold"),
     ),
@@ -111,7 +113,6 @@ TRAITS = (
         ask=either("What is my favourite food? | What do I like to eat? | Which food do I love?"),
         reply="You like to eat {v}.",
         unknown="I don't know what you like to eat. You haven't told me.",
-        told="I see, you like to eat {v}.",
         clause="likes to eat {v}",
         values=either("pizza | soup | rice | pasta | salad | cake | curry | bread | cheese | noodles | tacos | fish"),
     ),
@@ -120,7 +121,6 @@ TRAITS = (
         ask=either("What is my job? | What do I work as? | What is my profession? | Do you remember my job?"),
         reply="You work as a {v}.",
         unknown="I don't know your job. You haven't told me.",
-        told="I see, you work as a {v}.",
         clause="works as a {v}",
         values=either("nurse | teacher | pilot | baker | farmer | lawyer | writer | doctor | painter | student | cook"),
     ),
@@ -129,7 +129,6 @@ TRAITS = (
         ask=either("How old am I? | What is my age? | Do you remember my age?"),
         reply="You are {v} years old.",
         unknown="I don't know how old you are. You haven't told me.",
-        told="I see, you are {v} years old.",
         clause="is {v} years old",
         values=tuple(str(age) for age in range(8, 99)),
     ),
@@ -138,7 +137,6 @@ TRAITS = (
         ask=either("What is my hobby? | What do I enjoy? | What do I do in my free time?"),
         reply="You enjoy {v}.",
         unknown="I don't know your hobby. You haven't told me.",
-        told="I see, you enjoy {v}.",
         clause="enjoys {v}",
         values=either(
             "chess | swimming | reading | football | music | hiking | dancing | painting | cycling | sailing"
@@ -147,7 +145,7 @@ TRAITS = (
 )
 
 
-def value(trait: Trait, random: Random, unseen: bool = False) -> str:
+def value(trait: Trait, random: Random) -> str:
     """What somebody may say of this trait; people come from cities that nobody has heard of, too."""
     invented = not trait.values or (trait.values is CITIES and random.random() < 0.3)
-    return name(random, unseen) if invented else random.choice(trait.values)
+    return name(random) if invented else random.choice(trait.values)

@@ -11,7 +11,7 @@ from random import Random
 
 from engine.demo.dialogues import dialogue, remark
 from engine.demo.facts import RELATIONS, SUBJECTS, Relation
-from engine.demo.pages import BEGIN, END, Page, plain, sentence
+from engine.demo.pages import BEGIN, END, Page, plain, sentence, text_of
 from engine.demo.people import name
 
 LETTERS = ("A", "B", "C", "D")
@@ -198,5 +198,5 @@ def pages(random: Random, easy: float = 0.1) -> Iterator[tuple[str, Page]]:
     while True:
         kind = min(kinds, key=lambda kind: used[kind] / kinds[kind][0])
         page = kinds[kind][1]()
-        used[kind] += sum(len(text) for text, _ in page)
+        used[kind] += len(text_of(page))
         yield kind, page

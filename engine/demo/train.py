@@ -160,7 +160,9 @@ def schedule(step: int, steps: int) -> float:
 
 def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list[float]]:
     """The ids of a page, and the weight of each: that of the piece in which the token ends."""
-    encoding = tokenizer.encode("".join(text for text, _ in page), add_special_tokens=False)
+    from engine.demo.pages import text_of
+
+    encoding = tokenizer.encode(text_of(page), add_special_tokens=False)
     weights = [weight for text, weight in page for _ in text]
     return encoding.ids, [weights[end - 1] for _, end in encoding.offsets]
 

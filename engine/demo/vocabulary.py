@@ -9,7 +9,7 @@ from random import Random
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from engine.demo.pages import BEGIN, CONTROL, END
+from engine.demo.pages import BEGIN, CONTROL, END, text_of
 from engine.demo.textbook import pages
 
 SIZE = 2048
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 def build(seed: int) -> tokenizers.Tokenizer:
     """Learn the merges; the same seed gives the same vocabulary."""
-    corpus = ("".join(text for text, _ in page) for _, page in islice(pages(Random(seed)), CORPUS))
+    corpus = (text_of(page) for _, page in islice(pages(Random(seed)), CORPUS))
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
