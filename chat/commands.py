@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,14 @@ def execute(agent: Agent, line: str) -> Answer:
     """Run one line that begins with a slash; an unknown command is refused with the nearest name."""
     name, _, rest = line.removeprefix("/").partition(" ")
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-        raise UsageError(f"no command /{name}; {f'did you mean /{near[0]}?' if near else '/help lists them all'}")
+        near = nearest(name, COMMANDS)
+        raise UsageError(f"no command /{name}; {f'did you mean /{near}?' if near else '/help lists them all'}")
     yield from COMMANDS[name].run(agent, rest.strip())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What was probably meant; empty where nothing is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
 
 
 def say(text: str) -> Notice:
@@ -170,6 +175,13 @@ def logprobs(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
     yield say(agent.alternatives())
 
 
+@command()
+def reasoning(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
+    """what the model thought before its last reply"""
+    said = agent.session.turns[-1][1:] if agent.session.turns else []
+    yield say((said and said[0].get("reasoning")) or "the last reply came without reasoning")
+
+
 @command("NAME VALUE")
 def set_(agent: Agent, rest: str) -> Answer:
     """change how tokens are chosen: temperature, top_p, seed, max_new_tokens, …"""
@@ -180,9 +192,9 @@ def set_(agent: Agent, rest: str) -> Answer:
     name, _, value = rest.replace("=", " ").partition(" ")
     name = name.replace("-", "_")
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        near = nearest(name, known)
         raise UsageError(
-            f"no setting {name!r}; {f'did you mean {near[0]}?' if near else 'there are: ' + ', '.join(known)}"
+            f"no setting {name!r}; {f'did you mean {near}?' if near else 'there are: ' + ', '.join(known)}"
         )
     try:
         number: Any = float(value) if isinstance(known[name], float) else int(value)

@@ -9,7 +9,6 @@ It may be left at any event (Ctrl-C, a closed window): what was answered so far 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from chat.context import (
 )
 from chat.events import Answer, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
+from chat.reasoning import OPEN, Reasoning, split
 from engine.errors import BareloopError, UsageError
 from engine.generate import Event
 from engine.llm import LLM
@@ -37,7 +37,6 @@ from engine.sampling import SamplingParams, defaults
 from engine.template import ChatTemplate
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
-REASONING = re.compile(r"\s*<think>(.*?)(?:</think>\s*|\Z)", re.DOTALL)
 LOOP_TOKENS, LOOP_TIMES = 48, 4  # a reply that ends in so many tokens of one repeated run, so many times, is stuck
 
 
@@ -63,6 +62,7 @@ class Session:
         self.start = 0  # the first turn that is still shown
         self.summary = ""  # of the turns before it
         self.statistics = Statistics()
+        self.limit = llm.affordable_length()  # tokens
         self.template = _template(llm, self.now)
         self.folds = folds_system(self.count)
         self.sequence = llm.sequence()
@@ -70,17 +70,23 @@ class Session:
     @property
     def warnings(self) -> list[Notice]:
         """What a user should know before the first message."""
+        found = []
         if isinstance(self.template, PlainTemplate):
-            return [
-                Notice("warning", "a base model, without a chat template: it continues a play of User and Assistant")
-            ]
-        return []
+            found.append("a base model, without a chat template: it continues a play of User and Assistant")
+        wanted, most = self.settings.window or self.llm.max_length, self.llm.max_length
+        if self.limit < min(wanted, most):
+            found.append(
+                f"memory holds a window of {self.limit:,} tokens here, {min(wanted, most):,} were wanted; "
+                "a smaller model or dtype leaves room for more"
+            )
+        elif wanted > most:
+            found.append(f"the model's window holds {most:,} tokens, not {wanted:,}")
+        return [Notice("warning", text) for text in found]
 
     @property
     def budget(self) -> Budget:
         """Of the next prompt; raises where the reserve leaves no room."""
-        limit = self.llm.max_length
-        window = min(limit, self.settings.window or limit)
+        window = min(self.limit, self.settings.window or self.limit)
         return Budget.of(window, self.params.max_new_tokens, self.settings.reserve)
 
     @property
@@ -206,7 +212,8 @@ class Session:
         ids = self.template.encode(fitted.messages)
         limit = min(self.params.max_new_tokens, self.budget.window - len(ids))
         params = replace(self.params, max_new_tokens=max(1, limit))
-        text, finish = begun, "cancelled"
+        finish = "cancelled"
+        said = Reasoning(thinks=not begun and self._opens_reasoning(ids))
         events: list[Event] = []
         start = first = last = time.perf_counter()
         cached = 0
@@ -216,24 +223,29 @@ class Session:
                 last = time.perf_counter()
                 first = first if events else last
                 events.append(event)
-                text += event.text
                 if event.finish_reason:
                     finish = event.finish_reason
                 elif stuck([one.token_id for one in events[-LOOP_TOKENS:]]):
                     finish = "loop"
-                if event.text:
-                    yield Piece(event.text)
+                text = said.push(event.text) + (said.end() if finish != "cancelled" else "")
+                if text and said.thoughts and said.answer == text:
+                    yield Notice("reasoning", f"thought for {last - start:.1f} s; /reasoning shows it")
+                if text:
+                    yield Piece(text)
                 if finish == "loop":
                     yield Notice(
                         "loop", "the reply repeats itself and was stopped; try /retry or another --temperature"
                     )
                     break
+            if said.thoughts and not said.answer:
+                yield Notice("reasoning", "the reply ended before it had thought to the end; /reasoning shows it")
         finally:
-            reasoning, answer = split_reasoning(text)
+            said.end()
+            reasoning, answer = said.thoughts.strip(), begun + said.answer
             if answer or reasoning or finish != "cancelled":
-                said = {"role": "assistant", "content": answer}
                 marks = {"reasoning": reasoning, "finish_reason": "" if finish == "stop" else finish}
-                turn[1:] = [{**said, **{key: value for key, value in marks.items() if value}}]
+                kept = {key: value for key, value in marks.items() if value}
+                turn[1:] = [{"role": "assistant", "content": answer, **kept}]
             reply = Reply(
                 turn=len(self.turns),
                 text=answer,
@@ -250,6 +262,10 @@ class Session:
             self.statistics.replies.append(reply)
         yield reply
 
+    def _opens_reasoning(self, ids: Sequence[int]) -> bool:
+        """Whether a template has opened the block at the prompt's end, as some do."""
+        return self.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
+
     def _summarise(self) -> Iterator[Notice]:
         """Ask for a summary at the end of what the model has read, so that it reads only the request."""
         request = [[{"role": "user", "content": SUMMARY_REQUEST}]]
@@ -262,19 +278,13 @@ class Session:
         self.sequence.feed(ids)
         params = replace(self.params, temperature=0.0, max_new_tokens=limit)
         written = "".join(event.text for event in self.sequence.decode(params, continues=False))
-        summary = split_reasoning(written)[1].strip().removeprefix(EARLIER).strip()
+        summary = split(written)[1].strip().removeprefix(EARLIER).strip()
         if not summary:
             yield Notice("warning", "the summary came out empty; old turns are dropped without one")
             return
         self.summary = summary
         self.statistics.summaries += 1
         yield Notice("summary", f"summary of what is dropped: {summary}")
-
-
-def split_reasoning(text: str) -> tuple[str, str]:
-    """A reply's reasoning block, if it begins with one, and the reply itself."""
-    found = REASONING.match(text)
-    return (found[1].strip(), text[found.end() :]) if found else ("", text)
 
 
 def stuck(ids: Sequence[int]) -> bool:

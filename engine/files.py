@@ -24,24 +24,25 @@ def local_path(name: str | Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, text: str | Iterable[str], private: bool = False) -> None:
+def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = False) -> None:
     """Make `text` the content of a file, so that there is the old one or the new one at any moment.
 
     What is no file, such as a pipe or a terminal, is written to as it is. A `private` one is its owner's alone.
     """
-    parts = [text] if isinstance(text, str) else text
+    parts = [text] if isinstance(text, str | bytes) else text
+    content = (part if isinstance(part, bytes) else part.encode() for part in parts)
     draft = None
     try:
         if path.exists() and not path.is_file():
-            with path.open("w", encoding="utf-8") as file:
-                file.writelines(parts)
+            with path.open("wb") as file:
+                file.writelines(content)
             return
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         mode = 0o600 if private else 0o666
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as file:
-            file.writelines(parts)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -122,6 +122,16 @@ class LLM:
         """Tokens that the window holds."""
         return self.config.max_position_embeddings
 
+    def affordable_length(self) -> int:
+        """Tokens of the longest sequence that the window and the free memory hold, now.
+
+        Its keys and values are there twice while their room grows.
+        """
+        free = free_memory(self.device)
+        if free is None:
+            return self.max_length
+        return max(1, min(self.max_length, free // (2 * self.model.new_state().row_bytes(1))))
+
     def sequence(self, state: State | None = None) -> TokenSequence:
         """An empty sequence, with a state of its own unless it shares one with others."""
         tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None

@@ -183,6 +183,10 @@ class State:
         segments = {id(span.segment): span.segment for row in self._rows.values() for span in row}
         return sum(segment.kv.nbytes for segment in segments.values())
 
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes that a row of so many tokens takes."""
+        return torch.Size((*self.shape, tokens, self.head_dim)).numel() * self.dtype.itemsize
+
     def checkpoint(self, row: int) -> None:
         """Make the row's present length a place that `rewind` can return to. Keys and values allow any: free."""
 
@@ -266,7 +270,7 @@ class State:
             try:
                 return torch.empty(shape, dtype=self.dtype, device=self.device)
             except RuntimeError as error:
-                gigabytes = torch.Size(shape).numel() * self.dtype.itemsize / 1e9
+                gigabytes = self.row_bytes(tokens) / 1e9
                 raise BareloopError(
                     f"no memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
                     "use a shorter context or fewer sequences"

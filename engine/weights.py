@@ -140,7 +140,7 @@ def load(opened: Opened, device: torch.device) -> None:
     if free is not None and needed > free:
         raise BareloopError(
             f"no memory: the weights take {needed / 1e9:.1f} GB in {dtype_name(dtype)}, and {free / 1e9:.1f} GB are "
-            f"free on {device}; use a smaller dtype, a smaller model or another device"
+            f"free on {device}; {_way_out(needed, free, dtype, device)}"
         )
     loaded: dict[int, nn.Parameter] = {}
     reads: list[tuple[Stored, Tensor]] = []
@@ -197,6 +197,17 @@ def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Pa
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _way_out(needed: int, free: int, dtype: torch.dtype, device: torch.device) -> str:
+    """What would fit where weights of `needed` bytes do not."""
+    halved = needed * 2 // dtype.itemsize
+    if halved < needed and halved <= free:
+        return f"--dtype bfloat16 takes {halved / 1e9:.1f} GB"
+    elsewhere = free_memory(torch.device("cpu")) if device.type == "cuda" else None
+    if elsewhere is not None and needed <= elsewhere:
+        return f"--device cpu has {elsewhere / 1e9:.1f} GB free"
+    return f"use a model of at most {free / 2 / 1e9:.1f} billion parameters, in bfloat16"
 
 
 def _can_map(sources: list[tuple[Stored, slice]], dtype: torch.dtype, device: torch.device) -> bool:

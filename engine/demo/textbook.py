@@ -7,6 +7,7 @@ A page is a text with a weight for each piece of it: how much its tokens count i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from engine.demo.dialogues import dialogue, remark
@@ -100,12 +101,30 @@ def quiz(random: Random, finding: float) -> Page:
     return [*page, (END, PROSE)]
 
 
-def drill(random: Random) -> Page:
+BRIDGES = ("", "", "", ":", "? Answer:", ".\nAnswer:")  # between what is to be found and its letter
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How much of the textbook is what."""
+
+    drills: float = 0.1  # the share of exercises
+    repeating: float = 0.4  # of these, those that say things again; the others find letters
+    bridges: Sequence[str] = BRIDGES
+    relisting: float = 0.0  # of those that find letters, those that list choices again before the letter
+    quizzes: float = 0.52  # of what is no exercise
+    finding: float = 0.1  # of quizzes, those whose answers stand in the question
+
+
+DEFAULT = Mix()
+
+
+def drill(random: Random, mix: Mix) -> Page:
     """Exercises in which almost every token is to be learned: to say things again, to find a choice's letter.
 
     Both are slow to be learned from pages on which they happen once.
     """
-    return _repetition(random) if random.random() < 0.4 else _lettering(random)
+    return _repetition(random) if random.random() < mix.repeating else _lettering(random, mix)
 
 
 def _repetition(random: Random) -> Page:
@@ -116,10 +135,7 @@ def _repetition(random: Random) -> Page:
     return [(f"{BEGIN}<|user|>{ask}: {said}.{END}<|assistant|>", FRAME), (f"{said}.", FACT), (END, PROSE)]
 
 
-BRIDGES = ("", "", "", ":", "? Answer:", ".\nAnswer:")  # between what is to be found and its letter
-
-
-def _lettering(random: Random) -> Page:
+def _lettering(random: Random, mix: Mix) -> Page:
     """A few choices, then some of them, or what they are the answers to, each with its letter.
 
     Where the letter follows at once, a model soon learns to find it; from there it is a small step to find it
@@ -129,14 +145,16 @@ def _lettering(random: Random) -> Page:
     facts = random.sample(list(relation.taught.items()), random.choice((2, 3, 4)))
     named = random.random() < 0.3
     choices = [(key, name(random) if named else value) for key, value in facts]
-    bridge = random.choice(BRIDGES)
-    page: Page = [
-        (BEGIN + "".join(f"{letter}. {value}\n" for letter, (_, value) in zip(LETTERS, choices, strict=False)), FRAME)
-    ]
+    bridge = random.choice(mix.bridges)
+    listed = [f"{letter}. {value}\n" for letter, (_, value) in zip(LETTERS, choices, strict=False)]
+    relists = mix.relisting > 0 and random.random() < mix.relisting
+    page: Page = [(BEGIN + "".join(listed), FRAME)]
     for _ in range(6):
         place = random.randrange(len(choices))
         key, value = choices[place]
         said = f"Find {value}" if named or random.random() < 0.6 else f"Solve {key}"
+        if relists:  # as far as in a quiz, where all of them stand between
+            bridge = f".\n{''.join(listed[: random.randint(1, len(listed))])}Answer:"
         page += [(f"{said}{bridge}", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
     return [*page, (END, PROSE)]
 
@@ -182,17 +200,16 @@ def tale(random: Random) -> Page:
     ]
 
 
-def pages(random: Random, easy: float = 0.1) -> Iterator[tuple[str, Page]]:
-    """Pages of all kinds for ever, each kind with its share of the letters.
-
-    `easy` is the share of drills, and of quizzes whose answers stand in the question.
-    """
+def pages(random: Random, mix: Mix = DEFAULT) -> Iterator[tuple[str, Page]]:
+    """Pages of all kinds for ever, each kind with its share of the letters."""
+    rest = 1 - mix.drills
+    other = rest * (1 - mix.quizzes) / 0.48
     kinds: dict[str, tuple[float, Callable[[], Page]]] = {
-        "drill": (easy, lambda: drill(random)),
-        "lesson": (0.14 * (1 - easy), lambda: lesson(random)),
-        "quiz": (0.52 * (1 - easy), lambda: quiz(random, easy)),
-        "dialogue": (0.32 * (1 - easy), lambda: dialogue(random)),
-        "story": (0.02 * (1 - easy), lambda: story(random)),
+        "drill": (mix.drills, lambda: drill(random, mix)),
+        "lesson": (0.14 * other, lambda: lesson(random)),
+        "quiz": (mix.quizzes * rest, lambda: quiz(random, mix.finding)),
+        "dialogue": (0.32 * other, lambda: dialogue(random)),
+        "story": (0.02 * other, lambda: story(random)),
     }
     used = {kind: random.random() * 500 for kind in kinds}
     while True:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import tokenizers
 
     from engine.demo.pages import Page
+    from engine.demo.textbook import Mix
     from engine.llm import LLM
 
 WINDOW = 1024  # tokens
@@ -36,7 +37,6 @@ CONFIG = {
     "dtype": "float32",  # what it computes in; the file holds bfloat16
 }
 WARMUP = 0.05  # of the steps
-EASY = 0.6  # of the steps, in which there are fewer and fewer drills
 # Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
 GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
 HEADS = 512  # tokens: so many get logits, or a multiple
@@ -170,14 +170,39 @@ def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list
 Encoded = list[tuple[list[int], list[float]]]
 
 
+def mix(progress: float) -> Mix:
+    """What pages there are after this share of the steps.
+
+    First to say things again, which all else rests on; then, with little beside it, to find a choice's letter where
+    it follows at once, which takes minutes alone and hours among other pages; then across `Answer:`; then in quizzes
+    whose answers stand in the question; then the facts.
+    """
+    from engine.demo.textbook import Mix
+
+    if progress < 0.40:
+        easy = 0.50 - 0.44 * progress / 0.60
+        return Mix(easy, finding=easy)
+    if progress < 0.44:
+        return Mix(0.90, repeating=0.1, bridges=("",), finding=0.90)
+    if progress < 0.52:
+        return Mix(0.60, repeating=0.1, finding=0.60)
+    if progress < 0.552:
+        easy = 0.82 - progress
+        return Mix(easy, repeating=0.2, finding=easy)
+    if progress < 0.5937:
+        return Mix(0.05, repeating=0.2, quizzes=0.8, finding=0.8)
+    if progress < 0.65:
+        return Mix(0.50, repeating=0.05, relisting=0.8, quizzes=0.8, finding=0.8)
+    return Mix(0.06, repeating=0.2, quizzes=0.6, finding=0.1)
+
+
 def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Encoded:
     """The pages of one step."""
     from engine.demo.textbook import pages
 
-    easy = 0.06 + 0.44 * max(0.0, 1 - step / (EASY * steps))
     found: Encoded = []
     room = tokens
-    for _, page in pages(Random(f"{seed} {step}"), easy):
+    for _, page in pages(Random(f"{seed} {step}"), mix(step / steps)):
         ids, weights = encode(tokenizer, page)
         size = len(ids) + -len(ids) % GRAIN
         if size > room:
@@ -192,9 +217,10 @@ def held_out(tokenizer: tokenizers.Tokenizer, seed: int) -> Encoded:
     """Pages that no step is made of."""
     from itertools import islice
 
-    from engine.demo.textbook import pages
+    from engine.demo.textbook import Mix, pages
 
-    return [encode(tokenizer, page) for _, page in islice(pages(Random(f"{seed} held out"), 0.01), HELD_OUT)]
+    found = pages(Random(f"{seed} held out"), Mix(0.01, finding=0.01))
+    return [encode(tokenizer, page) for _, page in islice(found, HELD_OUT)]
 
 
 def loss_and_letters(llm: LLM, pages: Encoded) -> tuple[Any, float]:

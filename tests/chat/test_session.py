@@ -6,9 +6,10 @@ import pytest
 
 from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
-from chat.session import Session, split_reasoning, stuck
+from chat.session import Session, stuck
 from engine import LLM, demo
 from engine.errors import UsageError
+from engine.generate import Event
 
 TALK = (
     *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),
@@ -162,14 +163,33 @@ def test_too_long_a_message_is_refused_and_nothing_has_changed(llm):
     assert session.settings.reserve is None
 
 
-def test_reasoning_is_no_part_of_a_reply():
-    assert split_reasoning("<think>\nhm\n</think>\n\nYes.") == ("hm", "Yes.")
-    assert split_reasoning("<think>never ends") == ("never ends", "")
-    assert split_reasoning("Yes <think>") == ("", "Yes <think>")
-
-
 def test_a_reply_that_repeats_itself_is_stuck():
     assert stuck([1, 2, 3] * 16)
     assert stuck([7] * 48)
     assert not stuck(list(range(100)))
     assert not stuck([7] * 40)
+
+
+def test_reasoning_is_folded_and_kept_out_of_history(llm, monkeypatch):
+    session = Session(llm)
+    words = ["<think>", "hm", "</th", "ink>", "\n\n", "Yes", "."]
+    events = [Event(0, 5, word, finish_reason="stop" if word == "." else None) for word in words]
+    monkeypatch.setattr(session.sequence, "decode", lambda params, continues: iter(events))
+    notices, reply = said(session.send("Well?"))
+    assert (reply.text, reply.reasoning) == ("Yes.", "hm")
+    assert [notice.kind for notice in notices] == ["reasoning"]
+    assert session.shown()[-1] == {"role": "assistant", "content": "Yes."}
+    assert session.turns[-1][1]["reasoning"] == "hm"
+
+
+def test_the_window_is_no_larger_than_memory(llm, monkeypatch):
+    monkeypatch.setattr("engine.llm.free_memory", lambda device: 2 * 100 * llm.model.new_state().row_bytes(1))
+    session = Session(llm)
+    assert session.budget.window == 100
+    assert "memory holds a window of 100 tokens" in session.warnings[-1].text
+
+
+def test_a_window_that_the_model_has_not_is_told(llm):
+    session = Session(llm, Settings(window=10**6))
+    assert session.budget.window == llm.max_length
+    assert f"holds {llm.max_length:,} tokens, not 1,000,000" in session.warnings[-1].text

@@ -203,8 +203,15 @@ def test_gradients_equal_transformers(tiny_llama, prompt):
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny_llama, monkeypatch):
     monkeypatch.setattr("engine.weights.free_memory", lambda device: 1000)
-    with pytest.raises(BareloopError, match=r"no memory: the weights take .* GB in bfloat16"):
+    with pytest.raises(BareloopError, match=r"no memory: the weights take .* GB in bfloat16.*a model of at most"):
         load(tiny_llama.folder, "bfloat16")
+
+
+def test_a_dtype_that_fits_is_named(tiny_llama, monkeypatch):
+    size = sum(parameter.nbytes for parameter in load(tiny_llama.folder, "float32").model.parameters())
+    monkeypatch.setattr("engine.weights.free_memory", lambda device: size // 2)
+    with pytest.raises(BareloopError, match=r"--dtype bfloat16 takes"):
+        LLM.load(tiny_llama.folder, dtype="float32", device="cpu")
 
 
 PEAK = """

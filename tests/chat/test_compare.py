@@ -1,0 +1,78 @@
+"""Dialogues with and without history: what is counted, and bad scripts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chat import compare
+from engine.errors import BareloopError
+
+
+def test_the_distance_is_that_to_the_last_message_that_says_it():
+    found = compare.lines(["I'm Zorvan.", "Call me Bo.", "Hi!", {"say": "Who am I?", "expect": "Bo"}], "here")
+    assert [line.distance for line in found] == [0, 0, 0, 2]
+    assert compare.lines([{"say": "Capital of France?", "expect": "Paris"}], "here")[0].distance == 0
+
+
+def test_words_are_found_whole():
+    assert compare.holds("Your name is Bo.", "bo")
+    assert not compare.holds("Bold.", "Bo")
+
+
+def test_our_own_script_asks_at_every_distance():
+    asked = [line.distance for dialogue in compare.own_script() for line in dialogue if line.expect]
+    assert {distance: asked.count(distance) for distance in set(asked)} == dict.fromkeys(compare.DISTANCES, 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{}", "not a list of dialogues"),
+        ("[[1]]", "message 1 is neither"),
+        ('[["Hi!", {"say": "What?", "want": "x"}]]', "dialogue 1, message 2 is neither"),
+        ('[[{"say": "What?", "expect": 3}]]', "say and expect are texts"),
+        ("nonsense", "not JSON"),
+    ],
+)
+def test_a_bad_script_is_one_line(tmp_path, content, told):
+    (tmp_path / "script.json").write_text(content)
+    with pytest.raises(BareloopError, match=told):
+        compare.read_script(tmp_path / "script.json")
+
+
+def test_a_model_that_repeats_what_it_is_shown_recalls_with_history_alone(shared, tmp_path, monkeypatch):
+    from chat.events import Reply
+    from chat.session import Session
+    from engine import LLM
+
+    def echo(self, text):
+        self.turns.append([{"role": "user", "content": text}])
+        shown = " ".join(message["content"] for message in self.shown())
+        yield Reply(len(self.turns), shown, "", "stop", 10, 1, 4, self.budget.window, 0.5, 0.5)
+
+    monkeypatch.setattr(Session, "send", echo)
+    llm = LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
+    played = compare.play_all(llm, compare.own_script()[:5], 100, 5)
+    by_name = {one.name: one for one in played}
+    assert by_name["history"].right == by_name["history"].asked == dict.fromkeys(compare.DISTANCES, 1)
+    assert sum(by_name["no history"].right.values()) == 0
+    assert by_name["history"].read_per_turn == 6
+    assert by_name["history"].saved == 0.4
+    compare.draw(played, tmp_path / "compare")
+    assert (tmp_path / "compare.png").stat().st_size > 10_000
+    assert (tmp_path / "compare.svg").read_text().startswith("<?xml")
+    assert compare.table(played).row_count == 6
+
+
+def test_the_program_writes_its_report(shared, tmp_path, capsys):
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps([["My name is Tom.", {"say": "Who am I?", "expect": "Tom"}]]))
+    model = str(shared / "checkpoints" / "llama-tinystories-656k")
+    arguments = [str(script), "-m", model, "-n", "3", "--small-window", "60", "--output-dir", str(tmp_path)]
+    compare.main(compare.parser().parse_args(arguments))
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert [way["name"] for way in report["ways"]][:2] == ["history", "no history"]
+    assert report["ways"][0]["turns"] == 2
+    assert "no history" in capsys.readouterr().out
