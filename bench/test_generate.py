@@ -12,34 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from bench.shapes import checkpoint
 from engine import LLM, SamplingParams
 
-CONFIG = {
-    "model_type": "qwen2",
-    "architectures": ["Qwen2ForCausalLM"],
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
-    "rope_theta": 1e6,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-    "eos_token_id": 151_645,
-    "bos_token_id": 151_643,
-}
 IDS = torch.randint(0, 150_000, (2000,), generator=torch.Generator().manual_seed(0)).tolist()
 NEW = 24
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Path:
     """Random weights of the shape, about 1 GB."""
-    folder = tmp_path_factory.mktemp("qwen") / "model"
-    LLM.from_config(CONFIG, seed=0, device="cpu", dtype="bfloat16").save(folder)
-    return folder
+    return checkpoint("qwen2.5-0.5b")
 
 
 @pytest.fixture(scope="module", params=["bareloop", "transformers"])

@@ -130,8 +130,8 @@ class Session:
         self._check_said()
         if len(self.turns[-1]) < 2:
             raise UsageError("there is no reply to continue; use /retry")
-        fitted = self._fit()
-        yield from self._answer(fitted, self.turns[-1][1]["content"])
+        asked = time.perf_counter()
+        yield from self._answer(self._fit(), asked, self.turns[-1][1]["content"])
 
     def undo(self) -> str:
         """Take the last turn back, and return its message."""
@@ -174,6 +174,7 @@ class Session:
             raise UsageError("nothing has been said yet")
 
     def _take(self, turn: list[dict[str, Any]]) -> Answer:
+        asked = time.perf_counter()
         self.turns.append(turn)
         try:
             fitted = self._fit()
@@ -184,7 +185,7 @@ class Session:
                 fitted = self._fit(HIGH_WATER)
             if fitted.dropped:
                 yield self._drop(fitted)
-            yield from self._answer(fitted)
+            yield from self._answer(fitted, asked)
         finally:
             if len(turn) == 1:  # nothing was answered: the conversation stays one of whole turns
                 self.turns.pop()
@@ -206,7 +207,7 @@ class Session:
             settings.system, turns, self.budget, settings.strategy, self.count, start, self._summary, self.folds, high
         )
 
-    def _answer(self, fitted: Fitted, begun: str = "") -> Answer:
+    def _answer(self, fitted: Fitted, asked: float, begun: str = "") -> Answer:
         """Let the model speak. However this is left, what it said is kept."""
         turn = self.turns[-1]
         ids = self.template.encode(fitted.messages)
@@ -215,7 +216,7 @@ class Session:
         finish = "cancelled"
         said = Reasoning(thinks=not begun and self._opens_reasoning(ids))
         events: list[Event] = []
-        start = first = last = time.perf_counter()
+        first = last = time.perf_counter()
         cached = 0
         try:
             cached = self.sequence.feed(ids)
@@ -229,7 +230,7 @@ class Session:
                     finish = "loop"
                 text = said.push(event.text) + (said.end() if finish != "cancelled" else "")
                 if text and said.thoughts and said.answer == text:
-                    yield Notice("reasoning", f"thought for {last - start:.1f} s; /reasoning shows it")
+                    yield Notice("reasoning", f"thought for {last - first:.1f} s; /reasoning shows it")
                 if text:
                     yield Piece(text)
                 if finish == "loop":
@@ -255,7 +256,7 @@ class Session:
                 completion_tokens=len(events),
                 cached_tokens=cached,
                 window=self.budget.window,
-                ttft=first - start,
+                ttft=first - asked,
                 seconds=last - first,
                 events=events,
             )

@@ -14,6 +14,7 @@ from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.spinner import Spinner
 from rich.text import Text
 
 from chat import store
@@ -71,44 +72,42 @@ class Terminal:
                 self.tell(Notice("error", str(error)))
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
-        """Write what happens as it happens."""
+        """Write what happens as it happens: finished blocks stay, what may still change stands in a live line below."""
         blocks = Blocks()
-        live: Live | None = None
-        try:
-            for event in events:
-                match event:
-                    case Piece(text) if self.agent.stream:
-                        live = live or self._live()
-                        for block in blocks.push(printable(text)):
-                            live.console.print(Markdown(block))
-                        live.update(Text(blocks.rest))
-                    case Reply():
-                        if live is not None:
-                            live.update(Text(""))
-                            live.stop()
-                            live = None
-                        rest = blocks.rest if self.agent.stream else printable(event.text)
-                        if rest.strip():
-                            self.console.print(Markdown(rest))
-                        self.meter = meter(event)
-                        blocks = Blocks()
-                    case Notice():
-                        self.tell(event)
-        finally:
-            if live is not None:  # left in mid-reply: what was shown stays
-                live.stop()
+        with Live(Spinner("dots", style="dim"), console=self.console, transient=True) as live:
+            try:
+                for event in events:
+                    match event:
+                        case Piece(text) if self.agent.stream:
+                            for block in blocks.push(printable(text)):
+                                self.console.print(Markdown(block))
+                            live.update(self._end_of(blocks.rest))
+                        case Piece(text):
+                            blocks.rest += printable(text)
+                        case Reply():
+                            self.meter = meter(event)
+                        case Notice():
+                            self._finish(blocks)
+                            self.tell(event)
+            finally:
+                live.update("")
+                self._finish(blocks)
 
     def tell(self, notice: Notice) -> None:
         """A dim line, or a command's answer as it is."""
         style = "" if notice.kind == "info" else "red" if notice.kind == "error" else "dim"
         self.console.print(Text(printable(notice.text), style=style), soft_wrap=True)
 
-    def _live(self) -> Live:
-        live = Live(
-            Text(""), console=self.console, auto_refresh=True, refresh_per_second=12, vertical_overflow="visible"
-        )
-        live.start()
-        return live
+    def _finish(self, blocks: Blocks) -> None:
+        """Write what has not been written yet; after an interrupt, too."""
+        rest = blocks.take()
+        if rest.strip():
+            self.console.print(Markdown(rest))
+
+    def _end_of(self, text: str) -> Text:
+        """What of a text fits on the screen."""
+        lines = Text(text).wrap(self.console, self.console.width)
+        return Text("\n").join(lines[-max(1, self.console.height - 3) :])
 
 
 class Blocks:
@@ -132,6 +131,11 @@ class Blocks:
                 start = position
         self.rest = self.rest[start:]
         yield from done
+
+    def take(self) -> str:
+        """All that has not been given out; what comes next is another text."""
+        taken, self.rest = self.rest, ""
+        return taken
 
 
 class Commands(Completer):

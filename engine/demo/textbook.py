@@ -109,8 +109,9 @@ class Mix:
     """How much of the textbook is what."""
 
     drills: float = 0.1  # the share of exercises
-    repeating: float = 0.4  # of these, those that say things again; the others find letters
+    repeating: float = 0.4  # of these, those that say things again; the others find letters, or
     bridges: Sequence[str] = BRIDGES
+    asking: float = 0.0  # those that are quizzes of a line
     relisting: float = 0.0  # of those that find letters, those that list choices again before the letter
     quizzes: float = 0.52  # of what is no exercise
     finding: float = 0.1  # of quizzes, those whose answers stand in the question
@@ -124,7 +125,10 @@ def drill(random: Random, mix: Mix) -> Page:
 
     Both are slow to be learned from pages on which they happen once.
     """
-    return _repetition(random) if random.random() < mix.repeating else _lettering(random, mix)
+    kind = random.random()
+    if kind < mix.repeating:
+        return _repetition(random)
+    return _asking(random) if kind < mix.repeating + mix.asking else _lettering(random, mix)
 
 
 def _repetition(random: Random) -> Page:
@@ -156,6 +160,22 @@ def _lettering(random: Random, mix: Mix) -> Page:
         if relists:  # as far as in a quiz, where all of them stand between
             bridge = f".\n{''.join(listed[: random.randint(1, len(listed))])}Answer:"
         page += [(f"{said}{bridge}", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
+    return [*page, (END, PROSE)]
+
+
+def _asking(random: Random) -> Page:
+    """What is to be found stands before its choices, as in a quiz."""
+    page: Page = [(BEGIN, 0.0)]
+    for _ in range(6):
+        named = random.random() < 0.3
+        values = [name(random) for _ in range(4)] if named else list(random.choice(RELATIONS).taught.values())
+        choices = random.sample(values, random.choice((2, 3, 4)))
+        place = random.randrange(len(choices))
+        listed = "".join(f"{letter}. {value}\n" for letter, value in zip(LETTERS, choices, strict=False))
+        asked = (
+            f"Find {choices[place]}." if random.random() < 0.5 else sentence(random.choice(FINDING), v=choices[place])
+        )
+        page += [(f"{asked}\n{listed}Answer:", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
     return [*page, (END, PROSE)]
 
 

@@ -39,26 +39,6 @@ def said(events) -> tuple[list[Notice], Reply]:
     return [event for event in listed if isinstance(event, Notice)], reply
 
 
-@pytest.mark.parametrize("strategy", ["none", "truncate", "sliding", "summarise"])
-@pytest.mark.parametrize("window", [220, 1024])
-def test_a_cached_reply_is_a_cold_one_s(llm, strategy, window):
-    warm = Session(llm, Settings(strategy=strategy, window=window, sampling={"max_new_tokens": 30}))
-    for number, text in enumerate(TALK * 2):
-        try:
-            _, reply = said(warm.send(text))
-        except ContextOverflowError:
-            assert strategy == "none"
-            assert len(warm.turns) == number
-            return
-        other = Session(llm, warm.settings)
-        other.turns = [[dict(message) for message in turn] for turn in warm.turns]
-        other.start, other.summary = warm.start, warm.summary
-        assert said(other.retry())[1].text == reply.text
-        if number and not other.statistics.evictions and warm.statistics.dropped_turns == 0:
-            assert reply.cached_tokens > 0
-    assert window == 1024 or warm.statistics.dropped_turns > 0
-
-
 def test_each_turn_reads_only_what_is_new(knowing):
     session = Session(knowing)
     for text in TALK:

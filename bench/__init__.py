@@ -1,0 +1,1 @@
+"""Timings: pytest --benchmark-only, and programs that set engines side by side."""

@@ -1,0 +1,80 @@
+"""Random checkpoints of real shapes, kept in the user's cache folder: what a benchmark measures needs no download.
+
+Their tokenizer is the demo model's, so that they can be talked with; what they say means nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BareloopError
+
+QWEN2 = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        **QWEN2,
+        "vocab_size": 4096,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-0.5b": {
+        **QWEN2,
+        "vocab_size": 151_936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a shape's checkpoint in bfloat16, made on first use; a folder of the user's is itself."""
+    if name not in SHAPES:
+        if Path(name).is_dir():
+            return Path(name)
+        raise BareloopError(f"no shape {name!r}; there are: {', '.join(SHAPES)}, or give a model's folder")
+    folder = cache_folder() / name
+    if not folder.exists():
+        write(SHAPES[name], folder)
+    return folder
+
+
+def write(config: dict[str, Any], folder: Path) -> None:
+    """Seeded random weights; tokens that the tokenizer does not have are never likelier than those it has."""
+    import torch
+
+    from engine import LLM, weights
+    from engine.demo import vocabulary
+
+    tokenizer = vocabulary.build(0)
+    llm = LLM.from_config(config, seed=0, device="cpu", dtype="bfloat16")
+    with torch.no_grad():
+        llm.model.get_parameter("embed.weight")[tokenizer.get_vocab_size() :] = 0
+    files = vocabulary.files(tokenizer, config["max_position_embeddings"])
+    weights.save(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
+
+
+def cache_folder() -> Path:
+    """Where checkpoints are kept."""
+    try:
+        import platformdirs
+    except ImportError:
+        return Path(tempfile.gettempdir()) / "bareloop" / "shapes"
+    return platformdirs.user_cache_path("bareloop", appauthor=False) / "shapes"

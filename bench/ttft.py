@@ -1,0 +1,179 @@
+"""python -m bench.ttft: how long each turn of a chat waits for its first token, beside transformers without reuse."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from engine.cli import Parser, Progress, run
+from engine.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from chat.session import Session
+
+EARLY, LATE = 2, 30  # the turns that are compared: the first with a history, and one with 3,000 tokens of it
+PEER_TURNS = (2, 5, 10, 15, 20, 25, 30)
+
+
+def parser() -> Parser:
+    """The program's flags."""
+    result = Parser("python -m bench.ttft", "Time to the first token of each turn of a conversation.")
+    result.add_argument(
+        "--model", "-m", default="qwen2.5-0.5b", help="a shape or a folder with a tokenizer (default: qwen2.5-0.5b)"
+    )
+    result.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    result.add_argument("--turns", type=int, default=LATE, help=f"default: {LATE}")
+    result.add_argument("--message-tokens", type=int, default=80, metavar="N", help="of each message (default: 80)")
+    result.add_argument("--reply-tokens", type=int, default=16, metavar="N", help="of each reply (default: 16)")
+    result.add_argument("--rounds", type=int, default=3, help="conversations; medians are shown (default: 3)")
+    result.add_argument("--no-peer", dest="peer", action="store_false", help="without transformers")
+    result.add_argument("--output-dir", default="results/ttft", metavar="FOLDER", help="default: results/ttft")
+    return result
+
+
+@dataclass
+class Turn:
+    """One turn: tokens of its prompt, how many were cached, seconds to the first token; transformers' seconds."""
+
+    turn: int
+    prompt_tokens: int
+    cached_tokens: int
+    seconds: float
+    peer_seconds: float | None = None
+
+
+def main(options: Any) -> None:
+    """Talk, measure, print, write and draw."""
+    from rich.console import Console
+
+    from bench.shapes import checkpoint
+    from engine.files import local_path, write_atomic
+
+    for flag in ("turns", "message_tokens", "reply_tokens", "rounds"):
+        if getattr(options, flag) < 1:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use 1 or more")
+    turns = measure(checkpoint(options.model), options)
+    folder = local_path(options.output_dir)
+    Console().print(table(turns))
+    write_atomic(folder / "ttft.json", json.dumps([asdict(turn) for turn in turns], indent=2) + "\n")
+    draw(turns, folder / "ttft")
+    Console(stderr=True).print(f"{folder}/ttft.json, .png, .svg", style="dim", soft_wrap=True)
+
+
+def measure(folder: Path, options: Any) -> list[Turn]:
+    """The medians of some conversations, and transformers' time for the same prompts."""
+    from chat.events import Settings
+    from chat.session import Session
+    from engine import LLM
+
+    llm = LLM.load(folder, device=options.device)
+    sampling = {"temperature": 0.0, "max_new_tokens": options.reply_tokens, "ignore_eos": True}
+    rounds: list[list[Turn]] = []
+    prompts: dict[int, list[int]] = {}
+    peer_turns = [turn for turn in PEER_TURNS if options.peer and turn <= options.turns]
+    with Progress("turns", options.turns * options.rounds + len(peer_turns)) as progress:
+        for number in range(options.rounds):
+            session = Session(llm, Settings(strategy="none", sampling=sampling))
+            rounds.append([])
+            for turn in talk(session, options.turns, options.message_tokens, number):
+                rounds[-1].append(turn)
+                prompts[turn.turn] = session.template.encode(session.shown()[:-1])
+                progress.advance(1, f"turn {turn.turn}: {turn.seconds:.2f} s")
+            session.sequence.close()
+        result = [
+            Turn(turn.turn, turn.prompt_tokens, turn.cached_tokens, median(r[turn.turn - 1].seconds for r in rounds))
+            for turn in rounds[-1]
+        ]
+        if peer_turns:
+            first_token = transformers_model(folder, llm.device)
+            first_token(prompts[peer_turns[0]])  # warm
+            for number in peer_turns:
+                start = time.perf_counter()
+                first_token(prompts[number])
+                result[number - 1].peer_seconds = time.perf_counter() - start
+                progress.advance(1, "transformers")
+    return result
+
+
+def talk(session: Session, turns: int, tokens: int, seed: int) -> Iterator[Turn]:
+    """A conversation of messages of equal length."""
+    from chat.events import Reply
+
+    random = Random(seed)
+    for number in range(1, turns + 1):
+        for event in session.send(message(session, tokens, random)):
+            if isinstance(event, Reply):
+                yield Turn(number, event.prompt_tokens, event.cached_tokens, event.ttft)
+
+
+def message(session: Session, tokens: int, random: Random) -> str:
+    """Text of so many tokens."""
+    words: list[str] = []
+    while len(session.llm.tokenizer.encode(" ".join(words), add_special_tokens=False)) < tokens:
+        words.append(random.choice(("what", "is", "the", "capital", "of", "and", "my", "name", "one", "dog")))
+    return " ".join(words)
+
+
+def transformers_model(folder: Path, device: Any) -> Any:
+    """first_token(ids): by transformers, as its chat does, with nothing remembered from the turn before."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UsageError("transformers is not installed; add --no-peer") from None
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device).eval()
+
+    def first_token(ids: list[int]) -> None:
+        model.generate(torch.tensor([ids], device=device), max_new_tokens=1, do_sample=False, pad_token_id=0).cpu()
+
+    return first_token
+
+
+def table(turns: list[Turn]) -> Table:
+    """Some turns, and how the late one stands to the early one."""
+    from rich.table import Table
+
+    result = Table(title="time to the first token", title_justify="left")
+    for name in ("turn", "prompt tokens", "cached", "bareloop", "transformers", "ratio"):
+        result.add_column(name, justify="right")
+    for turn in turns:
+        if turn.turn in (1, *PEER_TURNS, len(turns)):
+            peer = turn.peer_seconds
+            result.add_row(
+                str(turn.turn),
+                f"{turn.prompt_tokens:,}",
+                f"{turn.cached_tokens:,}",
+                f"{turn.seconds:.3f} s",
+                f"{peer:.3f} s" if peer else "",
+                f"{peer / turn.seconds:.1f}" if peer else "",
+            )
+    if len(turns) >= EARLY:
+        early, late = turns[EARLY - 1], turns[-1]
+        result.caption = f"turn {late.turn} takes {late.seconds / early.seconds:.2f} times as long as turn {EARLY}"
+    return result
+
+
+def draw(turns: list[Turn], path: Path) -> None:
+    """Seconds by turn."""
+    from engine.figures import PALETTE, picture
+
+    with picture(path) as (_, (axes,)):
+        axes.plot([turn.turn for turn in turns], [turn.seconds for turn in turns], marker="o", label="bareloop")
+        peers = [(turn.turn, turn.peer_seconds) for turn in turns if turn.peer_seconds]
+        if peers:
+            axes.plot(*zip(*peers, strict=True), marker="s", color=PALETTE[1], label="transformers, without reuse")
+            axes.legend()
+        axes.set(title="Time to the first token", xlabel="turn", ylabel="seconds")
+        axes.set_ylim(bottom=0)
+
+
+if __name__ == "__main__":
+    run(parser(), main)

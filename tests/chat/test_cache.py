@@ -1,0 +1,91 @@
+"""What is remembered across turns changes no reply: twenty turns with evictions, edits, and history off and on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from chat.context import STRATEGIES, ContextOverflowError
+from chat.events import Reply, Settings
+from chat.session import Session
+from engine import LLM, weights
+from engine.demo import vocabulary
+
+MESSAGES = (
+    *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),
+    *("What is my name?", "Thanks!", "What is the unit of power?", "I live in Rome.", "What is my dog called?"),
+)
+NEAR = 1e-4  # natural log: closer than this, either of two tokens may be chosen
+SAMPLING = {"temperature": 0.0, "max_new_tokens": 16, "logprobs": 2}
+
+
+@pytest.fixture(scope="module", params=["full", "windowed"])
+def llm(request, shared, tmp_path_factory) -> LLM:
+    """A story teller; and a random model that sees 40 tokens back, with a chat template."""
+    if request.param == "full":
+        return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
+    tokenizer = vocabulary.build(0)
+    config = {
+        "model_type": "mistral",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "sliding_window": 40,
+        "initializer_range": 0.15,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    random = LLM.from_config(config, seed=0)
+    folder = tmp_path_factory.mktemp("windowed") / "model"
+    weights.save(random.model, random.family, config, folder, vocabulary.files(tokenizer, 2048))
+    return LLM.load(folder, dtype="float32")
+
+
+def turns(session: Session) -> Iterator[Reply]:
+    """A dialogue of twenty turns: some are said differently, some with history off."""
+    for number, text in enumerate(MESSAGES * 2):
+        session.configure(history=number not in (8, 9, 15))
+        try:
+            answers = [session.send(text)]
+            if number in (6, 12):
+                answers.append(session.edit(f"{text} I mean it."))
+            for answer in answers:
+                yield [event for event in answer if isinstance(event, Reply)][-1]
+        except ContextOverflowError:
+            assert session.settings.strategy == "none"
+            session.clear()
+
+
+def cold(session: Session) -> Reply:
+    """The last reply again, by a session that remembers nothing."""
+    other = Session(session.llm, session.settings)
+    other.turns = [[dict(message) for message in turn] for turn in session.turns]
+    other.start, other.summary = session.start, session.summary
+    reply = [event for event in other.retry() if isinstance(event, Reply)][-1]
+    assert reply.cached_tokens == 0 or other.statistics.summaries  # asking for a summary is a turn of its own
+    return reply
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cached_and_cold_replies_are_the_same(llm, strategy):
+    window = 260 if llm.config.model_type == "mistral" else 220
+    session = Session(llm, Settings(strategy=strategy, window=window, sampling=SAMPLING))
+    cached = compared = 0
+    for reply in turns(session):
+        again = cold(session)
+        assert reply.prompt_tokens == again.prompt_tokens
+        for ours, theirs in zip(reply.events, again.events, strict=False):
+            if ours.token_id != theirs.token_id:
+                (_, first), (_, second) = ours.top_logprobs
+                assert first - second < NEAR
+                break
+            compared += 1
+        cached += reply.cached_tokens
+    assert cached > 0
+    assert compared > 200
+    assert strategy == "none" or session.statistics.dropped_turns > 0
