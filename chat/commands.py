@@ -51,7 +51,7 @@ def execute(agent: Agent, line: str) -> Answer:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """What was probably meant; empty where nothing is near."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
 
 
 def say(text: str) -> Notice:

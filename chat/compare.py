@@ -34,9 +34,9 @@ def parser() -> Parser:
     result.add_argument(
         "--small-window",
         type=int,
-        default=320,
+        default=160,
         metavar="N",
-        help="tokens of the window of the strategies (default: 320)",
+        help="tokens of the window of the strategies (default: 160)",
     )
     result.add_argument(
         "--max-new-tokens", "-n", type=int, default=48, metavar="N", help="the longest reply (default: 48)"
@@ -223,13 +223,14 @@ def distances(played: Sequence[Played]) -> list[int]:
 
 def table(played: Sequence[Played]) -> Table:
     """One row a way of playing."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    result = Table(title="recall by distance in turns; cost of a turn", title_justify="left")
-    result.add_column("way")
+    result = Table(title="recall by distance in turns; cost of a turn", title_justify="left", box=SIMPLE_HEAD)
+    result.add_column("way", no_wrap=True)
     columns = distances(played)
-    for name in (*map(str, columns), "read", "saved", "s/turn", "evictions", "refused"):
-        result.add_column(name, justify="right")
+    for name in (*map(str, columns), "read", "saved", "s/turn", "evicted", "refused"):
+        result.add_column(name, justify="right", no_wrap=True)
     for one in played:
         result.add_row(
             one.name,
@@ -242,7 +243,7 @@ def table(played: Sequence[Played]) -> Table:
         )
         if one.name == "no history":
             result.add_section()
-    result.caption = "read: prompt tokens computed a turn; saved: the share that was remembered"
+    result.caption = "read: prompt tokens computed a turn; saved: the share of them all that was remembered"
     return result
 
 

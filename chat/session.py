@@ -30,7 +30,7 @@ from chat.context import (
 from chat.events import Answer, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
 from chat.reasoning import OPEN, Reasoning, split
-from engine.errors import BareloopError, UsageError
+from engine.errors import BareloopError, UsageError, is_out_of_memory
 from engine.generate import Event
 from engine.llm import LLM
 from engine.sampling import SamplingParams, defaults
@@ -183,8 +183,6 @@ class Session:
             ):
                 yield from self._summarise()
                 fitted = self._fit(HIGH_WATER)
-            if fitted.dropped:
-                yield self._drop(fitted)
             yield from self._answer(fitted, asked)
         finally:
             if len(turn) == 1:  # nothing was answered: the conversation stays one of whole turns
@@ -209,6 +207,8 @@ class Session:
 
     def _answer(self, fitted: Fitted, asked: float, begun: str = "") -> Answer:
         """Let the model speak. However this is left, what it said is kept."""
+        if fitted.dropped:
+            yield self._drop(fitted)
         turn = self.turns[-1]
         ids = self.template.encode(fitted.messages)
         limit = min(self.params.max_new_tokens, self.budget.window - len(ids))
@@ -240,6 +240,10 @@ class Session:
                     break
             if said.thoughts and not said.answer:
                 yield Notice("reasoning", "the reply ended before it had thought to the end; /reasoning shows it")
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise BareloopError("no memory for more; what was said is kept; /clear or a smaller model") from error
+            raise
         finally:
             said.end()
             reasoning, answer = said.thoughts.strip(), begun + said.answer

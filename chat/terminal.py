@@ -96,7 +96,7 @@ class Terminal:
     def tell(self, notice: Notice) -> None:
         """A dim line, or a command's answer as it is."""
         style = "" if notice.kind == "info" else "red" if notice.kind == "error" else "dim"
-        self.console.print(Text(printable(notice.text), style=style), soft_wrap=True)
+        self.console.print(Text(printable(notice.text), style=style))
 
     def _finish(self, blocks: Blocks) -> None:
         """Write what has not been written yet; after an interrupt, too."""

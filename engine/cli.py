@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from engine import demo
-from engine.errors import BareloopError, UsageError
+from engine.errors import BareloopError, UsageError, is_out_of_memory
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 PLAIN_INTERVAL = 10.0  # seconds between lines of progress where there is no terminal
@@ -196,7 +196,6 @@ def _one_line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'input/output'}: {error.strerror}"
-    text = str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return "out of memory; use a smaller model, --dtype bfloat16 or another --device"
     return None

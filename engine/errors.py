@@ -15,5 +15,11 @@ class UsageError(BareloopError):
     """What was asked for makes no sense (a flag, a name, a number); programs exit with 2."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, as Python, the CPU's allocator and CUDA say it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
 class TemplateError(BareloopError):
     """A chat template's own objection to the messages, such as a role that it does not know."""

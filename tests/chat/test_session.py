@@ -8,7 +8,7 @@ from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
 from chat.session import Session, stuck
 from engine import LLM, demo
-from engine.errors import UsageError
+from engine.errors import BareloopError, UsageError
 from engine.generate import Event
 
 TALK = (
@@ -173,3 +173,18 @@ def test_a_window_that_the_model_has_not_is_told(llm):
     session = Session(llm, Settings(window=10**6))
     assert session.budget.window == llm.max_length
     assert f"holds {llm.max_length:,} tokens, not 1,000,000" in session.warnings[-1].text
+
+
+def test_memory_that_runs_out_in_mid_reply_keeps_what_was_said(llm, monkeypatch):
+    session = Session(llm)
+
+    def decode(params, continues):
+        yield Event(0, 5, "So far")
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(session.sequence, "decode", decode)
+    with pytest.raises(BareloopError, match="no memory for more; what was said is kept"):
+        list(session.send("Well?"))
+    assert session.turns[-1][1] == {"role": "assistant", "content": "So far", "finish_reason": "cancelled"}
+    monkeypatch.undo()
+    assert said(session.proceed())[1].text.startswith("So far")
