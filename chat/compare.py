@@ -234,7 +234,7 @@ def table(played: Sequence[Played]) -> Table:
     for one in played:
         result.add_row(
             one.name,
-            *(f"{one.recall(distance):.0%}" if distance in one.asked else "" for distance in columns),
+            *(f"{one.recall(distance):.0%}" for distance in columns),
             f"{one.read_per_turn:.0f}",
             f"{one.saved:.0%}",
             f"{one.seconds / max(one.turns, 1):.2f}",
@@ -249,22 +249,26 @@ def table(played: Sequence[Played]) -> Table:
 
 def draw(played: Sequence[Played], path: Path) -> None:
     """Recall by distance, and what a turn costs."""
-    from engine.figures import MARKERS, PALETTE, picture
+    from engine.figures import PALETTE, picture
 
-    columns = distances(played)
-    with picture(path, 10.0, 3.8, panels=2) as (_, (left, right)):
-        for one, colour, marker in zip(played, PALETTE, MARKERS, strict=False):
-            left.plot(columns, [one.recall(d) for d in columns], color=colour, marker=marker, label=one.name, alpha=0.8)
-        left.set(title="Recall", xlabel="turns since it was said", ylim=(-0.04, 1.04), xticks=columns)
-        left.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        left.legend()
-        names = [one.name for one in played]
-        bars = right.barh(names, [one.read_per_turn for one in played], color=PALETTE[: len(played)])
+    columns, names = distances(played), [one.name for one in played]
+    with picture(path, 10.0, 0.9 + 0.45 * len(played), panels=2) as (_, (left, right)):
+        shares = [[one.recall(distance) for distance in columns] for one in played]
+        left.imshow(shares, cmap="Blues", vmin=0, vmax=1.7, aspect="auto")
+        left.set(title="Recall", xlabel="turns since it was said")
+        left.set_xticks(range(len(columns)), [str(d) for d in columns])
+        left.set_yticks(range(len(names)), names)
+        for row, listed in enumerate(shares):
+            for column, share in enumerate(listed):
+                left.text(column, row, f"{share:.0%}", ha="center", va="center")
+        bars = right.barh(names, [one.read_per_turn for one in played], color=PALETTE[0])
         right.bar_label(bars, [f"{one.saved:.0%} remembered" for one in played], padding=4)
         right.set(title="Prompt tokens computed a turn")
         right.invert_yaxis()
-        right.margins(x=0.25)
-        right.grid(axis="y", visible=False)
+        right.margins(x=0.5)
+        for axes in (left, right):
+            axes.grid(axis="y", visible=False)
+        left.grid(visible=False)
 
 
 if __name__ == "__main__":

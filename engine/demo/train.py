@@ -36,7 +36,7 @@ CONFIG = {
     "eos_token_id": 1,
     "dtype": "float32",  # what it computes in; the file holds bfloat16
 }
-WARMUP, FALL = 0.04, 0.20  # of the steps
+WARMUP, FALL = 0.05, 0.20  # of the steps
 PLATEAU = 0.30  # of the learning rate
 # Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
 GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
@@ -49,7 +49,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m engine.demo.train", "Train the demo model: about an hour on two cores.")
     result.add_argument("--output", default="results/demo-model", metavar="FOLDER", help="default: results/demo-model")
-    result.add_argument("--steps", type=int, default=6000, help="default: 6000")
+    result.add_argument("--steps", type=int, default=4800, help="default: 4800")
     result.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="tokens of one step (default: 4096)"
     )
@@ -152,12 +152,12 @@ def begin(llm: LLM, seed: int) -> None:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a straight rise, a cosine that ends on a plateau, a straight fall."""
-    warmup, fall = max(1, round(WARMUP * steps)), FALL * steps
+    """The share of the peak learning rate: a straight rise, a cosine, a plateau, a straight fall to nothing."""
+    warmup = max(1, round(WARMUP * steps))
     if step < warmup:
         return (step + 1) / warmup
-    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - fall - warmup))) / 2
-    return max(PLATEAU, cosine) if step < steps - fall else PLATEAU * (steps - step) / fall
+    cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    return min(max(cosine, PLATEAU), PLATEAU * (steps - step) / (FALL * steps))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list[float]]:
@@ -181,21 +181,21 @@ def mix(progress: float) -> Mix:
     """
     from engine.demo.textbook import Mix
 
-    if progress < 0.32:
-        easy = 0.50 - 0.55 * progress / 0.60
+    if progress < 0.40:
+        easy = 0.50 - 0.44 * progress / 0.60
         return Mix(easy, finding=easy)
-    if progress < 0.352:
+    if progress < 0.44:
         return Mix(0.90, repeating=0.1, bridges=("",), finding=0.90)
-    if progress < 0.416:
+    if progress < 0.52:
         return Mix(0.60, repeating=0.1, finding=0.60)
-    if progress < 0.4416:
-        easy = 0.82 - 1.25 * progress
+    if progress < 0.552:
+        easy = 0.82 - progress
         return Mix(easy, repeating=0.2, finding=easy)
-    if progress < 0.475:
+    if progress < 0.5937:
         return Mix(0.05, repeating=0.2, quizzes=0.8, finding=0.8)
-    if progress < 0.5166:
+    if progress < 0.6457:
         return Mix(0.50, repeating=0.05, relisting=0.8, quizzes=0.8, finding=0.8)
-    if progress < 0.56:
+    if progress < 0.70:
         return Mix(0.50, repeating=0.05, asking=0.6, relisting=0.5, quizzes=0.8, finding=0.6)
     return Mix(0.10, repeating=0.2, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.1)
 
