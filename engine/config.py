@@ -8,7 +8,7 @@ refuses what would change the mathematics without anybody having read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,22 +91,34 @@ class ModelConfig:
 class Keys:
     """One config.json while it is read: typed access with one-line errors, and an account of what was read.
 
-    null is the same as an absent key, except where it says "none": `window` and `token_ids`.
+    null is the same as an absent key, except where it says "none": `window` and `token_ids`. `spelled` is for
+    families whose keys are called differently: {"hidden_size": "n_embd"}.
     """
 
-    def __init__(self, raw: Mapping[str, Any]) -> None:
+    def __init__(self, raw: Mapping[str, Any], spelled: Mapping[str, str] | None = None) -> None:
         self.raw = raw
+        self.spelled = spelled or {}
         self.read: set[str] = set()
+
+    def name(self, name: str) -> str:
+        """What this family calls a key, which so counts as read."""
+        name = self.spelled.get(name, name)
+        self.read.add(name)
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether the key is there, be it null."""
+        return self.name(name) in self.raw
 
     def get(self, name: str, default: Any = None) -> Any:
         """The raw value; `default` where it is absent or null."""
-        self.read.add(name)
-        value = self.raw.get(name)
+        value = self.raw.get(self.name(name))
         return default if value is None else value
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**24) -> int:
         """A whole number from `least` to `most`; required where there is no default."""
         value = self.get(name, default)
+        name = self.name(name)
         if value is None:
             raise BareloopError(f"config.json has no {name}")
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
@@ -115,7 +127,13 @@ class Keys:
 
     def number(self, name: str, default: float | None = None) -> float:
         """A positive finite number; required where there is no default."""
-        return _number(self.get(name, default), name)
+        return _number(self.get(name, default), self.name(name))
+
+    def optional(self, name: str, default: float | None = None) -> float | None:
+        """A positive finite number, or none: `default` where the key is absent, none where it is null."""
+        if self.has(name) and self.get(name) is None:
+            return None
+        return None if self.get(name, default) is None else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
@@ -128,12 +146,14 @@ class Keys:
         """One of `choices`."""
         value = self.get(name, default)
         if value not in choices:
-            raise BareloopError(f"config.json: {name} = {value!r} is not implemented; known: {', '.join(choices)}")
+            raise BareloopError(
+                f"config.json: {self.name(name)} = {value!r} is not implemented; known: {', '.join(choices)}"
+            )
         return str(value)
 
     def token_ids(self, name: str, default: int | None = None) -> tuple[int, ...]:
         """A token id, a list of them, or nothing (null); `default` where the key is absent."""
-        value = self.get(name) if name in self.raw else default
+        value = self.get(name) if self.has(name) else default
         return token_ids(value, f"config.json: {name}")
 
     def layers(self) -> int:
@@ -142,12 +162,34 @@ class Keys:
 
     def window(self, name: str, default: int) -> int | None:
         """A sliding window: `default` where the key is absent, none where it is null."""
-        self.read.add(name)
-        return None if name in self.raw and self.raw[name] is None else self.integer(name, default)
+        return None if self.has(name) and self.get(name) is None else self.integer(name, default)
 
-    def rope(self, max_position_embeddings: int) -> RopeConfig:
-        """The rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
-        outer_theta = self.number("rope_theta", 10_000.0)
+    def layer_types(self, default: Sequence[str]) -> Sequence[str]:
+        """For each layer `full_attention` or `sliding_attention`."""
+        types, known = self.get("layer_types", default), ("full_attention", "sliding_attention")
+        if not isinstance(types, Sequence) or len(types) != len(default) or any(kind not in known for kind in types):
+            raise BareloopError(
+                f"config.json: layer_types must name {len(default)} layers, each one of {', '.join(known)}"
+            )
+        return types
+
+    def rotary_share(self, default: float) -> float:
+        """The part of each head that turns: `partial_rotary_factor`, there or in `rope_parameters`."""
+        nested = self.get("rope_parameters", {})
+        inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
+        share = self.get("partial_rotary_factor", default if inner is None else inner)
+        if _number(share, self.name("partial_rotary_factor")) > 1:
+            raise BareloopError(f"config.json: {self.name('partial_rotary_factor')} = {share!r} exceeds 1")
+        return float(share)
+
+    def rope(
+        self, max_position_embeddings: int, default_theta: float = 10_000.0, layer_type: str | None = None
+    ) -> RopeConfig:
+        """The rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
+
+        With a `layer_type`, that of its layers, where `rope_parameters` tells them apart.
+        """
+        outer_theta = self.number("rope_theta", default_theta)
         new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
         if not isinstance(new, dict) or not isinstance(old, dict):
             raise BareloopError(f"config.json: rope_parameters = {new or old!r} is not an object")
@@ -156,10 +198,11 @@ class Keys:
         values = new or old
         if values and all(isinstance(v, dict) for v in values.values()):
             first, *others = values.values()
-            if any(other != first for other in others):
+            if layer_type is None and any(other != first for other in others):
                 raise BareloopError("config.json: rope_parameters that differ by layer type are not implemented here")
-            values = first
-        if values.get("partial_rotary_factor", 1) != 1:
+            values = first if layer_type is None else values.get(layer_type, {})
+        share = self.spelled.get("partial_rotary_factor", "partial_rotary_factor")
+        if values.get("partial_rotary_factor", 1) != 1 and share not in self.read:  # by `rotary_share`
             raise BareloopError("config.json: rope_parameters.partial_rotary_factor is not implemented here")
         original = self.get("original_max_position_embeddings", values.get("original_max_position_embeddings"))
 
@@ -190,18 +233,18 @@ class Keys:
             truncate=bool(values.get("truncate", True)),
         )
 
-    def common(self, bos_token_id: int | None = None, eos_token_id: int | None = None) -> dict[str, Any]:
-        """The fields of `ModelConfig` that are spelled the same in almost every family, with its default tokens."""
-        bos = self.token_ids("bos_token_id", bos_token_id)
+    def common(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `ModelConfig` that every family reads alike, with its defaults."""
+        bos = self.token_ids("bos_token_id", defaults.get("bos_token_id"))
         return {
             "model_type": str(self.get("model_type")),
             "vocab_size": self.integer("vocab_size"),
             "hidden_size": self.integer("hidden_size"),
             "num_layers": self.layers(),
-            "tie_word_embeddings": self.flag("tie_word_embeddings", False),
+            "tie_word_embeddings": self.flag("tie_word_embeddings", defaults.get("tie_word_embeddings", False)),
             "dtype": _dtype(self.get("dtype") or self.get("torch_dtype")),
             "bos_token_id": bos[0] if bos else None,
-            "eos_token_ids": self.token_ids("eos_token_id", eos_token_id),
+            "eos_token_ids": self.token_ids("eos_token_id", defaults.get("eos_token_id")),
             "initializer_range": self.number("initializer_range", 0.02),
             "raw": self.raw,
         }

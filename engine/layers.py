@@ -1,4 +1,4 @@
-"""The small parts of a block: norms, embeddings, the gated MLP."""
+"""The small parts of a block: norms, embeddings, MLPs."""
 
 from __future__ import annotations
 
@@ -25,22 +25,51 @@ class Embedding(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * w (Zhang & Sennrich 2019), the quotient always in float32.
 
-    Families differ in when they round to the model's dtype: Llama before the weight is applied, OLMo-2
-    after (`weight_in_float32`).
+    Families differ in when they round to the model's dtype, Llama before the weight is applied, OLMo-2 and Gemma
+    after (`weight_in_float32`), and in whether the weight is stored less one (`plus_one`, Gemma).
     """
 
-    def __init__(self, size: int, eps: float, weight_in_float32: bool = False) -> None:
+    def __init__(self, size: int, eps: float, weight_in_float32: bool = False, plus_one: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
         self.weight_in_float32 = weight_in_float32
+        self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype != torch.float64 else x
+        wide = _widened(x)
         unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.weight_in_float32:
-            return (self.weight * unit).to(x.dtype)
-        return self.weight * unit.to(x.dtype)
+        if not self.weight_in_float32:
+            return self.weight * unit.to(x.dtype)
+        weight = 1.0 + _widened(self.weight) if self.plus_one else self.weight
+        return (weight * unit).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / std(x) * w + b (Ba et al. 2016); OLMo's has no weights."""
+
+    def __init__(self, size: int, eps: float, weights: bool = True) -> None:
+        super().__init__()
+        self.size, self.eps = (size,), eps
+        self.weight = nn.Parameter(torch.empty(size)) if weights else None
+        self.bias = nn.Parameter(torch.empty(size)) if weights else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float32, unless it is wider already."""
+    return x.float() if x.dtype != torch.float64 else x
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {
+    "RMS": RMSNorm,
+    "RMS, float32": lambda size, eps: RMSNorm(size, eps, weight_in_float32=True),
+    "RMS, 1 + w": lambda size, eps: RMSNorm(size, eps, weight_in_float32=True, plus_one=True),
+    "layer": LayerNorm,
+    "layer, no weights": lambda size, eps: LayerNorm(size, eps, weights=False),
+}
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -64,3 +93,16 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
+
+
+class MLP(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool) -> None:
+        super().__init__()
+        self.up = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))

@@ -40,9 +40,14 @@ class Rotary:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every head of x [N, H, D] by its token's angles; the result has x's dtype."""
-    first, second = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    """Turn every head of x [N, H, D] by its token's angles; the result has x's dtype.
+
+    Where there are fewer than D/2 angles, only the first planes turn, and the other coordinates stay.
+    """
+    half = cos.shape[-1]
+    first, second, rest = torch.split(x.to(cos.dtype), [half, half, x.shape[-1] - 2 * half], dim=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1).to(x.dtype)
 
 
 # A scaling gives the frequencies as a function of each token's row length [N] -> [N or 1, D/2], and the factor

@@ -29,18 +29,19 @@ from engine.errors import BareloopError
 from engine.hub import find_model
 from engine.linear import Linear
 from engine.models import configure
-from engine.models.family import Family, Model
+from engine.models.family import Family, Layout, Model
 
 MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
 
 
 @dataclass(frozen=True)
 class Part:
-    """Where some rows of a parameter come from: one tensor of the checkpoint."""
+    """Where some rows of a parameter come from: one tensor of the checkpoint, `shape` as it stands there."""
 
     name: str
     rows: slice
     shape: tuple[int, ...]
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def open_model(name: str | Path, dtype: str = "auto") -> Opened:
     """
     folder = find_model(name)
     family, config = configure(read_json(folder / "config.json"))
-    config, tensors = settle_tie(config, family, open_checkpoint(folder))
+    named = {family.canonical(name): stored for name, stored in open_checkpoint(folder).items()}
+    config, tensors = settle_tie(config, family, named)
     sizes = Counter({"float32": 0})
     for stored in tensors.values():
         if stored.dtype.is_floating_point:
@@ -82,9 +84,17 @@ def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
         splits = module.splits if isinstance(module, Linear) else (len(parameter),)
         number = next((word for word in path.split(".") if word.isdigit()), "")
         pattern = path.replace(f".{number}.", ".*.") if number else path
+        names, layout = family.names[pattern], family.layouts.get(pattern)
+        sizes = splits if len(names) > 1 else (sum(splits),)
         result[full_name] = tuple(
-            Part(f"{name.replace('*', number)}.{leaf}", slice(stop - size, stop), (size, *parameter.shape[1:]))
-            for name, size, stop in zip(family.names[pattern], splits, accumulate(splits), strict=True)
+            Part(
+                f"{name.replace('*', number)}.{leaf}",
+                slice(stop - size, stop),
+                shape if layout is None else layout.shape(shape),
+                layout,
+            )
+            for name, size, stop in zip(names, sizes, accumulate(sizes), strict=True)
+            for shape in [(size, *parameter.shape[1:])]
         )
     return result
 
@@ -106,8 +116,8 @@ def settle_tie(
     return config, {name: stored for name, stored in tensors.items() if name != head}
 
 
-def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> dict[str, list[tuple[Stored, slice]]]:
-    """The stored tensors of every parameter, with the rows that they fill.
+def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> dict[str, list[tuple[Stored, Part]]]:
+    """The stored tensors of every parameter, with the parts that they are.
 
     Raises one `BareloopError` that names all missing, misshapen and unexpected tensors.
     """
@@ -127,7 +137,7 @@ def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> di
     ]
     if problems:
         raise BareloopError(f"the tensors do not fit config.json ({family.model_type}): {'; '.join(problems)}")
-    return {name: [(tensors[part.name], part.rows) for part in listed] for name, listed in layout.items()}
+    return {name: [(tensors[part.name], part) for part in listed] for name, listed in layout.items()}
 
 
 def load(opened: Opened, device: torch.device) -> None:
@@ -143,17 +153,17 @@ def load(opened: Opened, device: torch.device) -> None:
             f"free on {device}; {_way_out(needed, free, dtype, device)}"
         )
     loaded: dict[int, nn.Parameter] = {}
-    reads: list[tuple[Stored, Tensor]] = []
+    reads: list[tuple[Stored, Part, Tensor]] = []
     for name, sources in plan.items():
         parameter = model.get_parameter(name)
         if name in mapped:
             weight = sources[0][0].view()
         else:
             weight = torch.empty(parameter.shape, dtype=dtype, device=device)
-            reads += [(stored, weight[rows]) for stored, rows in sources]
+            reads += [(stored, part, weight[part.rows]) for stored, part in sources]
         loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(lambda job: job[0].read_into(job[1]), reads))
+        list(pool.map(lambda job: _read(job[0], job[1], job[2], model.config), reads))
     _replace_parameters(model, loaded)
 
 
@@ -172,7 +182,7 @@ def initialize(model: nn.Module, std: float, seed: int, dtype: torch.dtype, devi
     _replace_parameters(model, made)
 
 
-def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Path, files: Mapping[str, bytes]) -> None:
+def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a Hugging Face folder: every stacking and rename undone, config.json and `files` beside.
 
     The folder appears at once and whole, or not at all; one that is not empty is left alone.
@@ -185,9 +195,10 @@ def save(model: nn.Module, family: Family, config: Mapping[str, Any], folder: Pa
     try:
         draft.chmod(0o755)
         named = (
-            (part.name, model.get_parameter(parameter).detach()[part.rows])
+            (part.name, weight if part.layout is None else part.layout.save(weight, model.config).contiguous())
             for parameter, listed in parts(model, family).items()
             for part in listed
+            for weight in [model.get_parameter(parameter).detach()[part.rows]]
         )
         _write_shards(named, draft)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -210,9 +221,19 @@ def _way_out(needed: int, free: int, dtype: torch.dtype, device: torch.device) -
     return f"use a model of at most {free / 2 / 1e9:.1f} billion parameters, in bfloat16"
 
 
-def _can_map(sources: list[tuple[Stored, slice]], dtype: torch.dtype, device: torch.device) -> bool:
-    only, _ = sources[0]
-    return len(sources) == 1 and only.aligned and only.dtype == dtype and device.type == "cpu"
+def _read(stored: Stored, part: Part, place: Tensor, config: ModelConfig) -> None:
+    """Fill some rows of a parameter."""
+    if part.layout is None:
+        stored.read_into(place)
+        return
+    there = torch.empty(stored.shape, dtype=stored.dtype)
+    stored.read_into(there)
+    place.copy_(part.layout.load(there, config))
+
+
+def _can_map(sources: list[tuple[Stored, Part]], dtype: torch.dtype, device: torch.device) -> bool:
+    only, part = sources[0]
+    return len(sources) == 1 and part.layout is None and only.aligned and only.dtype == dtype and device.type == "cpu"
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

@@ -47,6 +47,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qwen2-window": {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "olmo2": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    "olmo": {"clip_qkv": 0.4},
+    "gemma": {"head_dim": 12},
+    "gemma2": {"head_dim": 12, "sliding_window": 9, "query_pre_attn_scalar": 10, "attn_logit_softcapping": 5.0},
+    "gemma3_text": {
+        "head_dim": 12,
+        "sliding_window": 9,
+        "sliding_window_pattern": 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "phi": {"num_key_value_heads": 6, "hidden_size": 72, "rope_parameters": {"partial_rotary_factor": 0.4}},
+    "gpt_neox": {"hidden_size": 96, "rope_parameters": {"partial_rotary_factor": 0.25}},
+    "gpt_neox-serial": {"hidden_size": 96, "use_parallel_residual": False},
+    "gpt2": {},
+    "gpt2-by-layer": {"scale_attn_by_inverse_layer_idx": True, "n_inner": 80},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "window_size": 9},
 }
 
 

@@ -7,11 +7,16 @@ from typing import Any
 
 from engine.config import Keys, ModelConfig
 from engine.errors import BareloopError
-from engine.models import llama, mistral, olmo2, qwen2, qwen3
+from engine.models import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, qwen2, qwen3
 from engine.models.family import Family
 
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, olmo2, qwen2, qwen3)
+    family.model_type: family
+    for family in (
+        *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, olmo.FAMILY, olmo2.FAMILY),
+        *(gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, gemma3.WITH_IMAGES, phi.FAMILY, gpt_neox.FAMILY),
+        *(gpt2.FAMILY, gpt2.NEO),
+    )
 }
 
 
@@ -27,7 +32,7 @@ def configure(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
         named = "no model_type" if model_type is None else f"model_type {model_type!r}, which is not implemented"
         raise BareloopError(f"config.json has {named}; known: {known}")
     family = FAMILIES[model_type]
-    keys = Keys(raw)
+    keys = Keys(raw, family.spelled)
     config = family.configure(keys)
     keys.refuse_unread()
     return family, config

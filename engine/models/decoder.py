@@ -15,10 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from engine.attention import Attention, Tail
+from engine.attention import Attention, AttentionConfig, Tail
 from engine.config import Keys, ModelConfig, RopeConfig
 from engine.errors import BareloopError
-from engine.layers import ACTIVATIONS, Embedding, GatedMLP, RMSNorm
+from engine.layers import ACTIVATIONS, MLP, NORMS, Embedding, GatedMLP
 from engine.linear import Linear
 from engine.models.family import Cost, Model
 from engine.rope import Rotary
@@ -36,74 +36,110 @@ class DecoderConfig(ModelConfig):
     num_kv_heads: int
     head_dim: int
     norm_eps: float
-    rope: RopeConfig
     activation: str
+    scales: tuple[float, ...]  # of the attention scores, per layer
     windows: tuple[int | None, ...]  # per layer: how far back it sees; None: to the beginning
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: str | None = None  # "head": each head of q and k on its own; "width": all heads as one vector
+    rope: RopeConfig | None  # None: learned positions, added to the embedding
+    local_rope: RopeConfig | None = None  # of layers with a window, where theirs is another
+    rotary_size: int = 0  # coordinates of a head that turn; 0: all
+    rotary_in_float32: bool = False  # rotated in float32, rounded after
+    norm: str = "RMS"  # of `layers.NORMS`
     norm_before: bool = True  # each branch reads norm(x)
     norm_after: bool = False  # each branch's result is normalized before it is added
-    float32_details: bool = False  # norm weights and rotation applied in float32, rounded after (OLMo-2)
+    parallel: bool = False  # both branches read the same x, and both are added to it
+    one_norm: bool = False  # the MLP reads what the attention reads
+    qk_norm: str | None = None  # "head": each head of q and k on its own; "width": all heads as one vector
+    clip_qkv: float | None = None  # q, k and v lie within ± this
+    qkv_bias: bool = False
+    out_bias: bool = False
+    gated: bool = True  # down(act(gate(x)) * up(x)), or down(act(up(x)))
+    mlp_bias: bool = False
+    head_bias: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+
+    def attention(self, layer: int) -> AttentionConfig:
+        """What one layer's attention needs to know."""
+        return AttentionConfig(
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            qkv_bias=self.qkv_bias,
+            out_bias=self.out_bias,
+            qk_norm=None if self.qk_norm is None else lambda size: NORMS[self.norm](size, self.norm_eps),
+            qk_norm_heads=self.qk_norm == "head",
+            clip=self.clip_qkv,
+            window=self.windows[layer],
+            scale=self.scales[layer],
+            softcap=self.attention_softcap,
+        )
+
+    def ropes(self, layer: int) -> RopeConfig | None:
+        """The rotary embedding of one layer."""
+        return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
 
 
 def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
-    """What all families read from config.json, with a family's defaults for absent keys and its own choices."""
+    """What most families read from config.json, with a family's defaults for absent keys and its own choices."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     absent = "num_key_value_heads" not in keys.raw  # null means one for each head, whatever the family's default
     kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads) if absent else heads)
     if heads % kv_heads:
         raise BareloopError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads")
     head_dim = keys.integer("head_dim", defaults.get("head_dim", max(hidden_size // heads, 1)), most=MAX_HEAD_DIM)
-    if head_dim % 2:
-        raise BareloopError(f"config.json: head_dim = {head_dim} is odd, and rotary positions need pairs")
     max_position_embeddings = keys.integer("max_position_embeddings", defaults["max_position_embeddings"])
-    common = keys.common(defaults.get("bos_token_id"), defaults.get("eos_token_id"))
-    return DecoderConfig(
-        **common,
-        max_position_embeddings=max_position_embeddings,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        norm_eps=keys.number("rms_norm_eps", defaults.get("rms_norm_eps", 1e-6)),
-        rope=keys.rope(max_position_embeddings),
-        activation=keys.choice("hidden_act", tuple(ACTIVATIONS), "silu"),
-        **({"windows": (None,) * common["num_layers"]} | choices),
-    )
+    layers = keys.layers()
+    read = {
+        "max_position_embeddings": max_position_embeddings,
+        "intermediate_size": keys.integer("intermediate_size", defaults.get("intermediate_size")),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "norm_eps": keys.number("rms_norm_eps", defaults.get("rms_norm_eps", 1e-6)),
+        "activation": keys.choice("hidden_act", tuple(ACTIVATIONS), defaults.get("hidden_act", "silu")),
+        "scales": (head_dim**-0.5,) * layers,
+        "windows": (None,) * layers,
+        "rope": choices["rope"] if "rope" in choices else keys.rope(max_position_embeddings),
+    }
+    config = DecoderConfig(**keys.common(defaults) | read | choices)
+    turned = config.rotary_size or head_dim
+    if config.rope is not None and turned % 2:
+        raise BareloopError(
+            f"config.json: head_dim = {head_dim} is odd, and rotary positions need pairs"
+            if turned == head_dim
+            else f"config.json: {turned} of a head's {head_dim} dimensions turn, and rotary positions need pairs"
+        )
+    return config
 
 
 class Block(nn.Module):
-    """x + attention, then x + MLP, each with a norm before or after it."""
+    """x + attention, then x + MLP, each with a norm before or after it; or both at once."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.attention = Attention(
-            config.hidden_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            qkv_bias=config.qkv_bias,
-            out_bias=config.out_bias,
-            qk_norm=config.qk_norm,
-            norm_eps=config.norm_eps,
-            norm_weight_in_float32=config.float32_details,
-            window=config.windows[layer],
-        )
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
+        self.parallel, self.one_norm = config.parallel, config.one_norm
+        self.attention = Attention(config.attention(layer))
+        mlp = GatedMLP if config.gated else MLP
+        self.mlp = mlp(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
         self.attention_norm_before = _norm(config, config.norm_before)
         self.attention_norm_after = _norm(config, config.norm_after)
-        self.mlp_norm_before = _norm(config, config.norm_before)
+        self.mlp_norm_before = _norm(config, config.norm_before and not config.one_norm)
         self.mlp_norm_after = _norm(config, config.norm_after)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], step: Step, view: View | None, tail: Tail) -> Tensor:
-        attended = self.attention(self.attention_norm_before(x), rotary, step, view, self.layer, tail)
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, tail: Tail
+    ) -> Tensor:
+        read = self.attention_norm_before(x)
+        attended = self.attention_norm_after(self.attention(read, rotary, step, view, self.layer, tail))
         if tail is not None:
-            x = x[tail[1]]
-        x = x + self.attention_norm_after(attended)
-        return x + self.mlp_norm_after(self.mlp(self.mlp_norm_before(x)))
+            x, read = x[tail[1]], read[tail[1]]
+        if not self.parallel:
+            x = x + attended
+        mlp = self.mlp_norm_after(self.mlp(read if self.one_norm else self.mlp_norm_before(x)))
+        return x + attended + mlp if self.parallel else x + mlp
 
 
 class Decoder(Model):
@@ -113,30 +149,44 @@ class Decoder(Model):
         super().__init__()
         self.config: DecoderConfig = config
         self.embed = Embedding(config.vocab_size, config.hidden_size)
+        if config.rope is None:
+            self.positions = Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = _norm(config)
-        self.head = Linear(config.hidden_size, config.vocab_size)
+        self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tie_word_embeddings:
             self.head.weight = self.embed.weight
         with torch.device("cpu"):  # real numbers even where the modules are built on the meta device
-            self.rotary = Rotary(config.rope, config.head_dim)
+            self.rotaries = {
+                rope: Rotary(rope, config.rotary_size or config.head_dim)
+                for rope in dict.fromkeys(map(config.ropes, range(config.num_layers)))
+                if rope is not None
+            }
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
+        config = self.config
         view = state.view(step) if state is not None else None
         tail = view.tail(last) if view is not None and last is not None else None
         x = self.embed(step.tokens)
-        rotary_dtype = torch.float32 if self.config.float32_details and x.dtype != torch.float64 else x.dtype
-        rotary = self.rotary(step.positions, step.lengths, rotary_dtype)
-        *layers, final = self.layers
-        for block in layers:
-            x = block(x, rotary, step, view, None)
-        x = final(x, rotary, step, view, tail)
+        if config.embedding_scale != 1:
+            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded as the weights are
+        if config.rope is None:
+            x = x + self.positions(step.positions)
+        dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
+        tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
+        for layer, block in enumerate(self.layers):
+            rope = config.ropes(layer)
+            x = block(
+                x, None if rope is None else tables[rope], step, view, tail if layer == config.num_layers - 1 else None
+            )
         if view is not None:
             view.commit()
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
+        logits = self.head(hidden)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_state(self) -> State:
         config, weight = self.config, self.embed.weight
@@ -162,4 +212,4 @@ class Decoder(Model):
 
 
 def _norm(config: DecoderConfig, wanted: bool = True) -> nn.Module:
-    return RMSNorm(config.hidden_size, config.norm_eps, config.float32_details) if wanted else nn.Identity()
+    return NORMS[config.norm](config.hidden_size, config.norm_eps) if wanted else nn.Identity()

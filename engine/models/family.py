@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,12 +44,22 @@ class Model(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a checkpoint's tensor becomes rows of a parameter, and back; `config` is the model's."""
+
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # ours -> the checkpoint's
+    load: Callable[[Tensor, Any], Tensor]
+    save: Callable[[Tensor, Any], Tensor]
+
+
+@dataclass(frozen=True)
 class Family:
     """One `model_type`: how its config.json is read, its module, and the names of its tensors.
 
     `names` maps a module of ours to the modules of the checkpoint whose tensors it holds, stacked by rows in
-    this order; `*` stands for the layer's number, and `weight` or `bias` is appended to both sides. Tensors
-    that end with a name in `ignored` are buffers of other programs.
+    this order; `*` stands for the layer's number, and `weight` or `bias` is appended to both sides. `layouts` says
+    which of our modules a checkpoint holds in another order. `aliases` are patterns of names and what they stand
+    for. Tensors that end with a name in `ignored` are buffers of other programs, or parts that are not used.
     """
 
     model_type: str
@@ -56,6 +67,16 @@ class Family:
     build: Callable[[Any], Model]
     names: Mapping[str, tuple[str, ...]]
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    aliases: tuple[tuple[str, str], ...] = ()  # regular expression, replacement
+    checkpoints: tuple[str, ...] = ()  # on the hub, for which it was written
+    spelled: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
+
+    def canonical(self, name: str) -> str:
+        """The name that stands in `names` for a checkpoint's."""
+        for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ def configure(keys: Keys) -> DecoderConfig:
         norm_before=False,
         norm_after=True,
         qk_norm="width",
-        float32_details=True,
+        norm="RMS, float32",
+        rotary_in_float32=True,
     )
 
 

@@ -1,7 +1,6 @@
 """Qwen2 and Qwen2.5: Llama with biases on q, k and v, and on request a window on the upper layers."""
 
 from engine.config import Keys
-from engine.errors import BareloopError
 from engine.models import llama
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
@@ -22,10 +21,7 @@ def windows(keys: Keys) -> tuple[int | None, ...]:
         window = None
     lowest = keys.integer("max_window_layers", 28, least=0)
     upper = "full_attention" if window is None else "sliding_attention"
-    types = keys.get("layer_types", ["full_attention"] * min(lowest, layers) + [upper] * (layers - lowest))
-    known = ("full_attention", "sliding_attention")
-    if not isinstance(types, list) or len(types) != layers or any(kind not in known for kind in types):
-        raise BareloopError(f"config.json: layer_types must name {layers} layers, each one of {', '.join(known)}")
+    types = keys.layer_types(["full_attention"] * min(lowest, layers) + [upper] * (layers - lowest))
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 

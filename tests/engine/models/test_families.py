@@ -133,8 +133,8 @@ def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, mon
     """Away from the CPU keys are gathered under a mask instead of attended to in parts."""
     from engine.attention import _attend_gathered
 
-    def gathered(q, k, v, view, layer):  # type: ignore[no-untyped-def]
-        return torch.cat([_attend_gathered(q, row, layer, None) for row in view.rows])
+    def gathered(q, k, v, view, layer, config):  # type: ignore[no-untyped-def]
+        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
 
     monkeypatch.setattr("engine.attention._attend_in_parts", gathered)
     test_chunks(tiny, llm, prompt)
@@ -215,7 +215,7 @@ def test_rope_scalings(draw_tiny, prompt, rope, length):
 
 
 def test_unknown_family_names_those_known():
-    with pytest.raises(BareloopError, match=r"'gpt_oss'.*known: llama, mistral, olmo2, qwen2, qwen3"):
+    with pytest.raises(BareloopError, match=r"'gpt_oss'.*known: llama, mistral, qwen2, qwen3, olmo"):
         configure({"model_type": "gpt_oss"})
     with pytest.raises(BareloopError, match="no model_type"):
         configure({})

@@ -1,0 +1,38 @@
+"""Gemma: Llama with norms that store their weight less one, a scaled embedding, wide heads and a tanh GELU."""
+
+from typing import Any
+
+from engine.config import Keys
+from engine.models import llama
+from engine.models.decoder import Decoder, DecoderConfig, decoder_config
+from engine.models.family import Family
+
+DEFAULTS = {
+    "max_position_embeddings": 8192,
+    "head_dim": 256,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+
+
+def configure(keys: Keys) -> DecoderConfig:
+    """The first configs wrote `gelu` and meant its tanh approximation."""
+    return decoder_config(keys, defaults={**DEFAULTS, "num_key_value_heads": 16}, **choices(keys))
+
+
+def choices(keys: Keys) -> dict[str, Any]:
+    """What all Gemmas share."""
+    activation = keys.get("hidden_activation") or keys.get("hidden_act") or "gelu"
+    bias = keys.flag("attention_bias", False)
+    return {
+        "norm": "RMS, 1 + w",
+        "activation": "gelu_pytorch_tanh" if activation == "gelu" else activation,
+        "embedding_scale": keys.integer("hidden_size") ** 0.5,
+        "qkv_bias": bias,
+        "out_bias": bias,
+    }
+
+
+FAMILY = Family("gemma", configure, Decoder, llama.NAMES, checkpoints=("google/gemma-2b", "google/gemma-7b"))
