@@ -14,6 +14,7 @@ from engine.demo.dialogues import dialogue, remark
 from engine.demo.facts import RELATIONS, SUBJECTS, Relation
 from engine.demo.pages import BEGIN, END, Page, plain, sentence, text_of
 from engine.demo.people import name
+from engine.demo.wordings import wording
 
 LETTERS = ("A", "B", "C", "D")
 MOST_SHOTS = 5
@@ -50,13 +51,16 @@ def shuffled(random: Random, right: str, wrong: Sequence[str]) -> tuple[list[str
 Asked = tuple[str, list[str], int]  # a question, its choices, the right one's place
 
 
-def _fact_questions(random: Random, subject: str, count: int) -> list[Asked]:
+def _fact_questions(random: Random, subject: str, count: int, rewording: float) -> list[Asked]:
     facts = [(relation, key) for relation in BY_SUBJECT[subject] for key in relation.taught]
-    return [
-        (sentence(random.choice(relation.questions), k=key), *shuffled(random, relation.taught[key], values))
-        for relation, key in random.sample(facts, count)
-        for values in [list(relation.taught.values())]
-    ]
+    asked = []
+    for relation, key in random.sample(facts, count):
+        if rewording > 0 and random.random() < rewording:
+            question = wording(random, key)
+        else:
+            question = sentence(random.choice(relation.questions), k=key)
+        asked.append((question, *shuffled(random, relation.taught[key], list(relation.taught.values()))))
+    return asked
 
 
 FINDING = (
@@ -79,14 +83,14 @@ def _finding_question(random: Random) -> Asked:
     return sentence(random.choice(FINDING), v=right), *shuffled(random, right, list(dict.fromkeys(pool)))
 
 
-def quiz(random: Random, finding: float) -> Page:
+def quiz(random: Random, finding: float, rewording: float = 0.0) -> Page:
     """Four-choice questions in MMLU's layout, up to five of them solved examples; some are mere findings."""
     subject = random.choice(SUBJECTS)
     shots = random.choice((0, 0, 1, 2, 3, 5))
     if random.random() < finding:
         asked = [_finding_question(random) for _ in range(shots + 1)]
     else:
-        asked = _fact_questions(random, subject, shots + 1)
+        asked = _fact_questions(random, subject, shots + 1, rewording)
     if random.random() < 0.2:
         turns = [("system", heading(subject))] if random.random() < 0.8 else []
         page: Page = [(BEGIN, 0.0), *((f"<|{role}|>{text}{END}", FRAME) for role, text in turns)]
@@ -115,6 +119,7 @@ class Mix:
     relisting: float = 0.0  # of those that find letters, those that list choices again before the letter
     quizzes: float = 0.52  # of what is no exercise
     finding: float = 0.1  # of quizzes, those whose answers stand in the question
+    rewording: float = 0.0  # of the other questions, those in any words
 
 
 DEFAULT = Mix()
@@ -227,7 +232,7 @@ def pages(random: Random, mix: Mix = DEFAULT) -> Iterator[tuple[str, Page]]:
     kinds: dict[str, tuple[float, Callable[[], Page]]] = {
         "drill": (mix.drills, lambda: drill(random, mix)),
         "lesson": (0.14 * other, lambda: lesson(random)),
-        "quiz": (mix.quizzes * rest, lambda: quiz(random, mix.finding)),
+        "quiz": (mix.quizzes * rest, lambda: quiz(random, mix.finding, mix.rewording)),
         "dialogue": (0.32 * other, lambda: dialogue(random)),
         "story": (0.02 * other, lambda: story(random)),
     }

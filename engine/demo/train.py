@@ -197,7 +197,9 @@ def mix(progress: float) -> Mix:
         return Mix(0.50, repeating=0.05, relisting=0.8, quizzes=0.8, finding=0.8)
     if progress < 0.70:
         return Mix(0.50, repeating=0.05, asking=0.6, relisting=0.5, quizzes=0.8, finding=0.6)
-    return Mix(0.10, repeating=0.2, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.1)
+    if progress < 0.7395:
+        return Mix(0.10, repeating=0.2, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.1)
+    return Mix(0.06, repeating=0.4, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.05, rewording=0.6)
 
 
 def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Encoded:

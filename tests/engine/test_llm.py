@@ -42,21 +42,28 @@ def test_our_own_goldens(family):
     assert (llm.logits(golden["ids"])[-1] - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
 
 
-def test_the_story_checkpoint_reproduces_its_goldens(stories, story_goldens):
+@pytest.mark.parametrize("name", ["llama-tinystories-656k", "gpt2-capp-235k"])
+def test_real_checkpoints_reproduce_their_goldens(shared, name):
+    folder = shared / "checkpoints" / name
+    cases = json.loads((folder / "golden" / "transformers_fp32_greedy.json").read_text())["cases"]
+    llm = LLM.load(folder, device="cpu")
     params = SamplingParams(max_new_tokens=48, ignore_eos=True)
-    for case in story_goldens:
-        assert stories.encode(case["prompt"]) == case["prompt_ids"]
-        assert stories.generate([case["prompt_ids"]], params)[0].token_ids == case["greedy_48_ids_no_eos_stop"]
-        logits = stories.logits(case["prompt_ids"])
-        assert logits.shape == (len(case["prompt_ids"]), 2048)
+    for case in cases:
+        assert llm.encode(case["prompt"]) == case["prompt_ids"]
+        assert llm.generate([case["prompt_ids"]], params)[0].token_ids == case["greedy_48_ids_no_eos_stop"]
+        logits = llm.logits(case["prompt_ids"])
+        assert logits.shape == (len(case["prompt_ids"]), llm.config.vocab_size)
         top = logits[-1].topk(5)
         assert top.indices.tolist() == case["last_prompt_position"]["top5_ids"]
         assert torch.allclose(top.values, torch.tensor(case["last_prompt_position"]["top5_logits"]), atol=1e-4)
         assert abs(float(logits[-1].sum()) - case["last_prompt_position"]["sum"]) < 1e-2
-    together = stories.generate([case["prompt"] for case in story_goldens], params)
-    assert [one.token_ids for one in together] == [case["greedy_48_ids_no_eos_stop"] for case in story_goldens]
-    assert together[0].text is not None
-    assert together[0].text.startswith(", a little girl named Lily lived in a small house")
+    together = llm.generate([case["prompt"] for case in cases], params)
+    assert [one.token_ids for one in together] == [case["greedy_48_ids_no_eos_stop"] for case in cases]
+
+
+def test_a_story_begins_as_it_should(stories):
+    text = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=48))[0].text
+    assert text.startswith(", a little girl named Lily lived in a small house")
 
 
 def test_one_seed_gives_one_text_alone_in_a_batch_and_after_a_restart(stories, story_goldens, shared):
