@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.kv import RowView, View
 from engine.linear import Linear
 from engine.rope import rotate
-from engine.state import RowView, Step, View
+from engine.state import Step
 
 QUERY_BLOCK = 128  # queries that a CPU attends with at once under a mask
 

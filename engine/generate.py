@@ -67,7 +67,7 @@ class Sequence:
         What they share with the tokens held is kept, the rest is computed in chunks: at least one token.
         Raises `BareloopError` where they are none, or more than the window holds.
         """
-        (cached,), (hidden,) = prefill([self], [ids], [1])
+        (cached,), (hidden,) = prefill([self], [ids], [1], returns=True)
         with torch.inference_mode():
             self.logits = self.model.logits(hidden)[0]
         return cached
@@ -123,17 +123,26 @@ class Sequence:
 
 
 def prefill(
-    sequences: Seq[Sequence], texts: Seq[Seq[int]], keep: Seq[int], chunk: int = PREFILL_CHUNK
+    sequences: Seq[Sequence],
+    texts: Seq[Seq[int]],
+    keep: Seq[int],
+    chunk: int = PREFILL_CHUNK,
+    returns: bool = False,
 ) -> tuple[list[int], list[Tensor]]:
     """Make every sequence (of one state) stand at the end of its text, all together in steps of up to `chunk` tokens.
 
     What each still remembers of its text is kept, but for the last `keep` tokens. -> how many that were, and the
     hidden states [keep, D] of the last ones. Their `logits` are left to the caller.
+
+    With `returns`, a state that can only go back to checkpoints gets them, one before the last `keep` tokens among
+    them: so the same text, or one that goes on after it, can be fed again.
     """
     starts = [sequence.rewind(ids, last) for sequence, ids, last in zip(sequences, texts, keep, strict=True)]
     hidden: list[list[Tensor]] = [[] for _ in sequences]
+    marks = returns and not sequences[0].state.rewinds_anywhere
+    cuts = [len(ids) - last if marks else 0 for ids, last in zip(texts, keep, strict=True)]
     with torch.inference_mode():
-        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk):
+        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk, cuts):
             owners = [sequences[index] for index, _, _ in pieces]
             state = owners[0].state
             chunks = [list(texts[index][first:stop]) for index, first, stop in pieces]
@@ -143,21 +152,28 @@ def prefill(
             for (index, _, _), owner, ids, part in zip(pieces, owners, chunks, parts, strict=True):
                 owner.ids += ids
                 hidden[index].append(part)
+                if marks:
+                    state.checkpoint(owner.row)
         return starts, [torch.cat(parts) for parts in hidden]
 
 
-def _pieces(starts: Seq[int], stops: Seq[int], chunk: int) -> Iterator[list[tuple[int, int, int]]]:
-    """(index, first, stop) of what each step feeds: `chunk` tokens in all, the texts one after the other."""
+def _pieces(starts: Seq[int], stops: Seq[int], chunk: int, cuts: Seq[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """(index, first, stop) of what each step feeds: `chunk` tokens in all, the texts one after the other.
+
+    No piece reaches beyond its text's cut, if it begins before it.
+    """
     step: list[tuple[int, int, int]] = []
     room = chunk
     for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         first = start
         while first < stop:
             end = min(stop, first + room)
+            if first < cuts[index]:
+                end = min(end, cuts[index])
             step.append((index, first, end))
             room -= end - first
             first = end
-            if room == 0:
+            if room == 0 or first == cuts[index]:
                 yield step
                 step, room = [], chunk
     if step:

@@ -130,7 +130,11 @@ class LLM:
         free = free_memory(self.device)
         if free is None:
             return self.max_length
-        return max(1, min(self.max_length, free // (2 * self.model.new_state().row_bytes(1))))
+        state = self.model.new_state()
+        fixed = state.row_bytes(0)
+        each = state.row_bytes(1) - fixed  # nothing where a state does not grow
+        held = (free - 2 * fixed) // (2 * each) if each else self.max_length
+        return max(1, min(self.max_length, held))
 
     def sequence(self, state: State | None = None) -> TokenSequence:
         """An empty sequence, with a state of its own unless it shares one with others."""

@@ -1,26 +1,13 @@
-"""What a model remembers: keys and values of every layer, for many rows, with shared prefixes.
-
-A row is a chain of spans over segments. A segment is one growable tensor of keys and values; forked rows
-share it and append to segments of their own, so a common prefix is stored once:
-
-    row 0   [ few-shot examples ........ | question 0 ]
-    row 1   [ same segment               | question 1 ]
-
-A row appends to its last segment as long as no other row sees what would be written over; else it goes on
-in a new segment of its own.
-"""
+"""One forward's work, and the contract of what a model remembers between two of them."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from engine.errors import BareloopError
-
-GRANULE = 4  # tokens by which room is rounded up
 
 
 @dataclass(frozen=True)
@@ -62,238 +49,48 @@ class Step:
             start += length
 
 
-class Segment:
-    """Keys and values of a run of tokens, [layers, 2, kv_heads, capacity, head_dim]."""
+class State(ABC):
+    """What a model remembers of any number of rows.
 
-    def __init__(self, kv: Tensor) -> None:
-        self.kv = kv
-        self.viewers = 1  # rows with a span on it
+    Attention keeps keys and values (`kv.KVState`), which can go back to any token; recurrent models keep what they
+    have made of the tokens (`recurrent.RecurrentState`), and go back to where a checkpoint was made.
+    """
 
-    @property
-    def capacity(self) -> int:
-        return self.kv.shape[3]
+    device: torch.device
+    rewinds_anywhere: bool  # or only to checkpoints
 
-
-@dataclass
-class Span:
-    """The first `length` tokens of a segment, as one row sees them."""
-
-    segment: Segment
-    length: int
-
-
-@dataclass(frozen=True)
-class SharedKeys:
-    """Keys that a run of queries attends to in full: every one of the queries sees every one of the keys."""
-
-    queries: slice  # of the step's tokens
-    segment: Segment
-    length: int
-
-
-@dataclass(frozen=True)
-class RowView:
-    """One row of a step: its new tokens, and the spans of what came before them."""
-
-    queries: slice
-    start: int  # position of the first new token
-    past: tuple[tuple[Segment, int], ...]  # segments and lengths; the last may be the target, up to `offset`
-    target: Segment  # where its new keys and values go, from `offset` on
-    offset: int
-
-    @property
-    def count(self) -> int:
-        return self.queries.stop - self.queries.start
-
-
-class View:
-    """What one forward sees of a state. Lengths move only in `commit`: an abandoned forward has added nothing."""
-
-    def __init__(self, state: State, rows: list[RowView], owners: list[int]) -> None:
-        self.state = state
-        self.rows = rows
-        self.owners = owners
-        self.past = _shared_blocks(rows)
-        self.longest = max((row.start + row.count for row in rows), default=0)  # tokens that some row will have seen
-        self.in_one_piece = all(row.count == 1 and row.offset == row.start > 0 for row in rows)  # plain decoding
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put the step's keys and values, [N, kv_heads, head_dim] each, where their rows keep them."""
-        for row in self.rows:
-            place = row.target.kv[layer, :, :, row.offset : row.offset + row.count]
-            place[0].copy_(keys.detach()[row.queries].transpose(0, 1))
-            place[1].copy_(values.detach()[row.queries].transpose(0, 1))
-
-    def tail(self, last: Sequence[int]) -> tuple[View, Tensor]:
-        """The view of only the `last` tokens of each row, once all have been written, and where they stand in the step.
-
-        To these queries the step's other tokens are past.
-        """
-        rows: list[RowView] = []
-        places: list[int] = []
-        owners: list[int] = []
-        for row, owner, count in zip(self.rows, self.owners, last, strict=True):
-            if count > 0:
-                places += range(row.queries.stop - count, row.queries.stop)
-                skipped = row.count - count
-                before = row.past[:-1] if row.offset else row.past  # what lies in other segments than the target
-                here = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
-                queries = slice(len(places) - count, len(places))
-                rows.append(RowView(queries, row.start + skipped, (*before, *here), row.target, row.offset + skipped))
-                owners.append(owner)
-        return View(self.state, rows, owners), torch.tensor(places, device=self.state.device, dtype=torch.long)
-
-    def commit(self) -> None:
-        """The forward is through: its tokens now belong to their rows."""
-        for index, row in zip(self.owners, self.rows, strict=True):
-            self.state._rows[index][-1].length += row.count
-
-
-class State:
-    """Keys and values for any number of rows. Memory grows by doubling, or at once through `reserve`."""
-
-    def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> None:
-        self.shape = (layers, 2, kv_heads)
-        self.head_dim = head_dim
-        self.dtype = dtype
-        self.device = torch.device(device)
-        self._rows: dict[int, list[Span]] = {}
-        self._next = 0
-
+    @abstractmethod
     def acquire(self) -> int:
         """A new empty row."""
-        row, self._next = self._next, self._next + 1  # never used again, so that a stale one is an error
-        self._rows[row] = []
-        return row
 
+    @abstractmethod
     def release(self, row: int) -> None:
         """Forget a row; storage that no other row shares is freed."""
-        for span in self._rows.pop(row):
-            span.segment.viewers -= 1
 
+    @abstractmethod
     def length(self, row: int) -> int:
         """Tokens that the row remembers, which is also the position of its next one."""
-        return sum(span.length for span in self._rows[row])
 
     @property
+    @abstractmethod
     def nbytes(self) -> int:
         """Bytes held, counting shared storage once."""
-        segments = {id(span.segment): span.segment for row in self._rows.values() for span in row}
-        return sum(segment.kv.nbytes for segment in segments.values())
 
+    @abstractmethod
     def row_bytes(self, tokens: int) -> int:
         """Bytes that a row of so many tokens takes."""
-        return torch.Size((*self.shape, tokens, self.head_dim)).numel() * self.dtype.itemsize
 
+    @abstractmethod
     def checkpoint(self, row: int) -> None:
-        """Make the row's present length a place that `rewind` can return to. Keys and values allow any: free."""
+        """Make the row's present length a place that `rewind` can return to."""
 
+    @abstractmethod
     def rewind(self, row: int, position: int) -> int:
         """Go back to the deepest restorable length <= position, and return it."""
-        spans = self._rows[row]
-        excess = self.length(row) - max(position, 0)
-        while excess > 0:
-            dropped = min(excess, spans[-1].length)
-            spans[-1].length -= dropped
-            excess -= dropped
-            if spans[-1].length == 0 and len(spans) > 1:
-                spans.pop().segment.viewers -= 1
-        return self.length(row)
 
+    @abstractmethod
     def fork(self, source: int, rows: Sequence[int]) -> None:
         """Make each of `rows` remember what `source` does, in the same storage; what they held is forgotten."""
-        for row in rows:
-            if row != source:
-                self.release(row)
-                spans = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
-                for span in spans:
-                    span.segment.viewers += 1
-                self._rows[row] = spans
 
-    def reserve(self, row: int, tokens: int) -> None:
+    def reserve(self, row: int, tokens: int) -> None:  # noqa: B027
         """Make room for `tokens` more, so that feeding them in several steps moves nothing."""
-        self._room(row, tokens)
-
-    def view(self, step: Step) -> View:
-        """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
-        owners, lengths = step.rows.tolist(), step.lengths.tolist()
-        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
-            raise ValueError(
-                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
-            )
-        views = []
-        for row, queries in zip(owners, step.slices(), strict=True):
-            tail = self._room(row, queries.stop - queries.start)
-            past = tuple((span.segment, span.length) for span in self._rows[row] if span.length)
-            start = sum(length for _, length in past)
-            views.append(RowView(queries, start, past, tail.segment, tail.length))
-        return View(self, views, owners)
-
-    def _room(self, row: int, tokens: int) -> Span:
-        """The row's last span, with room for `tokens` more that nobody else sees."""
-        spans = self._rows[row]
-        if spans and self._may_append(row, spans[-1]):
-            tail = spans[-1]
-            segment, needed = tail.segment, tail.length + tokens
-            if needed <= segment.capacity:
-                return tail
-            if segment.viewers == 1:
-                grown = self._allocate(max(needed, 2 * segment.capacity) if tail.length else needed)
-                grown[:, :, :, : tail.length] = segment.kv[:, :, :, : tail.length]
-                segment.kv = grown
-                return tail
-        if spans and spans[-1].length == 0:
-            spans.pop().segment.viewers -= 1
-        spans.append(Span(Segment(self._allocate(tokens)), 0))
-        return spans[-1]
-
-    def _may_append(self, row: int, tail: Span) -> bool:
-        """Whether no other row sees tokens after the tail's, or could write at the same place in the same step.
-
-        Of rows that all end here none may append: each goes on elsewhere, and the last one left may again.
-        """
-        if tail.segment.viewers == 1:
-            return True
-        for other, spans in self._rows.items():
-            for span in spans if other != row else ():
-                writes_here = span is spans[-1] and span.length == tail.length
-                if span.segment is tail.segment and (span.length > tail.length or writes_here):
-                    return False
-        return True
-
-    def _allocate(self, tokens: int) -> Tensor:
-        capacity = -(-tokens // GRANULE) * GRANULE
-        shape = (*self.shape, capacity, self.head_dim)
-        with torch.inference_mode(False):  # so that it can be written from both modes
-            try:
-                return torch.empty(shape, dtype=self.dtype, device=self.device)
-            except RuntimeError as error:
-                gigabytes = self.row_bytes(tokens) / 1e9
-                raise BareloopError(
-                    f"no memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
-                    "use a shorter context or fewer sequences"
-                ) from error
-
-
-def _shared_blocks(rows: list[RowView]) -> list[SharedKeys]:
-    """The past of all rows as blocks, with one block for neighbours that share a segment to the same length.
-
-    Sixteen questions on top of one few-shot prefix so become one product over the prefix.
-    """
-    blocks: list[SharedKeys] = []
-    open_blocks: dict[tuple[int, int], int] = {}  # (segment, length) -> its block that ends at the last row
-    for row in rows:
-        still_open = {}
-        for segment, length in row.past:
-            key = (id(segment), length)
-            index = open_blocks.get(key)
-            if index is None:
-                index = len(blocks)
-                blocks.append(SharedKeys(row.queries, segment, length))
-            else:
-                blocks[index] = SharedKeys(slice(blocks[index].queries.start, row.queries.stop), segment, length)
-            still_open[key] = index
-        open_blocks = still_open
-    return blocks

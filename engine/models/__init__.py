@@ -7,7 +7,22 @@ from typing import Any
 
 from engine.config import Keys, ModelConfig
 from engine.errors import BareloopError
-from engine.models import gemma, gemma2, gemma3, gpt2, gpt_neox, llama, mistral, olmo, olmo2, phi, qwen2, qwen3
+from engine.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mamba,
+    mistral,
+    olmo,
+    olmo2,
+    phi,
+    qwen2,
+    qwen3,
+    rwkv,
+)
 from engine.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -15,7 +30,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, olmo.FAMILY, olmo2.FAMILY),
         *(gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, gemma3.WITH_IMAGES, phi.FAMILY, gpt_neox.FAMILY),
-        *(gpt2.FAMILY, gpt2.NEO),
+        *(gpt2.FAMILY, gpt2.NEO, mamba.FAMILY, rwkv.FAMILY),
     )
 }
 

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from engine.attention import Attention, AttentionConfig, Tail
 from engine.config import Keys, ModelConfig, RopeConfig
 from engine.errors import BareloopError
+from engine.kv import KVState, View
 from engine.layers import ACTIVATIONS, MLP, NORMS, Embedding, GatedMLP
 from engine.linear import Linear
 from engine.models.family import Cost, Model
 from engine.rope import Rotary
-from engine.state import State, Step, View
+from engine.state import State, Step
 
 MAX_HEAD_DIM = 2**14  # far above any checkpoint's; tables of this width are made before weights are looked at
 
@@ -165,7 +166,7 @@ class Decoder(Model):
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         config = self.config
-        view = state.view(step) if state is not None else None
+        view = cast("KVState", state).view(step) if state is not None else None
         tail = view.tail(last) if view is not None and last is not None else None
         x = self.embed(step.tokens)
         if config.embedding_scale != 1:
@@ -188,9 +189,9 @@ class Decoder(Model):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def new_state(self) -> State:
+    def new_state(self) -> KVState:
         config, weight = self.config, self.embed.weight
-        return State(config.num_layers, config.num_kv_heads, config.head_dim, weight.dtype, weight.device)
+        return KVState(config.num_layers, config.num_kv_heads, config.head_dim, weight.dtype, weight.device)
 
     def costs(self, context: int) -> Iterator[Cost]:
         config = self.config

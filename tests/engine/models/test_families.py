@@ -13,7 +13,6 @@ from engine.errors import BareloopError
 from engine.models import FAMILIES, configure
 from engine.state import Step
 
-TOLERANCE = 2e-5  # times max(1, largest |logit|)
 Prompt = Callable[..., list[int]]
 
 
@@ -35,28 +34,28 @@ def run(llm: LLM, chunks: list[list[int]], rows: list[int], starts: list[int], s
 def test_whole_prompt(tiny, llm, prompt):
     ids = prompt(40)
     step = Step.pack([ids])
-    assert error(llm.model.logits(llm.model.forward(step)).detach(), tiny.logits(ids)) <= TOLERANCE
-    assert error(llm.logits(ids), tiny.logits(ids)) <= TOLERANCE
+    assert error(llm.model.logits(llm.model.forward(step)).detach(), tiny.logits(ids)) <= tiny.tolerance
+    assert error(llm.logits(ids), tiny.logits(ids)) <= tiny.tolerance
 
 
 def test_ragged_rows_without_a_state(tiny, llm, prompt):
     rows = [prompt(length, length) for length in (5, 23, 40)]
     logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
-    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= TOLERANCE
+    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= tiny.tolerance
 
 
 def test_chunks(tiny, llm, prompt):
     ids, state = prompt(40), llm.model.new_state()
     row = state.acquire()
     pieces = [run(llm, [ids[a:b]], [row], [a], state) for a, b in ((0, 13), (13, 14), (14, 31), (31, 40))]
-    assert error(torch.cat(pieces), tiny.logits(ids)) <= TOLERANCE
+    assert error(torch.cat(pieces), tiny.logits(ids)) <= tiny.tolerance
 
 
 def test_token_by_token(tiny, llm, prompt):
     ids, state = prompt(40), llm.model.new_state()
     row = state.acquire()
     pieces = [run(llm, [[token]], [row], [at], state) for at, token in enumerate(ids)]
-    assert error(torch.cat(pieces), tiny.logits(ids)) <= TOLERANCE
+    assert error(torch.cat(pieces), tiny.logits(ids)) <= tiny.tolerance
 
 
 def test_three_ragged_rows_at_once(tiny, llm, prompt):
@@ -70,37 +69,45 @@ def test_three_ragged_rows_at_once(tiny, llm, prompt):
     order = [2, 0, 1]
     went_on = run(llm, [then[i] for i in order], [rows[i] for i in order], [starts[i] for i in order], state)
     references = [tiny.logits(a + b) for a, b in zip(first, then, strict=True)]
-    assert error(begun, torch.cat([r[:n] for r, n in zip(references, starts, strict=True)])) <= TOLERANCE
-    assert error(went_on, torch.cat([references[i][starts[i] :] for i in order])) <= TOLERANCE
+    assert error(begun, torch.cat([r[:n] for r, n in zip(references, starts, strict=True)])) <= tiny.tolerance
+    assert error(went_on, torch.cat([references[i][starts[i] :] for i in order])) <= tiny.tolerance
 
 
 def test_rewind_then_go_on(tiny, llm, prompt):
     ids, other, state = prompt(40), prompt(20, 9), llm.model.new_state()
     row = state.acquire()
-    run(llm, [ids], [row], [0], state)
-    assert state.rewind(row, 17) == 17
-    logits = run(llm, [other], [row], [17], state)
-    assert error(logits, tiny.logits(ids[:17] + other)[17:]) <= TOLERANCE
+    run(llm, [ids[:17]], [row], [0], state)
+    state.checkpoint(row)
+    run(llm, [ids[17:30]], [row], [17], state)
+    run(llm, [ids[30:]], [row], [30], state)
+    for wanted in (19, 17):
+        back = state.rewind(row, wanted)
+        assert back == (wanted if state.rewinds_anywhere else 17)
+        logits = run(llm, [other], [row], [back], state)
+        assert error(logits, tiny.logits(ids[:back] + other)[back:]) <= tiny.tolerance
+    assert state.rewind(row, 3) == (3 if state.rewinds_anywhere else 0)
 
 
 def test_forks_go_their_own_ways(tiny, llm, prompt):
     shared, state = prompt(30), llm.model.new_state()
     source = state.acquire()
-    run(llm, [shared], [source], [0], state)
+    run(llm, [shared[:12]], [source], [0], state)
+    state.checkpoint(source)
+    run(llm, [shared[12:]], [source], [12], state)
     forks = [state.acquire() for _ in range(3)]
     state.fork(source, forks)
     rows = [source, *forks]
     suffixes = [prompt(length, 50 + length) for length in (4, 1, 9, 2)]
     together = run(llm, suffixes, rows, [30] * 4, state)
     references = [tiny.logits(shared + suffix) for suffix in suffixes]
-    assert error(together, torch.cat([reference[30:] for reference in references])) <= TOLERANCE
+    assert error(together, torch.cat([reference[30:] for reference in references])) <= tiny.tolerance
     # and on: one token each, the source cut back into the shared part first
     state.rewind(source, 12)
     starts = [12, *(30 + len(suffix) for suffix in suffixes[1:])]
     prefixes = [shared[:12], *(shared + suffix for suffix in suffixes[1:])]
     onwards = run(llm, [[7], [8], [9], [10]], rows, starts, state)
     expected = [tiny.logits([*ids, 7 + i])[-1] for i, ids in enumerate(prefixes)]
-    assert error(onwards, torch.stack(expected)) <= TOLERANCE
+    assert error(onwards, torch.stack(expected)) <= tiny.tolerance
 
 
 @pytest.mark.parametrize("last", [[0, 0, 0], [1, 1, 1], [6, 0, 17], [17, 1, 6]])
@@ -121,12 +128,12 @@ def test_only_the_tokens_that_are_read_come_out_of_the_last_layer(tiny, llm, pro
         references = [tiny.logits(a + b) for a, b in zip(before, then, strict=True)]
         expected = torch.cat([reference[len(reference) - n :] for reference, n in zip(references, last, strict=True)])
         assert len(logits) == sum(last)
-        assert len(logits) == 0 or error(logits, expected) <= TOLERANCE
+        assert len(logits) == 0 or error(logits, expected) <= tiny.tolerance
         onwards = run(llm, [[7], [8], [9]], rows, [state.length(row) for row in rows], state)
         expected = torch.stack(
             [tiny.logits([*a, *b, 7 + i])[-1] for i, (a, b) in enumerate(zip(before, then, strict=True))]
         )
-        assert error(onwards, expected) <= TOLERANCE
+        assert error(onwards, expected) <= tiny.tolerance
 
 
 def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, monkeypatch):
@@ -148,19 +155,22 @@ def test_prompts_longer_than_a_block_of_queries(draw_tiny, prompt, window):
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     ids = prompt(400)
     expected = tiny.logits(ids)
-    assert error(llm.logits(ids), expected) <= TOLERANCE
-    assert error(llm.model.logits(llm.model.forward(Step.pack([ids]))).detach(), expected) <= TOLERANCE
+    assert error(llm.logits(ids), expected) <= tiny.tolerance
+    assert error(llm.model.logits(llm.model.forward(Step.pack([ids]))).detach(), expected) <= tiny.tolerance
     sequence = llm.sequence()
     sequence.feed(ids[:133])
-    assert error(sequence.read(ids[:399], last=266), expected[133:399]) <= TOLERANCE
-    assert error(sequence.read(ids, last=1), expected[399:]) <= TOLERANCE
+    assert error(sequence.read(ids[:399], last=266), expected[133:399]) <= tiny.tolerance
+    assert error(sequence.read(ids, last=1), expected[399:]) <= tiny.tolerance
 
 
-# Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4.
+# Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4. Mamba's products
+# of products spread: transformers' own bfloat16 lies up to 0.30 from its float64 here, its float16 up to 0.043.
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-2), ("float16", 6e-3)])
 def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
     ids = prompt(40)
     llm = LLM.load(tiny.folder, device="cpu", dtype=dtype)
+    if llm.family.model_type == "mamba":
+        tolerance *= 7
     assert error(llm.logits(ids), tiny.logits(ids)) <= tolerance
     sequence = llm.sequence()
     sequence.feed(ids[:20])
@@ -211,7 +221,7 @@ def test_rope_scalings(draw_tiny, prompt, rope, length):
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     rows = [prompt(length), prompt(3, 1)]  # the second row must not feel the first one's length
     logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
-    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= TOLERANCE
+    assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= tiny.tolerance
 
 
 def test_unknown_family_names_those_known():

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import LLM
-from engine.state import State, Step
+from engine.kv import KVState
+from engine.state import Step
 
 CONFIG = {
     "model_type": "llama",
@@ -31,7 +32,7 @@ def llm() -> LLM:
     return LLM.from_config(CONFIG, seed=3, device="cpu")
 
 
-def forward(llm: LLM, state: State, chunks: dict[int, list[int]]) -> torch.Tensor:
+def forward(llm: LLM, state: KVState, chunks: dict[int, list[int]]) -> torch.Tensor:
     """Logits of all new tokens."""
     rows = list(chunks)
     step = Step.pack(list(chunks.values()), rows, [state.length(row) for row in rows])

@@ -1,0 +1,253 @@
+"""Mamba (Gu & Dao 2023): no attention; each layer carries a state of fixed size from token to token.
+
+    x, z = in_proj(norm(residual));  x = silu(conv(x));  dt, B, C = x_proj(x)
+    h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;   y_t = C_t h_t + D x_t;   residual += out_proj(y silu(z))
+
+h is [channels, N] for every row, float32, as is the residual stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.config import Keys, ModelConfig
+from engine.layers import Embedding, RMSNorm
+from engine.linear import Linear
+from engine.models.family import Cost, Family, Model
+from engine.recurrent import Padded, RecurrentState, read_places
+from engine.state import State, Step
+
+TRAINED_LENGTH = 2048  # tokens; config.json seldom says
+CHUNK = 64  # tokens of all rows whose states are in memory at once
+BLOCK = 8  # tokens of a chunk that are walked through; the blocks of a chunk go side by side
+
+
+@dataclass(frozen=True)
+class MambaConfig(ModelConfig):
+    """The shape of a Mamba."""
+
+    inner_size: int
+    state_size: int
+    conv_kernel: int
+    time_step_rank: int
+    norm_eps: float
+    bias: bool
+    conv_bias: bool
+    residual_in_float32: bool
+
+
+def configure(keys: Keys) -> MambaConfig:
+    """`time_step_rank` may be "auto": a sixteenth of the hidden size."""
+    hidden_size = keys.integer("hidden_size")
+    automatic = keys.get("time_step_rank", "auto") == "auto"
+    keys.choice("hidden_act", ("silu",), "silu")
+    return MambaConfig(
+        **keys.common({"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}),
+        max_position_embeddings=keys.integer("max_position_embeddings", TRAINED_LENGTH),
+        inner_size=keys.integer("intermediate_size", int(keys.number("expand", 2) * hidden_size)),
+        state_size=keys.integer("state_size", 16),
+        conv_kernel=keys.integer("conv_kernel", 4, least=2),
+        time_step_rank=math.ceil(hidden_size / 16) if automatic else keys.integer("time_step_rank"),
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        bias=keys.flag("use_bias", False),
+        conv_bias=keys.flag("use_conv_bias", True),
+        residual_in_float32=keys.flag("residual_in_fp32", True),
+    )
+
+
+class Convolution(nn.Module):
+    """Each channel by itself, over a token and the K - 1 before it."""
+
+    def __init__(self, channels: int, kernel: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [R, K - 1 + T, C], the first K - 1 from before -> [R, T, C]."""
+        taps = self.weight[:, 0].unbind(-1)  # K of [C]
+        count = x.shape[1] - len(taps) + 1
+        out = x[:, :count] * taps[0]
+        for place, tap in enumerate(taps[1:], 1):
+            out = torch.addcmul(out, x[:, place : place + count], tap)
+        return out if self.bias is None else out + self.bias
+
+
+class Mixer(nn.Module):
+    """One layer's recurrence."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.sizes = [config.time_step_rank, config.state_size, config.state_size]
+        self.in_proj = Linear(config.hidden_size, config.inner_size, config.inner_size, bias=config.bias)
+        self.conv = Convolution(config.inner_size, config.conv_kernel, config.conv_bias)
+        self.x_proj = Linear(config.inner_size, sum(self.sizes))
+        self.dt_proj = Linear(config.time_step_rank, config.inner_size, bias=True)
+        self.A_log = nn.Parameter(torch.empty(config.inner_size, config.state_size))
+        self.D = nn.Parameter(torch.empty(config.inner_size))
+        self.out_proj = Linear(config.inner_size, config.hidden_size, bias=config.bias)
+
+    def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """x [N, hidden] -> [N, hidden], and what the rows remember after it."""
+        x, gate = self.in_proj(x).chunk(2, dim=-1)
+        seen = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
+        kept = memory["conv"].shape[1]
+        x = F.silu(rows.unpad(self.conv(seen)))
+        dt, b, c = torch.split(self.x_proj(x), self.sizes, dim=-1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        bias = cast("Tensor", self.dt_proj.bias)
+        dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + bias.to(wide))
+        a = -self.A_log.to(wide).exp()
+        dt, b, c, inner = (rows.pad(part.to(wide)) for part in (dt, b, c, x))  # what only fills a row up has dt = 0
+        y, last = selective_scan(a, dt, b, c, inner, memory["ssm"].to(wide))
+        y = (rows.unpad(y) + self.D.to(wide) * x) * F.silu(gate)
+        if rows.even:
+            conv = seen[:, seen.shape[1] - kept :]
+        else:
+            places = rows.ends[:, None] + 1 + torch.arange(kept, device=x.device)
+            conv = seen.gather(1, places[..., None].expand(-1, -1, seen.shape[-1]))
+        return self.out_proj(y.to(self.out_proj.weight.dtype)), {"conv": conv, "ssm": last}
+
+
+def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """h_t = exp(dt_t a) h_{t-1} + dt_t b_t x_t, y_t = c_t h_t, by chunks, whose states are in memory at once.
+
+    a [C, N], dt and x [R, T, C], b and c [R, T, N], h [R, C, N] -> y [R, T, C] and the last h.
+    """
+    y = []
+    size = max(BLOCK, CHUNK // len(dt))
+    for part in zip(*(torch.split(tensor, size, dim=1) for tensor in (dt, b, c, x)), strict=True):
+        dt, b, c, x = part
+        decay = (dt[..., None] * a).exp()  # [R, t, C, N]
+        states = scan(decay, (dt * x)[..., None] * b[:, :, None], h)
+        y.append((states @ c[..., None])[..., 0])
+        h = states[:, -1]
+    return torch.cat(y, dim=1), h
+
+
+def scan(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
+    """h_t = decay_t h_{t-1} + added_t along dimension 1: [R, T, …], from h [R, …] -> all h_t [R, T, …].
+
+    In blocks side by side, each as if it began from nothing; then from block to block, what the one before left.
+    """
+    count = decay.shape[1]
+    if count == 1:
+        return torch.addcmul(added, decay, h[:, None])
+    block = BLOCK if count > BLOCK and count % BLOCK == 0 else count if count <= BLOCK else 1
+    if block == 1:  # a tail that is no whole number of blocks
+        whole = count - count % BLOCK
+        first = scan(decay[:, :whole], added[:, :whole], h)
+        return torch.cat((first, scan(decay[:, whole:], added[:, whole:], first[:, -1])), dim=1)
+    decays = list(torch.unflatten(decay, 1, (-1, block)).unbind(2))  # of [R, T / block, …]
+    states = list(torch.unflatten(added, 1, (-1, block)).unbind(2))
+    for place in range(1, block):
+        states[place] = torch.addcmul(states[place], decays[place], states[place - 1])
+        decays[place] = decays[place] * decays[place - 1]
+    starts = [h]
+    for before in range(states[-1].shape[1] - 1):
+        starts.append(torch.addcmul(states[-1][:, before], decays[-1][:, before], starts[-1]))
+    start = torch.stack(starts, dim=1)  # [R, T / block, …]
+    found = [torch.addcmul(state, decay, start) for state, decay in zip(states, decays, strict=True)]
+    return torch.stack(found, dim=2).flatten(1, 2)
+
+
+class Block(nn.Module):
+    """residual + mixer(norm(residual))."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mixer = Mixer(config)
+
+
+class Mamba(Model):
+    """Pure: what it remembers is in the state that the caller passes."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config: MambaConfig = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embed.weight
+
+    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
+        rows = Padded(step)
+        view = cast("RecurrentState", state).view(step) if state is not None else None
+        memory = view.memory if view is not None else self._fresh(rows.rows)
+        x = self.embed(step.tokens)
+        dtype = x.dtype
+        if self.config.residual_in_float32:
+            x = x.to(torch.promote_types(dtype, torch.float32))
+        for layer, block in enumerate(self.layers):
+            block = cast("Block", block)
+            mixed, left = block.mixer(block.norm(x.to(dtype)), rows, memory[layer])
+            x = x + mixed
+            if view is not None:
+                view.new.append({name: tensor.detach() for name, tensor in left.items()})
+        if view is not None:
+            view.commit()
+        places = read_places(step, last)
+        return self.norm((x if places is None else x[places]).to(dtype))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
+    def new_state(self) -> RecurrentState:
+        return RecurrentState(self.config.num_layers, self._empty())
+
+    def _empty(self) -> dict[str, Tensor]:
+        config, weight = self.config, self.embed.weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return {
+            "conv": weight.new_zeros(config.conv_kernel - 1, config.inner_size),
+            "ssm": weight.new_zeros((config.inner_size, config.state_size), dtype=wide),
+        }
+
+    def _fresh(self, rows: int) -> list[dict[str, Tensor]]:
+        empty = {name: tensor.expand(rows, *tensor.shape) for name, tensor in self._empty().items()}
+        return [empty] * self.config.num_layers
+
+    def costs(self, context: int) -> Iterator[Cost]:  # noqa: ARG002
+        config = self.config
+        row = config.hidden_size * self.embed.weight.itemsize
+        yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        yield Cost.of_weights("mixers", (cast("Block", block).mixer for block in self.layers))
+        cells = config.num_layers * config.inner_size * config.state_size
+        held = config.num_layers * sum(tensor.nbytes for tensor in self._empty().values())
+        yield Cost("state, read and written", 0, 2 * held, 6 * cells)
+        yield Cost.of_weights("norms", (self.norm, *(cast("Block", block).norm for block in self.layers)))
+        head = Cost.of_weights("head", [self.head])
+        yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
+
+
+NAMES = {
+    "embed": ("backbone.embeddings",),
+    "layers.*.norm": ("backbone.layers.*.norm",),
+    "layers.*.mixer": ("backbone.layers.*.mixer",),
+    "layers.*.mixer.conv": ("backbone.layers.*.mixer.conv1d",),
+    **{
+        f"layers.*.mixer.{name}": (f"backbone.layers.*.mixer.{name}",)
+        for name in ("in_proj", "x_proj", "dt_proj", "out_proj")
+    },
+    "norm": ("backbone.norm_f",),
+    "head": ("lm_head",),
+}
+
+FAMILY = Family(
+    "mamba",
+    configure,
+    Mamba,
+    NAMES,
+    aliases=((r"^backbone\.embedding\.", "backbone.embeddings."),),
+    checkpoints=("state-spaces/mamba-130m-hf", "state-spaces/mamba-1.4b-hf", "state-spaces/mamba-2.8b-hf"),
+)
