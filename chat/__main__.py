@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from chat.context import STRATEGIES
-from engine.cli import Parser, choose_model, run, sampling_options
+from engine.cli import Parser, choose_model, model_options, run, sampling_options
 from engine.errors import UsageError
 
 
@@ -55,7 +55,7 @@ def main(options: Any) -> None:
     from engine.llm import LLM
 
     def load(name: str) -> LLM:
-        return LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
+        return LLM.load(name, **model_options(options))
 
     settings = Settings(
         system=options.system,

@@ -24,6 +24,7 @@ from engine.device import peak_memory
 from engine.errors import BareloopError
 from engine.files import local_path
 from engine.llm import LLM
+from engine.pickled import find_tensors
 from engine.template import ChatTemplate
 
 _fingerprint = cache(fingerprint)  # it reads hundreds of megabytes, and every turn is saved
@@ -75,7 +76,7 @@ class Agent:
             start=session.start,
             summary=session.summary,
             model=self.name,
-            fingerprint=_fingerprint(session.llm.folder),
+            fingerprint=_fingerprint(find_tensors(session.llm.folder)),
             template=self._template_hash(),
             date=session.now.isoformat(),
         )

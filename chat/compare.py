@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
-from engine.cli import Parser, Progress, choose_model, run
+from engine.cli import Parser, Progress, choose_model, model_options, run
 from engine.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def main(options: Any) -> None:
 
     from engine.llm import LLM
 
-    llm = LLM.load(options.model[0], device=options.device, dtype=options.dtype, quant=options.quant)
+    llm = LLM.load(options.model[0], **model_options(options))
     played = play_all(llm, dialogues, options.small_window, options.max_new_tokens)
     Console().print(table(played))
     folder = local_path(options.output_dir)

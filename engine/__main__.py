@@ -44,7 +44,7 @@ def main(options: Any) -> None:
     from engine.inspection import inspect
 
     for name in options.model:
-        for table in inspect(name, options.dtype, options.context):
+        for table in inspect(name, options.dtype, options.context, options.allow_pickle):
             Console().print(table)
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ BUFFER = 16 * 2**20  # bytes converted at once
 HASHED_WHOLE = 256 * 2**20  # bytes
 SAMPLES, SAMPLE = 4096, 2**16  # blocks of a larger file that count, and their bytes
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
 
 
 class SafetensorsFile:
@@ -203,10 +205,37 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
         }
     if (folder / SINGLE).exists():
         return SafetensorsFile(folder / SINGLE).tensors
-    patterns = ("*.bin", "*.pth", "*.gguf", "*.safetensors")
-    others = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
-    found = f"; it has {some(others)}, which cannot be read" if others else ""
-    raise BareloopError(f"{folder} has no {SINGLE} and no {INDEX}{found}")
+    raise BareloopError(f"{folder} has no {SINGLE} and no {INDEX}")
+
+
+def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Tensors -> `model.safetensors`, or shards and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in named:
+        if size and size + tensor.nbytes > MAX_SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        _write(shards[0], folder / SINGLE)
+        return
+    index: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write(shard, folder / file)
+        index |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # it writes for the owner alone
 
 
 def some(names: list[str], most: int = 5) -> str:

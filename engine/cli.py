@@ -42,6 +42,9 @@ class Parser(argparse.ArgumentParser):
             choices=("auto", "float32", "bfloat16", "float16"),
             help="of weights and activations (default: auto, as config.json says)",
         )
+        self.add_argument(
+            "--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin"
+        )
         self.add_argument("--quant", default="none", choices=("none",), help="weight format (default: none)")
 
     def add_sampling_options(self) -> None:
@@ -104,6 +107,11 @@ def choose_model(options: Any) -> None:
     options.model = [demo.NAME]
     line = f"{demo.ABOUT}; for a real model add -m {demo.A_REAL_ONE}"
     Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
+
+
+def model_options(options: Any) -> dict[str, Any]:
+    """What the flags say of how a model is loaded, as `LLM.load` takes it."""
+    return {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
 
 
 SAMPLING = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.cli import printable, sampling_options
+from engine.cli import model_options, printable, sampling_options
 from engine.device import read_bandwidth
 from engine.errors import BareloopError, UsageError
 from engine.generate import Event, decode
@@ -63,12 +63,12 @@ def complete(options: Any) -> None:
     """Answer the prompts of the command line with every model named."""
     prompts = read_prompts(options)
     for name in options.model:
-        find_model(name)
+        find_model(name, options.allow_pickle)
     several = len(options.model) > 1
     streams = not several and len(prompts) == 1 and not options.json
     results = []
     for name in options.model:
-        llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
+        llm = LLM.load(name, **model_options(options))
         own = answer(llm, name, prompts, options, streams)
         for result in own if options.json else ():
             print(result.as_json(), flush=True)

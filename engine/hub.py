@@ -11,6 +11,7 @@ from engine.checkpoint import INDEX, SINGLE
 from engine.config import read_json
 from engine.errors import BareloopError
 from engine.files import local_path
+from engine.pickled import CONVERTED, PICKLE, PICKLE_INDEX, pickles
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -22,16 +23,18 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
+PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin")
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def find_model(name: str | Path) -> Path:
+def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """The folder of a model: `name` itself where it is a folder, else the hub's repository of this id.
 
     "demo" is the embedded model; a folder of that name is ./demo.
 
     A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
-    are fetched. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in huggingface_hub.
+    are fetched, pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
+    huggingface_hub.
     """
     if not str(name):
         raise BareloopError("the model's name is empty; name a folder or a hub id")
@@ -40,27 +43,34 @@ def find_model(name: str | Path) -> Path:
     folder = local_path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise BareloopError(f"{folder} has no config.json, so it is no model; name a Hugging Face model folder")
+            of_rwkv = f"; RWKV's own .pth files are read from a converted repository: {CONVERTED}"
+            raise BareloopError(
+                f"{folder} has no config.json, so it is no model; name a Hugging Face model folder"
+                f"{of_rwkv if any(folder.glob('*.pth')) else ''}"
+            )
         return folder
     if folder.exists():
         raise BareloopError(f"{folder} is a file; name the model's folder")
     text = str(name)
     if not REPOSITORY.fullmatch(text) or text.startswith("."):
         raise BareloopError(f"no such folder: {text}")
-    return _snapshot(text)
+    return _snapshot(text, allow_pickle)
 
 
-def _snapshot(repository: str) -> Path:
+def _snapshot(repository: str, allow_pickle: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        cached = Path(snapshot_download(repository, allow_patterns=[*FILES], local_files_only=True))
+        cached = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES], local_files_only=True))
         if _complete(cached):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     try:
-        return Path(snapshot_download(repository, allow_patterns=[*FILES]))
+        folder = Path(snapshot_download(repository, allow_patterns=[*FILES]))
+        if allow_pickle and not _complete(folder):
+            folder = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES]))
+        return folder
     except errors.GatedRepoError:
         raise BareloopError(
             f"{repository} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of that account"
@@ -88,4 +98,4 @@ def _complete(folder: Path) -> bool:
     if (folder / INDEX).exists():
         shards = read_json(folder / INDEX).get("weight_map", {})
         return all((folder / str(shard)).exists() for shard in set(shards.values()))
-    return (folder / SINGLE).exists()
+    return (folder / SINGLE).exists() or bool(pickles(folder))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def inspect(name: str, dtype: str = "auto", context: int | None = None) -> Iterator[Table]:
+def inspect(name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False) -> Iterator[Table]:
     """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
 
     `context` is the number of tokens before it, by default 1,024 or what the window holds. Checks every tensor's
@@ -26,7 +26,7 @@ def inspect(name: str, dtype: str = "auto", context: int | None = None) -> Itera
     """
     from rich.table import Table
 
-    opened = weights.open_model(name, dtype)
+    opened = weights.open_model(name, dtype, allow_pickle)
     folder, config, model = opened.folder, opened.config, opened.model
     weights.match(model, opened.family, opened.tensors)
     most = config.max_position_embeddings - 1

@@ -61,16 +61,23 @@ class LLM:
             keep_freed_memory()
 
     @staticmethod
-    def load(name: str | Path, device: str = "auto", dtype: str = "auto", quant: str = "none") -> LLM:
+    def load(
+        name: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quant: str = "none",
+        allow_pickle: bool = False,
+    ) -> LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id.
 
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
+        `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, its tensors and nothing else.
         Raises `BareloopError` with one line for whatever is wrong with any of it.
         """
         if quant != "none":
             raise BareloopError(f"unknown weight format {quant!r}; use none")
         where = choose_device(device)
-        opened = weights.open_model(name, dtype)
+        opened = weights.open_model(name, dtype, allow_pickle)
         weights.load(opened, where)
         return LLM(opened.model, opened.family, opened.config, opened.folder)
 

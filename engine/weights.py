@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.checkpoint import INDEX, SINGLE, Stored, open_checkpoint, some
+from engine.checkpoint import Stored, open_checkpoint, some, write_tensors
 from engine.config import ModelConfig, read_json
 from engine.device import choose_dtype, dtype_name, free_memory
 from engine.errors import BareloopError
@@ -30,8 +30,7 @@ from engine.hub import find_model
 from engine.linear import Linear
 from engine.models import configure
 from engine.models.family import Family, Layout, Model
-
-MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
+from engine.pickled import find_tensors
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,20 @@ class Opened:
     model: Model  # on the meta device
 
 
-def open_model(name: str | Path, dtype: str = "auto") -> Opened:
+def open_model(name: str | Path, dtype: str = "auto", allow_pickle: bool = False) -> Opened:
     """Find a model by folder or hub id and build it without its weights.
 
     `auto` is the dtype that config.json names, else the one that most of the file is in.
     """
-    folder = find_model(name)
+    folder = find_model(name, allow_pickle)
     family, config = configure(read_json(folder / "config.json"))
-    named = {family.canonical(name): stored for name, stored in open_checkpoint(folder).items()}
+    stored = open_checkpoint(find_tensors(folder, allow_pickle))
+    named = {family.canonical(name): tensor for name, tensor in stored.items()}
     config, tensors = settle_tie(config, family, named)
     sizes = Counter({"float32": 0})
-    for stored in tensors.values():
-        if stored.dtype.is_floating_point:
-            sizes[dtype_name(stored.dtype)] += stored.nbytes
+    for tensor in tensors.values():
+        if tensor.dtype.is_floating_point:
+            sizes[dtype_name(tensor.dtype)] += tensor.nbytes
     chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):
         model = family.build(config).to(chosen)
@@ -200,7 +200,7 @@ def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, 
             for part in listed
             for weight in [model.get_parameter(parameter).detach()[part.rows]]
         )
-        _write_shards(named, draft)
+        write_tensors(named, draft)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in files.items():
             (draft / name).write_bytes(content)
@@ -234,35 +234,6 @@ def _read(stored: Stored, part: Part, place: Tensor, config: ModelConfig) -> Non
 def _can_map(sources: list[tuple[Stored, Part]], dtype: torch.dtype, device: torch.device) -> bool:
     only, part = sources[0]
     return len(sources) == 1 and part.layout is None and only.aligned and only.dtype == dtype and device.type == "cpu"
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path, {"format": "pt"})
-    path.chmod(0o644)  # it writes for the owner alone
-
-
-def _write_shards(named: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in named:
-        if size and size + tensor.nbytes > MAX_SHARD:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        _write(shards[0], folder / SINGLE)
-        return
-    index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write(shard, folder / file)
-        index |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
 def _replace_parameters(model: nn.Module, new: Mapping[int, nn.Parameter]) -> None:

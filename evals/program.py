@@ -88,7 +88,7 @@ def run_program(options: Any, load_task: Callable[[Any], Task], hub_data: str) -
                 f"{other} and {model} would share one folder of results; score them apart, with --output-dir"
             )
         if not options.rescore:
-            find_model(model)
+            find_model(model, options.allow_pickle)
     summaries = []
     for model in options.model:
         path = find_run(task, options, model) if options.rescore else evaluate(task, options, model, counter)
@@ -103,7 +103,7 @@ def write_requests(task: Task, options: Any) -> None:
     if options.chat_template:
         from engine.hub import find_model
 
-        render = renderer(find_model(options.model[0]))
+        render = renderer(find_model(options.model[0], options.allow_pickle))
     lines = (
         json.dumps({"task": f"{task.name}_{item.subject}", "doc": item.index, "context": context, "continuation": own})
         + "\n"

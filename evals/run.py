@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Progress, printable
+from engine.cli import Progress, model_options, printable
 from engine.errors import BareloopError
 from evals.prompts import Render, encode_pairs, encoder
 from evals.scoring import predict
@@ -49,7 +49,7 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
     from engine.weights import open_model
 
     device = choose_device(options.device)
-    opened = open_model(name, options.dtype)
+    opened = open_model(name, options.dtype, options.allow_pickle)
     tokenizer = Tokenizer.load(opened.folder)
     batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
     path = run_file(task, options, name, device.type, dtype_name(opened.dtype))
@@ -67,7 +67,7 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
                 if render is not None:  # a template that prints the date goes on with that of the first sitting
                     render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
                 reset_peak_memory(device)
-                llm = LLM.load(name, device=options.device, dtype=options.dtype, quant=options.quant)
+                llm = LLM.load(name, **model_options(options))
                 _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
         except KeyboardInterrupt:
             done = len(task.wanted & run.records.keys())

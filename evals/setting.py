@@ -72,13 +72,14 @@ def _hashes(opened: Opened) -> dict[str, str]:
     """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
     from engine.checkpoint import fingerprint
     from engine.hub import TOKENIZER_FILES
+    from engine.pickled import find_tensors
 
     def digest(names: Iterable[str]) -> str:
         paths = [opened.folder / name for name in names if (opened.folder / name).exists()]
         return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
 
     return {
-        "weights": fingerprint(opened.folder),
+        "weights": fingerprint(find_tensors(opened.folder)),
         "config": digest(["config.json"]),
         "tokenizer": digest(sorted(TOKENIZER_FILES)),
     }

@@ -142,11 +142,3 @@ def test_names_that_are_too_long_are_clipped(tmp_path):
     with pytest.raises(BareloopError, match="lacks 1 of 1 shards") as caught:
         open_checkpoint(tmp_path)
     assert len(str(caught.value)) <= 600
-
-
-def test_a_folder_without_safetensors_says_what_it_has(tmp_path):
-    with pytest.raises(BareloopError, match=r"has no model.safetensors"):
-        open_checkpoint(tmp_path)
-    (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(BareloopError, match=r"pytorch_model.bin, which cannot be read"):
-        open_checkpoint(tmp_path)

@@ -88,7 +88,7 @@ def test_a_random_model_saves_as_a_folder_that_transformers_loads_with_the_same_
 def test_saved_shards_load_again(tiny_llama, tmp_path, monkeypatch, prompt):
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr("engine.weights.MAX_SHARD", 40_000)
+    monkeypatch.setattr("engine.checkpoint.MAX_SHARD", 40_000)
     llm = load(tiny_llama.folder)
     llm.save(tmp_path / "sharded")
     assert len(list((tmp_path / "sharded").glob("model-*-of-*.safetensors"))) > 2
@@ -107,7 +107,7 @@ def test_save_never_overwrites(tiny_llama, tmp_path):
 
 
 def test_a_failed_save_leaves_nothing(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.weights._write_shards", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr("engine.weights.write_tensors", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
         load(tiny_llama.folder).save(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []
