@@ -41,6 +41,27 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     },
+    "mamba-130m": {
+        "model_type": "mamba",
+        "architectures": ["MambaForCausalLM"],
+        "vocab_size": 50_280,
+        "hidden_size": 768,
+        "num_hidden_layers": 24,
+        "state_size": 16,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "rwkv-169m": {
+        "model_type": "rwkv",
+        "architectures": ["RwkvForCausalLM"],
+        "vocab_size": 50_277,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "context_length": 1024,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
 }
 
 
@@ -67,7 +88,7 @@ def write(config: dict[str, Any], folder: Path) -> None:
     llm = LLM.from_config(config, seed=0, device="cpu", dtype="bfloat16")
     with torch.no_grad():
         llm.model.get_parameter("embed.weight")[tokenizer.get_vocab_size() :] = 0
-    files = vocabulary.files(tokenizer, config["max_position_embeddings"])
+    files = vocabulary.files(tokenizer, llm.max_length)
     weights.save(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
 
 

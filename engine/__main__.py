@@ -20,6 +20,7 @@ def parser() -> Parser:
     result.add_argument("--json", action="store_true", help="one JSON object a text, with ids and times")
     result.add_sampling_options()
     result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs instead")
+    result.add_argument("--families", action="store_true", help="print what each family of models is made of instead")
     result.add_argument("--context", type=int, help="with --inspect: tokens before the one whose cost is shown")
     return result
 
@@ -33,6 +34,13 @@ def main(options: Any) -> None:
     options.prompt = options.text if options.prompt is None else options.prompt
     if options.system and not options.chat:
         raise UsageError("--system needs --chat")
+    if options.families:
+        from rich.console import Console
+
+        from engine.inspection import families
+
+        Console().print(families())
+        return
     choose_model(options)
     if not options.inspect:
         from engine.complete import complete

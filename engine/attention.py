@@ -140,7 +140,7 @@ def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfi
     the CPU.
     """
     first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest key that a query sees
-    pieces, position = [], 0
+    pieces, position = [], row.first
     before = row.past[:-1] if row.offset else row.past  # the target itself may hold the end of the past
     for segment, length in (*before, (row.target, row.offset + row.count)):
         if position + length > first:

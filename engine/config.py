@@ -72,6 +72,17 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """A family in words, for a table of them all."""
+
+    norms: str
+    positions: str
+    mixing: str  # of tokens with each other
+    mlp: str
+    state: str
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What every family has. `raw` is config.json as read, for saving."""
 
@@ -86,6 +97,10 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     initializer_range: float
     raw: Mapping[str, Any] = field(repr=False, compare=False)
+
+    def traits(self) -> Traits:
+        """What the family is made of."""
+        raise NotImplementedError
 
 
 class Keys:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from engine import weights
 from engine.checkpoint import Stored
-from engine.config import ModelConfig, RopeConfig, read_json, token_ids
+from engine.config import Keys, ModelConfig, RopeConfig, read_json, token_ids
 from engine.device import dtype_name
 from engine.errors import BareloopError, UsageError
+from engine.models import FAMILIES
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +65,35 @@ def inspect(name: str, dtype: str = "auto", context: int | None = None, allow_pi
     costs.add_section()
     costs.add_row("total", *(f"{number:,}" for number in total))
     yield costs
+
+
+SAMPLE = {  # of every family's config.json, in our names of the keys
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def families() -> Table:
+    """What each family of models is made of, from its declaration."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_lines=False)
+    for column in ("family", "norms", "positions", "mixing of tokens", "MLP", "state", "tensors"):
+        table.add_column(column, no_wrap=column in ("family", "tensors"))
+    for family in FAMILIES.values():
+        raw = {family.spelled.get(name, name): value for name, value in SAMPLE.items()}
+        config = family.configure(Keys({**raw, "text_config": raw, "model_type": family.model_type}, family.spelled))
+        traits = config.traits()
+        layer = next(names[0] for module, names in family.names.items() if "*" in module).partition("*")[0]
+        table.add_row(
+            family.model_type, traits.norms, traits.positions, traits.mixing, traits.mlp, traits.state, f"{layer}*"
+        )
+    return table
 
 
 def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:

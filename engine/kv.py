@@ -22,6 +22,7 @@ from engine.errors import BareloopError
 from engine.state import State, Step
 
 GRANULE = 4  # tokens by which room is rounded up
+LEAST_SLACK = 64  # tokens that are kept beyond a window
 
 
 class Segment:
@@ -59,6 +60,7 @@ class RowView:
 
     queries: slice
     start: int  # position of the first new token
+    first: int  # position of the first token that is held; what was before is forgotten
     past: tuple[tuple[Segment, int], ...]  # segments and lengths; the last may be the target, up to `offset`
     target: Segment  # where its new keys and values go, from `offset` on
     offset: int
@@ -69,10 +71,10 @@ class RowView:
 
 
 class View:
-    """What one forward sees of a state. Lengths move only in `commit`: an abandoned forward has added nothing."""
+    """What one forward sees of a cache. Lengths move only in `commit`: an abandoned forward has added nothing."""
 
-    def __init__(self, state: KVState, rows: list[RowView], owners: list[int]) -> None:
-        self.state = state
+    def __init__(self, cache: Cache, rows: list[RowView], owners: list[int]) -> None:
+        self.cache = cache
         self.rows = rows
         self.owners = owners
         self.past = _shared_blocks(rows)
@@ -101,92 +103,117 @@ class View:
                 before = row.past[:-1] if row.offset else row.past  # what lies in other segments than the target
                 here = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
                 queries = slice(len(places) - count, len(places))
-                rows.append(RowView(queries, row.start + skipped, (*before, *here), row.target, row.offset + skipped))
+                past = (*before, *here)
+                rows.append(RowView(queries, row.start + skipped, row.first, past, row.target, row.offset + skipped))
                 owners.append(owner)
-        return View(self.state, rows, owners), torch.tensor(places, device=self.state.device, dtype=torch.long)
+        return View(self.cache, rows, owners), torch.tensor(places, device=self.cache.device, dtype=torch.long)
 
     def commit(self) -> None:
-        """The forward is through: its tokens now belong to their rows."""
+        """The forward is through."""
         for index, row in zip(self.owners, self.rows, strict=True):
-            self.state._rows[index][-1].length += row.count
+            self.cache.commit(index, row.count)
 
 
-class KVState(State):
-    """Keys and values for any number of rows. Memory grows by doubling, or at once through `reserve`."""
+class Cache:
+    """Keys and values of some layers, for any number of rows. Memory grows by doubling, or at once through `reserve`.
 
-    rewinds_anywhere = True
+    With a window W these layers see no further back. Of a row that has outgrown it, the last W and `slack` more
+    tokens are kept: so many tokens a row can go back.
+    """
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, window: int | None
     ) -> None:
-        self.shape = (layers, 2, kv_heads)
-        self.head_dim = head_dim
+        self.shape = shape  # layers, kv_heads, head_dim
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = device
+        self.window = window
+        self.slack = 0 if window is None else max(LEAST_SLACK, window // 2)
         self._rows: dict[int, list[Span]] = {}
-        self._next = 0
+        self._forgotten: dict[int, int] = {}  # tokens of a row before its first span
 
-    def acquire(self) -> int:
-        row, self._next = self._next, self._next + 1  # never used again, so that a stale one is an error
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a row that are held at most between two steps."""
+        return None if self.window is None else self.window + 2 * self.slack
+
+    def acquire(self, row: int) -> None:
         self._rows[row] = []
-        return row
+        self._forgotten[row] = 0
 
     def release(self, row: int) -> None:
+        del self._forgotten[row]
         for span in self._rows.pop(row):
             span.segment.viewers -= 1
 
     def length(self, row: int) -> int:
-        return sum(span.length for span in self._rows[row])
+        return self._forgotten[row] + sum(span.length for span in self._rows[row])
 
-    @property
-    def nbytes(self) -> int:
-        segments = {id(span.segment): span.segment for row in self._rows.values() for span in row}
-        return sum(segment.kv.nbytes for segment in segments.values())
+    def segments(self) -> dict[int, Segment]:
+        """All storage by identity."""
+        return {id(span.segment): span.segment for row in self._rows.values() for span in row}
 
     def row_bytes(self, tokens: int) -> int:
-        return torch.Size((*self.shape, tokens, self.head_dim)).numel() * self.dtype.itemsize
+        layers, kv_heads, head_dim = self.shape
+        held = tokens if self.longest is None else min(tokens, self.longest)
+        return 2 * layers * kv_heads * head_dim * held * self.dtype.itemsize
 
-    def checkpoint(self, row: int) -> None:
-        """Keys and values can return anywhere: free."""
+    def can_rewind(self, row: int, position: int) -> bool:
+        """Whether all that a token at this position sees is still there."""
+        return self._forgotten[row] == 0 or position - (self.window or 0) + 1 >= self._forgotten[row]
 
-    def rewind(self, row: int, position: int) -> int:
+    def rewind(self, row: int, position: int) -> None:
         spans = self._rows[row]
-        excess = self.length(row) - max(position, 0)
+        excess = min(self.length(row) - position, sum(span.length for span in spans))
         while excess > 0:
             dropped = min(excess, spans[-1].length)
             spans[-1].length -= dropped
             excess -= dropped
             if spans[-1].length == 0 and len(spans) > 1:
                 spans.pop().segment.viewers -= 1
-        return self.length(row)
+        if position == 0:
+            self._forgotten[row] = 0
 
-    def fork(self, source: int, rows: Sequence[int]) -> None:
-        for row in rows:
-            if row != source:
-                self.release(row)
-                spans = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
-                for span in spans:
-                    span.segment.viewers += 1
-                self._rows[row] = spans
+    def fork(self, source: int, row: int) -> None:
+        self.release(row)
+        spans = [Span(span.segment, span.length) for span in self._rows[source] if span.length]
+        for span in spans:
+            span.segment.viewers += 1
+        self._rows[row], self._forgotten[row] = spans, self._forgotten[source]
 
     def reserve(self, row: int, tokens: int) -> None:
-        """Make room for `tokens` more, so that feeding them in several steps moves nothing."""
-        self._room(row, tokens)
+        self._room(row, tokens if self.longest is None else min(tokens, self.longest))
 
     def view(self, step: Step) -> View:
-        """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
-        owners, lengths = step.rows.tolist(), step.lengths.tolist()
-        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
-            raise ValueError(
-                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
-            )
+        owners = step.rows.tolist()
         views = []
         for row, queries in zip(owners, step.slices(), strict=True):
+            self._forget(row)
             tail = self._room(row, queries.stop - queries.start)
             past = tuple((span.segment, span.length) for span in self._rows[row] if span.length)
-            start = sum(length for _, length in past)
-            views.append(RowView(queries, start, past, tail.segment, tail.length))
+            first = self._forgotten[row]
+            start = first + sum(length for _, length in past)
+            views.append(RowView(queries, start, first, past, tail.segment, tail.length))
         return View(self, views, owners)
+
+    def commit(self, row: int, count: int) -> None:
+        """So many tokens have been written at the row's end."""
+        self._rows[row][-1].length += count
+
+    def _forget(self, row: int) -> None:
+        """Keep what can still be seen, and what may be seen again after a rewind, in a segment of the row's own."""
+        spans = self._rows[row]
+        held = sum(span.length for span in spans)
+        if self.window is None or held <= self.window + 2 * self.slack:
+            return
+        kept = self.window + self.slack
+        pieces = torch.cat([span.segment.kv[:, :, :, : span.length] for span in spans], dim=3)
+        segment = Segment(self._allocate(self.window + 2 * self.slack))
+        segment.kv[:, :, :, :kept] = pieces[:, :, :, held - kept :]
+        for span in spans:
+            span.segment.viewers -= 1
+        self._rows[row] = [Span(segment, kept)]
+        self._forgotten[row] += held - kept
 
     def _room(self, row: int, tokens: int) -> Span:
         """The row's last span, with room for `tokens` more that nobody else sees."""
@@ -197,7 +224,8 @@ class KVState(State):
             if needed <= segment.capacity:
                 return tail
             if segment.viewers == 1:
-                grown = self._allocate(max(needed, 2 * segment.capacity) if tail.length else needed)
+                doubled = 2 * segment.capacity if self.longest is None else min(2 * segment.capacity, self.longest)
+                grown = self._allocate(max(needed, doubled) if tail.length else needed)
                 grown[:, :, :, : tail.length] = segment.kv[:, :, :, : tail.length]
                 segment.kv = grown
                 return tail
@@ -222,16 +250,109 @@ class KVState(State):
 
     def _allocate(self, tokens: int) -> Tensor:
         capacity = -(-tokens // GRANULE) * GRANULE
-        shape = (*self.shape, capacity, self.head_dim)
+        layers, kv_heads, head_dim = self.shape
+        shape = (layers, 2, kv_heads, capacity, head_dim)
         with torch.inference_mode(False):  # so that it can be written from both modes
             try:
                 return torch.empty(shape, dtype=self.dtype, device=self.device)
             except RuntimeError as error:
-                gigabytes = self.row_bytes(tokens) / 1e9
+                gigabytes = torch.Size(shape).numel() * self.dtype.itemsize / 1e9
                 raise BareloopError(
                     f"no memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
                     "use a shorter context or fewer sequences"
                 ) from error
+
+
+class KVState(State):
+    """One cache for the layers that see everything, one for those with a window, with the same rows."""
+
+    rewinds_anywhere = True  # within the window, where all layers have one
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        windows: Sequence[int | None] | None = None,
+    ) -> None:
+        windows = windows or (None,) * layers
+        self.device = torch.device(device)
+        kinds = list(dict.fromkeys(windows))
+        self.caches = [
+            Cache((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in kinds
+        ]
+        self.places = [(kinds.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
+        self._next = 0
+
+    def acquire(self) -> int:
+        row, self._next = self._next, self._next + 1  # never used again, so that a stale one is an error
+        for cache in self.caches:
+            cache.acquire(row)
+        return row
+
+    def release(self, row: int) -> None:
+        for cache in self.caches:
+            cache.release(row)
+
+    def length(self, row: int) -> int:
+        return self.caches[0].length(row)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(segment.kv.nbytes for cache in self.caches for segment in cache.segments().values())
+
+    def row_bytes(self, tokens: int) -> int:
+        return sum(cache.row_bytes(tokens) for cache in self.caches)
+
+    def checkpoint(self, row: int) -> None:
+        """Keys and values can return anywhere: free."""
+
+    def rewind(self, row: int, position: int) -> int:
+        position = min(max(position, 0), self.length(row))
+        if not all(cache.can_rewind(row, position) for cache in self.caches):
+            position = 0
+        for cache in self.caches:
+            cache.rewind(row, position)
+        return position
+
+    def fork(self, source: int, rows: Sequence[int]) -> None:
+        for row in rows:
+            if row != source:
+                for cache in self.caches:
+                    cache.fork(source, row)
+
+    def reserve(self, row: int, tokens: int) -> None:
+        for cache in self.caches:
+            cache.reserve(row, tokens)
+
+    def view(self, step: Step) -> StateView:
+        """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
+        owners, lengths = step.rows.tolist(), step.lengths.tolist()
+        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
+            raise ValueError(
+                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
+            )
+        return StateView([cache.view(step) for cache in self.caches], self.places)
+
+
+@dataclass(frozen=True)
+class StateView:
+    """What one forward sees of a state, by layer."""
+
+    views: list[View]
+    places: Sequence[tuple[int, int]]  # of each layer: its cache, and where it stands there
+
+    def of(self, layer: int) -> tuple[View, int]:
+        """A layer's view, and the number of the layer there."""
+        cache, place = self.places[layer]
+        return self.views[cache], place
+
+    def commit(self) -> None:
+        """The forward is through: its tokens now belong to their rows."""
+        for view in self.views:
+            view.commit()
 
 
 def _shared_blocks(rows: list[RowView]) -> list[SharedKeys]:

@@ -87,7 +87,9 @@ class LLM:
         family, parsed = configure(config)
         with torch.device("meta"):
             model = family.build(parsed)
-        weights.initialize(model, parsed.initializer_range, seed, choose_dtype(dtype, "float32"), choose_device(device))
+        weights.initialize(
+            model, family, parsed.initializer_range, seed, choose_dtype(dtype, "float32"), choose_device(device)
+        )
         return LLM(model, family, parsed, None)
 
     @property

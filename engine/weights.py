@@ -167,16 +167,21 @@ def load(opened: Opened, device: torch.device) -> None:
     _replace_parameters(model, loaded)
 
 
-def initialize(model: nn.Module, std: float, seed: int, dtype: torch.dtype, device: torch.device) -> None:
+def initialize(
+    model: nn.Module, family: Family, std: float, seed: int, dtype: torch.dtype, device: torch.device
+) -> None:
     """Give a model that was built on the meta device seeded random weights, the same on every device.
 
-    Matrices are normal with this standard deviation, norms one, biases zero.
+    Matrices are normal with this standard deviation, norms one, biases zero, unless the family begins otherwise.
     """
     generator = torch.Generator().manual_seed(seed)
     made: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         weight = torch.zeros(parameter.shape) if name.endswith("bias") else torch.ones(parameter.shape)
-        if parameter.dim() > 1:
+        own = next((make for ending, make in family.initial.items() if name.endswith(ending)), None)
+        if own is not None:
+            weight = own(parameter.shape, generator)
+        elif parameter.dim() > 1:
             weight.normal_(0.0, std, generator=generator)
         made[id(parameter)] = nn.Parameter(weight.to(device, dtype))
     _replace_parameters(model, made)

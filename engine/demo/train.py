@@ -36,8 +36,9 @@ CONFIG = {
     "eos_token_id": 1,
     "dtype": "float32",  # what it computes in; the file holds bfloat16
 }
-WARMUP, FALL = 0.05, 0.20  # of the steps
-PLATEAU = 0.30  # of the learning rate
+MAIN = 0.8  # of the steps; the rest is a short second course, for names above all
+WARMUP, FALL = 0.05, 0.20  # of the main course's steps
+PLATEAU, SECOND = 0.30, 0.30  # of the peak learning rate
 # Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
 GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
 HEADS = 512  # tokens: so many get logits, or a multiple
@@ -49,7 +50,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m engine.demo.train", "Train the demo model: about an hour on two cores.")
     result.add_argument("--output", default="results/demo-model", metavar="FOLDER", help="default: results/demo-model")
-    result.add_argument("--steps", type=int, default=4800, help="default: 4800")
+    result.add_argument("--steps", type=int, default=6000, help="default: 6000")
     result.add_argument(
         "--batch-tokens", type=int, default=4096, metavar="N", help="tokens of one step (default: 4096)"
     )
@@ -152,12 +153,21 @@ def begin(llm: LLM, seed: int) -> None:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a straight rise, a cosine, a plateau, a straight fall to nothing."""
+    """The share of the peak learning rate: a rise, a cosine, a plateau, a fall to nothing; then a small fall again."""
+    main = main_steps(steps)
+    if step >= main:
+        return SECOND * (steps - step) / (steps - main)
+    steps = main
     warmup = max(1, round(WARMUP * steps))
     if step < warmup:
         return (step + 1) / warmup
     cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
     return min(max(cosine, PLATEAU), PLATEAU * (steps - step) / (FALL * steps))
+
+
+def main_steps(steps: int) -> int:
+    """How many of the steps are of the main course."""
+    return max(1, round(MAIN * steps))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list[float]]:
@@ -173,11 +183,11 @@ Encoded = list[tuple[list[int], list[float]]]
 
 
 def mix(progress: float) -> Mix:
-    """What pages there are after this share of the steps.
+    """What pages there are after this share of the main course.
 
     First to say things again, which all else rests on; then, with little beside it, to find a choice's letter where
     it follows at once, which takes minutes alone and hours among other pages; then across `Answer:`; then in quizzes
-    whose answers stand in the question; then the facts.
+    whose answers stand in the question; then the facts, at last in all sorts of words.
     """
     from engine.demo.textbook import Mix
 
@@ -199,7 +209,9 @@ def mix(progress: float) -> Mix:
         return Mix(0.50, repeating=0.05, asking=0.6, relisting=0.5, quizzes=0.8, finding=0.6)
     if progress < 0.7395:
         return Mix(0.10, repeating=0.2, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.1)
-    return Mix(0.06, repeating=0.4, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.05, rewording=0.6)
+    if progress < 1:
+        return Mix(0.06, repeating=0.4, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.05, rewording=0.6)
+    return Mix(0.30, repeating=0.9, quizzes=0.35, finding=0.05, rewording=0.6)
 
 
 def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Encoded:
@@ -208,7 +220,7 @@ def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int
 
     found: Encoded = []
     room = tokens
-    for _, page in pages(Random(f"{seed} {step}"), mix(step / steps)):
+    for _, page in pages(Random(f"{seed} {step}"), mix(step / main_steps(steps))):
         ids, weights = encode(tokenizer, page)
         size = len(ids) + -len(ids) % GRAIN
         if size > room:

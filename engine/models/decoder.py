@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import Attention, AttentionConfig, Tail
-from engine.config import Keys, ModelConfig, RopeConfig
+from engine.config import Keys, ModelConfig, RopeConfig, Traits
 from engine.errors import BareloopError
 from engine.kv import KVState, View
 from engine.layers import ACTIVATIONS, MLP, NORMS, Embedding, GatedMLP
@@ -81,6 +81,38 @@ class DecoderConfig(ModelConfig):
         """The rotary embedding of one layer."""
         return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
 
+    def traits(self) -> Traits:
+        """What the family is made of, in words."""
+        place = " and ".join(
+            word for word, is_there in (("before", self.norm_before), ("after", self.norm_after)) if is_there
+        )
+        branches = ", one for both branches" if self.one_norm else ", branches side by side" if self.parallel else ""
+        windowed = sum(window is not None for window in self.windows)
+        positions = "learned"
+        if self.rope is not None:
+            turned = f", {self.rotary_size / self.head_dim:.0%} of a head" if self.rotary_size else ""
+            positions = f"rotary{turned}{', in float32' if self.rotary_in_float32 else ''}"
+            positions += ", windows by their own" if self.local_rope is not None else ""
+        scaled = self.scales[0] == self.head_dim**-0.5
+        mixing = {
+            f"q and k normed by {self.qk_norm}": self.qk_norm,
+            "q, k, v clipped": self.clip_qkv,
+            "biases": self.qkv_bias and self.out_bias,
+            "biases on q, k, v": self.qkv_bias and not self.out_bias,
+            "bias on its output": self.out_bias and not self.qkv_bias,
+            "scores not scaled by the head": not scaled,
+            "scores capped": self.attention_softcap,
+            f"{windowed} of {len(self.windows)} layers with a window": windowed,
+        }
+        mlp = f"{'gated ' if self.gated else ''}{self.activation}{', biases' if self.mlp_bias else ''}"
+        return Traits(
+            norms=f"{self.norm}; {place}{branches}",
+            positions=positions,
+            mixing=", ".join(["attention", *(words for words, is_there in mixing.items() if is_there)]),
+            mlp=mlp,
+            state="keys, values",
+        )
+
 
 def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
     """What most families read from config.json, with a family's defaults for absent keys and its own choices."""
@@ -120,7 +152,6 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.parallel, self.one_norm = config.parallel, config.one_norm
         self.attention = Attention(config.attention(layer))
         mlp = GatedMLP if config.gated else MLP
@@ -131,10 +162,11 @@ class Block(nn.Module):
         self.mlp_norm_after = _norm(config, config.norm_after)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, tail: Tail
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, place: int, tail: Tail
     ) -> Tensor:
+        """`place` is the layer's own in the view."""
         read = self.attention_norm_before(x)
-        attended = self.attention_norm_after(self.attention(read, rotary, step, view, self.layer, tail))
+        attended = self.attention_norm_after(self.attention(read, rotary, step, view, place, tail))
         if tail is not None:
             x, read = x[tail[1]], read[tail[1]]
         if not self.parallel:
@@ -167,7 +199,6 @@ class Decoder(Model):
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         config = self.config
         view = cast("KVState", state).view(step) if state is not None else None
-        tail = view.tail(last) if view is not None and last is not None else None
         x = self.embed(step.tokens)
         if config.embedding_scale != 1:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded as the weights are
@@ -177,9 +208,9 @@ class Decoder(Model):
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
         for layer, block in enumerate(self.layers):
             rope = config.ropes(layer)
-            x = block(
-                x, None if rope is None else tables[rope], step, view, tail if layer == config.num_layers - 1 else None
-            )
+            seen, place = view.of(layer) if view is not None else (None, layer)
+            tail = seen.tail(last) if seen is not None and last is not None and layer == config.num_layers - 1 else None
+            x = block(x, None if rope is None else tables[rope], step, seen, place, tail)
         if view is not None:
             view.commit()
         return self.norm(x)
@@ -191,13 +222,16 @@ class Decoder(Model):
 
     def new_state(self) -> KVState:
         config, weight = self.config, self.embed.weight
-        return KVState(config.num_layers, config.num_kv_heads, config.head_dim, weight.dtype, weight.device)
+        shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+        return KVState(*shape, weight.dtype, weight.device, config.windows)
 
     def costs(self, context: int) -> Iterator[Cost]:
         config = self.config
         row = config.hidden_size * self.embed.weight.itemsize
         blocks = cast("list[Block]", list(self.layers))
         yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        if config.rope is None:
+            yield Cost("positions", self.positions.weight.numel(), row, 0)
         yield Cost.of_weights("attention projections", (block.attention for block in blocks))
         cache = 2 * config.num_kv_heads * config.head_dim * self.embed.weight.itemsize
         seen = [context + 1 if window is None else min(context + 1, window) for window in config.windows]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from engine.config import Keys, ModelConfig
@@ -43,6 +44,9 @@ class Model(nn.Module, ABC):
         """What one decoded token costs after `context` others, by part."""
 
 
+Initial = Callable[[torch.Size, torch.Generator], Tensor]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a checkpoint's tensor becomes rows of a parameter, and back; `config` is the model's."""
@@ -69,6 +73,7 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()  # regular expression, replacement
+    initial: Mapping[str, Initial] = field(default_factory=dict)  # end of a parameter's name -> what it begins as
     checkpoints: tuple[str, ...] = ()  # on the hub, for which it was written
     spelled: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
 

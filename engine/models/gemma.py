@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from engine.config import Keys
 from engine.models import llama
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
@@ -35,4 +38,17 @@ def choices(keys: Keys) -> dict[str, Any]:
     }
 
 
-FAMILY = Family("gemma", configure, Decoder, llama.NAMES, checkpoints=("google/gemma-2b", "google/gemma-7b"))
+def _zero(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return torch.zeros(shape)
+
+
+INITIAL = dict.fromkeys(("norm.weight", "norm_before.weight", "norm_after.weight"), _zero)
+
+FAMILY = Family(
+    "gemma",
+    configure,
+    Decoder,
+    llama.NAMES,
+    initial=INITIAL,
+    checkpoints=("google/gemma-2b", "google/gemma-7b"),
+)

@@ -29,4 +29,11 @@ NAMES = llama.NAMES | {
     "layers.*.mlp_norm_after": ("model.layers.*.post_feedforward_layernorm",),
 }
 
-FAMILY = Family("gemma2", configure, Decoder, NAMES, checkpoints=("google/gemma-2-2b", "google/gemma-2-9b"))
+FAMILY = Family(
+    "gemma2",
+    configure,
+    Decoder,
+    NAMES,
+    initial=gemma.INITIAL,
+    checkpoints=("google/gemma-2-2b", "google/gemma-2-9b"),
+)

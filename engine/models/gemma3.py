@@ -56,7 +56,14 @@ NAMES = gemma2.NAMES | {
     "layers.*.attention.k_norm": ("model.layers.*.self_attn.k_norm",),
 }
 
-FAMILY = Family("gemma3_text", configure, Decoder, NAMES, checkpoints=("google/gemma-3-270m", "google/gemma-3-1b-it"))
+FAMILY = Family(
+    "gemma3_text",
+    configure,
+    Decoder,
+    NAMES,
+    initial=gemma.INITIAL,
+    checkpoints=("google/gemma-3-270m", "google/gemma-3-1b-it"),
+)
 WITH_IMAGES = Family(
     "gemma3",
     configure_text_part,
@@ -68,5 +75,6 @@ WITH_IMAGES = Family(
         (r"^(model\.)?(vision_tower|multi_modal_projector)\..*", "vision"),
     ),
     ignored=("vision",),
+    initial=gemma.INITIAL,
     checkpoints=("google/gemma-3-4b-it",),
 )

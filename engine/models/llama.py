@@ -29,4 +29,10 @@ NAMES = {
     "head": ("lm_head",),
 }
 
-FAMILY = Family("llama", configure, Decoder, NAMES)
+FAMILY = Family(
+    "llama",
+    configure,
+    Decoder,
+    NAMES,
+    checkpoints=("meta-llama/Llama-3.2-1B", "meta-llama/Llama-2-7b-hf", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
+)

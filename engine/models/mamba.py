@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.config import Keys, ModelConfig
+from engine.config import Keys, ModelConfig, Traits
 from engine.layers import Embedding, RMSNorm
 from engine.linear import Linear
 from engine.models.family import Cost, Family, Model
@@ -41,6 +41,13 @@ class MambaConfig(ModelConfig):
     bias: bool
     conv_bias: bool
     residual_in_float32: bool
+
+    def traits(self) -> Traits:
+        """What the family is made of, in words."""
+        return Traits(
+            norms="RMS; before", positions="none", mixing="selective state space, after a convolution",
+            mlp="in the mixer, gated silu", state=f"[{self.state_size}] a channel, {self.conv_kernel - 1} tokens",
+        )  # fmt: skip
 
 
 def configure(keys: Keys) -> MambaConfig:
@@ -230,6 +237,17 @@ class Mamba(Model):
         yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
 
 
+def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """A = -1 … -N in every channel."""
+    return torch.arange(1, shape[1] + 1).float().log().expand(shape).clone()
+
+
+def _initial_time_step(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """softplus of it lies between 0.001 and 0.1, evenly on a scale of logarithms."""
+    dt = torch.empty(shape).uniform_(math.log(0.001), math.log(0.1), generator=generator).exp()
+    return dt + (-(-dt).expm1()).log()
+
+
 NAMES = {
     "embed": ("backbone.embeddings",),
     "layers.*.norm": ("backbone.layers.*.norm",),
@@ -248,6 +266,7 @@ FAMILY = Family(
     configure,
     Mamba,
     NAMES,
+    initial={"A_log": _initial_decay, "dt_proj.bias": _initial_time_step},
     aliases=((r"^backbone\.embedding\.", "backbone.embeddings."),),
     checkpoints=("state-spaces/mamba-130m-hf", "state-spaces/mamba-1.4b-hf", "state-spaces/mamba-2.8b-hf"),
 )

@@ -20,4 +20,10 @@ def configure(keys: Keys) -> DecoderConfig:
     )
 
 
-FAMILY = Family("mistral", configure, Decoder, llama.NAMES)
+FAMILY = Family(
+    "mistral",
+    configure,
+    Decoder,
+    llama.NAMES,
+    checkpoints=("mistralai/Mistral-7B-v0.1", "mistralai/Mistral-7B-Instruct-v0.3"),
+)

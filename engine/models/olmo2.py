@@ -29,4 +29,4 @@ NAMES = llama.NAMES | {
     "layers.*.attention.k_norm": ("model.layers.*.self_attn.k_norm",),
 }
 
-FAMILY = Family("olmo2", configure, Decoder, NAMES)
+FAMILY = Family("olmo2", configure, Decoder, NAMES, checkpoints=("allenai/OLMo-2-0425-1B", "allenai/OLMo-2-1124-7B"))

@@ -25,4 +25,4 @@ def windows(keys: Keys) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
-FAMILY = Family("qwen2", configure, Decoder, llama.NAMES)
+FAMILY = Family("qwen2", configure, Decoder, llama.NAMES, checkpoints=("Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-7B-Instruct"))

@@ -24,4 +24,4 @@ NAMES = llama.NAMES | {
     "layers.*.attention.k_norm": ("model.layers.*.self_attn.k_norm",),
 }
 
-FAMILY = Family("qwen3", configure, Decoder, NAMES)
+FAMILY = Family("qwen3", configure, Decoder, NAMES, checkpoints=("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"))

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from engine.config import Keys, ModelConfig
+from engine.config import Keys, ModelConfig, Traits
 from engine.layers import Embedding, LayerNorm
 from engine.linear import Linear
 from engine.models.family import Cost, Family, Model
@@ -36,6 +36,13 @@ class RwkvConfig(ModelConfig):
     inner_size: int
     intermediate_size: int
     norm_eps: float
+
+    def traits(self) -> Traits:
+        """What the family is made of, in words."""
+        return Traits(
+            norms="layer; before, and after the embedding", positions="none", mixing="fading average of values",
+            mlp="relu², gated by a sigmoid", state="two sums a channel, 1 token",
+        )  # fmt: skip
 
 
 def configure(keys: Keys) -> RwkvConfig:
@@ -227,6 +234,19 @@ class Rwkv(Model):
         yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
 
 
+def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    """From -5 (hardly fading) to 3, as in the middle layers of the paper's."""
+    return -5 + 8 * torch.linspace(0, 1, shape[0]) ** 1.35
+
+
+def _initial_first(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return torch.full(shape, 0.3).log() + 0.5 * ((torch.arange(shape[0]) + 1) % 3 - 1)
+
+
+def _initial_mix(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
+    return (torch.arange(shape[-1]) / shape[-1]).sqrt().view(shape)
+
+
 BLOCKS = "rwkv.blocks.*"
 NAMES = {
     "embed": ("rwkv.embeddings",),
@@ -249,5 +269,10 @@ FAMILY = Family(
     configure,
     Rwkv,
     NAMES,
+    initial={
+        "time_decay": _initial_decay,
+        "time_first": _initial_first,
+        **dict.fromkeys(("mix_key", "mix_value", "mix_receptance"), _initial_mix),
+    },
     checkpoints=("RWKV/rwkv-4-169m-pile", "RWKV/rwkv-4-1b5-pile", "RWKV/rwkv-4-3b-pile"),
 )

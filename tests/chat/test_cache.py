@@ -20,28 +20,31 @@ NEAR = 1e-4  # natural log: closer than this, either of two tokens may be chosen
 SAMPLING = {"temperature": 0.0, "max_new_tokens": 16, "logprobs": 2}
 
 
-@pytest.fixture(scope="module", params=["full", "windowed"])
+RANDOM = {  # small models of other kinds
+    "windowed": {
+        "model_type": "mistral",
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "sliding_window": 40,
+        "initializer_range": 0.15,
+        "max_position_embeddings": 2048,
+    },
+    "mamba": {"model_type": "mamba", "initializer_range": 0.15},
+    "rwkv": {"model_type": "rwkv", "initializer_range": 0.15, "context_length": 2048},
+}
+
+
+@pytest.fixture(scope="module", params=["full", *RANDOM])
 def llm(request, shared, tmp_path_factory) -> LLM:
-    """A story teller; and a random model that sees 40 tokens back, with a chat template."""
+    """A story teller; and random models that see 40 tokens back, or remember in other ways, with a chat template."""
     if request.param == "full":
         return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
     tokenizer = vocabulary.build(0)
-    config = {
-        "model_type": "mistral",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 48,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "sliding_window": 40,
-        "initializer_range": 0.15,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    }
+    size = {"vocab_size": tokenizer.get_vocab_size(), "hidden_size": 48, "num_hidden_layers": 3}
+    config = {**size, **RANDOM[request.param], "bos_token_id": 0, "eos_token_id": 1}
     random = LLM.from_config(config, seed=0)
-    folder = tmp_path_factory.mktemp("windowed") / "model"
+    folder = tmp_path_factory.mktemp(request.param) / "model"
     weights.save(random.model, random.family, config, folder, vocabulary.files(tokenizer, 2048))
     return LLM.load(folder, dtype="float32")
 
@@ -73,7 +76,7 @@ def cold(session: Session) -> Reply:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_cached_and_cold_replies_are_the_same(llm, strategy):
-    window = 260 if llm.config.model_type == "mistral" else 220
+    window = 220 if llm.config.model_type == "llama" else 260
     session = Session(llm, Settings(strategy=strategy, window=window, sampling=SAMPLING))
     cached = compared = 0
     for reply in turns(session):

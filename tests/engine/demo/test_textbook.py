@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice
 from random import Random
@@ -16,6 +17,7 @@ from engine.demo.facts import RELATIONS, SUBJECTS
 from engine.demo.pages import BEGIN, END
 from engine.demo.questions import is_taught, rows
 from engine.demo.train import encode
+from engine.demo.wordings import wording
 from evals.prompts import Question, mmlu_description, question_block
 from evals.subjects import GROUPS
 
@@ -84,18 +86,36 @@ def test_letters_are_evenly_right(book):
     assert max(letters.values()) < 1.1 * min(letters.values())
 
 
-def test_a_drill_s_letters_are_those_of_its_choices():
+def test_no_wording_is_one_of_the_questions():
+    random = Random(0)
+    for relation in RELATIONS:
+        for key in relation.taught:
+            unseen = {textbook.sentence(wording, k=key) for wording in relation.unseen}
+            found = [wording(random, key) for _ in range(20)]
+            assert not unseen & set(found)
+            assert all(key.lower() in text.lower() for text in found)
+
+
+@pytest.mark.parametrize("relisting", [0.0, 1.0])
+def test_a_drill_s_letters_are_those_of_its_choices(relisting):
+    asked = r"^Find (.+?)(?:|:|\? Answer:|\.\n(?:[A-D]\. .*\n)*Answer:) ([A-D])$"
+    found = 0
     for seed in range(200):
-        text = "".join(piece for piece, _ in textbook.drill(Random(seed)))
-        if not text.startswith(f"{BEGIN}A. "):
-            continue
-        choices, asked = {}, text.removeprefix(BEGIN).removesuffix(END).replace("\nAnswer:", " Answer:").splitlines()
-        for line in asked:
-            if line[1:3] == ". ":
-                choices[line[3:]] = line[0]
-            elif line.startswith("Find "):
-                value = max((choice for choice in choices if line.startswith(f"Find {choice}")), key=len)
-                assert line[-1] == choices[value]
+        text = textbook.text_of(textbook.drill(Random(seed), textbook.Mix(relisting=relisting))).removeprefix(BEGIN)
+        if text.startswith("A. "):
+            choices = {value: letter for letter, value in re.findall(r"^([A-D])\. (.*)$", text, re.MULTILINE)}
+            for value, letter in re.findall(asked, text, re.MULTILINE):
+                assert choices[value] == letter
+                found += 1
+    assert found > 300
+
+
+def test_a_quiz_of_a_line_asks_for_the_choice_of_its_letter():
+    for seed in range(100):
+        text = textbook.text_of(textbook.drill(Random(seed), textbook.Mix(repeating=0.0, asking=1.0)))
+        question = text.removeprefix(BEGIN).split("\nA. ")[0]
+        choices = dict(re.findall(r"^([A-D])\. (.*)$", text.partition("Answer:")[0], re.MULTILINE))
+        assert choices[text.partition("Answer: ")[2][0]].lower() in question.lower()
 
 
 def test_dialogues_recall_what_was_said_last_and_summaries_keep_their_order():

@@ -44,11 +44,21 @@ def test_every_step_has_as_many_tokens():
         assert sum(size + -size % train.GRAIN for size in sizes) == 1024
 
 
-def test_the_rate_rises_then_falls():
-    rates = [train.schedule(step, 100) for step in range(100)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[5:] == sorted(rates[5:], reverse=True)
-    assert 0 < rates[-1] < 0.03
+def test_the_rate_rises_falls_twice_and_is_nowhere_above_its_peak():
+    rates = [train.schedule(step, 1000) for step in range(1000)]
+    peak = rates.index(1.0)
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    main, second = rates[peak:800], rates[800:]
+    assert main == sorted(main, reverse=True)
+    assert second == sorted(second, reverse=True)
+    assert max(second) <= train.SECOND < 1.0
+    assert max(main[-1], second[-1]) < 0.01
+
+
+def test_every_step_has_a_mix_at_last_in_all_sorts_of_words():
+    mixes = [train.mix(step / 100) for step in range(125)]
+    assert all(0 < mix.drills < 1 and 0 < mix.quizzes < 1 for mix in mixes)
+    assert all(mix.rewording > 0 for mix in mixes[80:])
 
 
 def test_a_killed_run_goes_on_with_the_same_bits(tmp_path, monkeypatch, capsys):
