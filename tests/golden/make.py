@@ -29,6 +29,16 @@ MORE = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 8},
     "olmo2": {},
+    "olmo": {"clip_qkv": 0.5},
+    "gemma": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 6},
+    "gemma3_text": {"head_dim": 8, "sliding_window": 4, "sliding_window_pattern": 2},
+    "phi": {"hidden_size": 32, "num_key_value_heads": 4},
+    "gpt_neox": {"hidden_size": 32},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "mamba": {"state_size": 4, "intermediate_size": 48},
+    "rwkv": {},
 }
 IDS = [3, 17, 29, 8, 8, 31, 5, 39, 11]
 
@@ -50,9 +60,10 @@ def main() -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager").eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(formula(name, tuple(parameter.shape)))
+                on_hub = name.replace("lm_head", "embed_out") if family == "gpt_neox" else name
+                parameter.copy_(formula(on_hub, tuple(parameter.shape)))
             logits = model(torch.tensor([IDS])).logits[0]
-        raw = {"model_type": family, **SHAPE, **more}
+        raw = {name: value for name, value in config.to_diff_dict().items() if name != "transformers_version"}
         golden[family] = {"config": raw, "ids": IDS, "last_logits": [round(x, 9) for x in logits[-1].tolist()]}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in golden.items())
     Path(__file__).with_name("families.json").write_text("{\n" + lines + "\n}\n")
