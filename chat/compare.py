@@ -226,10 +226,11 @@ def table(played: Sequence[Played]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    result = Table(title="recall by distance in turns; cost of a turn", title_justify="left", box=SIMPLE_HEAD)
+    title = "recall by distance in turns; cost of a turn"
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     result.add_column("way", no_wrap=True)
     columns = distances(played)
-    for name in (*map(str, columns), "read", "saved", "s/turn", "evicted", "refused"):
+    for name in (*map(str, columns), "read", "saved", "s/turn", "drops", "refused"):
         result.add_column(name, justify="right", no_wrap=True)
     for one in played:
         result.add_row(
@@ -243,7 +244,7 @@ def table(played: Sequence[Played]) -> Table:
         )
         if one.name == "no history":
             result.add_section()
-    result.caption = "read: prompt tokens computed a turn; saved: the share of them all that was remembered"
+    result.caption = "read: prompt tokens computed a turn; saved: the share remembered"
     return result
 
 
