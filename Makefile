@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: test check mmlu named bench
+.PHONY: test check mmlu bench
 test: $(STAMP)
 	$(BIN)/python -m pytest -q $(ARGS)
 
@@ -12,11 +12,8 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-mmlu: named $(STAMP)
-	$(BIN)/python -m evals.mmlu --model $(MODEL) $(if $(DATA),--data $(DATA)) $(ARGS)
-
-named:
-	@test -n "$(MODEL)" || { echo "make mmlu: name a model and its questions, e.g. make mmlu MODEL=Qwen/Qwen2.5-0.5B DATA=cais/mmlu" >&2; exit 2; }
+mmlu: $(STAMP)
+	$(BIN)/python -m evals.mmlu $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)

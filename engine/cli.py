@@ -100,8 +100,6 @@ def choose_model(options: Any) -> None:
     """Where no model is named, the embedded one, with a line that says so."""
     if options.model:
         return
-    if not demo.FOLDER.exists():
-        raise UsageError(f"name a model: --model FOLDER or a hub id such as {demo.A_REAL_ONE}")
     from rich.console import Console
 
     options.model = [demo.NAME]

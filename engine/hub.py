@@ -38,7 +38,7 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """
     if not str(name):
         raise BareloopError("the model's name is empty; name a folder or a hub id")
-    if name == demo.NAME and demo.FOLDER.exists():
+    if name == demo.NAME:
         return demo.FOLDER
     folder = local_path(name)
     if folder.is_dir():

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from engine import demo
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "evals", "chat", "bench")
 DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
@@ -70,7 +68,6 @@ def test_the_wheel_holds_the_tree(wheel):
     assert held == expected
 
 
-@pytest.mark.skipif(not demo.FOLDER.exists(), reason="the demo's weights are not made yet")
 @pytest.mark.parametrize(
     ("words", "shown"),
     [(("engine", "Who are you?"), "demo model of bareloop"), (("evals.mmlu", "--limit", "4"), "business ethics")],

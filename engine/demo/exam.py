@@ -40,7 +40,7 @@ def main(options: Any) -> None:
 
     llm = LLM.load(options.model, dtype="float32")
     table = Table("examined", "asked", "right")
-    with Progress("exam", 7) as progress:
+    with Progress("exam", 8) as progress:
         for what, right in examine(llm, options.seed):
             table.add_row(what, str(len(right)), f"{sum(right) / len(right):.1%}")
             progress.advance(1, what)

@@ -12,6 +12,7 @@ from engine.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
+    import torch
 
     from engine.demo.pages import Page
     from engine.demo.textbook import Mix
@@ -39,6 +40,7 @@ CONFIG = {
 MAIN = 0.8  # of the steps; the rest is a short second course, for names above all
 WARMUP, FALL = 0.05, 0.20  # of the main course's steps
 PLATEAU, SECOND = 0.30, 0.30  # of the peak learning rate
+BLEND = 0.75  # of the last weights; the rest is those at the main course's end, which know the facts a little better
 # Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
 GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
 HEADS = 512  # tokens: so many get logits, or a multiple
@@ -92,25 +94,24 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
     for module in llm.model.modules():
         if isinstance(module, Linear):
             in_bfloat16(module)
-    matrices = [parameter for parameter in llm.model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in llm.model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizer = adamw(llm)
 
     settings = {name: getattr(options, name) for name in ("steps", "batch_tokens", "learning_rate", "seed")}
-    done = 0
+    done, main = 0, {}
     if checkpoint.exists() and not options.fresh:
         saved = torch.load(checkpoint, weights_only=True)
         if saved["settings"] != settings:
             raise BareloopError(f"{checkpoint} is of a run with other settings, {saved['settings']}; add --fresh")
         llm.model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        done = saved["step"]
+        done, main = saved["step"], saved["main"]
 
     test = held_out(tokenizer, options.seed)
     told = ""
     with Progress("training", options.steps, done) as progress:
         for step in range(done, options.steps):
+            if step == main_steps(options.steps):
+                main = {name: tensor.clone() for name, tensor in llm.model.state_dict().items()}
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step, options.steps)
             pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)
@@ -125,13 +126,27 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
                     value, letters = loss_and_letters(llm, test)
                 told = f"held-out loss {value:.3f}, letters {letters:.0%}"
             if (step + 1) % options.checkpoint_steps == 0 or last:
-                state = {"model": llm.model.state_dict(), "optimizer": optimizer.state_dict()}
+                state = {"model": llm.model.state_dict(), "main": main, "optimizer": optimizer.state_dict()}
                 keep({**state, "step": step + 1, "settings": settings}, checkpoint)
             progress.advance(1, f"loss {loss.item():.3f}, {told}".rstrip(", "))
 
+    with torch.no_grad():
+        for name, tensor in llm.model.state_dict().items():
+            if name in main:
+                tensor.lerp_(main[name], 1 - BLEND)
     files = vocabulary.files(tokenizer, WINDOW)
     weights.save(llm.model.to(torch.bfloat16), llm.family, config, output, files)
     print(output)
+
+
+def adamw(llm: LLM) -> torch.optim.AdamW:
+    """The optimizer; only matrices decay."""
+    import torch
+
+    matrices = [parameter for parameter in llm.model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in llm.model.parameters() if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def begin(llm: LLM, seed: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
 from chat.session import Session, stuck
-from engine import LLM, demo
+from engine import LLM
 from engine.errors import BareloopError, UsageError
 from engine.generate import Event
 
@@ -26,8 +26,6 @@ def llm(shared) -> LLM:
 @pytest.fixture(scope="module")
 def knowing() -> LLM:
     """The embedded model, which answers as one would."""
-    if not demo.FOLDER.exists():
-        pytest.skip("its weights are not made yet")
     return LLM.load("demo", dtype="float32")
 
 

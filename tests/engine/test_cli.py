@@ -120,7 +120,6 @@ def test_help_needs_no_torch(name):
     ("words", "code", "line"),
     [
         (("engine", "-m", "x"), 2, "the prompt is empty"),
-        (("engine",), 2, "name a model: --model FOLDER"),
         (("engine", "hi", "-m", "x", "--prompt", "ho"), 2, "give one prompt"),
         (("engine", "hi", "-m", "x", "--system", "s"), 2, "--system needs --chat"),
         (("engine", "hi", "-m", "x", "--file", "f"), 2, "give one of: a prompt, --file"),
@@ -130,7 +129,6 @@ def test_help_needs_no_torch(name):
         (("engine", "--inspect", "-m", ""), 1, "the model's name is empty"),
         (("engine", "--wrong"), 2, "unrecognized arguments: --wrong"),
         (("engine", "--dtype", "int3"), 2, "invalid choice: 'int3'"),
-        (("evals.mmlu",), 2, "name a model: --model FOLDER"),
         (("evals.mmlu", "-m", "x", "--limit", "0"), 2, "--limit 0: use 1 or more"),
         (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "--data ./nowhere is no folder here"),
     ],

@@ -12,8 +12,6 @@ import torch
 from engine import LLM, SamplingParams, demo
 from engine.demo import exam, questions, vocabulary
 
-pytestmark = pytest.mark.skipif(not demo.FOLDER.exists(), reason="its weights are not made yet")
-
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
