@@ -87,7 +87,8 @@ def write(config: dict[str, Any], folder: Path) -> None:
     tokenizer = vocabulary.build(0)
     llm = LLM.from_config(config, seed=0, device="cpu", dtype="bfloat16")
     with torch.no_grad():
-        llm.model.get_parameter("embed.weight")[tokenizer.get_vocab_size() :] = 0
+        for name in {"embed.weight", "head.weight"} & dict(llm.model.named_parameters()).keys():
+            llm.model.get_parameter(name)[tokenizer.get_vocab_size() :] = 0
     files = vocabulary.files(tokenizer, llm.max_length)
     weights.save(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import signal
 import sys
+from argparse import BooleanOptionalAction
 from typing import Any
 
 from chat.context import STRATEGIES
-from engine.cli import Parser, choose_model, model_options, run, sampling_options
+from engine.cli import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
 from engine.errors import UsageError
 
 
@@ -14,18 +18,19 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m chat", "Talk with a model.")
     result.add_model_options()
-    result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", default="", help="system prompt")
+    result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
     result.add_argument("--prompt", "-p", metavar="TEXT", help="say this, show the reply, and leave")
     context = result.add_argument_group("context")
-    context.add_argument(
-        "--strategy", choices=STRATEGIES, default="sliding", help="when the window is full (default: sliding)"
-    )
+    context.add_argument("--strategy", choices=STRATEGIES, help="when the window is full (default: sliding)")
     context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="tokens of the window (default: the model's)")
     context.add_argument(
         "--reserve", type=int, metavar="N", help="tokens kept for the reply (default: a quarter at most)"
     )
-    context.add_argument("--no-history", dest="history", action="store_false", help="show the model each message alone")
-    context.add_argument("--history", action="store_true", default=True, help="show it the conversation (default)")
+    context.add_argument(
+        "--history",
+        action=BooleanOptionalAction,
+        help="show the model the conversation, or each message alone (default: the conversation)",
+    )
     files = result.add_argument_group("conversations")
     files.add_argument(
         "--resume", nargs="?", const="", metavar="ID", help="go on with a conversation (default: the last)"
@@ -57,29 +62,34 @@ def main(options: Any) -> None:
     def load(name: str) -> LLM:
         return LLM.load(name, **model_options(options))
 
-    settings = Settings(
-        system=options.system,
-        strategy=options.strategy,
-        history=options.history,
-        window=options.ctx_size,
-        reserve=options.reserve,
-        sampling=sampling_options(options),
-    )
-    agent = Agent(load, options.model[0], settings, autosave=options.autosave)
+    flags = {"window": options.ctx_size} | {
+        name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    sampling = sampling_options(options)
+    agent = Agent(load, options.model[0], Settings(**given, sampling=sampling), autosave=options.autosave)
     opening = list(agent.session.warnings)
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
+        agent.session.configure(**given, sampling=agent.session.settings.sampling | sampling)
+    for name in ("SIGHUP", "SIGTERM"):  # a closed window: the reply so far is kept on the way out
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     on_screen = sys.stdin.isatty() and sys.stdout.isatty() and not (options.plain or options.json)
     if on_screen and options.prompt is None:
         from chat.terminal import talk
 
         talk(agent, opening)
         return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     pipe = Pipe(agent, as_json=options.json)
     pipe.show(opening)
     if options.prompt is None:
-        pipe.talk(sys.stdin)
-    else:
+        if not pipe.talk(sys.stdin):
+            sys.exit(EXIT_RUNTIME)
+        return
+    with contextlib.suppress(EOFError):  # /quit
         pipe.show(agent.take(options.prompt))
 
 

@@ -21,11 +21,20 @@ from chat.events import Answer, Notice, Reply, Settings
 from chat.session import Session
 from engine.checkpoint import fingerprint
 from engine.device import peak_memory
-from engine.errors import BareloopError
+from engine.errors import BareloopError, UsageError
 from engine.files import local_path
 from engine.llm import LLM
 from engine.pickled import find_tensors
 from engine.template import ChatTemplate
+
+
+def _stamp(path: Path) -> int:
+    """When a file was written; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
 
 _fingerprint = cache(fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
@@ -38,12 +47,16 @@ class Agent:
         self.name = name
         self.autosave = autosave
         self.stream = True
+        self.draft = ""  # a message that waits to be sent again
         self.session = Session(load(name), settings)
-        self.path = self._new_path()
+        self._unsaved: Notice | None = None
+        self._move_to(self._new_path())
 
     def take(self, line: str) -> Answer:
         """A message or a command. Raises `BareloopError`, and `EOFError` where the user leaves."""
-        events = execute(self, line) if is_command(line) else self.session.send(line)
+        if self._unsaved is not None:
+            yield self._unsaved
+        events = execute(self, line.strip()) if is_command(line.strip()) else self.session.send(line)
         kept = False
         try:
             for event in events:
@@ -56,49 +69,73 @@ class Agent:
                     yield event
         finally:
             events.close()  # a reply that is left keeps what it said
-            if not kept:
-                self._keep()
+            self._unsaved = None if kept else self._keep()  # told before the next line
 
     def begin(self) -> None:
         """A new conversation, with a file of its own."""
         self._keep()
         self.session.clear()
         self.session.now = datetime.now()
-        self.path = self._new_path()
+        self._move_to(self._new_path())
 
     def conversation(self) -> store.Conversation:
         """What is saved."""
         session = self.session
-        assert session.llm.folder is not None  # it has a tokenizer
         return store.Conversation(
             turns=session.turns,
             settings=session.settings,
             start=session.start,
             summary=session.summary,
             model=self.name,
-            fingerprint=_fingerprint(find_tensors(session.llm.folder)),
+            fingerprint=self._weights_hash(),
             template=self._template_hash(),
             date=session.now.isoformat(),
         )
 
     def save(self, name: str = "") -> Path:
-        """Write the conversation to a file, or to its own place."""
-        path = local_path(name) if name else self.path
+        """Write the conversation to a file, or to its own place. A file that is no conversation is left alone."""
+        if not name:
+            if self._changed_by_others():
+                self._move_to(self._new_path())
+            store.save(self.conversation(), self.path)
+            self._written = _stamp(self.path)
+            return self.path
+        path = local_path(name)
+        if path.is_file():
+            try:
+                store.load(path)
+            except BareloopError:
+                raise UsageError(f"{path} exists and is no conversation; name another file") from None
         store.save(self.conversation(), path)
         return path
 
     def load(self, path: Path) -> Iterator[Notice]:
         """Go on with a saved conversation; the present one is kept in its own file. Raises where it cannot be read."""
         found = store.load(path)
+        settings = found.settings
+        if not found.model:  # a plain list of messages
+            own = self.session.settings
+            settings = replace(own, system=found.settings.system or own.system)
+        turns, unanswered = found.turns, ""
+        if turns and len(turns[-1]) == 1:
+            *turns, last = turns
+            unanswered = last[0]["content"]
+        session = Session(self.session.llm, settings, datetime.fromisoformat(found.date) if found.date else None)
+        session.turns, session.start, session.summary = turns, min(found.start, max(0, len(turns) - 1)), found.summary
+        _ = session.budget, session.params  # which say what makes no sense
         self._keep()
-        settings = found.settings if found.model else replace(self.session.settings, system=found.settings.system)
-        now = datetime.fromisoformat(found.date) if found.date else datetime.now()
-        self.session = Session(self.session.llm, settings, now)
-        self.session.turns, self.session.start, self.session.summary = found.turns, found.start, found.summary
-        self.path = path if path.parent == store.folder() else self._new_path()
-        yield Notice("info", f"loaded {len(found.turns)} turns from {path}")
+        self.session = session
+        self._move_to(path if path.parent == store.folder() else self._new_path())
+        yield Notice("info", f"loaded {len(turns)} turns from {path}")
+        for message in turns[-1] if turns else ():
+            yield Notice("info", f"{message['role']}: {message['content']}")
+        if unanswered:
+            self.draft = unanswered
+            yield Notice("warning", f"the last message has no reply, and waits to be sent again: {unanswered}")
         if found.template and found.template != self._template_hash():
             yield Notice("warning", f"it was held with {found.model}, whose chat template is another one")
+        elif found.fingerprint and found.fingerprint != self._weights_hash():
+            yield Notice("warning", f"it was held with {found.model}, and this is {self.name}")
 
     def change_model(self, name: str) -> Iterator[Notice]:
         """Go on with another model; it reads the conversation anew."""
@@ -107,7 +144,7 @@ class Agent:
         session.turns, session.summary, session.start = before.turns, before.summary, before.start
         session.statistics = before.statistics
         self.session, self.name = session, name
-        yield Notice("info", f"now {name}, with a window of {llm.max_length:,} tokens")
+        yield Notice("info", f"now {name}, with a window of {session.budget.window:,} tokens")
         yield from session.warnings
 
     def describe(self) -> str:
@@ -118,7 +155,8 @@ class Agent:
         used = session.count(session.shown()) if session.turns else 0
         lines = [
             f"model      {self.name}, {session.llm.device.type}, {str(session.llm.dtype).removeprefix('torch.')}",
-            f"messages   {len(said)} in {len(session.turns)} turns, from turn {session.start + 1} on in the window",
+            f"messages   {len(said)} in {len(session.turns)} turns, "
+            + (f"from turn {session.start + 1} on in the window" if session.settings.history else "the last one shown"),
             f"window     {used:,} of {budget.window:,} tokens ({used / budget.window:.0%}), "
             f"{budget.reserve:,} reserved for the reply",
             f"strategy   {session.settings.strategy}, history {'on' if session.settings.history else 'off'}",
@@ -156,13 +194,29 @@ class Agent:
 
     def _keep(self) -> Notice | None:
         """Autosave; a full disk is told and costs nothing else."""
-        if not self.autosave or not self.session.turns:
+        if not self.autosave or not (self.session.turns or self._written):
             return None
+        before = self.path
         try:
             self.save()
         except BareloopError as error:
             return Notice("warning", f"not saved: {error}")
+        if self.path != before:
+            return Notice("warning", f"{before} was changed by another program; this goes on in {self.path}")
         return None
+
+    def _move_to(self, path: Path) -> None:
+        """Save there from now on."""
+        self.path = path
+        self._written = _stamp(path)
+
+    def _changed_by_others(self) -> bool:
+        return _stamp(self.path) != self._written
+
+    def _weights_hash(self) -> str:
+        folder = self.session.llm.folder
+        assert folder is not None  # it has a tokenizer
+        return _fingerprint(find_tensors(folder))
 
     def _template_hash(self) -> str:
         template = self.session.template

@@ -27,6 +27,7 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {}
+ALIASES = {"exit": "quit", "q": "quit", "bye": "quit", "?": "help"}
 
 
 def command(arguments: str = "") -> Callable[[Callable[[Agent, str], Answer]], Callable[[Agent, str], Answer]]:
@@ -43,6 +44,7 @@ def command(arguments: str = "") -> Callable[[Callable[[Agent, str], Answer]], C
 def execute(agent: Agent, line: str) -> Answer:
     """Run one line that begins with a slash; an unknown command is refused with the nearest name."""
     name, _, rest = line.removeprefix("/").partition(" ")
+    name = ALIASES.get(name, name)
     if name not in COMMANDS:
         near = nearest(name, COMMANDS)
         raise UsageError(f"no command /{name}; {f'did you mean /{near}?' if near else '/help lists them all'}")
@@ -79,11 +81,13 @@ def save(agent: Agent, rest: str) -> Answer:
     yield say(f"saved {agent.save(rest)}")
 
 
-@command("FILE")
+@command("[FILE]")
 def load(agent: Agent, rest: str) -> Answer:
-    """go on with a saved conversation, or a list of messages"""
+    """go on with a saved conversation, by its file or id (nothing: list them)"""
     if not rest:
-        raise UsageError("/load needs a file or the id of a conversation")
+        kept = [f"{name}  {text[:60]}{'…' * (len(text) > 60)}" for name, text in store.listed()]
+        yield say("\n".join(kept) or "no conversation is kept yet")
+        return
     path = store.find(rest)
     yield from agent.load(path)
 
@@ -117,9 +121,9 @@ def history(agent: Agent, rest: str) -> Answer:
 
 @command("TEXT")
 def system(agent: Agent, rest: str) -> Answer:
-    """set the system prompt (nothing: show it)"""
+    """set the system prompt ("" for none; nothing: show it)"""
     if rest:
-        agent.session.configure(system=rest)
+        agent.session.configure(system="" if rest in ('""', "''") else rest)
     yield say(f"system prompt: {agent.session.settings.system or 'none'}")
 
 
@@ -184,7 +188,7 @@ def reasoning(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
 
 @command("NAME VALUE")
 def set_(agent: Agent, rest: str) -> Answer:
-    """change how tokens are chosen: temperature, top_p, seed, max_new_tokens, …"""
+    """change how tokens are chosen: temperature, top_p, seed, max_new_tokens, … (default: the model's own)"""
     from engine.sampling import SamplingParams
 
     known = {one.name: one.default for one in fields(SamplingParams) if isinstance(one.default, int | float)}
@@ -196,6 +200,11 @@ def set_(agent: Agent, rest: str) -> Answer:
         raise UsageError(
             f"no setting {name!r}; {f'did you mean {near}?' if near else 'there are: ' + ', '.join(known)}"
         )
+    if value.strip() == "default":
+        kept = {key: number for key, number in agent.session.settings.sampling.items() if key != name}
+        agent.session.configure(sampling=kept)
+        yield say(f"{name} = {getattr(agent.session.params, name)}")
+        return
     try:
         number: Any = float(value) if isinstance(known[name], float) else int(value)
     except ValueError:

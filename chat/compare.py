@@ -66,13 +66,19 @@ class Played:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    summary_read: int = 0  # prompt tokens that asking for summaries took
     evictions: int = 0
     seconds: float = 0.0  # from each message to the last token of its reply
 
     @property
+    def answered(self) -> int:
+        """Turns that had a reply."""
+        return max(self.turns - self.refused, 1)
+
+    @property
     def read_per_turn(self) -> float:
         """Prompt tokens that the model had to compute."""
-        return (self.prompt_tokens - self.cached_tokens) / max(self.turns, 1)
+        return (self.prompt_tokens - self.cached_tokens + self.summary_read) / self.answered
 
     @property
     def saved(self) -> float:
@@ -211,6 +217,7 @@ def play(llm: LLM, name: str, settings: Settings, dialogues: Sequence[Sequence[L
                 played.asked[line.distance] = played.asked.get(line.distance, 0) + 1
                 played.right[line.distance] = played.right.get(line.distance, 0) + holds(text, line.expect)
         played.evictions += session.statistics.evictions
+        played.summary_read += session.statistics.summary_read
         session.sequence.close()
         progress.advance(1, name)
     return played
@@ -238,7 +245,7 @@ def table(played: Sequence[Played]) -> Table:
             *(f"{one.recall(distance):.0%}" for distance in columns),
             f"{one.read_per_turn:.0f}",
             f"{one.saved:.0%}",
-            f"{one.seconds / max(one.turns, 1):.2f}",
+            f"{one.seconds / one.answered:.2f}",
             str(one.evictions),
             str(one.refused),
         )

@@ -129,7 +129,10 @@ def fit(
 
 
 def wants_summary(tokens: int, shown_turns: int, budget: Budget, strategy: str) -> bool:
-    """Whether it is time to ask for a summary: the room fills, and there is more than the newest turn to drop."""
+    """Whether it is time to ask for a summary: the room fills, and there is more than the newest turn to drop.
+
+    `tokens` counts all that would be shown if nothing were dropped.
+    """
     return strategy == "summarise" and shown_turns > 1 and tokens > budget.room * HIGH_WATER
 
 
@@ -148,5 +151,5 @@ def _too_long(
     if pinned > budget.room:
         return ContextOverflowError(f"the system prompt has {pinned:,} tokens, and {limits}; shorten it with /system")
     return ContextOverflowError(
-        f"the message has {tokens - pinned:,} tokens beside {pinned:,} of the system prompt, and {limits}"
+        f"the message has {tokens - pinned:,} tokens beside {pinned:,} of the system prompt and template, and {limits}"
     )

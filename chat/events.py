@@ -33,7 +33,7 @@ class Settings:
 class Notice:
     """Something that the user should know: what was dropped, summarised, or went wrong."""
 
-    kind: str  # dropped, summary, loop, warning
+    kind: str  # info, warning, error, dropped, summary, reasoning, loop, stopped, greeting
     text: str
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,17 +21,25 @@ class Pipe:
         self.agent = agent
         self.as_json = as_json
 
-    def talk(self, lines: TextIO) -> None:
-        """Take line after line until there is none; what cannot be done is told, and the next line is taken."""
+    def talk(self, lines: TextIO) -> bool:
+        """Take line after line; what cannot be done is told, and the next is taken. -> whether all could be done."""
+        fine = True
         for line in self._read(lines):
             if not line.strip():
                 continue
             try:
-                self.show(self.agent.take(line.rstrip("\n")))
+                with contextlib.closing(self.agent.take(line.rstrip("\r\n"))) as events:
+                    self.show(events)
             except EOFError:
-                return
+                break
+            except KeyboardInterrupt:
+                if not sys.stdin.isatty():
+                    raise
+                self._tell(Notice("stopped", "stopped"))
             except BareloopError as error:
+                fine = False
                 self._tell(Notice("error", str(error)))
+        return fine
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
         """Write what happens as it happens."""

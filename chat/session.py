@@ -49,6 +49,8 @@ class Statistics:
     dropped_turns: int = 0
     dropped_tokens: int = 0
     summaries: int = 0
+    summary_read: int = 0  # prompt tokens that asking for them took
+    summary_seconds: float = 0.0
 
 
 class Session:
@@ -110,6 +112,8 @@ class Session:
     def retry(self) -> Answer:
         """Another reply to the last message."""
         self._check_said()
+        if self.params.temperature == 0:
+            yield Notice("info", "greedy: the same reply comes again; /set temperature 0.7 changes that")
         yield from self.edit(self.turns[-1][0]["content"])
 
     def edit(self, text: str) -> Answer:
@@ -130,6 +134,11 @@ class Session:
         self._check_said()
         if len(self.turns[-1]) < 2:
             raise UsageError("there is no reply to continue; use /retry")
+        reply = self.turns[-1][1]
+        if not reply.get("finish_reason"):
+            raise UsageError("the reply is complete; say something, or /retry")
+        if not reply["content"]:
+            raise UsageError("the reply was cut before it said anything; use /retry")
         asked = time.perf_counter()
         yield from self._answer(self._fit(), asked, self.turns[-1][1]["content"])
 
@@ -143,6 +152,7 @@ class Session:
     def clear(self) -> None:
         """Begin anew, with the same settings."""
         self.turns, self.start, self.summary = [], 0, ""
+        self.statistics = Statistics()
 
     def configure(self, **changes: Any) -> None:
         """Change settings; raises, and changes nothing, where they make no sense."""
@@ -178,8 +188,9 @@ class Session:
         self.turns.append(turn)
         try:
             fitted = self._fit()
-            if self.settings.history and wants_summary(
-                fitted.tokens, len(self.turns) - fitted.start, self.budget, self.settings.strategy
+            summarises = self.settings.history and self.settings.strategy == "summarise"
+            if summarises and wants_summary(
+                self.count(self.shown()), len(self.turns) - self.start, self.budget, self.settings.strategy
             ):
                 yield from self._summarise()
                 fitted = self._fit(HIGH_WATER)
@@ -235,7 +246,7 @@ class Session:
                     yield Piece(text)
                 if finish == "loop":
                     yield Notice(
-                        "loop", "the reply repeats itself and was stopped; try /retry or another --temperature"
+                        "loop", "the reply repeats itself and was stopped; try /set temperature 0.7, then /retry"
                     )
                     break
             if said.thoughts and not said.answer:
@@ -246,7 +257,8 @@ class Session:
             raise
         finally:
             said.end()
-            reasoning, answer = said.thoughts.strip(), begun + said.answer
+            before = turn[1].get("reasoning", "") if begun else ""
+            reasoning, answer = f"{before}\n{said.thoughts}".strip(), begun + said.answer
             if answer or reasoning or finish != "cancelled":
                 marks = {"reasoning": reasoning, "finish_reason": "" if finish == "stop" else finish}
                 kept = {key: value for key, value in marks.items() if value}
@@ -264,7 +276,8 @@ class Session:
                 seconds=last - first,
                 events=events,
             )
-            self.statistics.replies.append(reply)
+            if events:
+                self.statistics.replies.append(reply)
         yield reply
 
     def _opens_reasoning(self, ids: Sequence[int]) -> bool:
@@ -280,9 +293,11 @@ class Session:
         if len(ids) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
             return
-        self.sequence.feed(ids)
+        started = time.perf_counter()
+        self.statistics.summary_read += len(ids) - self.sequence.feed(ids)
         params = replace(self.params, temperature=0.0, max_new_tokens=limit)
         written = "".join(event.text for event in self.sequence.decode(params, continues=False))
+        self.statistics.summary_seconds += time.perf_counter() - started
         summary = split(written)[1].strip().removeprefix(EARLIER).strip()
         if not summary:
             yield Notice("warning", "the summary came out empty; old turns are dropped without one")

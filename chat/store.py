@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -15,6 +17,7 @@ from engine.errors import BareloopError
 from engine.files import local_path, write_atomic
 
 FORMAT, VERSION = "bareloop conversation", 1
+SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no text has
 ROLES = ("system", "user", "assistant")
 
 
@@ -52,12 +55,25 @@ def latest() -> Path:
     return found[-1]
 
 
+def listed(most: int = 12) -> list[tuple[str, str]]:
+    """The newest conversations: their ids, and how they begin."""
+    found = []
+    for path in sorted(folder().glob("*.json"), reverse=True)[:most]:
+        try:
+            turns = load(path).turns
+        except BareloopError as error:
+            found.append((path.stem, f"({error})"))
+            continue
+        found.append((path.stem, turns[0][0]["content"] if turns else "(nothing was said)"))
+    return found
+
+
 def find(name: str) -> Path:
     """A conversation by its file, or by the beginning of its id."""
     path = local_path(name)
     if path.is_file():
         return path
-    found = sorted(folder().glob(f"{name}*.json")) if name and "/" not in name else []
+    found = sorted(folder().glob(f"{glob.escape(name)}*.json")) if name and "/" not in name else []
     if len(found) != 1:
         what = f"{len(found)} conversations begin with {name!r}" if found else f"no file and no conversation {name!r}"
         raise BareloopError(f"{what}; conversations are kept in {folder()}")
@@ -74,6 +90,8 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read what `save` wrote, or a plain list of {"role", "content"}; anything else is refused in one line."""
+    from engine.sampling import SamplingParams
+
     content = parse_json(path)
     if isinstance(content, list):
         system, turns = _turns(content, path)
@@ -86,9 +104,19 @@ def load(path: Path) -> Conversation:
     names = ("start", "summary", "model", "fingerprint", "template", "date")
     try:
         rest = {name: content[name] for name in names}
-        conversation = Conversation(turns, Settings(**content["settings"]), **rest)
-    except (KeyError, TypeError) as error:
+        settings = Settings(**content["settings"])
+        SamplingParams(**settings.sampling)
+        conversation = Conversation(turns, settings, **rest)
+        datetime.fromisoformat(conversation.date)
+    except (KeyError, TypeError, ValueError, BareloopError) as error:
         raise BareloopError(f"{path} is damaged: {error}") from error
+    fields = [
+        (settings.system, str),
+        (settings.history, bool),
+        *((number, int) for number in (settings.window, settings.reserve) if number is not None),
+    ]
+    if not all(type(value) is kind for value, kind in fields):
+        raise BareloopError(f"{path} is damaged: its settings are none")
     kinds = [(conversation.start, int), *((rest[name], str) for name in names[1:])]
     if not all(type(value) is kind for value, kind in kinds) or not 0 <= conversation.start <= max(0, len(turns) - 1):
         raise BareloopError(f"{path} is damaged: its fields do not fit its {len(turns)} turns")
@@ -102,7 +130,7 @@ def _turns(messages: Any, path: Path) -> tuple[str, list[list[dict[str, Any]]]]:
     system, turns = "", list[list[dict[str, Any]]]()
     for number, message in enumerate(messages, 1):
         match message:
-            case {"role": str(role), "content": str(text)} if role in ROLES:
+            case {"role": str(role), "content": str(text)} if role in ROLES and not SURROGATE.search(text):
                 pass
             case _:
                 raise BareloopError(

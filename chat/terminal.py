@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from markdown_it import MarkdownIt
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
-from prompt_toolkit.history import FileHistory
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console
 from rich.live import Live
@@ -19,9 +20,10 @@ from rich.text import Text
 
 from chat import store
 from chat.agent import Agent
-from chat.commands import COMMANDS
+from chat.commands import COMMANDS, is_command
 from chat.context import STRATEGIES
 from chat.events import Notice, Piece, Reply
+from chat.session import Session
 from engine.cli import printable
 from engine.errors import BareloopError
 
@@ -38,23 +40,23 @@ class Terminal:
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.console = Console(highlight=False)
-        place = store.folder().parent / "input"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch(mode=0o600)
+        self.meter = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves"
+        self.leaving = False  # Ctrl-C has been pressed at an empty prompt
         self.input: PromptSession[str] = PromptSession(
-            history=FileHistory(str(place)),
+            history=_input_history(agent.autosave),
             completer=Commands(),
             complete_while_typing=False,
-            key_bindings=keys(),
-            bottom_toolbar=lambda: self.meter,
+            key_bindings=keys(self),
+            bottom_toolbar=lambda: "Ctrl-C again, or Ctrl-D, leaves" if self.leaving else self.meter,
         )
-        self.meter = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves"
 
     def talk(self) -> None:
         """Until the user leaves."""
         while True:
+            draft, self.agent.draft = self.agent.draft, ""
             try:
-                line = self.input.prompt("> ")
+                line = self.input.prompt("> ", default=draft)
+                self.leaving = False
                 if line.strip():
                     self.take(line)
             except EOFError:
@@ -62,14 +64,22 @@ class Terminal:
 
     def take(self, line: str) -> None:
         """Show what one line does; Ctrl-C ends the reply and keeps what was said."""
+        turns = self.agent.session.turns
+        before = len(turns)
         with contextlib.closing(self.agent.take(line)) as events:
             try:
                 self.show(events)
             except KeyboardInterrupt:
                 events.close()
-                self.tell(Notice("stopped", "stopped; /continue goes on, /retry begins again"))
+                cut = bool(turns) and turns[-1][-1].get("finish_reason") == "cancelled"
+                if is_command(line.strip()) or len(turns) > before:
+                    self.tell(Notice("stopped", f"stopped{'; /continue goes on, /retry begins again' * cut}"))
+                else:
+                    self.agent.draft = line
+                    self.tell(Notice("stopped", "stopped before a word came; the message is taken back"))
             except BareloopError as error:
                 self.tell(Notice("error", str(error)))
+        self.meter = meter(self.agent.session)
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
         """Write what happens as it happens: finished blocks stay, what may still change stands in a live line below."""
@@ -80,12 +90,10 @@ class Terminal:
                     match event:
                         case Piece(text) if self.agent.stream:
                             for block in blocks.push(printable(text)):
-                                self.console.print(Markdown(block))
+                                self.console.print(markdown(block))
                             live.update(self._end_of(blocks.rest))
                         case Piece(text):
                             blocks.rest += printable(text)
-                        case Reply():
-                            self.meter = meter(event)
                         case Notice():
                             self._finish(blocks)
                             self.tell(event)
@@ -102,7 +110,7 @@ class Terminal:
         """Write what has not been written yet; after an interrupt, too."""
         rest = blocks.take()
         if rest.strip():
-            self.console.print(Markdown(rest))
+            self.console.print(markdown(rest))
 
     def _end_of(self, text: str) -> Text:
         """What of a text fits on the screen."""
@@ -159,16 +167,51 @@ class Commands(Completer):
             yield from (Completion(word, -len(rest)) for word in words if word.startswith(rest))
 
 
-def keys() -> KeyBindings:
-    """Ctrl-C empties the line, or leaves where it is empty; Alt-Enter begins a new line."""
+def markdown(text: str) -> Markdown:
+    """A reply as Markdown in which nothing that a model wrote is lost: tags are text, and lines stay lines."""
+    result = Markdown("")
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    result.parsed = parser.parse(text)
+    for token in result.parsed:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+    return result
+
+
+class _Kept(FileHistory):
+    """Lines of input in a file; where it cannot be written, they are only remembered."""
+
+    def store_string(self, string: str) -> None:
+        with contextlib.suppress(OSError):
+            super().store_string(string)
+
+
+def _input_history(kept: bool) -> History:
+    place = store.folder().parent / "input"
+    try:
+        if kept:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch(mode=0o600)
+            return _Kept(str(place))
+    except OSError:
+        pass
+    return InMemoryHistory()
+
+
+def keys(terminal: Terminal) -> KeyBindings:
+    """Ctrl-C empties the line; twice on an empty one it leaves. Alt-Enter begins a new line."""
     bindings = KeyBindings()
 
     @bindings.add("c-c")
     def _(event: KeyPressEvent) -> None:
         if event.current_buffer.text:
             event.current_buffer.reset()
-        else:
+        elif terminal.leaving:
             event.app.exit(exception=EOFError)
+        else:
+            terminal.leaving = True
+            event.app.invalidate()
 
     @bindings.add("escape", "enter")
     def _newline(event: KeyPressEvent) -> None:
@@ -177,13 +220,15 @@ def keys() -> KeyBindings:
     return bindings
 
 
-def meter(reply: Reply) -> str:
-    """How full the window is, how fast it went, how much was remembered."""
-    used = reply.prompt_tokens + reply.completion_tokens
-    return (
-        f"{used:,}/{reply.window:,} ({used / reply.window:.0%}) · {reply.tokens_per_second:.0f} tok/s · "
-        f"TTFT {reply.ttft:.2f} s · {reply.cached_tokens:,} cached"
-    )
+def meter(session: Session) -> str:
+    """How full the window is, and how fast the last reply was and how much of its prompt was remembered."""
+    window = session.budget.window
+    used = session.count(session.shown()) if session.turns else 0
+    filled = f"{used:,}/{window:,} ({used / window:.0%})"
+    if not session.statistics.replies:
+        return filled
+    last = session.statistics.replies[-1]
+    return f"{filled} · {last.tokens_per_second:.0f} tok/s · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
 
 
 def talk(agent: Agent, opening: Iterable[Any] = ()) -> None:

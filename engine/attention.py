@@ -113,7 +113,7 @@ def attend(
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, config: AttentionConfig) -> Tensor:
     """Decoding: one query [1, H, D] that sees all keys and values [Hkv, T, D]. No mask, no copies."""
     packed = q.view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
-    return _product(packed, keys[None], values[None], config).view(q.shape)
+    return _product(packed, keys[None], values[None], config).reshape(q.shape)  # some kernels lay heads out last
 
 
 def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, config: AttentionConfig) -> Tensor:

@@ -209,33 +209,38 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
 
 
 def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Tensors -> `model.safetensors`, or shards and their index."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
+    """Tensors -> `model.safetensors`, or shards and their index; no more than one shard is in memory."""
+    files: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        from safetensors.torch import save_file
+
+        path = folder / f"shard-{len(files)}"
+        save_file(shard, path, {"format": "pt"})
+        path.chmod(0o644)  # it writes for the owner alone
+        files.append((path, list(shard)))
+        shard.clear()
+
     for name, tensor in named:
         if size and size + tensor.nbytes > MAX_SHARD:
-            shards.append({})
+            write()
             size = 0
-        shards[-1][name] = tensor
+        shard[name] = tensor
         size += tensor.nbytes
-    if len(shards) == 1:
-        _write(shards[0], folder / SINGLE)
+        total += tensor.nbytes
+    write()
+    if len(files) == 1:
+        files[0][0].rename(folder / SINGLE)
         return
     index: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write(shard, folder / file)
-        index |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    for number, (path, names) in enumerate(files, 1):
+        file = f"model-{number:05}-of-{len(files):05}.safetensors"
+        path.rename(folder / file)
+        index |= dict.fromkeys(names, file)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path, {"format": "pt"})
-    path.chmod(0o644)  # it writes for the owner alone
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -121,6 +121,14 @@ class Keys:
         self.read.add(name)
         return name
 
+    def check_spellings(self, name: str) -> None:
+        """Refuse a key that stands under our name and the family's with different values; either counts as read."""
+        own = self.name(name)
+        self.read.add(name)
+        values = [self.raw[key] for key in dict.fromkeys((own, name)) if self.raw.get(key) is not None]
+        if any(value != values[0] for value in values):
+            raise BareloopError(f"config.json: {own} = {values[0]!r} and {name} = {values[1]!r}; remove one")
+
     def has(self, name: str) -> bool:
         """Whether the key is there, be it null."""
         return self.name(name) in self.raw

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, the darkest first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
-MARKERS = "os^Dv<>P"
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,

@@ -18,6 +18,8 @@ def local_path(name: str | Path) -> Path:
     """A path as the user wrote it, `~` expanded; names that can be no path are refused."""
     try:
         path = Path(name).expanduser()
+        if "\0" in str(path):
+            raise ValueError("a zero byte")
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise BareloopError(f"no such folder: {name} ({error})") from None

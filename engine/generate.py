@@ -139,10 +139,11 @@ def prefill(
     """
     starts = [sequence.rewind(ids, last) for sequence, ids, last in zip(sequences, texts, keep, strict=True)]
     hidden: list[list[Tensor]] = [[] for _ in sequences]
-    marks = returns and not sequences[0].state.rewinds_anywhere
+    padded = not sequences[0].state.rewinds_anywhere  # recurrent rows go side by side, filled up to the longest
+    marks = returns and padded
     cuts = [len(ids) - last if marks else 0 for ids, last in zip(texts, keep, strict=True)]
     with torch.inference_mode():
-        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk, cuts):
+        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk, cuts, padded):
             owners = [sequences[index] for index, _, _ in pieces]
             state = owners[0].state
             chunks = [list(texts[index][first:stop]) for index, first, stop in pieces]
@@ -157,25 +158,33 @@ def prefill(
         return starts, [torch.cat(parts) for parts in hidden]
 
 
-def _pieces(starts: Seq[int], stops: Seq[int], chunk: int, cuts: Seq[int]) -> Iterator[list[tuple[int, int, int]]]:
+def _pieces(
+    starts: Seq[int], stops: Seq[int], chunk: int, cuts: Seq[int], padded: bool
+) -> Iterator[list[tuple[int, int, int]]]:
     """(index, first, stop) of what each step feeds: `chunk` tokens in all, the texts one after the other.
 
-    No piece reaches beyond its text's cut, if it begins before it.
+    No piece reaches beyond its text's cut, if it begins before it. Where steps are `padded`, one ends before filling
+    up would make it more than twice as large.
     """
     step: list[tuple[int, int, int]] = []
-    room = chunk
+    room, longest = chunk, 0
     for index, (start, stop) in enumerate(zip(starts, stops, strict=True)):
         first = start
         while first < stop:
             end = min(stop, first + room)
             if first < cuts[index]:
                 end = min(end, cuts[index])
+            longest = max(longest, end - first)
+            if padded and step and (len(step) + 1) * longest > 2 * chunk:
+                yield step
+                step, room, longest = [], chunk, 0
+                continue
             step.append((index, first, end))
             room -= end - first
             first = end
             if room == 0 or first == cuts[index]:
                 yield step
-                step, room = [], chunk
+                step, room, longest = [], chunk, 0
     if step:
         yield step
 

@@ -60,9 +60,10 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
 def _snapshot(repository: str, allow_pickle: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
+    cached: Path | None = None
     try:
         cached = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES], local_files_only=True))
-        if _complete(cached):
+        if _complete(cached) or (allow_pickle and pickles(cached)):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
@@ -82,6 +83,8 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
     except errors.HFValidationError:
         raise BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        if cached is not None and pickles(cached):  # which may have been converted
+            return cached
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             reason = "HF_HUB_OFFLINE is set"
         else:
@@ -96,6 +99,6 @@ def _complete(folder: Path) -> bool:
     if not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():
-        shards = read_json(folder / INDEX).get("weight_map", {})
-        return all((folder / str(shard)).exists() for shard in set(shards.values()))
-    return (folder / SINGLE).exists() or bool(pickles(folder))
+        shards = read_json(folder / INDEX).get("weight_map")
+        return isinstance(shards, dict) and all((folder / str(shard)).exists() for shard in set(shards.values()))
+    return (folder / SINGLE).exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,13 +102,15 @@ def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
     skipped = {"model_type", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_ids", "raw"}
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in skipped or value is None:
+        if field.name in skipped or value is None or (field.default is not MISSING and value == field.default):
             continue
         if isinstance(value, RopeConfig):
             factor = f", factor {value.factor:g}" if value.factor else ""
             value = f"{value.type}, theta {value.theta:g}{factor}"
         elif field.name == "windows":
             value = _runs(value)
+        elif isinstance(value, tuple) and len(set(value)) == 1:
+            value = f"{value[0]:g} in every layer"
         yield field.name.replace("_", " "), str(value)
 
 
@@ -119,6 +122,9 @@ def _runs(windows: Iterable[int | None]) -> str:
             runs[-1] = (runs[-1][0], layer, window)
         else:
             runs.append((layer, layer, window))
+    if len(runs) > 4:
+        counts = Counter(window for first, last, window in runs for _ in range(first, last + 1))
+        return "; ".join(f"{count} layers: {window or 'full'}" for window, count in counts.items())
     return "; ".join(f"layers {first}-{last}: {window or 'full'}" for first, last, window in runs)
 
 

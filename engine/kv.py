@@ -134,7 +134,7 @@ class Cache:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of a row that are held at most between two steps."""
+        """Tokens of a row beyond which the oldest are forgotten, before the next step."""
         return None if self.window is None else self.window + 2 * self.slack
 
     def acquire(self, row: int) -> None:
@@ -329,11 +329,7 @@ class KVState(State):
 
     def view(self, step: Step) -> StateView:
         """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
-        owners, lengths = step.rows.tolist(), step.lengths.tolist()
-        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
-            raise ValueError(
-                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
-            )
+        step.check()
         return StateView([cache.view(step) for cache in self.caches], self.places)
 
 

@@ -55,7 +55,10 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(size)) if weights else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
+        if self.weight is None or self.bias is None or self.weight.dtype == x.dtype:
+            return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # of a wider residual stream
+        return F.layer_norm(x, self.size, weight, bias, self.eps).to(self.weight.dtype)
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -77,6 +80,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
+    "swish": F.silu,
     "relu": F.relu,
 }
 

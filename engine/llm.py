@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,10 +141,7 @@ class LLM:
         if free is None:
             return self.max_length
         state = self.model.new_state()
-        fixed = state.row_bytes(0)
-        each = state.row_bytes(1) - fixed  # nothing where a state does not grow
-        held = (free - 2 * fixed) // (2 * each) if each else self.max_length
-        return max(1, min(self.max_length, held))
+        return max(1, bisect_right(range(1, self.max_length + 1), free, key=lambda n: 2 * state.row_bytes(n)))
 
     def sequence(self, state: State | None = None) -> TokenSequence:
         """An empty sequence, with a state of its own unless it shares one with others."""

@@ -5,11 +5,11 @@ safetensors in the user's cache, from which they are mapped like any other.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +53,17 @@ def pickles(folder: Path) -> list[Path]:
     """The pickles of a folder, all of them there, or none."""
     if (folder / PICKLE_INDEX).exists():
         index = read_json(folder / PICKLE_INDEX).get("weight_map")
-        names = sorted(set(index.values())) if isinstance(index, dict) else []
-        found = [folder / str(name) for name in names if Path(str(name)).name == name]
-        return found if found and all(path.exists() for path in found) else []
-    return [folder / PICKLE] if (folder / PICKLE).exists() else []
+        names = set(index.values()) if isinstance(index, dict) else set()
+        if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):
+            raise BareloopError(f"{folder / PICKLE_INDEX} has no weight_map from tensors to files of its own folder")
+        found = [folder / name for name in sorted(names)]
+        return found if all(path.is_file() for path in found) else []
+    return [folder / PICKLE] if (folder / PICKLE).is_file() else []
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file of the folder that it stands in."""
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def _convert(files: list[Path], place: Path) -> None:
@@ -73,19 +80,36 @@ def _convert(files: list[Path], place: Path) -> None:
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """What the pickles hold, by name, a file at a time."""
+    """What the pickles hold, by name, a file at a time. Nothing in them is trusted."""
     for path in files:
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            found = _unpickled(path)
+            if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+                raise TypeError("it is no dictionary of tensors")
+            if BLINKDL in found:
+                break
+            for name, tensor in found.items():
+                if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+                    raise TypeError(f"{name} is no plain tensor")
+                if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.device.type != "cpu":
+                    raise TypeError(f"{name} claims more than there is")
+        except Exception as error:  # a damaged pickle can raise anything
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BareloopError(f"{path} is damaged, or more than tensors: {reason}") from error
-        if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-            raise BareloopError(f"{path} is not a dictionary of tensors")
-        if BLINKDL in found:
-            raise BareloopError(f"{path} is in the form of RWKV's own .pth files; a converted one is read: {CONVERTED}")
         for name, tensor in found.items():
             yield name, tensor.contiguous().clone()
+    else:
+        return
+    raise BareloopError(f"{path} is in the form of RWKV's own .pth files; a converted one is read: {CONVERTED}")
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap" not in str(error):
+            raise
+        return torch.load(path, map_location="cpu", weights_only=True)  # the form before torch 1.6
 
 
 def _key(files: list[Path]) -> str:

@@ -94,11 +94,8 @@ class RecurrentState(State):
 
     def view(self, step: Step) -> RecurrentView:
         """The step's rows side by side. Rows are distinct, and each brings at least one token."""
+        step.check()
         owners, lengths = step.rows.tolist(), step.lengths.tolist()
-        if len(set(owners)) != len(owners) or min(lengths, default=0) < 1:
-            raise ValueError(
-                f"a step has distinct rows with a token or more each, not rows {owners}, lengths {lengths}"
-            )
         places = [self._rows[row].now for row in owners]
         return RecurrentView(self, owners, lengths, _gathered(places))
 
@@ -117,6 +114,11 @@ class RecurrentView:
         self.owners, self.lengths = owners, lengths
         self.memory = memory
         self.new: Memory = []
+
+    def leave(self, tensors: Mapping[str, Tensor]) -> None:
+        """What the next layer remembers: copies, so that nothing larger is kept, and usable outside inference mode."""
+        with torch.inference_mode(False):
+            self.new.append({name: tensor.detach().clone() for name, tensor in tensors.items()})
 
     def commit(self) -> None:
         """All layers have left what they remember."""

@@ -41,6 +41,12 @@ class Step:
             lengths=torch.tensor(lengths),
         )
 
+    def check(self) -> None:
+        """Rows are distinct, and each brings at least one token."""
+        rows, lengths = self.rows.tolist(), self.lengths.tolist()
+        if len(set(rows)) != len(rows) or min(lengths, default=0) < 1:
+            raise ValueError(f"a step has distinct rows with a token or more each, not rows {rows}, lengths {lengths}")
+
     def slices(self) -> Iterator[slice]:
         """Each row's tokens within the step."""
         start = 0

@@ -42,7 +42,7 @@ class DecoderConfig(ModelConfig):
     windows: tuple[int | None, ...]  # per layer: how far back it sees; None: to the beginning
     rope: RopeConfig | None  # None: learned positions, added to the embedding
     local_rope: RopeConfig | None = None  # of layers with a window, where theirs is another
-    rotary_size: int = 0  # coordinates of a head that turn; 0: all
+    rotary_size: int | None = None  # coordinates of a head that turn; None: all
     rotary_in_float32: bool = False  # rotated in float32, rounded after
     norm: str = "RMS"  # of `layers.NORMS`
     norm_before: bool = True  # each branch reads norm(x)
@@ -137,8 +137,8 @@ def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> D
         "rope": choices["rope"] if "rope" in choices else keys.rope(max_position_embeddings),
     }
     config = DecoderConfig(**keys.common(defaults) | read | choices)
-    turned = config.rotary_size or head_dim
-    if config.rope is not None and turned % 2:
+    turned = head_dim if config.rotary_size is None else config.rotary_size
+    if config.rope is not None and (turned % 2 or not turned):
         raise BareloopError(
             f"config.json: head_dim = {head_dim} is odd, and rotary positions need pairs"
             if turned == head_dim
@@ -191,7 +191,7 @@ class Decoder(Model):
             self.head.weight = self.embed.weight
         with torch.device("cpu"):  # real numbers even where the modules are built on the meta device
             self.rotaries = {
-                rope: Rotary(rope, config.rotary_size or config.head_dim)
+                rope: Rotary(rope, config.head_dim if config.rotary_size is None else config.rotary_size)
                 for rope in dict.fromkeys(map(config.ropes, range(config.num_layers)))
                 if rope is not None
             }
@@ -242,8 +242,7 @@ class Decoder(Model):
             "norms",
             (self.norm, *(norm for block in blocks for name, norm in block.named_children() if "norm" in name)),
         )
-        head = Cost.of_weights("head", [self.head])
-        yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
+        yield Cost.of_head(self.head, config.tie_word_embeddings)
 
 
 def _norm(config: DecoderConfig, wanted: bool = True) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -104,3 +104,9 @@ class Cost:
             nbytes=sum(weight.nbytes for weight in weights),
             flops=2 * sum(matrix.numel() for matrix in matrices),
         )
+
+    @staticmethod
+    def of_head(head: nn.Module, tied: bool) -> Cost:
+        """The scores of all tokens; the weights of a tied head are counted with the embedding."""
+        cost = Cost.of_weights("head (shares the embedding)" if tied else "head", [head])
+        return replace(cost, parameters=0) if tied else cost

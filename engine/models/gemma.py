@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.config import Keys
+from engine.layers import ACTIVATIONS
 from engine.models import llama
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
@@ -22,16 +23,17 @@ DEFAULTS = {
 
 def configure(keys: Keys) -> DecoderConfig:
     """The first configs wrote `gelu` and meant its tanh approximation."""
-    return decoder_config(keys, defaults={**DEFAULTS, "num_key_value_heads": 16}, **choices(keys))
+    return decoder_config(keys, defaults={**DEFAULTS, "num_key_value_heads": 16}, **choices(keys, "gelu_pytorch_tanh"))
 
 
-def choices(keys: Keys) -> dict[str, Any]:
-    """What all Gemmas share."""
-    activation = keys.get("hidden_activation") or keys.get("hidden_act") or "gelu"
+def choices(keys: Keys, gelu: str = "gelu") -> dict[str, Any]:
+    """What all Gemmas share; `gelu` is what this name means."""
+    name = "hidden_activation" if keys.get("hidden_activation") else "hidden_act"
+    activation = keys.choice(name, tuple(ACTIVATIONS), "gelu_pytorch_tanh")
     bias = keys.flag("attention_bias", False)
     return {
         "norm": "RMS, 1 + w",
-        "activation": "gelu_pytorch_tanh" if activation == "gelu" else activation,
+        "activation": gelu if activation == "gelu" else activation,
         "embedding_scale": keys.integer("hidden_size") ** 0.5,
         "qkv_bias": bias,
         "out_bias": bias,

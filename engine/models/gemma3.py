@@ -21,7 +21,7 @@ def configure(keys: Keys) -> DecoderConfig:
     longest = keys.integer("max_position_embeddings", 131_072)
     rope = keys.rope(longest, 1e6, "full_attention")
     local = keys.rope(longest, 1e4, "sliding_attention")
-    if "rope_parameters" not in keys.raw:
+    if not keys.get("rope_parameters"):
         local = replace(local, theta=keys.number("rope_local_base_freq", 1e4), type="default", factor=None)
     return decoder_config(
         keys,
@@ -37,6 +37,15 @@ def configure(keys: Keys) -> DecoderConfig:
     )
 
 
+UNSAID = {  # what the larger models' text_config leaves out
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+}
+
+
 def configure_text_part(keys: Keys) -> DecoderConfig:
     """What `text_config` says; saved again, it is a model of text alone."""
     text = keys.get("text_config")
@@ -45,7 +54,7 @@ def configure_text_part(keys: Keys) -> DecoderConfig:
     outer = {
         name: keys.raw[name] for name in ("bos_token_id", "eos_token_id", "dtype", "torch_dtype") if name in keys.raw
     }
-    inner = Keys({**outer, **text, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]})
+    inner = Keys({**UNSAID, **outer, **text, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]})
     config = configure(inner)
     inner.refuse_unread()
     return config

@@ -12,13 +12,12 @@ from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family, Layout
 
 
-def _configure(keys: Keys, **choices: Any) -> DecoderConfig:
+def _configure(keys: Keys, max_length: int, **choices: Any) -> DecoderConfig:
     """What both share; `choices` are the family's own."""
-    keys.flag("scale_attn_weights", True)
     return decoder_config(
         keys,
         defaults={
-            "max_position_embeddings": 1024,
+            "max_position_embeddings": max_length,
             "intermediate_size": 4 * keys.integer("hidden_size"),
             "rms_norm_eps": 1e-5,
             "hidden_act": "gelu_new",
@@ -42,17 +41,17 @@ def configure(keys: Keys) -> DecoderConfig:
     scale = head_dim**-0.5 if keys.flag("scale_attn_weights", True) else 1.0
     by_layer = keys.flag("scale_attn_by_inverse_layer_idx", False)
     scales = tuple(scale / (layer + 1) if by_layer else scale for layer in range(keys.layers()))
-    return _configure(keys, scales=scales, qkv_bias=True)
+    return _configure(keys, 1024, scales=scales, qkv_bias=True)
 
 
 def configure_neo(keys: Keys) -> DecoderConfig:
     """Scores are not scaled at all; `attention_types` says which layers see back `window_size` tokens only."""
     layers, window = keys.layers(), keys.integer("window_size", 256)
-    types = keys.get("attention_layers") or _expand(keys.get("attention_types", [[["global", "local"], layers // 2]]))
+    types = _expand(keys.get("attention_types", [[["global", "local"], layers // 2]]))
     if len(types) != layers or any(kind not in ("global", "local") for kind in types):
         raise BareloopError(f"config.json: attention_types must name {layers} layers, each one of global, local")
     windows = tuple(window if kind == "local" else None for kind in types)
-    return _configure(keys, scales=(1.0,) * layers, windows=windows)
+    return _configure(keys, 2048, scales=(1.0,) * layers, windows=windows)
 
 
 def _expand(types: Any) -> list[str]:

@@ -14,6 +14,8 @@ def configure(keys: Keys) -> DecoderConfig:
     """x += attention(norm(x)) + mlp(other_norm(x)); one after the other without `use_parallel_residual`."""
     head_dim = keys.integer("hidden_size") // keys.integer("num_attention_heads")
     bias = keys.flag("attention_bias", True)
+    for name in ("partial_rotary_factor", "rope_theta"):
+        keys.check_spellings(name)
     return decoder_config(
         keys,
         defaults={

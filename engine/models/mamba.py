@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.config import Keys, ModelConfig, Traits
-from engine.layers import Embedding, RMSNorm
+from engine.layers import RMSNorm
 from engine.linear import Linear
-from engine.models.family import Cost, Family, Model
+from engine.models.family import Cost, Family
+from engine.models.recurrence import RecurrentModel
 from engine.recurrent import Padded, RecurrentState, read_places
 from engine.state import State, Step
 
@@ -174,23 +175,20 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
 
 
-class Mamba(Model):
-    """Pure: what it remembers is in the state that the caller passes."""
+class Mamba(RecurrentModel):
+    """The whole model."""
+
+    config: MambaConfig
 
     def __init__(self, config: MambaConfig) -> None:
-        super().__init__()
-        self.config: MambaConfig = config
-        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        super().__init__(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embed.weight
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         rows = Padded(step)
         view = cast("RecurrentState", state).view(step) if state is not None else None
-        memory = view.memory if view is not None else self._fresh(rows.rows)
+        memory = view.memory if view is not None else self.fresh(rows.rows)
         x = self.embed(step.tokens)
         dtype = x.dtype
         if self.config.residual_in_float32:
@@ -200,19 +198,13 @@ class Mamba(Model):
             mixed, left = block.mixer(block.norm(x.to(dtype)), rows, memory[layer])
             x = x + mixed
             if view is not None:
-                view.new.append({name: tensor.detach() for name, tensor in left.items()})
+                view.leave(left)
         if view is not None:
             view.commit()
         places = read_places(step, last)
-        return self.norm((x if places is None else x[places]).to(dtype))
+        return self.norm(x if places is None else x[places]).to(dtype)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def new_state(self) -> RecurrentState:
-        return RecurrentState(self.config.num_layers, self._empty())
-
-    def _empty(self) -> dict[str, Tensor]:
+    def empty(self) -> dict[str, Tensor]:
         config, weight = self.config, self.embed.weight
         wide = torch.promote_types(weight.dtype, torch.float32)
         return {
@@ -220,21 +212,11 @@ class Mamba(Model):
             "ssm": weight.new_zeros((config.inner_size, config.state_size), dtype=wide),
         }
 
-    def _fresh(self, rows: int) -> list[dict[str, Tensor]]:
-        empty = {name: tensor.expand(rows, *tensor.shape) for name, tensor in self._empty().items()}
-        return [empty] * self.config.num_layers
-
     def costs(self, context: int) -> Iterator[Cost]:  # noqa: ARG002
-        config = self.config
-        row = config.hidden_size * self.embed.weight.itemsize
-        yield Cost("embedding", self.embed.weight.numel(), row, 0)
-        yield Cost.of_weights("mixers", (cast("Block", block).mixer for block in self.layers))
-        cells = config.num_layers * config.inner_size * config.state_size
-        held = config.num_layers * sum(tensor.nbytes for tensor in self._empty().values())
-        yield Cost("state, read and written", 0, 2 * held, 6 * cells)
-        yield Cost.of_weights("norms", (self.norm, *(cast("Block", block).norm for block in self.layers)))
-        head = Cost.of_weights("head", [self.head])
-        yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
+        blocks = [cast("Block", block) for block in self.layers]
+        yield Cost.of_weights("mixers", (block.mixer for block in blocks))
+        yield Cost.of_weights("norms", (self.norm, *(block.norm for block in blocks)))
+        yield from self.ends()
 
 
 def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001

@@ -9,7 +9,7 @@ from engine.models.family import Family
 
 def configure(keys: Keys) -> DecoderConfig:
     """x += attention(norm(x)) + mlp(norm(x))."""
-    head_dim = keys.integer("hidden_size") // keys.integer("num_attention_heads")
+    head_dim = keys.integer("head_dim", keys.integer("hidden_size") // keys.integer("num_attention_heads"))
     return decoder_config(
         keys,
         defaults={

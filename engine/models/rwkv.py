@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import Keys, ModelConfig, Traits
-from engine.layers import Embedding, LayerNorm
+from engine.layers import LayerNorm
 from engine.linear import Linear
-from engine.models.family import Cost, Family, Model
+from engine.models.family import Cost, Family
+from engine.models.recurrence import RecurrentModel
 from engine.recurrent import Padded, RecurrentState, read_places
 from engine.state import State, Step
 
@@ -46,7 +47,7 @@ class RwkvConfig(ModelConfig):
 
 
 def configure(keys: Keys) -> RwkvConfig:
-    """`rescale_every` is a way to keep float16 from overflowing that changes nothing else."""
+    """`rescale_every` keeps float16 from overflowing; here the residual stream is float32 then."""
     hidden_size = keys.integer("hidden_size")
     return RwkvConfig(
         **keys.common({"bos_token_id": 0, "eos_token_id": 0}),
@@ -174,64 +175,47 @@ def _shifted(x: Tensor, rows: Padded, before: Tensor) -> tuple[Tensor, Tensor, T
     return x, rows.unpad(torch.cat((before[:, None].to(x.dtype), padded[:, :-1]), dim=1)), rows.last(padded)
 
 
-class Rwkv(Model):
-    """Pure: what it remembers is in the state that the caller passes."""
+class Rwkv(RecurrentModel):
+    """The whole model."""
+
+    config: RwkvConfig
 
     def __init__(self, config: RwkvConfig) -> None:
-        super().__init__()
-        self.config: RwkvConfig = config
-        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        super().__init__(config)
         self.embed_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.hidden_size, 1e-5)  # whatever config.json says
-        self.head = Linear(config.hidden_size, config.vocab_size)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embed.weight
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         rows = Padded(step)
         view = cast("RecurrentState", state).view(step) if state is not None else None
-        memory = view.memory if view is not None else self._fresh(rows.rows)
+        memory = view.memory if view is not None else self.fresh(rows.rows)
         x = self.embed_norm(self.embed(step.tokens))
+        if x.dtype == torch.float16:
+            x = x.float()  # the sum of all branches outgrows it
         for layer, block in enumerate(self.layers):
             x, left = block(x, rows, memory[layer])
             if view is not None:
-                view.new.append({name: tensor.detach() for name, tensor in left.items()})
+                view.leave(left)
         if view is not None:
             view.commit()
         places = read_places(step, last)
         return self.norm(x if places is None else x[places])
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden)
-
-    def new_state(self) -> RecurrentState:
-        return RecurrentState(self.config.num_layers, self._empty())
-
-    def _empty(self) -> dict[str, Tensor]:
+    def empty(self) -> dict[str, Tensor]:
         config, weight = self.config, self.embed.weight
         sums = weight.new_zeros(config.inner_size, dtype=torch.promote_types(weight.dtype, torch.float32))
         shift = weight.new_zeros(config.hidden_size)
         exponent = torch.full_like(sums, NOTHING)
         return {"attended": shift, "fed": shift, "values": sums, "weights": sums, "exponent": exponent}
 
-    def _fresh(self, rows: int) -> list[dict[str, Tensor]]:
-        empty = {name: tensor.expand(rows, *tensor.shape) for name, tensor in self._empty().items()}
-        return [empty] * self.config.num_layers
-
     def costs(self, context: int) -> Iterator[Cost]:  # noqa: ARG002
-        config = self.config
-        row = config.hidden_size * self.embed.weight.itemsize
         blocks = [cast("Block", block) for block in self.layers]
-        yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        norms = (norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm))
         yield Cost.of_weights("time mixing", (block.attention for block in blocks))
         yield Cost.of_weights("channel mixing", (block.feed_forward for block in blocks))
-        held = config.num_layers * sum(tensor.nbytes for tensor in self._empty().values())
-        yield Cost("state, read and written", 0, 2 * held, 20 * config.num_layers * config.inner_size)
-        norms = (norm for block in blocks for norm in (block.attention_norm, block.feed_forward_norm))
         yield Cost.of_weights("norms", (self.embed_norm, self.norm, *norms))
-        head = Cost.of_weights("head", [self.head])
-        yield Cost("head (shares the embedding)", 0, head.nbytes, head.flops) if config.tie_word_embeddings else head
+        yield from self.ends()
 
 
 def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001

@@ -55,7 +55,6 @@ def test_switches_toggle_and_settings_are_checked(agent):
         ("/set top_k many", "top_k is a number, not 'many'"),
         ("/set top_p 2", "top_p = 2.0: use more than 0, up to 1"),
         ("/strategy slide", "no strategy 'slide'"),
-        ("/load", "/load needs a file"),
         ("/retry", "nothing has been said yet"),
     ):
         with pytest.raises(UsageError) as refused:
@@ -129,3 +128,89 @@ def test_json_is_one_object_a_line(agent, capsys):
     assert (reply["type"], reply["turn"], reply["finish_reason"]) == ("reply", 1, "length")
     assert reply["usage"]["completion_tokens"] == 6
     assert error["type"] == "error"
+
+
+def test_what_another_program_wrote_is_left_alone(agent):
+    list(agent.take("Hello!"))
+    other = Agent(LLM.load, agent.name, Settings(sampling={"max_new_tokens": 3}))
+    list(other.take(f"/load {agent.path.stem}"))
+    list(other.take("My dog is called Rex."))
+    shared_file = agent.path
+    notices = [event.text for event in agent.take("How are you?") if isinstance(event, Notice)]
+    assert "was changed by another program" in notices[-1]
+    assert agent.path != shared_file
+    assert "Rex" in shared_file.read_text()
+    assert "How are you?" in agent.path.read_text()
+
+
+def test_save_replaces_conversations_alone(agent, tmp_path):
+    list(agent.take("Hello!"))
+    (tmp_path / "thesis.md").write_text("mine")
+    with pytest.raises(UsageError, match="is no conversation"):
+        told(agent, f"/save {tmp_path / 'thesis.md'}")
+    assert (tmp_path / "thesis.md").read_text() == "mine"
+    for _ in range(2):
+        assert "saved" in told(agent, f"/save {tmp_path / 'talk.json'}")
+
+
+def test_a_message_without_a_reply_waits_to_be_sent_again(agent, tmp_path):
+    messages = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
+    (tmp_path / "talk.json").write_text(json.dumps([*messages, {"role": "user", "content": "My name is Bo."}]))
+    agent.session.configure(system="Be kind.")
+    text = told(agent, f"/load {tmp_path / 'talk.json'}")
+    assert "loaded 1 turns" in text
+    assert "assistant: Hello!" in text
+    assert agent.draft == "My name is Bo."
+    assert agent.session.settings.system == "Be kind."
+    list(agent.take("My name is Bo."))
+    assert len(store.load(agent.path).turns) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"sampling": {"foo": 1}}},
+        {"settings": {"sampling": {"temperature": "hot"}}},
+        {"settings": {"sampling": [1]}},
+        {"settings": {"window": "x"}},
+        {"settings": {"system": 5}},
+        {"date": "nonsense"},
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+    ],
+    ids=str,
+)
+def test_a_damaged_conversation_changes_nothing(agent, tmp_path, change):
+    list(agent.take("Hello!"))
+    content = json.loads(agent.path.read_text())
+    (tmp_path / "bad.json").write_text(json.dumps(content | change))
+    with pytest.raises(BareloopError):
+        told(agent, f"/load {tmp_path / 'bad.json'}")
+    assert "window" in told(agent, "/stats")
+
+
+def test_conversations_are_listed_and_names_of_them_taken_as_they_are(agent):
+    assert told(agent, "/load") == "no conversation is kept yet"
+    list(agent.take("Hello!"))
+    assert told(agent, "/load") == f"{agent.path.stem}  Hello!"
+    with pytest.raises(BareloopError, match="no file and no conversation"):
+        told(agent, "/load **")
+
+
+def test_settings_can_be_taken_back(agent):
+    told(agent, "/set seed 5")
+    assert agent.session.params.seed == 5
+    assert told(agent, "/set seed default") == "seed = None"
+    told(agent, "/system Be kind.")
+    assert told(agent, '/system ""') == "system prompt: none"
+
+
+def test_other_words_for_leaving(agent):
+    for line in ("/exit", "/q", " /bye"):
+        with pytest.raises(EOFError):
+            told(agent, line)
+
+
+def test_windows_line_ends_are_no_part_of_a_line_and_failures_are_told(agent):
+    assert Pipe(agent).talk(io.StringIO("/stats\r\nHello!\r\n"))
+    assert agent.session.turns[0][0]["content"] == "Hello!"
+    assert not Pipe(agent).talk(io.StringIO("/nonsense\n"))

@@ -68,7 +68,8 @@ def test_none_refuses_with_its_numbers_and_a_way_out():
 def test_what_cannot_fit_is_refused_with_its_numbers(strategy):
     turns = [turn(0, 4, 4), [{"role": "user", "content": "w " * 90}]]
     with pytest.raises(
-        ContextOverflowError, match=r"the message has 90 tokens beside 6 of the system prompt, .* room for 80"
+        ContextOverflowError,
+        match=r"the message has 90 tokens beside 6 of the system prompt and template, .* room for 80",
     ):
         fit("be kind", turns, Budget(100, 20), strategy, words)
     with pytest.raises(ContextOverflowError, match=r"the system prompt has 105 tokens, .*shorten it with /system"):

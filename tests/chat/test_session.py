@@ -186,3 +186,21 @@ def test_memory_that_runs_out_in_mid_reply_keeps_what_was_said(llm, monkeypatch)
     assert session.turns[-1][1] == {"role": "assistant", "content": "So far", "finish_reason": "cancelled"}
     monkeypatch.undo()
     assert said(session.proceed())[1].text.startswith("So far")
+
+
+def test_a_window_that_overflows_at_once_is_summed_up_too(llm):
+    """From below the mark at which a summary is asked for to beyond the room in one turn."""
+    session = Session(llm, Settings(window=300, strategy="summarise", sampling={"max_new_tokens": 30}))
+    told = []
+    for text in ("Hi, I'm Zorvan. " * 6, "I see. " * 14, "I see. " * 30):
+        told += said(session.send(text))[0]
+    assert session.statistics.dropped_turns
+    assert {notice.kind for notice in told} & {"summary", "warning"}
+
+
+def test_a_reply_that_is_complete_is_not_gone_on_with(llm):
+    session = Session(llm, Settings(sampling={"max_new_tokens": 4}))
+    said(session.send("Hello!"))
+    session.turns[-1][1].pop("finish_reason", None)
+    with pytest.raises(UsageError, match="the reply is complete"):
+        list(session.proceed())

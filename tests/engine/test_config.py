@@ -92,7 +92,7 @@ def test_quantized_checkpoints_are_refused_by_name():
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3"),
         ({"head_dim": 5}, "head_dim = 5 is odd"),
-        ({"hidden_act": "swish"}, "hidden_act = 'swish' is not implemented; known: silu"),
+        ({"hidden_act": "laplace"}, "hidden_act = 'laplace' is not implemented; known: silu"),
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not a positive number"),
         ({"attention_bias": 1}, "neither true nor false"),
         ({"eos_token_id": "2"}, "neither a token id"),

@@ -81,6 +81,41 @@ def test_code_in_a_pickle_is_not_run(tiny_llama, tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
+ODD = {
+    "no names": lambda: {1: torch.ones(2)},
+    "no tensors": lambda: {"a": 5},
+    "sparse": lambda: {"a": torch.eye(3).to_sparse()},
+    "nowhere": lambda: {"a": torch.ones(3, device="meta")},
+    "a claim": lambda: {"a": torch.ones(1).expand(10**13)},
+    "a list": lambda: [torch.ones(2)],
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_is_no_dictionary_of_plain_tensors_is_one_line(tiny_llama, tmp_path, odd):
+    folder = as_pickle(tiny_llama.folder, tmp_path / "model")
+    torch.save(ODD[odd](), folder / "pytorch_model.bin")
+    with pytest.raises(BareloopError, match="damaged, or more than tensors"):
+        LLM.load(folder, allow_pickle=True)
+
+
+def test_the_form_before_torch_1_6_is_read(tiny_llama, tmp_path, prompt):
+    folder = as_pickle(tiny_llama.folder, tmp_path / "model")
+    tensors = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(
+        LLM.load(folder, allow_pickle=True).logits(prompt(5)), LLM.load(tiny_llama.folder).logits(prompt(5))
+    )
+
+
+@pytest.mark.parametrize("name", ["..", "", "/etc/passwd", 3])
+def test_an_index_names_files_of_its_own_folder(tiny_llama, tmp_path, name):
+    folder = as_pickle(tiny_llama.folder, tmp_path / "model")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(BareloopError, match="to files of its own folder"):
+        LLM.load(folder, allow_pickle=True)
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 cut off"])
 def test_a_damaged_pickle_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, content, cache):
     folder = as_pickle(tiny_llama.folder, tmp_path / "model")

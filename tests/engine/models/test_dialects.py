@@ -108,6 +108,8 @@ def test_the_text_part_of_gemma_3_is_saved_as_a_model_of_text(draw_tiny, tmp_pat
         ({"model_type": "phi", "partial_rotary_factor": 1.5}, "partial_rotary_factor = 1.5 exceeds 1"),
         ({"model_type": "gpt_neox", "rotary_pct": 0.3}, "dimensions turn, and rotary positions need pairs"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "layer_types must name 4 layers"),
+        ({"model_type": "phi", "partial_rotary_factor": 0.05}, "0 of a head's 10 dimensions turn"),
+        ({"model_type": "gemma2", "hidden_activation": "laplace"}, "hidden_activation = 'laplace' is not implemented"),
         ({"model_type": "mamba", "hidden_act": "relu"}, "hidden_act = 'relu' is not implemented"),
     ],
 )
@@ -122,6 +124,21 @@ def test_what_a_config_cannot_mean_is_one_line(raw, told):
     }
     with pytest.raises(BareloopError, match=told):
         configure(shape | raw)
+
+
+def test_a_gemma_3_that_says_little_of_its_text_part():
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    _, config = configure({"model_type": "gemma3", "text_config": text | {"model_type": "gemma3_text"}})
+    assert (config.vocab_size, config.num_heads, config.num_kv_heads, config.head_dim) == (262_208, 8, 4, 256)
+    assert config.windows[:6] == (1024,) * 5 + (None,)
+
+
+def test_both_spellings_of_a_key_must_agree():
+    raw = {"model_type": "gpt_neox", "vocab_size": 32, "hidden_size": 64, "intermediate_size": 64}
+    raw |= {"num_hidden_layers": 2, "num_attention_heads": 2, "rotary_pct": 0.25, "rotary_emb_base": 10000}
+    assert configure(raw | {"partial_rotary_factor": 0.25, "rope_theta": 10000})[1].rotary_size == 8
+    with pytest.raises(BareloopError, match=r"rotary_pct = 0.25 and partial_rotary_factor = 0.5; remove one"):
+        configure(raw | {"partial_rotary_factor": 0.5})
 
 
 def test_every_family_names_what_it_was_written_for():

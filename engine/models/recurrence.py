@@ -1,0 +1,49 @@
+"""What recurrent models share: an embedding, layers that carry a state, a head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from engine.config import ModelConfig
+from engine.layers import Embedding
+from engine.linear import Linear
+from engine.models.family import Cost, Model
+from engine.recurrent import RecurrentState
+
+
+class RecurrentModel(Model):
+    """Pure: what it remembers is in the state that the caller passes."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embed.weight
+
+    @abstractmethod
+    def empty(self) -> dict[str, Tensor]:
+        """What one layer remembers of a row that has read nothing, by name."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden)
+
+    def new_state(self) -> RecurrentState:
+        return RecurrentState(self.config.num_layers, self.empty())
+
+    def fresh(self, rows: int) -> list[dict[str, Tensor]]:
+        """The memory of rows that begin here."""
+        empty = {name: tensor.expand(rows, *tensor.shape) for name, tensor in self.empty().items()}
+        return [empty] * self.config.num_layers
+
+    def ends(self) -> Iterator[Cost]:
+        """The costs of embedding, state and head."""
+        row = self.config.hidden_size * self.embed.weight.itemsize
+        yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        held = self.config.num_layers * sum(tensor.nbytes for tensor in self.empty().values())
+        yield Cost("state, read and written", 0, 2 * held, 0)
+        yield Cost.of_head(self.head, self.config.tie_word_embeddings)
