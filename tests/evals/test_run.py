@@ -112,8 +112,7 @@ def test_what_is_done_is_not_done_again(shared, whole, tmp_path):
 
 
 def test_ctrl_c_ends_tidily_and_says_what_to_type(shared, whole, tmp_path):
-    slow = command(shared, tmp_path, "--batch-tokens", "50")  # a question at a time, so that it is not through at once
-    process = subprocess.Popen(slow, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(shared, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not run_file(tmp_path).exists() or run_file(tmp_path).stat().st_size < 2000:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
