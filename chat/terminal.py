@@ -79,7 +79,8 @@ class Terminal:
                     self.tell(Notice("stopped", "stopped before a word came; the message is taken back"))
             except BareloopError as error:
                 self.tell(Notice("error", str(error)))
-        self.meter = meter(self.agent.session)
+        with contextlib.suppress(BareloopError):  # what is wrong is told when a message is sent
+            self.meter = meter(self.agent.session)
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
         """Write what happens as it happens: finished blocks stay, what may still change stands in a live line below."""

@@ -154,7 +154,13 @@ class _Renderer:
         program = Path(__file__).with_name("template_worker.py")
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(program)], stdin=pipe, stdout=pipe, stderr=pipe, text=True, encoding="utf-8"
+            [sys.executable, "-P", str(program)],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # a terminal's Ctrl-C is not for it
         )
         atexit.register(self.process.kill)
         watchdog = threading.Timer(STARTUP, self.process.kill)

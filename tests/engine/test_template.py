@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, SamplingParams, template
 from engine.errors import BareloopError
 from engine.template import ChatTemplate
 from engine.tokenizer import Tokenizer
@@ -195,3 +196,9 @@ def test_chat_answers_by_the_template(shared, tmp_path):
     assert answer.text is not None
     assert answer.text.startswith(", a little girl named Lily")
     assert answer.token_ids == llm.generate(["Once upon a time"], SamplingParams(max_new_tokens=20))[0].token_ids
+
+
+@pytest.mark.skipif(not hasattr(os, "getsid"), reason="sessions are POSIX's")
+def test_the_renderer_is_in_a_session_of_its_own_so_that_ctrl_c_does_not_end_it():
+    process = template._RENDERER._started()
+    assert os.getsid(process.pid) != os.getsid(0)
