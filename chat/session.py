@@ -66,6 +66,7 @@ class Session:
         self.statistics = Statistics()
         self.limit = llm.affordable_length()  # tokens
         self.template = _template(llm, self.now)
+        self._encoded: tuple[Sequence[Message], list[int]] | None = None
         self.folds = folds_system(self.count)
         self.sequence = llm.sequence()
 
@@ -101,7 +102,13 @@ class Session:
 
     def count(self, messages: Sequence[Message]) -> int:
         """Tokens of these messages as the model reads them."""
-        return len(self.template.encode(messages))
+        return len(self._encode(messages))
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        """Their ids; what was counted last is what is shown next."""
+        if self._encoded is None or self._encoded[0] != messages:
+            self._encoded = (messages, self.template.encode(messages))
+        return self._encoded[1]
 
     def send(self, text: str) -> Answer:
         """Say something and get a reply. Where it cannot fit, this raises and nothing has changed."""
@@ -221,7 +228,7 @@ class Session:
         if fitted.dropped:
             yield self._drop(fitted)
         turn = self.turns[-1]
-        ids = self.template.encode(fitted.messages)
+        ids = self._encode(fitted.messages)
         limit = min(self.params.max_new_tokens, self.budget.window - len(ids))
         params = replace(self.params, max_new_tokens=max(1, limit))
         finish = "cancelled"
