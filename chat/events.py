@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
+from engine.cli import tokens_per_second
 from engine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
-        return (self.completion_tokens - 1) / self.seconds if self.completion_tokens > 1 and self.seconds > 0 else 0.0
+        return tokens_per_second(self.completion_tokens, self.seconds)
 
 
 Answer = Generator[Notice | Piece | Reply, None, None]  # what a message or a command comes to

@@ -50,7 +50,6 @@ class Statistics:
     dropped_tokens: int = 0
     summaries: int = 0
     summary_read: int = 0  # prompt tokens that asking for them took
-    summary_seconds: float = 0.0
 
 
 class Session:
@@ -179,7 +178,7 @@ class Session:
     def tokens(self) -> list[tuple[int, str]]:
         """The ids that the model has been shown, and what each stands for."""
         self._check_said()
-        ids = self.template.encode(self.shown())
+        ids = self._encode(self.shown())
         return [(number, self.llm.tokenizer.decode([number], skip_special_tokens=False)) for number in ids]
 
     @property
@@ -195,8 +194,7 @@ class Session:
         self.turns.append(turn)
         try:
             fitted = self._fit()
-            summarises = self.settings.history and self.settings.strategy == "summarise"
-            if summarises and wants_summary(
+            if self.settings.history and wants_summary(
                 self.count(self.shown()), len(self.turns) - self.start, self.budget, self.settings.strategy
             ):
                 yield from self._summarise()
@@ -300,11 +298,9 @@ class Session:
         if len(ids) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
             return
-        started = time.perf_counter()
         self.statistics.summary_read += len(ids) - self.sequence.feed(ids)
         params = replace(self.params, temperature=0.0, max_new_tokens=limit)
         written = "".join(event.text for event in self.sequence.decode(params, continues=False))
-        self.statistics.summary_seconds += time.perf_counter() - started
         summary = split(written)[1].strip().removeprefix(EARLIER).strip()
         if not summary:
             yield Notice("warning", "the summary came out empty; old turns are dropped without one")

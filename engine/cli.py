@@ -178,6 +178,11 @@ class Progress:
             self._said = now
 
 
+def tokens_per_second(tokens: int, seconds: float) -> float:
+    """The rate of a text's tokens, `seconds` from the first to the last; 0 where there is none."""
+    return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
+
+
 def duration(seconds: float) -> str:
     """12.3 s, 4:05 min or 1:02:03 h."""
     if seconds < 60:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.cli import model_options, printable, sampling_options
+from engine.cli import model_options, printable, sampling_options, tokens_per_second
 from engine.device import read_bandwidth
 from engine.errors import BareloopError, UsageError
 from engine.generate import Event, decode
@@ -37,7 +37,7 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        return (len(self.events) - 1) / self.seconds if len(self.events) > 1 and self.seconds > 0 else 0.0
+        return tokens_per_second(len(self.events), self.seconds)
 
     def as_json(self) -> str:
         """One line with everything."""

@@ -8,6 +8,7 @@ refuses what would change the mathematics without anybody having read it.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(ABC):
     """What every family has. `raw` is config.json as read, for saving."""
 
     model_type: str
@@ -98,9 +99,9 @@ class ModelConfig:
     initializer_range: float
     raw: Mapping[str, Any] = field(repr=False, compare=False)
 
+    @abstractmethod
     def traits(self) -> Traits:
-        """What the family is made of."""
-        raise NotImplementedError
+        """What the family is made of, in words."""
 
 
 class Keys:
@@ -133,6 +134,10 @@ class Keys:
         """Whether the key is there, be it null."""
         return self.name(name) in self.raw
 
+    def _says_none(self, name: str) -> bool:
+        """Whether the key is there and null."""
+        return self.has(name) and self.get(name) is None
+
     def get(self, name: str, default: Any = None) -> Any:
         """The raw value; `default` where it is absent or null."""
         value = self.raw.get(self.name(name))
@@ -154,9 +159,8 @@ class Keys:
 
     def optional(self, name: str, default: float | None = None) -> float | None:
         """A positive finite number, or none: `default` where the key is absent, none where it is null."""
-        if self.has(name) and self.get(name) is None:
-            return None
-        return None if self.get(name, default) is None else self.number(name, default)
+        wanted = None if self._says_none(name) else self.get(name, default)
+        return None if wanted is None else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
         """true or false."""
@@ -185,7 +189,7 @@ class Keys:
 
     def window(self, name: str, default: int) -> int | None:
         """A sliding window: `default` where the key is absent, none where it is null."""
-        return None if self.has(name) and self.get(name) is None else self.integer(name, default)
+        return None if self._says_none(name) else self.integer(name, default)
 
     def layer_types(self, default: Sequence[str]) -> Sequence[str]:
         """For each layer `full_attention` or `sliding_attention`."""

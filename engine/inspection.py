@@ -83,7 +83,7 @@ def families() -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD, show_lines=False)
+    table = Table(box=SIMPLE_HEAD)
     for column in ("family", "norms", "positions", "mixing of tokens", "MLP", "state", "tensors"):
         table.add_column(column, no_wrap=column in ("family", "tensors"))
     for family in FAMILIES.values():

@@ -204,11 +204,11 @@ class Cache:
         """Keep what can still be seen, and what may be seen again after a rewind, in a segment of the row's own."""
         spans = self._rows[row]
         held = sum(span.length for span in spans)
-        if self.window is None or held <= self.window + 2 * self.slack:
+        if self.window is None or self.longest is None or held <= self.longest:
             return
         kept = self.window + self.slack
         pieces = torch.cat([span.segment.kv[:, :, :, : span.length] for span in spans], dim=3)
-        segment = Segment(self._allocate(self.window + 2 * self.slack))
+        segment = Segment(self._allocate(self.longest))
         segment.kv[:, :, :, :kept] = pieces[:, :, :, held - kept :]
         for span in spans:
             span.segment.viewers -= 1

@@ -82,7 +82,6 @@ class DecoderConfig(ModelConfig):
         return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
 
     def traits(self) -> Traits:
-        """What the family is made of, in words."""
         place = " and ".join(
             word for word, is_there in (("before", self.norm_before), ("after", self.norm_after)) if is_there
         )
@@ -117,7 +116,7 @@ class DecoderConfig(ModelConfig):
 def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
     """What most families read from config.json, with a family's defaults for absent keys and its own choices."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    absent = "num_key_value_heads" not in keys.raw  # null means one for each head, whatever the family's default
+    absent = not keys.has("num_key_value_heads")  # null means one for each head, whatever the family's default
     kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads) if absent else heads)
     if heads % kv_heads:
         raise BareloopError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads")

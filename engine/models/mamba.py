@@ -9,7 +9,7 @@ h is [channels, N] for every row, float32, as is the residual stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,8 +22,7 @@ from engine.layers import RMSNorm
 from engine.linear import Linear
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
-from engine.recurrent import Padded, RecurrentState, read_places
-from engine.state import State, Step
+from engine.recurrent import Padded
 
 TRAINED_LENGTH = 2048  # tokens; config.json seldom says
 CHUNK = 64  # tokens of all rows whose states are in memory at once
@@ -44,7 +43,6 @@ class MambaConfig(ModelConfig):
     residual_in_float32: bool
 
     def traits(self) -> Traits:
-        """What the family is made of, in words."""
         return Traits(
             norms="RMS; before", positions="none", mixing="selective state space, after a convolution",
             mlp="in the mixer, gated silu", state=f"[{self.state_size}] a channel, {self.conv_kernel - 1} tokens",
@@ -174,6 +172,10 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mixer = Mixer(config)
 
+    def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        mixed, left = self.mixer(self.norm(x.to(self.norm.weight.dtype)), rows, memory)
+        return x + mixed, left
+
 
 class Mamba(RecurrentModel):
     """The whole model."""
@@ -185,24 +187,9 @@ class Mamba(RecurrentModel):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
-        rows = Padded(step)
-        view = cast("RecurrentState", state).view(step) if state is not None else None
-        memory = view.memory if view is not None else self.fresh(rows.rows)
-        x = self.embed(step.tokens)
-        dtype = x.dtype
-        if self.config.residual_in_float32:
-            x = x.to(torch.promote_types(dtype, torch.float32))
-        for layer, block in enumerate(self.layers):
-            block = cast("Block", block)
-            mixed, left = block.mixer(block.norm(x.to(dtype)), rows, memory[layer])
-            x = x + mixed
-            if view is not None:
-                view.leave(left)
-        if view is not None:
-            view.commit()
-        places = read_places(step, last)
-        return self.norm(x if places is None else x[places]).to(dtype)
+    def residual(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if self.config.residual_in_float32 else x
 
     def empty(self) -> dict[str, Tensor]:
         config, weight = self.config, self.embed.weight

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.config import ModelConfig
 from engine.layers import Embedding
 from engine.linear import Linear
 from engine.models.family import Cost, Model
-from engine.recurrent import RecurrentState
+from engine.recurrent import Padded, RecurrentState, read_places
+from engine.state import State, Step
 
 
 class RecurrentModel(Model):
-    """Pure: what it remembers is in the state that the caller passes."""
+    """Pure: what it remembers is in the state that the caller passes.
+
+    A layer takes the residual stream [N, hidden], the step's rows and what it remembers of them, and returns the
+    stream and what it remembers next.
+    """
+
+    layers: nn.ModuleList
+    norm: nn.Module
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -28,6 +37,24 @@ class RecurrentModel(Model):
     @abstractmethod
     def empty(self) -> dict[str, Tensor]:
         """What one layer remembers of a row that has read nothing, by name."""
+
+    @abstractmethod
+    def residual(self, tokens: Tensor) -> Tensor:
+        """The stream to which the layers add: the embedding of the tokens [N] -> [N, hidden]."""
+
+    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
+        rows = Padded(step)
+        view = cast("RecurrentState", state).view(step) if state is not None else None
+        memory = view.memory if view is not None else self.fresh(rows.rows)
+        x = self.residual(step.tokens)
+        for layer, block in enumerate(self.layers):
+            x, left = block(x, rows, memory[layer])
+            if view is not None:
+                view.leave(left)
+        if view is not None:
+            view.commit()
+        places = read_places(step, last)
+        return self.norm(x if places is None else x[places]).to(self.embed.weight.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)

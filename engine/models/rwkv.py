@@ -9,7 +9,7 @@ A row remembers, for each layer, the last token's two inputs and the two sums, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,8 +21,7 @@ from engine.layers import LayerNorm
 from engine.linear import Linear
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
-from engine.recurrent import Padded, RecurrentState, read_places
-from engine.state import State, Step
+from engine.recurrent import Padded
 
 BLOCK = 16  # tokens that are walked through; the blocks of a text go side by side
 NOTHING = -1e30  # the exponent of a sum to which nothing has been added
@@ -39,7 +38,6 @@ class RwkvConfig(ModelConfig):
     norm_eps: float
 
     def traits(self) -> Traits:
-        """What the family is made of, in words."""
         return Traits(
             norms="layer; before, and after the embedding", positions="none", mixing="fading average of values",
             mlp="relu², gated by a sigmoid", state="two sums a channel, 1 token",
@@ -186,21 +184,9 @@ class Rwkv(RecurrentModel):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = LayerNorm(config.hidden_size, 1e-5)  # whatever config.json says
 
-    def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
-        rows = Padded(step)
-        view = cast("RecurrentState", state).view(step) if state is not None else None
-        memory = view.memory if view is not None else self.fresh(rows.rows)
-        x = self.embed_norm(self.embed(step.tokens))
-        if x.dtype == torch.float16:
-            x = x.float()  # the sum of all branches outgrows it
-        for layer, block in enumerate(self.layers):
-            x, left = block(x, rows, memory[layer])
-            if view is not None:
-                view.leave(left)
-        if view is not None:
-            view.commit()
-        places = read_places(step, last)
-        return self.norm(x if places is None else x[places])
+    def residual(self, tokens: Tensor) -> Tensor:
+        x = self.embed_norm(self.embed(tokens))
+        return x.float() if x.dtype == torch.float16 else x  # the sum of all branches outgrows it
 
     def empty(self) -> dict[str, Tensor]:
         config, weight = self.config, self.embed.weight
