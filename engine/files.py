@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -53,6 +53,29 @@ def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = 
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One process at a time: waits for the lock on this file, which the system takes back from one that was killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        lock_file(file.fileno(), wait=True)
+        yield
+
+
+def lock_file(file: int, wait: bool) -> None:
+    """Take the system's own lock, which a killed process cannot leave behind; raises OSError if another has it."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows locks bytes, so those that nobody reads
+        import msvcrt
+
+        os.lseek(file, 2**40, os.SEEK_SET)
+        mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined]
+        msvcrt.locking(file, mode, 1)  # type: ignore[attr-defined]
 
 
 class AppendFile:
@@ -140,16 +163,7 @@ class AppendFile:
             os.close(file)
 
     def _lock(self, file: int) -> None:
-        """The system's own lock, which a killed process cannot leave behind."""
         try:
-            try:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # Windows locks bytes, so those that nobody reads
-                import msvcrt
-
-                os.lseek(file, 2**40, os.SEEK_SET)
-                msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            lock_file(file, wait=False)
         except (BlockingIOError, PermissionError):
             raise BareloopError(f"another process is writing {self.path}; wait for it, or stop it") from None

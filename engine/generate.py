@@ -251,9 +251,11 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
     active = {index: _Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
     while active:
         replies = list(active.values())
-        logits = torch.stack([_logits(reply.sequence) for reply in replies])  # [R, V]
+        rows = [_logits(reply.sequence) for reply in replies]
+        logits = torch.stack(rows) if len(rows) > 1 else rows[0][None]  # [R, V]
         texts, starts = [reply.sequence.ids for reply in replies], [reply.start for reply in replies]
-        chosen = choose(logits, params, texts, starts, [reply.seed for reply in replies])  # <- the next token
+        with torch.inference_mode():
+            chosen = choose(logits, params, texts, starts, [reply.seed for reply in replies])  # <- the next token
         tokens = dict(zip(list(active), chosen.tolist(), strict=True))
         logprobs = top_logprobs(logits, chosen, params.logprobs) if params.logprobs else None
         for place, (index, token) in enumerate(tokens.items()):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,6 +81,18 @@ class View:
         self.past = _shared_blocks(rows)
         self.longest = max((row.start + row.count for row in rows), default=0)  # tokens that some row will have seen
         self.in_one_piece = all(row.count == 1 and row.offset == row.start > 0 for row in rows)  # plain decoding
+
+    @cached_property
+    def lone(self) -> tuple[list[Tensor], list[int], list[int]] | None:
+        """Of rows with one new token each, and all that it sees in one segment: the segments' tensors, and the places
+        of the first token that it sees and of the new one. None if a row is not like that.
+        """
+        if any(row.count != 1 or row.offset != row.start - row.first for row in self.rows):
+            return None
+        last = [row.offset for row in self.rows]
+        window = self.cache.window
+        first = [0 if window is None else max(0, place - window + 1) for place in last]
+        return [row.target.kv for row in self.rows], first, last
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put the step's keys and values, [N, kv_heads, head_dim] each, where their rows keep them."""

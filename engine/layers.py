@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
 from engine.linear import Linear
 
 
@@ -37,6 +38,10 @@ class RMSNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
+        ops = kernels.few(x)
+        if ops is not None and x.dtype == self.weight.dtype:
+            kind = "RMS, 1 + w" if self.plus_one else "RMS, float32" if self.weight_in_float32 else "RMS"
+            return ops.rms_norm(x, self.weight, self.eps, kind)
         wide = _widened(x)
         unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if not self.weight_in_float32:
@@ -75,14 +80,16 @@ NORMS: dict[str, Callable[[int, float], nn.Module]] = {
 }
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "swish": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+}
+ACTIVATIONS = {  # as config.json spells them
+    **{name: name for name in ("silu", "gelu", "relu")},
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+    "swish": "silu",
 }
 
 
@@ -93,7 +100,7 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(hidden_size, intermediate_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = FUNCTIONS[ACTIVATIONS[activation]]
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -107,7 +114,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(hidden_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = FUNCTIONS[ACTIVATIONS[activation]]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
+
 PACKED_ROWS = 16  # of fewer, a product is bound by reading the weight once, and has its own ways
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b over the last dimension: [..., in] -> [..., sum(splits)].
+    """y = x Wᵀ + b : [N, in] -> [N, sum(splits)].
 
     Several projections of the same input are one matrix, stacked by rows: `splits` are their heights, and
     one product reads the input once. Loading, saving and adapters find each projection by its rows.
@@ -26,6 +28,9 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None and len(x) >= PACKED_ROWS:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        ops = kernels.few(x)
+        if ops is not None:
+            return ops.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:

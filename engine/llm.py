@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import weights
+from engine import kernels, weights
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
@@ -60,6 +60,7 @@ class LLM:
         self.folder = folder
         if self.device.type == "cpu":
             keep_freed_memory()
+            kernels.start()
 
     @staticmethod
     def load(

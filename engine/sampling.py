@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine import kernels
 from engine.errors import UsageError
 
 MAX_STOPS = 64  # strings to look for after every token
@@ -85,7 +86,8 @@ def choose(
     """
     logits = penalize(logits, params, texts, starts)
     if params.temperature == 0:
-        return logits.argmax(dim=-1)
+        ops = kernels.few(logits)
+        return logits.argmax(dim=-1) if ops is None else ops.argmax(logits)
     logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)  # never beyond float32
     if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:

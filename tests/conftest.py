@@ -110,6 +110,14 @@ def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Ti
     return Tiny(folder, model.double(), 5e-5 if family == "mamba" else 2e-5)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kernels_are_there() -> None:
+    """One way of computing from the first test to the last."""
+    from engine import kernels
+
+    kernels.wait()
+
+
 @pytest.fixture(scope="session", params=list(VARIANTS))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Every variant in turn."""

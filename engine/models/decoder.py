@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from engine import kernels
 from engine.attention import Attention, AttentionConfig, Tail
 from engine.config import Keys, ModelConfig, RopeConfig, Traits
 from engine.errors import BareloopError
@@ -151,7 +153,7 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.parallel, self.one_norm = config.parallel, config.one_norm
+        self.config, self.parallel, self.one_norm = config, config.parallel, config.one_norm
         self.attention = Attention(config.attention(layer))
         mlp = GatedMLP if config.gated else MLP
         self.mlp = mlp(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
@@ -164,6 +166,9 @@ class Block(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, place: int, tail: Tail
     ) -> Tensor:
         """`place` is the layer's own in the view."""
+        ops = kernels.few(x) if view is not None and tail is None else None
+        if ops is not None and view is not None and view.lone is not None:
+            return ops.block(x, *(rotary or (None, None)), *view.lone, place, *self.parts)
         read = self.attention_norm_before(x)
         attended = self.attention_norm_after(self.attention(read, rotary, step, view, place, tail))
         if tail is not None:
@@ -172,6 +177,23 @@ class Block(nn.Module):
             x = x + attended
         mlp = self.mlp_norm_after(self.mlp(read if self.one_norm else self.mlp_norm_before(x)))
         return x + attended + mlp if self.parallel else x + mlp
+
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
+        """What the kernel of a block takes beside a step: its weights, and the choices that its family makes."""
+        config, attention = self.config, self.attention
+        up = self.mlp.gate_up if isinstance(self.mlp, GatedMLP) else self.mlp.up
+        linears = (attention.qkv, attention.out, up, self.mlp.down)
+        norms = [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
+        norms += [attention.q_norm, attention.k_norm] if config.qk_norm else []
+        return (
+            [getattr(linear, name) for linear in linears for name in ("weight", "bias")],
+            [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")],
+            [config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim],
+            config.norm, config.qk_norm or "", ACTIVATIONS[config.activation],
+            config.norm_eps, attention.config.scale, attention.config.softcap or 0.0, attention.config.clip or 0.0,
+            config.norm_before, config.norm_after, config.parallel, config.one_norm, config.gated,
+        )  # fmt: skip
 
 
 class Decoder(Model):
@@ -198,6 +220,8 @@ class Decoder(Model):
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         config = self.config
         view = cast("KVState", state).view(step) if state is not None else None
+        if last is not None and list(last) == step.lengths.tolist():
+            last = None  # all are read
         x = self.embed(step.tokens)
         if config.embedding_scale != 1:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded as the weights are

@@ -1,0 +1,95 @@
+// Norms of one row, as engine/layers.py has them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace {
+
+// To the precision of what is stored.
+inline Pair rounded(Pair x, float) {
+  return x;
+}
+
+inline Pair rounded(Pair x, BFloat16) {
+  const auto [low, high] = at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(x.low, x.high));
+  return {low, high};
+}
+
+enum class NormKind { rms, rms_float32, rms_plus_one, layer };
+
+inline NormKind norm_kind(c10::string_view name) {
+  if (name == "RMS") return NormKind::rms;
+  if (name == "RMS, float32") return NormKind::rms_float32;
+  if (name == "RMS, 1 + w") return NormKind::rms_plus_one;
+  TORCH_CHECK(name == "layer" || name == "layer, no weights", "no norm ", name);
+  return NormKind::layer;
+}
+
+template <typename T>
+struct Norm {
+  NormKind kind;
+  float eps;
+  const T *weight = nullptr, *bias = nullptr;
+
+  // x [size] -> y [size]; the two may be one.
+  void operator()(const T* x, T* y, int64_t size) const {
+    float mean = 0.0f;
+    if (kind == NormKind::layer) {
+      Vec total(0.0f);
+      by_pairs(size, [&](int64_t place, int64_t count) {
+        const Pair part = load(x + place, count);
+        total = total + (part.low + part.high);
+      });
+      mean = sum(total) / size;
+    }
+    Vec squares(0.0f);
+    const Vec means(mean);
+    int64_t place = 0;
+    for (; place + PAIR <= size; place += PAIR) {
+      const Pair part = load(x + place);
+      const Vec low = part.low - means, high = part.high - means;
+      squares = at::vec::fmadd(low, low, at::vec::fmadd(high, high, squares));
+    }
+    float square = sum(squares);
+    for (; place < size; place++) square += (static_cast<float>(x[place]) - mean) * (static_cast<float>(x[place]) - mean);
+    const Vec scale(1.0f / std::sqrt(square / size + eps)), one(1.0f);
+
+    by_pairs(size, [&](int64_t place, int64_t count) {
+      Pair part = load(x + place, count);
+      part = {(part.low - means) * scale, (part.high - means) * scale};
+      if (kind == NormKind::rms) part = rounded(part, T());
+      if (weight != nullptr) {
+        Pair w = load(weight + place, count);
+        if (kind == NormKind::rms_plus_one) w = {w.low + one, w.high + one};
+        part = {part.low * w.low, part.high * w.high};
+      }
+      if (bias != nullptr) {
+        const Pair b = load(bias + place, count);
+        part = {part.low + b.low, part.high + b.high};
+      }
+      store(y + place, part, count);
+    });
+  }
+};
+
+// x [..., D], weight [D] -> [..., D] (Zhang & Sennrich 2019).
+at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c10::string_view kind) {
+  const int64_t size = weight.numel();
+  TORCH_CHECK(x.dim() && x.size(-1) == size && x.scalar_type() == weight.scalar_type(), "rms_norm: ", x.sizes(), " by ", size);
+  const at::Tensor from = x.contiguous();
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const Norm<T> norm{norm_kind(kind), static_cast<float>(eps), weight.const_data_ptr<T>()};
+    for (int64_t at = 0; at < from.numel(); at += size) norm(from.const_data_ptr<T>() + at, y.mutable_data_ptr<T>() + at, size);
+  };
+  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  return y;
+}
+
+}  // namespace

@@ -1,0 +1,37 @@
+// Work for torch's threads: each begins with a share of its own, and takes from the others' when it is through.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+namespace {
+
+constexpr int64_t SHARE = 1 << 16;  // bytes that are worth a thread
+constexpr int64_t CHUNK = 1 << 15;  // bytes that are taken at a time: long enough a stream, short enough a wait at the end
+
+// f(begin, end) for all of `count` rows of so many bytes. A share is one stream through memory.
+template <typename F>
+void by_shares(int64_t count, int64_t bytes, F f) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), count * bytes / SHARE);
+  if (threads < 2) return f(0, count);
+  struct alignas(64) Share {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Share> shares(threads);
+  for (int64_t i = 0; i < threads; i++) shares[i].next = count * i / threads, shares[i].end = count * (i + 1) / threads;
+  const int64_t chunk = CHUNK / bytes + 1;
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; thread++)
+      for (int64_t i = 0; i < threads; i++) {
+        Share& share = shares[(thread + i) % threads];
+        for (int64_t row; (row = share.next.fetch_add(chunk)) < share.end;) f(row, std::min(row + chunk, share.end));
+      }
+  });
+}
+
+}  // namespace
