@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,7 +81,6 @@ class View:
         self.longest = max((row.start + row.count for row in rows), default=0)  # tokens that some row will have seen
         self.in_one_piece = all(row.count == 1 and row.offset == row.start > 0 for row in rows)  # plain decoding
 
-    @cached_property
     def lone(self) -> tuple[list[Tensor], list[int], list[int]] | None:
         """Of rows with one new token each, and all that it sees in one segment: the segments' tensors, and the places
         of the first token that it sees and of the new one. None if a row is not like that.
@@ -357,6 +355,17 @@ class StateView:
         """A layer's view, and the number of the layer there."""
         cache, place = self.places[layer]
         return self.views[cache], place
+
+    def lone(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]] | None:
+        """Of all caches what `View.lone` tells, end to end, and each layer's cache and its place there."""
+        found = [lone for view in self.views if (lone := view.lone()) is not None]
+        if len(found) < len(self.views):
+            return None
+        tensors = [tensor for lone in found for tensor in lone[0]]
+        first = [place for lone in found for place in lone[1]]
+        last = [place for lone in found for place in lone[2]]
+        kinds, places = (list(numbers) for numbers in zip(*self.places, strict=True))
+        return tensors, first, last, kinds, places
 
     def commit(self) -> None:
         """The forward is through: its tokens now belong to their rows."""

@@ -1,8 +1,7 @@
 """A checkpoint's tensors -> a model's parameters, and back: rename, stack, tie, convert.
 
-A parameter that stands in the file just as the model wants it is mapped, not read; one that is stacked from
-several tensors, converted, or wanted on another device is read straight into its place. There is never a
-second copy.
+Every tensor is read straight into its place, stacked, converted, or sent to another device. Where memory is short,
+what stands in the file just as the model wants it is mapped instead. There is never a second copy.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from engine.checkpoint import Stored, open_checkpoint, some, write_tensors
 from engine.config import ModelConfig, read_json
-from engine.device import choose_dtype, dtype_name, free_memory
+from engine.device import choose_dtype, dtype_name, free_memory, use_large_pages
 from engine.errors import BareloopError
 from engine.hub import find_model
 from engine.linear import Linear
@@ -145,8 +144,11 @@ def load(opened: Opened, device: torch.device) -> None:
     model, dtype = opened.model, opened.dtype
     plan = match(model, opened.family, opened.tensors)
     mapped = {name for name, sources in plan.items() if _can_map(sources, dtype, device)}
-    needed = dtype.itemsize * sum(model.get_parameter(name).numel() for name in plan if name not in mapped)
+    sizes = {name: dtype.itemsize * model.get_parameter(name).numel() for name in plan}
     free = free_memory(device)
+    if free is not None and 2 * sum(sizes.values()) < free:
+        mapped = set()  # what lies in large pages of our own is read faster than a mapped file
+    needed = sum(size for name, size in sizes.items() if name not in mapped)
     if free is not None and needed > free:
         raise BareloopError(
             f"no memory: the weights take {needed / 1e9:.1f} GB in {dtype_name(dtype)}, and {free / 1e9:.1f} GB are "
@@ -159,7 +161,7 @@ def load(opened: Opened, device: torch.device) -> None:
         if name in mapped:
             weight = sources[0][0].view()
         else:
-            weight = torch.empty(parameter.shape, dtype=dtype, device=device)
+            weight = use_large_pages(torch.empty(parameter.shape, dtype=dtype, device=device))
             reads += [(stored, part, weight[part.rows]) for stored, part in sources]
         loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

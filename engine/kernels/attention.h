@@ -24,6 +24,12 @@ struct Heads {
   int64_t kv_size() const { return groups * size; }
 };
 
+// The angles of each row's token, cosines and sines [rows, half]: so many planes of a head turn.
+struct Turns {
+  const float *cos = nullptr, *sin = nullptr;
+  int64_t half = 0;
+};
+
 // A row's segment of a cache, [layers, 2, groups, capacity, D], and which of its tokens the new one sees.
 struct Place {
   at::Tensor cache;
@@ -115,10 +121,10 @@ void attend_piece(const Heads& heads, const float* q, const T* keys, const T* va
   }
 }
 
-// softmax(scale q kᵀ) v for each row's one new token. qkv [rows, q_size + 2 kv_size]; the key, turned by cos and sin
-// [rows, half], and the value go into the row's cache. Sums in float32, rounded once -> out [rows, q_size].
+// softmax(scale q kᵀ) v for each row's one new token. qkv [rows, q_size + 2 kv_size]; the key, turned, and the value go
+// into the row's cache. Sums in float32, rounded once -> out [rows, q_size].
 template <typename T>
-void attend(const Heads& heads, const T* qkv, const float* cos, const float* sin, int64_t half, const std::vector<Place>& rows, int64_t layer, T* out) {
+void attend(const Heads& heads, const T* qkv, const Turns& turns, const std::vector<Place>& rows, int64_t layer, T* out) {
   const int64_t size = heads.size, queries = heads.queries, q_size = heads.q_size(), kv_size = heads.kv_size();
   struct Task {
     int64_t row, group, begin, end;
@@ -127,7 +133,8 @@ void attend(const Heads& heads, const T* qkv, const float* cos, const float* sin
   std::vector<float> turned(rows.size() * q_size);
   for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); row++) {
     const T *q = qkv + row * (q_size + 2 * kv_size), *k = q + q_size, *v = k + kv_size;
-    const float *c = cos + row * half, *s = sin + row * half;
+    const int64_t half = turns.half;
+    const float *c = turns.cos + row * half, *s = turns.sin + row * half;
     const Place& place = rows[row];
     for (int64_t i = 0; i < q_size; i += size) rotate(q + i, c, s, half, size, turned.data() + row * q_size + i);
     for (int64_t group = 0; group < heads.groups; group++) {

@@ -2,7 +2,7 @@
 #include <torch/library.h>
 
 #include "argmax.h"
-#include "block.h"
+#include "blocks.h"
 #include "linear.h"
 #include "norms.h"
 
@@ -13,8 +13,8 @@ OPERATORS(BARELOOP_OPS) {
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
   library.def(
-      "block(Tensor x, Tensor? cos, Tensor? sin, Tensor(a!)[] caches, int[] first, int[] last, int layer, "
-      "Tensor?[] matrices, Tensor?[] norms, int[] heads, str norm, str qk_norm, str activation, float eps, float scale, "
-      "float softcap, float clip, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
-      &block);
+      "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] caches, int[] first, int[] last, int[] kinds, int[] places, "
+      "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "
+      "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
+      &blocks);
 }

@@ -153,7 +153,7 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.parallel, self.one_norm = config, config.parallel, config.one_norm
+        self.parallel, self.one_norm = config.parallel, config.one_norm
         self.attention = Attention(config.attention(layer))
         mlp = GatedMLP if config.gated else MLP
         self.mlp = mlp(config.hidden_size, config.intermediate_size, config.activation, config.mlp_bias)
@@ -166,9 +166,6 @@ class Block(nn.Module):
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, place: int, tail: Tail
     ) -> Tensor:
         """`place` is the layer's own in the view."""
-        ops = kernels.few(x) if view is not None and tail is None else None
-        if ops is not None and view is not None and view.lone is not None:
-            return ops.block(x, *(rotary or (None, None)), *view.lone, place, *self.parts)
         read = self.attention_norm_before(x)
         attended = self.attention_norm_after(self.attention(read, rotary, step, view, place, tail))
         if tail is not None:
@@ -178,22 +175,18 @@ class Block(nn.Module):
         mlp = self.mlp_norm_after(self.mlp(read if self.one_norm else self.mlp_norm_before(x)))
         return x + attended + mlp if self.parallel else x + mlp
 
-    @cached_property
-    def parts(self) -> tuple[Any, ...]:
-        """What the kernel of a block takes beside a step: its weights, and the choices that its family makes."""
-        config, attention = self.config, self.attention
-        up = self.mlp.gate_up if isinstance(self.mlp, GatedMLP) else self.mlp.up
-        linears = (attention.qkv, attention.out, up, self.mlp.down)
-        norms = [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
-        norms += [attention.q_norm, attention.k_norm] if config.qk_norm else []
-        return (
-            [getattr(linear, name) for linear in linears for name in ("weight", "bias")],
-            [getattr(norm, name, None) for norm in norms for name in ("weight", "bias")],
-            [config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim],
-            config.norm, config.qk_norm or "", ACTIVATIONS[config.activation],
-            config.norm_eps, attention.config.scale, attention.config.softcap or 0.0, attention.config.clip or 0.0,
-            config.norm_before, config.norm_after, config.parallel, config.one_norm, config.gated,
-        )  # fmt: skip
+    def weights(self) -> list[Tensor | None]:
+        """All that it holds, each weight followed by its bias, None where there is none: as the kernel takes them."""
+        attention, mlp = self.attention, self.mlp
+        modules: list[Any] = [
+            attention.qkv,
+            attention.out,
+            mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up,
+            mlp.down,
+        ]
+        modules += [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
+        modules += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        return [getattr(module, name, None) for module in modules for name in ("weight", "bias")]
 
 
 class Decoder(Model):
@@ -229,6 +222,12 @@ class Decoder(Model):
             x = x + self.positions(step.positions)
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
+        ops = kernels.few(x) if view is not None and last is None else None
+        if ops is not None and view is not None and (places := view.lone()) is not None:
+            angles = [angle for table in tables.values() for angle in table]
+            x = ops.blocks(x, angles, *places, *self.parts)
+            view.commit()
+            return self.norm(x)
         for layer, block in enumerate(self.layers):
             rope = config.ropes(layer)
             seen, place = view.of(layer) if view is not None else (None, layer)
@@ -237,6 +236,22 @@ class Decoder(Model):
         if view is not None:
             view.commit()
         return self.norm(x)
+
+    @cached_property
+    def parts(self) -> tuple[Any, ...]:
+        """What the kernel takes beside a step: all blocks' weights, and the choices that the family makes."""
+        config = self.config
+        blocks = cast("list[Block]", list(self.layers))
+        ropes = [config.ropes(layer) for layer in range(config.num_layers)]
+        return (
+            [weight for block in blocks for weight in block.weights()],
+            [-1 if rope is None else list(self.rotaries).index(rope) for rope in ropes],
+            list(config.scales),
+            [config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim],
+            config.norm, config.qk_norm or "", ACTIVATIONS[config.activation],
+            config.norm_eps, config.attention_softcap or 0.0, config.clip_qkv or 0.0,
+            config.norm_before, config.norm_after, config.parallel, config.one_norm, config.gated,
+        )  # fmt: skip
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = self.head(hidden)

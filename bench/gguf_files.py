@@ -1,0 +1,90 @@
+"""A checkpoint's weights as GGUF files, so that llama.cpp computes with the same numbers; without its tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.shapes import cache_folder
+from engine.checkpoint import open_checkpoint
+from engine.cli import Progress
+from engine.errors import BareloopError
+from engine.pickled import find_tensors
+
+FORMATS = ("BF16", "Q8_0", "Q4_0")
+ARCHITECTURES = ("llama", "qwen2", "olmo2")  # whose names and layouts of tensors are known here
+
+
+def gguf_file(folder: Path, form: str) -> Path:
+    """The file of a checkpoint in a format, written to the cache on first use."""
+    config = json.loads((folder / "config.json").read_text())
+    if config["model_type"] not in ARCHITECTURES:
+        raise BareloopError(f"no GGUF for {config['model_type']}; there is one for {', '.join(ARCHITECTURES)}")
+    stamp = "".join(f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.safetensors")))
+    key = hashlib.sha256(f"{folder.resolve()} {stamp}".encode()).hexdigest()[:12]
+    path = cache_folder().with_name("gguf") / f"{folder.name}-{key}-{form}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".part")
+        _write(folder, config, form, draft)
+        draft.replace(path)
+    return path
+
+
+def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
+    import gguf
+
+    architecture = config["model_type"]
+    writer = gguf.GGUFWriter(path, architecture)
+    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_freq_base(config.get("rope_parameters", config).get("rope_theta", 10_000.0))
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    kind = gguf.GGMLQuantizationType[form]
+    names = gguf.get_tensor_name_map(_architecture(architecture), config["num_hidden_layers"])
+    stored = open_checkpoint(find_tensors(folder, False))
+    with Progress(f"{folder.name} as {form}", len(stored)) as progress:
+        for name, weight in _weights(stored):
+            if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+                weight = _interleaved(weight, heads if "q_proj" in name else kv_heads)  # noqa: PLW2901
+            numbers = weight.float().numpy()
+            matrix = weight.dim() == 2
+            content = gguf.quants.quantize(numbers, kind) if matrix else numbers
+            new_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            assert new_name is not None  # of all that these architectures have
+            writer.add_tensor(new_name, content, raw_dtype=kind if matrix else None)
+            progress.advance(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _architecture(name: str) -> Any:
+    import gguf
+
+    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
+
+
+def _weights(stored: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in stored.items():
+        weight = torch.empty(tensor.shape, dtype=tensor.dtype)
+        tensor.read_into(weight)
+        yield name, weight
+
+
+def _interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """llama.cpp's llamas turn neighbours, Hugging Face's the halves of a head."""
+    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
