@@ -82,6 +82,14 @@ def keep_freed_memory() -> None:
                 mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until what was started there is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def use_large_pages(tensor: torch.Tensor) -> torch.Tensor:
     """Ask for pages of 2 MiB for memory that has not been written to; the tensor itself is returned.
 

@@ -1,0 +1,105 @@
+"""python -m bench.plot FILE…: pictures of what `pytest --benchmark-only --benchmark-json FILE` has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.cli import Parser, run
+from engine.errors import BareloopError
+
+GIGA = 1e9
+
+
+def parser() -> Parser:
+    """The program's flags."""
+    result = Parser("python -m bench.plot", "Latency per token by device and format, and the roofline.")
+    result.add_argument("files", nargs="+", metavar="FILE", help="of pytest --benchmark-only --benchmark-json FILE")
+    result.add_argument("--output-dir", default="results/bench", metavar="FOLDER", help="default: results/bench")
+    return result
+
+
+def main(options: Any) -> None:
+    """Read, draw, tell where."""
+    from rich.console import Console
+
+    from engine.files import local_path
+
+    rows = [row for name in options.files for row in read(Path(name))]
+    folder = local_path(options.output_dir)
+    draw_latency(rows, folder / "latency")
+    draw_roofline(rows, folder / "roofline")
+    Console(stderr=True).print(f"{folder}/latency and roofline, .png and .svg", style="dim", soft_wrap=True)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The benchmarks of a file that tell how near the limits they came: their `extra_info`, with name and group."""
+    try:
+        benchmarks = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
+        rows = [{**one["extra_info"], "name": one["name"], "group": one["group"]} for one in benchmarks]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BareloopError(f"cannot read {path}: {error}") from error
+    except (ValueError, KeyError, TypeError):
+        raise BareloopError(f"{path} is no file of --benchmark-json") from None
+    rows = [row for row in rows if "flops_per_byte" in row]
+    if not rows:
+        raise BareloopError(f"{path} holds no benchmark of prefill or decode")
+    return rows
+
+
+def label(row: dict[str, Any]) -> str:
+    """A benchmark's parameters, without what the legend says."""
+    inside = row["name"].partition("[")[2].rstrip("]")
+    name = inside.replace(f"{row['device']}-{row['dtype']}", "").strip("-")
+    return f"{row['group']} {name.replace('-', ' tokens, ', 1) + ' row(s)' if '-' in name else name}".strip()
+
+
+def draw_latency(rows: list[dict[str, Any]], path: Path) -> None:
+    """Milliseconds of a token, the median, with a line up to the 99th percentile."""
+    from engine.figures import PALETTE, picture
+
+    decoded = [row for row in rows if row["group"] == "decode"] or rows
+    kinds = list(dict.fromkeys((row["device"], row["format"]) for row in decoded))
+    labels = list(dict.fromkeys(label(row) for row in decoded))
+    with picture(path, height=1.5 + 0.4 * len(decoded)) as (_, (axes,)):
+        for number, kind in enumerate(kinds):
+            own = [row for row in decoded if (row["device"], row["format"]) == kind]
+            places = [labels.index(label(row)) + 0.8 * (number + 0.5) / len(kinds) - 0.4 for row in own]
+            middle = [1000 * row["latency_p50"] for row in own]
+            late = [1000 * (row["latency_p99"] - row["latency_p50"]) for row in own]
+            colour, height = PALETTE[number % len(PALETTE)], 0.8 / len(kinds)
+            name = f"{kind[0]}, {kind[1]}"
+            axes.barh(places, middle, height=height, xerr=[[0] * len(own), late], color=colour, label=name)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.set(title="Latency of a step: median, and the 99th percentile", xlabel="milliseconds")
+        axes.legend()
+
+
+def draw_roofline(rows: list[dict[str, Any]], path: Path) -> None:
+    """What was computed a second by what was computed for each byte, under the two limits of the same run."""
+    from engine.figures import PALETTE, picture
+
+    kinds = list(dict.fromkeys((row["device"], row["dtype"]) for row in rows))
+    intensities = [row["flops_per_byte"] for row in rows]
+    ends = min(intensities) / 2, max(intensities) * 2
+    with picture(path, height=5.0) as (_, (axes,)):
+        for number, kind in enumerate(kinds):
+            own = [row for row in rows if (row["device"], row["dtype"]) == kind]
+            colour = PALETTE[number % len(PALETTE)]
+            bandwidth = max(row["read_bandwidth"] for row in own)
+            most = max(row["gemm_flops_per_second"] for row in own)
+            corner = most / bandwidth
+            xs = sorted({*ends, min(max(corner, ends[0]), ends[1])})
+            axes.plot(xs, [min(x * bandwidth, most) / GIGA for x in xs], color=colour, label=f"{kind[0]}, {kind[1]}")
+            for row in own:
+                x, y = row["flops_per_byte"], row["flops_per_second"] / GIGA
+                axes.plot([x], [y], marker="o", color=colour)
+                axes.annotate(label(row), (x, y), fontsize=7, xytext=(4, -8), textcoords="offset points")
+        axes.set(xscale="log", yscale="log", title="Roofline", xlabel="operations for each byte read", ylabel="GFLOP/s")
+        axes.legend()
+
+
+if __name__ == "__main__":
+    run(parser(), main)
