@@ -114,8 +114,12 @@ def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Ti
 def kernels_are_there() -> None:
     """One way of computing from the first test to the last."""
     from engine import kernels
+    from engine.kernels import build
 
     kernels.wait()
+    for isa in set(build.able()) - {"torch"}:  # for their own tests, while others run
+        if not build.library(isa).exists() and build.obstacle(isa) is None:
+            build.in_background(isa)
 
 
 @pytest.fixture(scope="session", params=list(VARIANTS))

@@ -20,7 +20,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 _ops: Any = None  # the loaded library's operators; one a process, as are PyTorch's
 _state = "PyTorch's operators"  # what serves few rows
-_starting = threading.Lock()
+_starting, _started = threading.Lock(), False
 _watcher: threading.Thread | None = None
 
 
@@ -33,11 +33,12 @@ def few(x: Tensor) -> Any:
 
 def start() -> None:
     """Load the library; have it built in the background where it is not there yet. Does nothing the second time."""
-    global _state, _watcher  # noqa: PLW0603
+    global _started, _state, _watcher  # noqa: PLW0603
     with _starting:
-        if _ops is not None or _watcher is not None:
+        if _started:
             return
         isa = build.choose_isa()
+        _started = True
         if isa == "torch":
             return
         if build.library(isa).exists():

@@ -34,13 +34,17 @@ FLAGS = {
 
 def choose_isa() -> str:
     """The best path of this CPU, or the one that the variable names, if the CPU has it."""
-    has = torch.backends.cpu.get_cpu_capability()
-    able = [*{"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(has, []), "portable", "torch"]
     forced = os.environ.get(VARIABLE)
-    if forced and forced not in able:
-        known = "is not one" if forced not in FLAGS else f"is not for this CPU ({has})"
-        raise UsageError(f"{VARIABLE}={forced} {known}; use {', '.join(able)}")
-    return forced or able[0]
+    if forced and forced not in able():
+        known = "is no path" if forced not in FLAGS else "is a path that this CPU does not have"
+        raise UsageError(f"{VARIABLE}={forced} {known}; use {', '.join(able())}")
+    return forced or able()[0]
+
+
+def able() -> list[str]:
+    """The paths of this CPU, the best one first."""
+    has = torch.backends.cpu.get_cpu_capability()
+    return [*{"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(has, []), "portable", "torch"]
 
 
 def namespace(isa: str) -> str:
@@ -95,16 +99,16 @@ def build(isa: str, verbose: bool = False) -> None:
     target = library(isa)
     if target.exists():
         return
-    with exclusive(cache_folder() / "lock"):
+    place = target.parent
+    with exclusive(place.with_suffix(".lock")):
         if target.exists():
             return
-        for left in target.parent.parent.glob("building-*"):  # by processes that were killed
-            shutil.rmtree(left, ignore_errors=True)
-        draft = Path(tempfile.mkdtemp(prefix="building-", dir=target.parent.parent))
+        draft = place.with_suffix(".draft")
+        shutil.rmtree(draft, ignore_errors=True)  # what a process left that was killed
+        draft.mkdir()
         try:
             _compile(isa, draft, verbose)
-            draft.rename(target.parent)
-            _log(isa).unlink(missing_ok=True)
+            draft.rename(place)
         except Exception as error:
             write_atomic(_log(isa), f"{error}\n")
             raise BareloopError(f"the C++ kernels could not be built; {_log(isa)} says why") from error

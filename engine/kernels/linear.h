@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int64_t LONG = 12 * 1024;    // bytes of x that leave a first-level cache no room for what streams by
+constexpr int64_t LONG = 15 * 1024;    // bytes of x: half of a first-level cache
 constexpr int64_t MOST_ROWS = 4;      // of more, a product is no longer bound by reading its weight
 constexpr int UNROLL = 2;              // sums of a product that go side by side, so that none waits for the last
 
@@ -85,13 +85,15 @@ struct Product {
         y[m * n + row + r] = static_cast<T>(bias ? out[r][m] + static_cast<float>(bias[row + r]) : out[r][m]);
   }
 
-  // A row at a time is one stream that the hardware foresees; several share what they read of a long x.
+  // A row of the weight at a time is one stream, which the hardware foresees. A long x leaves the first cache no room
+  // for what streams by, so there several rows share each look at it.
   template <int M>
   void run() const {
+    constexpr int TOGETHER = M <= 2 ? 8 : 4;
     const int64_t bytes = k * static_cast<int64_t>(sizeof(T));
-    by_shares(n, bytes, [&](int64_t row, int64_t end) {
-      if (M == 1 && bytes > LONG)
-        for (; row + 8 <= end; row += 8) rows<8, 1>(row);
+    const bool is_long = M * bytes > LONG;
+    by_shares(n, bytes, is_long ? TOGETHER : 1, [&](int64_t row, int64_t end) {
+      for (; is_long && row + TOGETHER <= end; row += TOGETHER) rows<TOGETHER, M>(row);
       for (; row < end; row++) rows<1, M>(row);
     });
   }

@@ -13,9 +13,9 @@ namespace {
 constexpr int64_t SHARE = 1 << 16;  // bytes that are worth a thread
 constexpr int64_t CHUNK = 1 << 15;  // bytes that are taken at a time: long enough a stream, short enough a wait at the end
 
-// f(begin, end) for all of `count` rows of so many bytes. A share is one stream through memory.
+// f(begin, end) for all of `count` rows of so many bytes, a multiple of `together` at a time. A share is one stream.
 template <typename F>
-void by_shares(int64_t count, int64_t bytes, F f) {
+void by_shares(int64_t count, int64_t bytes, int64_t together, F f) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), count * bytes / SHARE);
   if (threads < 2) return f(0, count);
   struct alignas(64) Share {
@@ -24,7 +24,7 @@ void by_shares(int64_t count, int64_t bytes, F f) {
   };
   std::vector<Share> shares(threads);
   for (int64_t i = 0; i < threads; i++) shares[i].next = count * i / threads, shares[i].end = count * (i + 1) / threads;
-  const int64_t chunk = CHUNK / bytes + 1;
+  const int64_t chunk = (CHUNK / std::max<int64_t>(bytes, 1) / together + 1) * together;
   at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
     for (int64_t thread = first; thread < last; thread++)
       for (int64_t i = 0; i < threads; i++) {
