@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine import kernels
 from engine.cli import model_options, printable, sampling_options, tokens_per_second
 from engine.device import read_bandwidth
 from engine.errors import BareloopError, UsageError
@@ -148,6 +149,8 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
         limit = read_bandwidth(llm.device)
         line += f", {(tokens - len(results)) / seconds:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
         line += f" ({100 * rate / limit:.0f} % of the {limit / 1e9:.0f} GB/s that memory is read at)"
+    if llm.device.type == "cpu":
+        line += f", {kernels.state()}"
     print(line, file=sys.stderr)
 
 

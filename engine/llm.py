@@ -230,7 +230,11 @@ class LLM:
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def pack(self) -> None:
-        """Make ready for long scoring on a CPU (see `Linear.pack`), where the memory for it is free twice over."""
+        """Make ready for long scoring on a CPU: its kernels are there from the first question to the last, and its
+        weights in blocks (see `Linear.pack`), where the memory for it is free twice over.
+        """
+        if self.device.type == "cpu":
+            kernels.wait()
         layers = [module for module in self.model.modules() if isinstance(module, Linear)]
         layers = [layer for layer in layers if len(layer.weight) != self.config.vocab_size]  # the head sees few rows
         free = free_memory(self.device)

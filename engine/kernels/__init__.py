@@ -58,7 +58,8 @@ def start() -> None:
 def wait() -> None:
     """Return when nothing is being built any more: what is computed from here on is computed in one way."""
     start()
-    if _watcher is not None:
+    if _watcher is not None and _watcher.is_alive():
+        logging.getLogger("bareloop").warning("building the C++ kernels, once; this takes some 20 seconds")
         _watcher.join()
 
 

@@ -241,7 +241,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
 
 def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
     compiler = tmp_path / "slow"
-    compiler.write_text("#!/bin/sh\nsleep 4\necho 'no room' >&2\nexit 1\n")
+    compiler.write_text("#!/bin/sh\nsleep 0.5\necho 'no room' >&2\nexit 1\n")
     compiler.chmod(0o755)
     done = ran(tmp_path, CXX=str(compiler), BARELOOP_ISA="portable")
     assert done.returncode == 0, done.stderr
