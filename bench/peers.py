@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,10 +27,11 @@ Run = Callable[[list[int], int], list[float]]
 
 def parser() -> Parser:
     """The program's flags."""
+    known = ", ".join(ENGINES)
     result = Parser("python -m bench.peers", "Decode and prefill beside transformers and llama.cpp.")
     result.add_argument("--model", "-m", default="qwen2.5-0.5b", help="a shape or a folder (default: qwen2.5-0.5b)")
     result.add_argument(
-        "--engines", nargs="+", metavar="NAME", help=f"default: all that are installed, of {', '.join(ENGINES)}"
+        "--engines", nargs="+", metavar="NAME", help=f"default: what is installed, without float32, of {known}"
     )
     result.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="before decoding (default: 128)")
     result.add_argument("--new-tokens", type=int, default=32, metavar="N", help="decoded in a round (default: 32)")
@@ -83,15 +85,14 @@ def measure(folder: Path, options: Any) -> list[Measured]:
     ids = torch.randint(0, config["vocab_size"], (longest,), generator=torch.Generator().manual_seed(0)).tolist()
     threads = options.threads or torch.get_num_threads()
     window = longest + options.new_tokens + 8
-    names = options.engines or [name for name in ENGINES if available(name)]
     workers = {}
-    for name in names:
+    for name in options.engines or usual():
         try:
             workers[name] = Worker(name, folder, threads, window)
         except BareloopError as error:
             if options.engines:
                 raise
-            print(f"{name}: {error}")
+            print(f"left out: {error}", file=sys.stderr)
     result = {name: Measured(name, worker.nbytes) for name, worker in workers.items()}
     with Progress("runs", len(workers) * (options.rounds + 1)) as progress:
         for number in range(options.rounds + 1):  # the first one warms up
@@ -224,6 +225,8 @@ def llama_cpp(form: str) -> Callable[[Path, int, int], tuple[int, Run]]:
         quiet = lib.llama_log_callback(lambda *_: None)
         lib.llama_log_set(quiet, None)
         model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        if not model:
+            raise BareloopError(f"it cannot load {path}")
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = window, 512, 512
         params.n_threads = params.n_threads_batch = threads
@@ -254,29 +257,34 @@ def llama_cpp(form: str) -> Callable[[Path, int, int], tuple[int, Run]]:
 
 ENGINES: dict[str, Callable[[Path, int, int], tuple[int, Run]]] = {
     "bareloop-bfloat16": bareloop("bfloat16"),
+    "bareloop-float32": bareloop("float32"),
     "transformers-bfloat16": transformers("bfloat16"),
+    "transformers-float32": transformers("float32"),
     "llama.cpp-BF16": llama_cpp("BF16"),
     "llama.cpp-Q8_0": llama_cpp("Q8_0"),
     "llama.cpp-Q4_0": llama_cpp("Q4_0"),
 }
+PACKAGES = {"bareloop": ["engine"], "transformers": ["transformers"], "llama.cpp": ["llama_cpp", "gguf"]}
 
 
-def available(name: str) -> bool:
-    """Whether the package is installed."""
+def usual() -> list[str]:
+    """The engines that are installed, but for float32."""
     from importlib.util import find_spec
 
-    package = name.partition("-")[0].replace("llama.cpp", "llama_cpp").replace("bareloop", "engine")
-    return find_spec(package) is not None
+    def installed(name: str) -> bool:
+        return all(find_spec(package) for package in PACKAGES[name.partition("-")[0]])
+
+    return [name for name in ENGINES if installed(name) and "float32" not in name]
 
 
 def table(measured: list[Measured], options: Any) -> Table:
-    """Medians, and how the first engine stands to each: the median of the ratios of all rounds."""
+    """Medians, and how many times as fast the first engine is: the median of the ratios of all rounds."""
     from rich.table import Table
 
     decode, prefill = f"after {options.prompt_tokens}", f"prefill {options.prefill_tokens}"
     result = Table(title=f"{options.model}: {measured[0].engine} and its peers", title_justify="left")
-    result.add_column("engine")
-    for name in (f"tokens/s {decode}", "GB/s", "of memory's", f"tokens/s, {prefill}", "decode ratio", "prefill ratio"):
+    result.add_column("engine", no_wrap=True)
+    for name in (f"tokens/s {decode}", "ratio", "GB/s", "of the limit", f"tokens/s, {prefill}", "ratio"):
         result.add_column(name, justify="right")
     ours = measured[0]
     for one in measured:
@@ -285,10 +293,10 @@ def table(measured: list[Measured], options: Any) -> Table:
         result.add_row(
             one.engine,
             f"{1 / median(one.decode):.1f}",
+            f"{median(theirs / mine for theirs, mine in zip(one.decode, ours.decode, strict=True)):.2f}",
             f"{median(rate) / 1e9:.1f}",
             f"{share:.0%}",
             f"{options.prefill_tokens / median(one.prefill):.0f}",
-            f"{median(theirs / mine for theirs, mine in zip(one.decode, ours.decode, strict=True)):.2f}",
             f"{median(theirs / mine for theirs, mine in zip(one.prefill, ours.prefill, strict=True)):.2f}",
         )
     return result

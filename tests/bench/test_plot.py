@@ -1,0 +1,48 @@
+"""Pictures of benchmark files, and what is told of files that are none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import plot
+from engine.errors import BareloopError
+
+ROW = {
+    "device": "cpu", "dtype": "bfloat16", "format": "bfloat16", "flops_per_byte": 1.0, "flops_per_second": 3e10,
+    "latency_p50": 0.03, "latency_p99": 0.04, "read_bandwidth": 4e10, "gemm_flops_per_second": 4e11,
+}  # fmt: skip
+
+
+def written(path, *names: tuple[str, str]):
+    benchmarks = [{"name": name, "group": group, "extra_info": ROW} for group, name in names]
+    path.write_text(json.dumps({"benchmarks": benchmarks}))
+    return path
+
+
+def test_both_pictures_are_drawn(tmp_path):
+    names = ("decode", "test_decode[cpu-bfloat16-128-1]"), ("prefill", "test_prefill[cpu-bfloat16-512]")
+    path = written(tmp_path / "run.json", *names)
+    plot.main(plot.parser().parse_args([str(path), "--output-dir", str(tmp_path / "out")]))
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        f"{name}.{suffix}" for name in ("latency", "roofline") for suffix in ("png", "svg")
+    }
+
+
+def test_a_benchmark_is_named_by_its_parameters():
+    named = {**ROW, "group": "decode", "name": "test_decode[cpu-bfloat16-128-4]"}
+    assert plot.label(named) == "decode 128 tokens, 4 row(s)"
+    assert plot.label({**named, "group": "prefill", "name": "test_prefill[cpu-bfloat16-512]"}) == "prefill 512"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "cannot read"), ("{}", "no file of --benchmark-json"), ('{"benchmarks": []}', "holds no benchmark")],
+)
+def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path, content, says):
+    path = tmp_path / "run.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(BareloopError, match=says):
+        plot.read(path)
