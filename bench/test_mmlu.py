@@ -1,6 +1,6 @@
 """5-shot MMLU at Qwen2.5-0.5B's shape (random weights, bfloat16, the real tokenizer), beside lm-evaluation-harness.
 
-pytest --benchmark-only bench/test_mmlu.py, with the folder of shared material beside the project
+pytest --benchmark-only --bench-full bench/test_mmlu.py, with the folder of shared material beside the project
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ TOKENIZER = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"
 PEER_QUESTIONS = 16  # of the 152, which would take it ten minutes
 
 pytestmark = pytest.mark.skipif(not TOKENIZER.is_dir(), reason=f"{TOKENIZER} is not here")
+
+
+@pytest.fixture(autouse=True)
+def only_in_full(full: bool) -> None:
+    """Four minutes."""
+    if not full:
+        pytest.skip("beside lm-evaluation-harness: --bench-full")
 
 
 @pytest.fixture(scope="module")
