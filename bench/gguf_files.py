@@ -48,10 +48,17 @@ def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_rope_freq_base(config.get("rope_parameters", config).get("rope_theta", 10_000.0))
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base((config.get("rope_parameters") or config).get("rope_theta", 10_000.0))
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
+    factors = _rope_factors(config, head_dim)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
     kind = gguf.GGMLQuantizationType[form]
     names = gguf.get_tensor_name_map(_architecture(architecture), config["num_hidden_layers"])
     stored = open_checkpoint(find_tensors(folder, False))
@@ -70,6 +77,22 @@ def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _rope_factors(config: dict[str, Any], head_dim: int) -> torch.Tensor | None:
+    """By what llama.cpp divides the frequencies of a llama3 scaling [head_dim / 2]; None without a scaling."""
+    from engine.models import configure
+    from engine.models.decoder import DecoderConfig
+    from engine.rope import Rotary
+
+    parsed = configure(config)[1]
+    assert isinstance(parsed, DecoderConfig)
+    if parsed.rope is None or parsed.rope.type == "default":
+        return None
+    if parsed.rope.type != "llama3":
+        raise BareloopError(f"no GGUF for rope_type {parsed.rope.type}; there is one for default and llama3")
+    plain = 1.0 / parsed.rope.theta ** (torch.arange(0, head_dim, 2) / head_dim)
+    return plain / Rotary(parsed.rope, head_dim).frequencies(torch.zeros(1))[0]
 
 
 def _architecture(name: str) -> Any:

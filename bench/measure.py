@@ -62,9 +62,9 @@ def decoding(llm: LLM, context: int, rows: int) -> Work:
     return Work(rows, sum(c.nbytes for c in costs) + (rows - 1) * own, rows * sum(c.flops for c in costs))
 
 
-def prefilling(llm: LLM, tokens: int) -> Work:
-    """A prompt of so many tokens: the weights are read once, and only the last token asks for the head."""
-    costs = list(llm.model.costs(tokens // 2))
+def prefilling(llm: LLM, tokens: int, after: int = 0) -> Work:
+    """So many tokens `after` others: the weights are read once, and only the last token asks for the head."""
+    costs = list(llm.model.costs(after + tokens // 2))
     head = sum(cost.flops for cost in costs if "head" in cost.part)
     each = sum(cost.flops for cost in costs) - head
     return Work(tokens, sum(c.nbytes for c in costs), tokens * each + head)
@@ -104,7 +104,7 @@ def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work
         "device": llm.device.type,
         "dtype": dtype_name(llm.dtype),
         "format": dtype_name(llm.dtype),
-        "kernels": kernels.state() if llm.device.type == "cpu" else "",
+        "kernels": kernels.state(llm.dtype) if llm.device.type == "cpu" else "",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit(),

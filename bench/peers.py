@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 # run(ids, new): the seconds at which each of the new tokens was there, from the moment that the prompt was given.
 Run = Callable[[list[int], int], list[float]]
+Make = Callable[[Path, int, int], Run]  # of a model's folder, threads and tokens of the window
+
+KEPT: list[Any] = []  # callbacks of which llama.cpp holds bare pointers
+BITS = {"bfloat16": 16, "float32": 32, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5}  # of a weight
 
 
 def parser() -> Parser:
@@ -93,13 +98,14 @@ def measure(folder: Path, options: Any) -> list[Measured]:
             if options.engines:
                 raise
             print(f"left out: {error}", file=sys.stderr)
-    result = {name: Measured(name, worker.nbytes) for name, worker in workers.items()}
+    context = options.prompt_tokens + options.new_tokens // 2
+    result = {name: Measured(name, token_bytes(folder, name, context)) for name in workers}
     with Progress("runs", len(workers) * (options.rounds + 1)) as progress:
         for number in range(options.rounds + 1):  # the first one warms up
             for name, worker in workers.items():
                 bandwidth = read_bandwidth(torch.device("cpu"))
-                first, *times = worker.run(ids[: options.prompt_tokens], options.new_tokens)
-                gaps = [after - before for before, after in zip([first, *times], times, strict=False)]
+                times = worker.run(ids[: options.prompt_tokens], options.new_tokens)
+                gaps = [after - before for before, after in pairwise(times)]
                 prefill = worker.run(ids[: options.prefill_tokens], 1)[0]
                 if number:
                     result[name].decode.append(median(gaps))
@@ -109,6 +115,18 @@ def measure(folder: Path, options: Any) -> list[Measured]:
     for worker in workers.values():
         worker.close()
     return list(result.values())
+
+
+def token_bytes(folder: Path, engine: str, context: int) -> int:
+    """What a token reads in an engine's format: all weights but the embedding's other rows, and the past."""
+    from engine.weights import open_model
+
+    form = engine.partition("-")[2]
+    wide = "float32" if form == "float32" else "bfloat16"  # of what is remembered, whatever the weights are in
+    costs = list(open_model(folder, wide).model.costs(context))
+    kept = sum(cost.nbytes for cost in costs if cost.parameters == 0 and "head" not in cost.part)
+    weights = sum(cost.nbytes for cost in costs) - kept
+    return kept + round(weights * BITS[form] / BITS[wide])
 
 
 class Worker:
@@ -121,7 +139,7 @@ class Worker:
         self.process = context.Process(target=serve, args=(theirs, name, folder, threads, window), daemon=True)
         self.process.start()
         theirs.close()
-        self.nbytes: int = self._answer()
+        self._answer()
 
     def run(self, ids: list[int], new: int) -> list[float]:
         """Seconds to each of the new tokens."""
@@ -143,10 +161,10 @@ class Worker:
 
 
 def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None:
-    """Load an engine, tell the bytes of a token, and run what is asked for until nothing more is."""
+    """Load an engine, say so, and run what is asked for until nothing more is."""
     try:
-        nbytes, run_once = ENGINES[name](folder, threads, window)
-        pipe.send(nbytes)
+        run_once = ENGINES[name](folder, threads, window)
+        pipe.send(None)
         while (job := pipe.recv()) is not None:
             pipe.send(run_once(*job))
     except Exception as error:
@@ -159,10 +177,10 @@ def stamped(tokens: Iterator[Any]) -> list[float]:
     return [time.perf_counter() - start for _ in tokens]
 
 
-def bareloop(dtype: str) -> Callable[[Path, int, int], tuple[int, Run]]:
+def bareloop(dtype: str) -> Make:
     """Ours, from its own stream of events."""
 
-    def make(folder: Path, threads: int, window: int) -> tuple[int, Run]:
+    def make(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
         import torch
 
         from engine import LLM, SamplingParams, kernels
@@ -174,15 +192,15 @@ def bareloop(dtype: str) -> Callable[[Path, int, int], tuple[int, Run]]:
         def run_once(ids: list[int], new: int) -> list[float]:
             return stamped(llm.stream(ids, SamplingParams(max_new_tokens=new, ignore_eos=True)))
 
-        return sum(cost.nbytes for cost in llm.model.costs(window)), run_once
+        return run_once
 
     return make
 
 
-def transformers(dtype: str) -> Callable[[Path, int, int], tuple[int, Run]]:
+def transformers(dtype: str) -> Make:
     """Its `generate`, stamped by a criterion that never stops it."""
 
-    def make(folder: Path, threads: int, window: int) -> tuple[int, Run]:  # noqa: ARG001
+    def make(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
         import torch
         from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
@@ -202,18 +220,15 @@ def transformers(dtype: str) -> Callable[[Path, int, int], tuple[int, Run]]:
             model.generate(torch.tensor([ids]), stopping_criteria=criteria, **options)
             return times
 
-        weights = sum(p.nbytes for p in model.parameters())
-        if not model.config.tie_word_embeddings:
-            weights -= model.get_input_embeddings().weight.nbytes
-        return weights, run_once
+        return run_once
 
     return make
 
 
-def llama_cpp(form: str) -> Callable[[Path, int, int], tuple[int, Run]]:
+def llama_cpp(form: str) -> Make:
     """llama.cpp by its C functions: greedy, and nothing between two of its steps but numpy's argmax."""
 
-    def make(folder: Path, threads: int, window: int) -> tuple[int, Run]:
+    def make(folder: Path, threads: int, window: int) -> Run:
         import ctypes
 
         import llama_cpp.llama_cpp as lib
@@ -249,13 +264,13 @@ def llama_cpp(form: str) -> Callable[[Path, int, int], tuple[int, Run]]:
                 token = step([token])
                 yield token
 
-        make.keep = quiet  # type: ignore[attr-defined]  # the library holds a bare pointer to it
-        return lib.llama_model_size(model), lambda ids, new: stamped(tokens(ids, new))
+        KEPT.append(quiet)
+        return lambda ids, new: stamped(tokens(ids, new))
 
     return make
 
 
-ENGINES: dict[str, Callable[[Path, int, int], tuple[int, Run]]] = {
+ENGINES: dict[str, Make] = {
     "bareloop-bfloat16": bareloop("bfloat16"),
     "bareloop-float32": bareloop("float32"),
     "transformers-bfloat16": transformers("bfloat16"),

@@ -5,11 +5,11 @@ Their tokenizer is the demo model's, so that they can be talked with; what they 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from engine.errors import BareloopError
+from engine.files import user_cache
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -145,8 +145,4 @@ def write(config: dict[str, Any], folder: Path) -> None:
 
 def cache_folder() -> Path:
     """Where checkpoints are kept."""
-    try:
-        import platformdirs
-    except ImportError:
-        return Path(tempfile.gettempdir()) / "bareloop" / "shapes"
-    return platformdirs.user_cache_path("bareloop", appauthor=False) / "shapes"
+    return user_cache("shapes")

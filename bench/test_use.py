@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench.measure import Limits, prefilling, timed
+from bench.measure import Limits, Work, prefilling, timed
 from bench.test_engine import prompt
 from bench.ttft import message
 from engine import LLM
-from engine.device import synchronize
+from engine.device import dtype_name, synchronize
 
 SHOTS, QUESTION, QUESTIONS = 600, 90, 16  # tokens of the examples, of a question, and how many have the same examples
 MESSAGE, REPLY = 80, 16  # tokens
@@ -20,13 +20,16 @@ MESSAGE, REPLY = 80, 16  # tokens
 @pytest.mark.benchmark(group="MMLU question")
 def test_mmlu_question(benchmark: Any, llm: LLM, limits: Limits) -> None:
     """Sixteen questions with one prefix of five examples, four letters each, as `evals.mmlu` scores them."""
-    llm.pack()
+    own = LLM.load(str(llm.folder), device=str(llm.device), dtype=dtype_name(llm.dtype))  # chats are not packed
+    own.pack()
     shots = prompt(llm, SHOTS)
     letters = prompt(llm, 4, seed=1)
     questions = [shots + prompt(llm, QUESTION, seed) for seed in range(2, 2 + QUESTIONS)]
     requests = [(question, [letter]) for question in questions for letter in letters]
-    work = prefilling(llm, SHOTS + QUESTION * QUESTIONS)
-    timed(benchmark, limits, llm, lambda: llm.score(requests), work, rounds=3)
+    first, each = prefilling(llm, SHOTS), prefilling(llm, QUESTION, after=SHOTS)
+    flops = first.flops + QUESTIONS * each.flops
+    work = Work(SHOTS + QUESTION * QUESTIONS, first.nbytes + each.nbytes, flops)
+    timed(benchmark, limits, llm, lambda: own.score(requests), work, rounds=3)
     benchmark.extra_info["questions_per_second"] = QUESTIONS / benchmark.extra_info["latency_p50"]
 
 

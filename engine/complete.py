@@ -150,7 +150,7 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
         line += f", {(tokens - len(results)) / seconds:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
         line += f" ({100 * rate / limit:.0f} % of the {limit / 1e9:.0f} GB/s that memory is read at)"
     if llm.device.type == "cpu":
-        line += f", {kernels.state()}"
+        line += f", {kernels.state(llm.dtype)}"
     print(line, file=sys.stderr)
 
 

@@ -65,7 +65,20 @@ def free_memory(device: torch.device) -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    left = _left_to_group()
+    return min(free, left) if free is not None and left is not None else free
+
+
+def _left_to_group() -> int | None:
+    """Bytes that a container may still take; None where there is no limit."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stats = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return None if limit == "max" else int(limit) - int(used) + int(stats.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return None
 
 
 @cache
@@ -106,7 +119,7 @@ def use_large_pages(tensor: torch.Tensor) -> torch.Tensor:
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second at which memory is read there, measured now: the limit of a token that reads all weights once."""
-    numbers = torch.ones(2**26, device=device)  # 256 MiB, beyond any cache
+    numbers = use_large_pages(torch.empty(2**26, device=device)).fill_(1)  # 256 MiB, beyond any cache
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()

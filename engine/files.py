@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,6 +54,15 @@ def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = 
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)
+
+
+def user_cache(name: str) -> Path:
+    """A folder of the user's cache; of the temporary folder where the library that knows it is not installed."""
+    try:
+        import platformdirs
+    except ImportError:
+        return Path(tempfile.gettempdir()) / "bareloop" / name
+    return platformdirs.user_cache_path("bareloop", appauthor=False) / name
 
 
 @contextlib.contextmanager

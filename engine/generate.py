@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine import kernels
 from engine.detokenizer import StopStrings
 from engine.errors import BareloopError
 from engine.models.family import Model
@@ -248,6 +249,7 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
     for sequence in sequences:
         sequence.check_open()
         sequence.state.rewind(sequence.row, len(sequence.ids))  # an interrupt may have hit between forward and ids
+    kernels.adopt()
     active = {index: _Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
     while active:
         replies = list(active.values())

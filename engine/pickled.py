@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.checkpoint import INDEX, SINGLE, some, write_tensors
 from engine.config import read_json
 from engine.errors import BareloopError
+from engine.files import user_cache
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 BLINKDL = "blocks.0.att.key.weight"  # a tensor's name in RWKV's own .pth files
@@ -122,6 +123,4 @@ def _key(files: list[Path]) -> str:
 
 
 def _cache() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("bareloop", appauthor=False) / "converted"
+    return user_cache("converted")

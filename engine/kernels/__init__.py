@@ -7,6 +7,7 @@ Nobody waits for the build: PyTorch's own operators serve until it is done, and 
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from typing import Any
 
@@ -17,23 +18,26 @@ from engine.kernels import build
 
 ROWS = 4  # of more, a product is no longer bound by reading its weight
 DTYPES = (torch.bfloat16, torch.float32)
+PYTORCH = "PyTorch's operators"
 
-_ops: Any = None  # the loaded library's operators; one a process, as are PyTorch's
-_state = "PyTorch's operators"  # what serves few rows
+_ops: Any = None  # what serves: the library's operators; one a process, as are PyTorch's
+_built: Any = None  # they, as soon as they are loaded
+_isa = ""
+_why = PYTORCH  # in words, as long as there are none
 _starting, _started = threading.Lock(), False
 _watcher: threading.Thread | None = None
 
 
 def few(x: Tensor) -> Any:
-    """The operators, where they serve: up to `ROWS` rows on the CPU, without gradients. Else None."""
-    if _ops is None or not 0 < len(x) <= ROWS or x.dtype not in DTYPES or x.device.type != "cpu":
+    """The operators, where they serve: up to `ROWS` rows [R, n] on the CPU, without gradients. Else None."""
+    if _ops is None or x.dim() != 2 or not 0 < len(x) <= ROWS or x.dtype not in DTYPES or x.device.type != "cpu":
         return None
-    return None if torch.is_grad_enabled() else _ops
+    return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _ops
 
 
 def start() -> None:
     """Load the library; have it built in the background where it is not there yet. Does nothing the second time."""
-    global _started, _state, _watcher  # noqa: PLW0603
+    global _started, _why, _watcher  # noqa: PLW0603
     with _starting:
         if _started:
             return
@@ -41,18 +45,23 @@ def start() -> None:
         _started = True
         if isa == "torch":
             return
-        if build.library(isa).exists():
+        if build.is_built(isa):
             _load(isa)
+            adopt()
             return
         reason = build.obstacle(isa)
         if reason is not None:
-            logging.getLogger("bareloop").warning(
-                "%s; a token takes PyTorch's operators, up to 3 times as long", reason
-            )
+            _give_up(reason)
             return
-        _state = "PyTorch's operators, while the kernels are built"
+        _why = f"{PYTORCH}, while the C++ kernels are built"
         _watcher = threading.Thread(target=_build, args=(isa,), daemon=True)
         _watcher.start()
+
+
+def adopt() -> None:
+    """From here on the library serves, if it is there: never from the middle of a reply."""
+    global _ops  # noqa: PLW0603
+    _ops = _built
 
 
 def wait() -> None:
@@ -61,11 +70,14 @@ def wait() -> None:
     if _watcher is not None and _watcher.is_alive():
         logging.getLogger("bareloop").warning("building the C++ kernels, once; this takes some 20 seconds")
         _watcher.join()
+    adopt()
 
 
-def state() -> str:
-    """What serves few rows, in words."""
-    return _state
+def state(dtype: torch.dtype = torch.bfloat16) -> str:
+    """What serves few rows of this dtype, in words."""
+    if _ops is None:
+        return _why
+    return f"C++ kernels ({_isa})" if dtype in DTYPES else PYTORCH
 
 
 def load(isa: str) -> Any:
@@ -76,17 +88,26 @@ def load(isa: str) -> Any:
 
 def _build(isa: str) -> None:
     """In a process of its own, which goes on when this one ends."""
-    global _state  # noqa: PLW0603
-    if build.in_background(isa).wait() == 0:
+    status = build.in_background(isa).wait()
+    if status == 0:
         _load(isa)
     else:
-        _state = f"PyTorch's operators: {build.obstacle(isa)}"
+        _give_up(build.obstacle(isa) or f"building the C++ kernels failed ({status}): python -m engine.kernels.build")
 
 
 def _load(isa: str) -> None:
-    global _ops, _state  # noqa: PLW0603
-    _ops = _operators(isa)
-    _state = f"C++ kernels ({isa})"
+    global _built, _isa
+    try:
+        _built, _isa = _operators(isa), isa
+    except (OSError, RuntimeError, AttributeError) as error:  # torn, or of another machine that shares the cache
+        shutil.rmtree(build.library(isa).parent, ignore_errors=True)
+        _give_up(f"the C++ kernels do not load, and the next run builds them anew ({str(error).splitlines()[0]})")
+
+
+def _give_up(reason: str) -> None:
+    global _why  # noqa: PLW0603
+    _why = f"{PYTORCH}: {reason}"
+    logging.getLogger("bareloop").warning("%s; a token takes PyTorch's operators, up to 3 times as long", reason)
 
 
 def _operators(isa: str) -> Any:

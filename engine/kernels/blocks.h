@@ -1,6 +1,7 @@
 // One new token of 1 to 4 rows through all blocks of a decoder, as `Block` in engine/models/decoder.py has them.
 //
-// Sums are in float32; what PyTorch would round between two operators is rounded here, but for the attention's scores.
+// Sums are in float32. What the modules round between two products is rounded here too, but within the attention and
+// the gated activation, which are in float32 up to their results.
 #pragma once
 
 #include "activations.h"
@@ -9,9 +10,6 @@
 #include "norms.h"
 
 namespace {
-
-using Optional = std::optional<at::Tensor>;
-using Optionals = c10::List<Optional>;
 
 // What a block holds, each followed by its bias: the order of `Block.weights`.
 enum Weights { QKV, OUT, UP, DOWN, ATTENTION_BEFORE, ATTENTION_AFTER, MLP_BEFORE, MLP_AFTER, Q, K, COUNT };
@@ -24,31 +22,65 @@ struct Choices {
   bool norm_before, norm_after, parallel, one_norm, gated;
 };
 
+// A weight [n, k] or [n], and its bias [n]; null where there is none.
+template <typename T>
+struct Held {
+  const T *weight = nullptr, *bias = nullptr;
+  int64_t n = 0, k = 0;
+};
+
+using Optionals = c10::List<std::optional<at::Tensor>>;
+
+template <typename T>
+const T* pointer(const std::optional<at::Tensor>& x, int64_t count) {
+  TORCH_CHECK(!x || (x->is_contiguous() && (count == 0 || x->numel() == count)), "blocks: a weight in one piece, not ", x->sizes());
+  return x ? x->const_data_ptr<T>() : nullptr;
+}
+
 template <typename T>
 struct Block {
   const Choices& is;
   Heads heads;
   Turns turns;
-  const Optionals& weights;  // of all blocks
-  int64_t layer, rows, hidden;
+  int64_t rows, hidden;
+  Held<T> held[COUNT];
 
-  // A weight, or with `bias` its bias; null where there is none.
-  const T* pointer(Weights which, bool bias) const {
-    const Optional x = weights.get(2 * (COUNT * layer + which) + bias);
-    return x ? x->const_data_ptr<T>() : nullptr;
+  // The weights of a layer, whose shapes fit one another and x.
+  void hold(const Optionals& weights, int64_t layer) {
+    for (int64_t i = 0; i < COUNT; i++) {
+      const std::optional<at::Tensor> weight = weights.get(2 * (COUNT * layer + i));
+      if (!weight) continue;
+      held[i] = {pointer<T>(weight, 0), nullptr, weight->size(0), weight->dim() == 2 ? weight->size(1) : 0};
+      held[i].bias = pointer<T>(weights.get(2 * (COUNT * layer + i) + 1), held[i].n);
+    }
+    const int64_t inner = is.gated ? held[UP].n / 2 : held[UP].n;
+    fits(QKV, heads.q_size() + 2 * heads.kv_size(), hidden);
+    fits(OUT, hidden, heads.q_size());
+    fits(UP, is.gated ? 2 * inner : inner, hidden);
+    fits(DOWN, hidden, inner);
+    for (const Weights norm : {ATTENTION_BEFORE, ATTENTION_AFTER, MLP_BEFORE, MLP_AFTER})
+      if (held[norm].weight) fits(norm, hidden, 0);
+    const bool whole = is.qk_norm == "width";
+    if (held[Q].weight) fits(Q, whole ? heads.q_size() : heads.size, 0);
+    if (held[K].weight) fits(K, whole ? heads.kv_size() : heads.size, 0);
   }
 
-  // x [rows, n] -> [rows, m]
+  void fits(Weights which, int64_t n, int64_t k) const {
+    const Held<T>& one = held[which];
+    TORCH_CHECK(one.weight && one.n == n && one.k == k, "blocks: weight ", which, " is [", one.n, ", ", one.k, "], not [", n, ", ", k, "]");
+  }
+
+  // x [rows, k] -> [rows, n]
   std::vector<T> product(Weights which, const std::vector<T>& x) const {
-    const int64_t k = x.size() / rows, n = weights.get(2 * (COUNT * layer + which))->size(0);
-    std::vector<T> y(rows * n);
-    few_rows(Product<T>{pointer(which, false), pointer(which, true), x.data(), y.data(), n, k, k}, rows);
+    const Held<T>& by = held[which];
+    std::vector<T> y(rows * by.n);
+    few_rows(Product<T>{by.weight, by.bias, x.data(), y.data(), by.n, by.k, by.k}, rows);
     return y;
   }
 
   // Each `size` numbers of x by themselves.
   void normalize(Weights which, T* x, int64_t count, int64_t size) const {
-    const Norm<T> norm{is.norm, is.eps, pointer(which, false), pointer(which, true)};
+    const Norm<T> norm{is.norm, is.eps, held[which].weight, held[which].bias};
     for (int64_t i = 0; i < count; i += size) norm(x + i, x + i, size);
   }
 
@@ -92,9 +124,14 @@ struct Block {
   std::vector<T> forward(std::vector<T> x, const std::vector<Place>& places, int64_t place) const {
     const std::vector<T> read = normalized(is.norm_before, ATTENTION_BEFORE, x);
     const std::vector<T> attended = normalized(is.norm_after, ATTENTION_AFTER, attention(read, places, place));
-    const std::vector<T> before = x;
+    if (is.parallel) {
+      const std::vector<T> mlp_read = is.one_norm ? read : normalized(is.norm_before, MLP_BEFORE, x);
+      add(x, attended);
+      add(x, normalized(is.norm_after, MLP_AFTER, mlp(mlp_read)));
+      return x;
+    }
     add(x, attended);
-    const std::vector<T> mlp_read = is.one_norm ? read : normalized(is.norm_before, MLP_BEFORE, is.parallel ? before : x);
+    const std::vector<T> mlp_read = is.one_norm ? read : normalized(is.norm_before, MLP_BEFORE, x);
     add(x, normalized(is.norm_after, MLP_AFTER, mlp(mlp_read)));
     return x;
   }
@@ -112,6 +149,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
   const int64_t rows = x.size(0), layers = kinds.size(), groups = heads[0], queries = heads[1], size = heads[2];
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MOST_ROWS, "blocks: x ", x.sizes());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 2 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
+  TORCH_CHECK(static_cast<int64_t>(places.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
   TORCH_CHECK(caches.size() % rows == 0 && first.size() == caches.size() && last.size() == caches.size(), "blocks: places of ", rows, " rows");
   std::vector<std::vector<Place>> seen(caches.size() / rows);
   for (size_t i = 0; i < caches.size(); i++) {
@@ -136,11 +174,14 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
     const T* from = x.const_data_ptr<T>();
     std::vector<T> stream(from, from + x.numel());
     for (int64_t layer = 0; layer < layers; layer++) {
+      const std::vector<Place>& own_places = seen.at(kinds[layer]);
+      for (const Place& place : own_places) TORCH_CHECK(places[layer] < place.cache.size(0), "blocks: layer ", places[layer], " of ", place.cache.sizes());
       const Heads own{groups, queries, size, static_cast<float>(scales[layer]), static_cast<float>(softcap)};
       Turns turns;
       if (ropes[layer] >= 0) turns = {tables[2 * ropes[layer]].data(), tables[2 * ropes[layer] + 1].data(), angles[2 * ropes[layer]].size(-1)};
-      const Block<T> block{choices, own, turns, weights, layer, rows, x.size(1)};
-      stream = block.forward(std::move(stream), seen[kinds[layer]], places[layer]);
+      Block<T> block{choices, own, turns, rows, x.size(1)};
+      block.hold(weights, layer);
+      stream = block.forward(std::move(stream), own_places, places[layer]);
     }
     std::copy(stream.begin(), stream.end(), y.mutable_data_ptr<T>());
   };

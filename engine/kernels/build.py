@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import BareloopError, UsageError
-from engine.files import exclusive, write_atomic
+from engine.files import exclusive, user_cache, write_atomic
 
 SOURCES = Path(__file__).parent
 VARIABLE = "BARELOOP_ISA"
@@ -42,9 +43,10 @@ def choose_isa() -> str:
 
 
 def able() -> list[str]:
-    """The paths of this CPU, the best one first."""
-    has = torch.backends.cpu.get_cpu_capability()
-    return [*{"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(has, []), "portable", "torch"]
+    """The paths of this CPU, the best one first. `portable` has vectors on ARM alone; elsewhere PyTorch is faster."""
+    vectors = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    return [*vectors, *(("portable", "torch") if arm else ("torch", "portable"))]
 
 
 def namespace(isa: str) -> str:
@@ -71,15 +73,34 @@ def library(isa: str) -> Path:
 
 def obstacle(isa: str) -> str | None:
     """Why it cannot be built here, in one line; None if nothing is known against it."""
-    log = _log(isa)
-    compiler = os.environ.get("CXX", "c++")
     if os.name != "posix":
         return f"the C++ kernels are not built on {platform.system()}"
-    if shutil.which(compiler) is None:
-        return f"no C++ compiler ({compiler}): install g++ or clang"
-    if log.exists():
-        return f"the C++ kernels could not be built; {log} says why, and they are tried again without it"
+    found = shutil.which(shlex.split(compiler())[0])
+    if found is None:
+        return f"no C++ compiler ({compiler()}): install g++ or clang"
+    log, folder = _log(isa), cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_mtime > Path(found).stat().st_ctime:  # by this compiler
+            return f"the C++ kernels could not be built; {log} says why, and they are tried again without it"
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return f"the C++ kernels cannot be kept in {folder} ({error.strerror})"
     return None
+
+
+def compiler() -> str:
+    """Of C++: the one that CXX names. On Linux g++ before others, because its threads are torch's."""
+    usual = "g++" if sys.platform == "linux" and shutil.which("g++") else "c++"
+    return os.environ.get("CXX", "").strip() or usual
+
+
+def is_built(isa: str) -> bool:
+    """Whether the library is there to be loaded."""
+    try:
+        return library(isa).exists()
+    except OSError:  # a folder of somebody else's
+        return False
 
 
 def in_background(isa: str) -> subprocess.Popen[bytes]:
@@ -104,11 +125,12 @@ def build(isa: str, verbose: bool = False) -> None:
         if target.exists():
             return
         draft = place.with_suffix(".draft")
-        shutil.rmtree(draft, ignore_errors=True)  # what a process left that was killed
-        draft.mkdir()
         try:
+            shutil.rmtree(draft, ignore_errors=True)  # what a process left that was killed
+            draft.mkdir()
             _compile(isa, draft, verbose)
             draft.rename(place)
+            _log(isa).unlink(missing_ok=True)
         except Exception as error:
             write_atomic(_log(isa), f"{error}\n")
             raise BareloopError(f"the C++ kernels could not be built; {_log(isa)} says why") from error
@@ -121,6 +143,7 @@ def _compile(isa: str, folder: Path, verbose: bool) -> None:
     import ninja
     from torch.utils import cpp_extension
 
+    os.environ["CXX"] = compiler()
     os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, os.environ.get("PATH", "")))
     cpp_extension.load(
         namespace(isa),
@@ -139,11 +162,7 @@ def _log(isa: str) -> Path:
 
 def cache_folder() -> Path:
     """Where libraries are kept."""
-    try:
-        import platformdirs
-    except ImportError:
-        return Path(tempfile.gettempdir()) / "bareloop" / "kernels"
-    return platformdirs.user_cache_path("bareloop", appauthor=False) / "kernels"
+    return user_cache("kernels")
 
 
 if __name__ == "__main__":

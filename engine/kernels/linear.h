@@ -30,7 +30,7 @@ struct Sum {
 };
 
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
-// 32 products in one instruction, added by pairs; numbers below 2^-126 count as zero.
+// 32 products in one instruction, added by pairs; numbers below 2^-126 count as zero, as they do not elsewhere.
 template <>
 struct Sum<BFloat16> {
   __m512 both = _mm512_setzero_ps();
@@ -113,13 +113,14 @@ void few_rows(const Product<T>& product, int64_t rows) {
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "linear: ", x.sizes(), " by ", weight.sizes());
   TORCH_CHECK(1 <= x.size(0) && x.size(0) <= MOST_ROWS, "linear: 1 to ", MOST_ROWS, " rows, not ", x.size(0));
-  TORCH_CHECK(x.stride(1) == 1 && weight.is_contiguous(), "linear: rows lie in one piece");
+  TORCH_CHECK(weight.is_contiguous(), "linear: a weight in one piece");
   TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == weight.size(0)), "linear: a bias for each of ", weight.size(0));
+  const at::Tensor from = x.stride(1) == 1 ? x : x.contiguous();
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
   auto run = [&](auto zero) {
     using T = decltype(zero);
     const T* b = bias ? bias->const_data_ptr<T>() : nullptr;
-    few_rows(Product<T>{weight.const_data_ptr<T>(), b, x.const_data_ptr<T>(), y.mutable_data_ptr<T>(), weight.size(0), weight.size(1), x.stride(0)}, x.size(0));
+    few_rows(Product<T>{weight.const_data_ptr<T>(), b, from.const_data_ptr<T>(), y.mutable_data_ptr<T>(), weight.size(0), weight.size(1), from.stride(0)}, x.size(0));
   };
   x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
   return y;

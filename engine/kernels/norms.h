@@ -80,7 +80,7 @@ struct Norm {
 // x [..., D], weight [D] -> [..., D] (Zhang & Sennrich 2019).
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c10::string_view kind) {
   const int64_t size = weight.numel();
-  TORCH_CHECK(x.dim() && x.size(-1) == size && x.scalar_type() == weight.scalar_type(), "rms_norm: ", x.sizes(), " by ", size);
+  TORCH_CHECK(x.dim() && x.size(-1) == size && weight.is_contiguous(), "rms_norm: ", x.sizes(), " by ", size);
   const at::Tensor from = x.contiguous();
   at::Tensor y = at::empty(x.sizes(), x.options());
   auto run = [&](auto zero) {

@@ -175,18 +175,12 @@ class Block(nn.Module):
         mlp = self.mlp_norm_after(self.mlp(read if self.one_norm else self.mlp_norm_before(x)))
         return x + attended + mlp if self.parallel else x + mlp
 
-    def weights(self) -> list[Tensor | None]:
-        """All that it holds, each weight followed by its bias, None where there is none: as the kernel takes them."""
+    def holders(self) -> list[Any]:
+        """The modules whose weights the kernel takes, in its order; None for those that the family does not have."""
         attention, mlp = self.attention, self.mlp
-        modules: list[Any] = [
-            attention.qkv,
-            attention.out,
-            mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up,
-            mlp.down,
-        ]
-        modules += [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
-        modules += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        return [getattr(module, name, None) for module in modules for name in ("weight", "bias")]
+        products = [attention.qkv, attention.out, mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up, mlp.down]
+        norms = [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
+        return [*products, *norms, getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]
 
 
 class Decoder(Model):
@@ -225,7 +219,8 @@ class Decoder(Model):
         ops = kernels.few(x) if view is not None and last is None else None
         if ops is not None and view is not None and (places := view.lone()) is not None:
             angles = [angle for table in tables.values() for angle in table]
-            x = ops.blocks(x, angles, *places, *self.parts)
+            weights = [own.get(name) for own in self.held for name in ("weight", "bias")]
+            x = ops.blocks(x, angles, *places, weights, *self.choices)
             view.commit()
             return self.norm(x)
         for layer, block in enumerate(self.layers):
@@ -238,13 +233,17 @@ class Decoder(Model):
         return self.norm(x)
 
     @cached_property
-    def parts(self) -> tuple[Any, ...]:
-        """What the kernel takes beside a step: all blocks' weights, and the choices that the family makes."""
+    def held(self) -> list[Mapping[str, Tensor | None]]:
+        """The parameters of all blocks' modules by name, as they are at any time, in the kernel's order."""
+        modules = [module for block in cast("list[Block]", list(self.layers)) for module in block.holders()]
+        return [{} if module is None else module._parameters for module in modules]
+
+    @cached_property
+    def choices(self) -> tuple[Any, ...]:
+        """What else the kernel takes of the family."""
         config = self.config
-        blocks = cast("list[Block]", list(self.layers))
         ropes = [config.ropes(layer) for layer in range(config.num_layers)]
         return (
-            [weight for block in blocks for weight in block.weights()],
             [-1 if rope is None else list(self.rotaries).index(rope) for rope in ropes],
             list(config.scales),
             [config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim],

@@ -53,6 +53,9 @@ def test_llama_cpp_has_the_same_weights(model_type, tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     monkeypatch.setattr("bench.gguf_files.cache_folder", lambda: tmp_path / "shapes")
     config = {**shapes.SHAPES["tiny"], "model_type": model_type, "tie_word_embeddings": model_type != "olmo2"}
+    if model_type == "llama":
+        scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        config |= {"rope_scaling": {**scaling, "original_max_position_embeddings": 64}, "rope_theta": 500.0}
     config |= {"num_key_value_heads": 4} if model_type == "olmo2" else {}
     folder = tmp_path / "model"
     shapes.write(config, folder)

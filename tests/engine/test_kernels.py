@@ -112,7 +112,7 @@ def test_argmax_is_the_first_of_the_largest(ops, dtype):
 
 def test_a_token_of_every_family_by_every_path(ops, tiny, prompt, monkeypatch):
     """Rows of unequal length, several tokens each, against transformers in float64."""
-    monkeypatch.setattr(kernels, "_ops", ops)
+    serve(monkeypatch, ops)
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     sequences = llm.fed([prompt(length, seed=length) for length in (1, 9, 23)])
     used = counted(monkeypatch, ops)
@@ -122,7 +122,7 @@ def test_a_token_of_every_family_by_every_path(ops, tiny, prompt, monkeypatch):
         bound = tiny.tolerance * max(1.0, float(expected.abs().max()))
         assert (sequence.logits.double() - expected).abs().max() <= bound
     assert used["linear"] > 0
-    assert used["blocks"] == (4 if hasattr(llm.model, "parts") else 0)
+    assert used["blocks"] == (4 if hasattr(llm.model, "held") else 0)
 
 
 def counted(monkeypatch, ops):
@@ -134,14 +134,41 @@ def counted(monkeypatch, ops):
             calls[name] = calls.get(name, 0) + 1
             return getattr(ops, name)
 
-    monkeypatch.setattr(kernels, "_ops", Counting())
+    serve(monkeypatch, Counting())
     return calls
+
+
+def serve(monkeypatch, ops):
+    """These operators instead of this machine's best."""
+    monkeypatch.setattr(kernels, "_built", ops)
+    monkeypatch.setattr(kernels, "_ops", ops)
+
+
+def test_a_weight_that_is_replaced_counts_from_the_next_token(ops, monkeypatch):
+    serve(monkeypatch, ops)
+    llm = LLM.from_config(CONFIG, device="cpu")
+    sequence = llm.sequence()
+    list(fed(sequence, [1, 2, 3]).decode(SamplingParams(max_new_tokens=3, ignore_eos=True)))
+    for mlp in (llm.model.layers[0].mlp, llm.model.layers[1].mlp):
+        mlp.down.weight = torch.nn.Parameter(drawn(72, 88), requires_grad=False)
+    events = list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
+    assert len(events) == 2
+    fresh = fed(llm.sequence(), sequence.ids[:-1])
+    assert not torch.allclose(sequence.logits, fresh.logits)  # what it remembers is the old weights'
+    llm.model.layers[1].mlp.down.weight = torch.nn.Parameter(drawn(72, 80), requires_grad=False)
+    with pytest.raises(RuntimeError, match=r"weight 3 is \[72, 80\], not \[72, 88\]"):
+        list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
+
+
+def fed(sequence, ids):
+    sequence.feed(ids)
+    return sequence
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [63, 64, 65, 511, 512, 1300])
 def test_a_long_past_is_attended_to_in_pieces(ops, dtype, length, monkeypatch):
-    monkeypatch.setattr(kernels, "_ops", ops)
+    serve(monkeypatch, ops)
     llm = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype)
     ids = torch.randint(0, 101, (length + 1,), generator=torch.Generator().manual_seed(length)).tolist()
     exact = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype)
@@ -163,6 +190,7 @@ def test_with_gradients_and_for_many_rows_pytorch_computes():
         assert kernels.few(x) is not None or kernels._ops is None
         assert kernels.few(drawn(5, 8)) is None and kernels.few(x[:0]) is None
         assert kernels.few(x.double()) is None and kernels.few(x.half()) is None
+        assert kernels.few(x[None]) is None and kernels.few(x[0]) is None
     assert kernels.few(x) is None
 
 
@@ -207,6 +235,29 @@ def test_a_failed_build_says_why_and_is_tried_again_without_its_log(cache, monke
     assert build.library("portable").exists()
 
 
+def test_a_library_that_does_not_load_is_said_and_thrown_away(cache, monkeypatch, caplog):
+    for name, value in (("_built", None), ("_ops", None), ("_why", ""), ("_isa", "")):
+        monkeypatch.setattr(kernels, name, value)
+    build.build("portable")  # which is no library at all
+    kernels._load("portable")
+    assert "do not load" in caplog.text and "do not load" in kernels.state()
+    assert kernels._built is None and not build.library("portable").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_an_obstacle(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "file" / "kernels")
+    assert not build.is_built("portable")
+    assert "cannot be kept in" in build.obstacle("portable")
+
+
+def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
+    monkeypatch.setenv("CXX", f"{sys.executable} -X dev")
+    assert build.obstacle("portable") is None
+    monkeypatch.setenv("CXX", "")
+    assert build.compiler() in ("g++", "c++")
+
+
 def test_another_source_or_torch_is_another_library(monkeypatch):
     before = build.library("portable")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
@@ -246,7 +297,7 @@ def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
     done = ran(tmp_path, CXX=str(compiler), BARELOOP_ISA="portable")
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
-    assert first == "3 PyTorch's operators, while the kernels are built"
+    assert first == "3 PyTorch's operators, while the C++ kernels are built"
     assert "could not be built" in last and list(tmp_path.rglob("*.log"))
 
 
@@ -254,5 +305,5 @@ def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
 def test_an_unknown_path_is_named_with_those_that_there_are(value, monkeypatch):
     monkeypatch.setenv(build.VARIABLE, value)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    with pytest.raises(BareloopError, match=f"BARELOOP_ISA={value} .*; use avx2, portable, torch"):
+    with pytest.raises(BareloopError, match=f"BARELOOP_ISA={value} .*; use avx2, (torch, portable|portable, torch)"):
         build.choose_isa()
