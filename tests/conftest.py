@@ -12,6 +12,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # one, wherever a test has its HOME
 
 SHAPE = {
     "vocab_size": 128,
