@@ -44,10 +44,26 @@ struct Place {
 
 inline float dot(const float* a, const float* b, int64_t size) {
   Vec total(0.0f);
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES) total = at::vec::fmadd(Vec::loadu(a + i), Vec::loadu(b + i), total);
-  if (i < size) total = at::vec::fmadd(Vec::loadu(a + i, size - i), Vec::loadu(b + i, size - i), total);
+  for (int64_t i = 0; i < size; i += LANES) {
+    const int64_t count = std::min(LANES, size - i);
+    total = at::vec::fmadd(Vec::loadu(a + i, count), Vec::loadu(b + i, count), total);
+  }
   return sum(total);
+}
+
+// to = the products of a with four rows b, which lie `size` apart.
+inline void four_dots(const float* a, const float* b, int64_t size, float* to) {
+  Vec total[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+  int64_t i = 0;
+  for (; i + LANES <= size; i += LANES) {
+    const Vec part = Vec::loadu(a + i);
+    for (int row = 0; row < 4; row++) total[row] = at::vec::fmadd(part, Vec::loadu(b + row * size + i), total[row]);
+  }
+  if (i < size) {
+    const Vec part = Vec::loadu(a + i, size - i);
+    for (int row = 0; row < 4; row++) total[row] = at::vec::fmadd(part, Vec::loadu(b + row * size + i, size - i), total[row]);
+  }
+  four_sums(total, to);
 }
 
 // y += factor x
@@ -56,6 +72,21 @@ inline void add_scaled(float* y, const float* x, float factor, int64_t size) {
   int64_t i = 0;
   for (; i + LANES <= size; i += LANES) at::vec::fmadd(Vec::loadu(x + i), factors, Vec::loadu(y + i)).store(y + i);
   for (; i < size; i++) y[i] += x[i] * factor;
+}
+
+// y += factors [count] times rows x [count, size]: four vectors of y at a time stay in registers.
+inline void add_weighted(float* y, const float* x, const float* factors, int64_t count, int64_t size) {
+  int64_t d = 0;
+  for (; d + 4 * LANES <= size; d += 4 * LANES) {
+    Vec total[4];
+    for (int i = 0; i < 4; i++) total[i] = Vec::loadu(y + d + i * LANES);
+    for (int64_t row = 0; row < count; row++) {
+      const Vec factor(factors[row]);
+      for (int i = 0; i < 4; i++) total[i] = at::vec::fmadd(Vec::loadu(x + row * size + d + i * LANES), factor, total[i]);
+    }
+    for (int i = 0; i < 4; i++) total[i].store(y + d + i * LANES);
+  }
+  for (int64_t row = 0; d < size && row < count; row++) add_scaled(y + d, x + row * size + d, factors[row], size - d);
 }
 
 // `count` numbers in float32: where they are, or in `room`.
@@ -95,8 +126,13 @@ void attend_piece(const Heads& heads, const float* q, const T* keys, const T* va
   for (int64_t begin = 0; begin < count; begin += BLOCK) {
     const int64_t block = std::min(BLOCK, count - begin);
     const float* k = widened(keys + begin * size, block * size, room.data());
-    for (int64_t t = 0; t < block; t++)
-      for (int64_t g = 0; g < queries; g++) scores[g * BLOCK + t] = heads.scale * dot(q + g * size, k + t * size, size);
+    for (int64_t g = 0; g < queries; g++) {
+      float* s = scores.data() + g * BLOCK;
+      int64_t t = 0;
+      for (; t + 4 <= block; t += 4) four_dots(q + g * size, k + t * size, size, s + t);
+      for (; t < block; t++) s[t] = dot(q + g * size, k + t * size, size);
+      for (t = 0; t < block; t++) s[t] *= heads.scale;
+    }
     const float* v = widened(values + begin * size, block * size, room.data());
     for (int64_t g = 0; g < queries; g++) {
       float* s = scores.data() + g * BLOCK;
@@ -115,9 +151,8 @@ void attend_piece(const Heads& heads, const float* q, const T* keys, const T* va
       parts[g] = {largest, parts[g].total * kept + sum(total)};
       if (kept != 1.0f)
         for (int64_t d = 0; d < size; d++) out[g * size + d] *= kept;
+      add_weighted(out + g * size, v, s, block, size);
     }
-    for (int64_t t = 0; t < block; t++)
-      for (int64_t g = 0; g < queries; g++) add_scaled(out + g * size, v + t * size, scores[g * BLOCK + t], size);
   }
 }
 

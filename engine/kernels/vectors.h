@@ -53,6 +53,22 @@ inline float sum(Vec x) {
   return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, x);
 }
 
+// The sums of four vectors.
+#if defined(CPU_CAPABILITY_AVX512)
+inline void four_sums(const Vec (&x)[4], float* to) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // in each quarter
+  const __m128 low = _mm_add_ps(_mm512_castps512_ps128(abcd), _mm512_extractf32x4_ps(abcd, 1));
+  const __m128 high = _mm_add_ps(_mm512_extractf32x4_ps(abcd, 2), _mm512_extractf32x4_ps(abcd, 3));
+  _mm_storeu_ps(to, _mm_add_ps(low, high));
+}
+#else
+inline void four_sums(const Vec (&x)[4], float* to) {
+  for (int i = 0; i < 4; i++) to[i] = sum(x[i]);
+}
+#endif
+
 // f(place, count) for the places of `size` numbers, a pair at a time; the last may be less.
 template <typename F>
 inline void by_pairs(int64_t size, F f) {
