@@ -4,7 +4,9 @@
 #include "argmax.h"
 #include "blocks.h"
 #include "linear.h"
+#include "mamba.h"
 #include "norms.h"
+#include "rwkv.h"
 
 #define OPERATORS(name) TORCH_LIBRARY(name, library)
 
@@ -17,4 +19,10 @@ OPERATORS(BARELOOP_OPS) {
       "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "
       "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
       &blocks);
+  library.def(
+      "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "
+      "Tensor x_weight, Tensor dt_weight, Tensor dt_bias, Tensor a_log, Tensor d, Tensor out_weight, Tensor? out_bias) "
+      "-> (Tensor, Tensor, Tensor)",
+      &mamba);
+  library.def("rwkv(Tensor x, Tensor[] memory, Tensor[] weights, float eps) -> Tensor[]", &rwkv);
 }

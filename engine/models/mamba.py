@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
 from engine.config import Keys, ModelConfig, Traits
 from engine.layers import RMSNorm
 from engine.linear import Linear
@@ -102,6 +103,13 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [N, hidden] -> [N, hidden], and what the rows remember after it."""
+        ops = kernels.few(x) if rows.longest == 1 else None
+        if ops is not None:
+            conv, ssm = memory["conv"].contiguous(), memory["ssm"].contiguous()
+            weights = (self.in_proj.weight, self.in_proj.bias, self.conv.weight, self.conv.bias, self.x_proj.weight)
+            steps = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+            out, conv, ssm = ops.mamba(x, conv, ssm, *weights, *steps, self.out_proj.weight, self.out_proj.bias)
+            return out, {"conv": conv, "ssm": ssm}
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         seen = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
         kept = memory["conv"].shape[1]

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from engine import kernels
 from engine.config import Keys, ModelConfig, Traits
 from engine.layers import LayerNorm
 from engine.linear import Linear
@@ -25,6 +26,8 @@ from engine.recurrent import Padded
 
 BLOCK = 16  # tokens that are walked through; the blocks of a text go side by side
 NOTHING = -1e30  # the exponent of a sum to which nothing has been added
+
+REMEMBERED = ("attended", "fed", "values", "weights", "exponent")  # of a layer, as the kernel takes it
 
 Sums = tuple[Tensor, Tensor, Tensor]  # a e^p of the values and b e^p of the weights, as a, b, p: [R, C] each
 
@@ -158,6 +161,11 @@ class Block(nn.Module):
         self.feed_forward = ChannelMix(config)
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        ops = kernels.few(x) if rows.longest == 1 else None
+        if ops is not None:
+            remembered = [memory[name].contiguous() for name in REMEMBERED]
+            x, *after = ops.rwkv(x, remembered, self.weights(), self.attention_norm.eps)
+            return x, dict(zip(REMEMBERED, after, strict=True))
         read, before, attended = _shifted(self.attention_norm(x), rows, memory["attended"])
         sums = (memory["values"], memory["weights"], memory["exponent"])
         attention, (values, weights, exponent) = self.attention(read, before, rows, sums)
@@ -165,6 +173,17 @@ class Block(nn.Module):
         read, before, fed = _shifted(self.feed_forward_norm(x), rows, memory["fed"])
         left = {"attended": attended, "fed": fed, "values": values, "weights": weights, "exponent": exponent}
         return x + self.feed_forward(read, before), left
+
+    def weights(self) -> list[Tensor]:
+        """All that it holds, as the kernel takes it."""
+        time, feed = self.attention, self.feed_forward
+        return [cast("Tensor", weight) for weight in (
+            self.attention_norm.weight, self.attention_norm.bias, time.time_decay, time.time_first,
+            time.time_mix_key, time.time_mix_value, time.time_mix_receptance,
+            time.key.weight, time.value.weight, time.receptance.weight, time.output.weight,
+            self.feed_forward_norm.weight, self.feed_forward_norm.bias, feed.time_mix_key, feed.time_mix_receptance,
+            feed.key.weight, feed.receptance.weight, feed.value.weight,
+        )]  # fmt: skip
 
 
 def _shifted(x: Tensor, rows: Padded, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -122,12 +122,16 @@ def test_a_token_of_every_family_by_every_path(ops, tiny, prompt, monkeypatch):
         bound = tiny.tolerance * max(1.0, float(expected.abs().max()))
         assert (sequence.logits.double() - expected).abs().max() <= bound
     assert used["linear"] > 0
-    assert used["blocks"] == (4 if hasattr(llm.model, "held") else 0)
+    layers, steps = llm.config.num_layers, 4
+    model = llm.family.model_type
+    decoder = model not in ("mamba", "rwkv")
+    assert used["blocks"] == (steps if decoder else 0)
+    assert decoder or used[model] == steps * layers
 
 
 def counted(monkeypatch, ops):
     """How often each operator is called from here on."""
-    calls: dict[str, int] = dict.fromkeys(("linear", "blocks", "rms_norm", "argmax"), 0)
+    calls: dict[str, int] = dict.fromkeys(("linear", "blocks", "mamba", "rwkv", "rms_norm", "argmax"), 0)
 
     class Counting:
         def __getattr__(self, name):
