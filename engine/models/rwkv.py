@@ -161,7 +161,8 @@ class Block(nn.Module):
         self.feed_forward = ChannelMix(config)
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        ops = kernels.few(x) if rows.longest == 1 else None
+        plain = x.dtype == self.attention.key.weight.dtype  # not the wider stream of float16
+        ops = kernels.few(x) if rows.longest == 1 and plain else None
         if ops is not None:
             remembered = [memory[name].contiguous() for name in REMEMBERED]
             x, *after = ops.rwkv(x, remembered, self.weights(), self.attention_norm.eps)
