@@ -5,6 +5,7 @@ Every engine runs in a process of its own, which waits while the others are time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import sys
@@ -167,8 +168,11 @@ def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None
         pipe.send(None)
         while (job := pipe.recv()) is not None:
             pipe.send(run_once(*job))
+    except EOFError:  # nobody asks any more
+        return
     except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            pipe.send(f"{type(error).__name__}: {error}")
 
 
 def stamped(tokens: Iterator[Any]) -> list[float]:
