@@ -172,7 +172,8 @@ def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None
         return
     except Exception as error:
         with contextlib.suppress(OSError):
-            pipe.send(f"{type(error).__name__}: {error}")
+            missing = isinstance(error, ModuleNotFoundError)
+            pipe.send(f"{error}; pip install bareloop[peers]" if missing else f"{type(error).__name__}: {error}")
 
 
 def stamped(tokens: Iterator[Any]) -> list[float]:
