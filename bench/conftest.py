@@ -10,7 +10,7 @@ import torch
 from bench.measure import Limits
 from bench.shapes import checkpoint
 from engine import LLM, kernels
-from engine.device import choose_device, dtype_name
+from engine.device import choose_device
 from engine.errors import BareloopError
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -64,4 +64,3 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     cuda = torch.cuda.is_available()
     machine_info["threads"] = torch.get_num_threads()
     machine_info["accelerator"] = torch.cuda.get_device_name() if cuda else None
-    machine_info["dtype"] = dtype_name(torch.get_default_dtype())

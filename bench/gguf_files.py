@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from bench.shapes import cache_folder
 from engine.checkpoint import open_checkpoint
 from engine.cli import Progress
+from engine.config import read_json
 from engine.errors import BareloopError
 from engine.pickled import find_tensors
 
@@ -22,7 +22,7 @@ ARCHITECTURES = ("llama", "qwen2", "olmo2")  # whose names and layouts of tensor
 
 def gguf_file(folder: Path, form: str) -> Path:
     """The file of a checkpoint in a format, written to the cache on first use."""
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     if config["model_type"] not in ARCHITECTURES:
         raise BareloopError(f"no GGUF for {config['model_type']}; there is one for {', '.join(ARCHITECTURES)}")
     stamp = "".join(f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.safetensors")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from engine import LLM, kernels
 from engine.device import dtype_name, read_bandwidth, synchronize
+from engine.models.family import Cost
 
 MATRIX = 2048  # rows and columns of the product that stands for the most that can be computed
 EVERY = 8  # rounds between two looks at the limits
@@ -55,11 +56,15 @@ class Work:
     flops: int
 
 
+def past_bytes(costs: Sequence[Cost]) -> int:
+    """What a token reads of what its own row remembers: what is neither a weight nor a head that shares one."""
+    return sum(cost.nbytes for cost in costs if cost.parameters == 0 and "head" not in cost.part)
+
+
 def decoding(llm: LLM, context: int, rows: int) -> Work:
     """A token for each of some rows: the weights are read once, every row's keys and values by itself."""
     costs = list(llm.model.costs(context))
-    own = sum(cost.nbytes for cost in costs if cost.parameters == 0 and "head" not in cost.part)
-    return Work(rows, sum(c.nbytes for c in costs) + (rows - 1) * own, rows * sum(c.flops for c in costs))
+    return Work(rows, sum(c.nbytes for c in costs) + (rows - 1) * past_bytes(costs), rows * sum(c.flops for c in costs))
 
 
 def prefilling(llm: LLM, tokens: int, after: int = 0) -> Work:

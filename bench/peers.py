@@ -84,9 +84,10 @@ def measure(folder: Path, options: Any) -> list[Measured]:
     """All engines in turn, round by round, each beside the bandwidth of its moment."""
     import torch
 
+    from engine.config import read_json
     from engine.device import read_bandwidth
 
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     longest = max(options.prompt_tokens, options.prefill_tokens)
     ids = torch.randint(0, config["vocab_size"], (longest,), generator=torch.Generator().manual_seed(0)).tolist()
     threads = options.threads or torch.get_num_threads()
@@ -120,12 +121,13 @@ def measure(folder: Path, options: Any) -> list[Measured]:
 
 def token_bytes(folder: Path, engine: str, context: int) -> int:
     """What a token reads in an engine's format: all weights but the embedding's other rows, and the past."""
+    from bench.measure import past_bytes
     from engine.weights import open_model
 
     form = engine.partition("-")[2]
     wide = "float32" if form == "float32" else "bfloat16"  # of what is remembered, whatever the weights are in
     costs = list(open_model(folder, wide).model.costs(context))
-    kept = sum(cost.nbytes for cost in costs if cost.parameters == 0 and "head" not in cost.part)
+    kept = past_bytes(costs)
     weights = sum(cost.nbytes for cost in costs) - kept
     return kept + round(weights * BITS[form] / BITS[wide])
 

@@ -21,15 +21,15 @@ int64_t argmax_row(const T* x, int64_t size) {
     const Pair part = load(x + place);
     highest = at::vec::maximum(highest, at::vec::maximum(part.low, part.high));
   }
-  float largest = at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, highest);
+  float most = largest(highest);
   for (; place < size; place++) {
     const float number = x[place];
-    if (number > largest || std::isnan(number)) largest = number;
-    if (std::isnan(largest)) break;
+    if (number > most || std::isnan(number)) most = number;
+    if (std::isnan(most)) break;
   }
-  const bool is_nan = std::isnan(largest);
+  const bool is_nan = std::isnan(most);
   for (int64_t i = 0; i < size; i++)
-    if (is_nan ? std::isnan(static_cast<float>(x[i])) : static_cast<float>(x[i]) == largest) return i;
+    if (is_nan ? std::isnan(static_cast<float>(x[i])) : static_cast<float>(x[i]) == most) return i;
   return 0;
 }
 
@@ -37,12 +37,11 @@ int64_t argmax_row(const T* x, int64_t size) {
 at::Tensor argmax(const at::Tensor& x) {
   TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.stride(1) == 1, "argmax: ", x.sizes());
   at::Tensor y = at::empty({x.size(0)}, x.options().dtype(at::kLong));
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     for (int64_t row = 0; row < x.size(0); row++)
       y.mutable_data_ptr<int64_t>()[row] = argmax_row(x.const_data_ptr<T>() + row * x.stride(0), x.size(1));
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return y;
 }
 

@@ -141,14 +141,14 @@ void attend_piece(const Heads& heads, const float* q, const T* keys, const T* va
       std::fill(s + block, s + BLOCK, -INFINITE);
       Vec highest(parts[g].largest), total(0.0f);
       for (int64_t t = 0; t < block; t += LANES) highest = at::vec::maximum(highest, Vec::loadu(s + t));
-      const float largest = at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, highest);
+      const float most = largest(highest);
       for (int64_t t = 0; t < block; t += LANES) {
-        const Vec weights = (Vec::loadu(s + t) - Vec(largest)).exp();
+        const Vec weights = (Vec::loadu(s + t) - Vec(most)).exp();
         weights.store(s + t);
         total = total + weights;
       }
-      const float kept = std::exp(parts[g].largest - largest);
-      parts[g] = {largest, parts[g].total * kept + sum(total)};
+      const float kept = std::exp(parts[g].largest - most);
+      parts[g] = {most, parts[g].total * kept + sum(total)};
       if (kept != 1.0f)
         for (int64_t d = 0; d < size; d++) out[g * size + d] *= kept;
       add_weighted(out + g * size, v, s, block, size);

@@ -71,11 +71,9 @@ struct Block {
   }
 
   // x [rows, k] -> [rows, n]
-  std::vector<T> product(Weights which, const std::vector<T>& x) const {
+  std::vector<T> times(Weights which, const std::vector<T>& x) const {
     const Held<T>& by = held[which];
-    std::vector<T> y(rows * by.n);
-    few_rows(Product<T>{by.weight, by.bias, x.data(), y.data(), by.n, by.k, by.k}, rows);
-    return y;
+    return product(by.weight, by.bias, x.data(), rows, by.n, by.k, by.k);
   }
 
   // Each `size` numbers of x by themselves.
@@ -91,7 +89,7 @@ struct Block {
   }
 
   std::vector<T> attention(const std::vector<T>& x, const std::vector<Place>& places, int64_t place) const {
-    std::vector<T> qkv = product(QKV, x);
+    std::vector<T> qkv = times(QKV, x);
     if (is.clip_qkv != 0.0f)
       for (T& number : qkv) number = std::clamp<float>(number, -is.clip_qkv, is.clip_qkv);  // a NaN stays one
     const int64_t q_size = heads.q_size(), kv_size = heads.kv_size();
@@ -103,18 +101,18 @@ struct Block {
     }
     std::vector<T> attended(rows * q_size);
     attend(heads, qkv.data(), turns, places, place, attended.data());
-    return product(OUT, attended);
+    return times(OUT, attended);
   }
 
   std::vector<T> mlp(const std::vector<T>& x) const {
-    const std::vector<T> up = product(UP, x);
+    const std::vector<T> up = times(UP, x);
     const int64_t width = up.size() / rows, size = is.gated ? width / 2 : width;
     std::vector<T> inner(rows * size);
     for (int64_t row = 0; row < rows; row++) {
       const T* from = up.data() + row * width;
       activate(is.activation, from, is.gated ? from + size : nullptr, inner.data() + row * size, size);
     }
-    return product(DOWN, inner);
+    return times(DOWN, inner);
   }
 
   static void add(std::vector<T>& x, const std::vector<T>& y) {
@@ -169,7 +167,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
   const Choices choices{norm_kind(norm), static_cast<float>(eps), static_cast<float>(clip_qkv), activation, qk_norm,
                         norm_before, norm_after, parallel, one_norm, gated};
   at::Tensor y = at::empty(x.sizes(), x.options());
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const T* from = x.const_data_ptr<T>();
     std::vector<T> stream(from, from + x.numel());
@@ -184,8 +182,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
       stream = block.forward(std::move(stream), own_places, places[layer]);
     }
     std::copy(stream.begin(), stream.end(), y.mutable_data_ptr<T>());
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return y;
 }
 

@@ -109,6 +109,14 @@ void few_rows(const Product<T>& product, int64_t rows) {
   }
 }
 
+// The same for x whose rows lie `x_stride` apart -> [rows, n].
+template <typename T>
+std::vector<T> product(const T* weight, const T* bias, const T* x, int64_t rows, int64_t n, int64_t k, int64_t x_stride) {
+  std::vector<T> y(rows * n);
+  few_rows(Product<T>{weight, bias, x, y.data(), n, k, x_stride}, rows);
+  return y;
+}
+
 // x [M, in], weight [out, in], bias [out], all of one dtype -> [M, out]; sums in float32, rounded once.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "linear: ", x.sizes(), " by ", weight.sizes());
@@ -117,12 +125,11 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == weight.size(0)), "linear: a bias for each of ", weight.size(0));
   const at::Tensor from = x.stride(1) == 1 ? x : x.contiguous();
   at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const T* b = bias ? bias->const_data_ptr<T>() : nullptr;
     few_rows(Product<T>{weight.const_data_ptr<T>(), b, from.const_data_ptr<T>(), y.mutable_data_ptr<T>(), weight.size(0), weight.size(1), from.stride(0)}, x.size(0));
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return y;
 }
 

@@ -40,18 +40,15 @@ struct Mixer {
   static const T* data(const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<T>() : nullptr; }
 
   // x [rows, k], whose rows lie `stride` apart -> [rows, n]
-  std::vector<T> product(const at::Tensor& weight, const T* bias, const T* x, int64_t stride) const {
-    const int64_t n = weight.size(0), k = weight.size(1);
-    std::vector<T> y(rows * n);
-    few_rows(Product<T>{weight.const_data_ptr<T>(), bias, x, y.data(), n, k, stride}, rows);
-    return y;
+  std::vector<T> times(const at::Tensor& weight, const T* bias, const T* x, int64_t stride) const {
+    return product(weight.const_data_ptr<T>(), bias, x, rows, weight.size(0), weight.size(1), stride);
   }
 
   // x [rows, hidden], conv [rows, K - 1, C] and ssm [rows, C, N] -> out [rows, hidden] and both anew.
   std::vector<T> forward(const T* x, const T* conv, const float* ssm, T* new_conv, float* new_ssm) const {
     const int64_t hidden = in_weight.size(1), channels = d.numel(), taps = conv_weight.size(2), size = a_log.size(1);
     const int64_t rank = dt_weight.size(1), kept = (taps - 1) * channels;
-    const std::vector<T> both = product(in_weight, data(in_bias), x, hidden);
+    const std::vector<T> both = times(in_weight, data(in_bias), x, hidden);
     const T *tap = conv_weight.const_data_ptr<T>(), *shift = data(conv_bias);
     std::vector<T> inner(rows * channels);
     for (int64_t row = 0; row < rows; row++) {
@@ -67,9 +64,9 @@ struct Mixer {
       std::copy(now, now + channels, new_conv + row * kept + kept - channels);
     }
 
-    const std::vector<T> parts = product(x_weight, nullptr, inner.data(), channels);  // dt, B, C of each row
+    const std::vector<T> parts = times(x_weight, nullptr, inner.data(), channels);  // dt, B, C of each row
     const int64_t width = rank + 2 * size;
-    const std::vector<T> steps = product(dt_weight, nullptr, parts.data(), width);
+    const std::vector<T> steps = times(dt_weight, nullptr, parts.data(), width);
     std::vector<T> y(rows * channels);
     for (int64_t row = 0; row < rows; row++) {
       const T* own = parts.data() + row * width;
@@ -93,7 +90,7 @@ struct Mixer {
         }
       });
     }
-    return product(out_weight, data(out_bias), y.data(), channels);
+    return times(out_weight, data(out_bias), y.data(), channels);
   }
 };
 
@@ -110,14 +107,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mamba(
   for (const at::Tensor* weight : {&in_weight, &conv_weight, &x_weight, &dt_weight, &dt_bias, &a_log, &d, &out_weight, &conv, &ssm})
     TORCH_CHECK(weight->is_contiguous(), "mamba: tensors in one piece");
   at::Tensor out = at::empty({rows, out_weight.size(0)}, x.options()), new_conv = at::empty(conv.sizes(), conv.options()), new_ssm = at::empty(ssm.sizes(), ssm.options());
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Mixer<T> mixer{in_weight, conv_weight, x_weight, dt_weight, dt_bias, a_log, d, out_weight, in_bias, conv_bias, out_bias, rows};
     const std::vector<T> y = mixer.forward(x.const_data_ptr<T>(), conv.const_data_ptr<T>(), ssm.const_data_ptr<float>(),
                                            new_conv.mutable_data_ptr<T>(), new_ssm.mutable_data_ptr<float>());
     std::copy(y.begin(), y.end(), out.mutable_data_ptr<T>());
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return {out, new_conv, new_ssm};
 }
 

@@ -83,12 +83,11 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c
   TORCH_CHECK(x.dim() && x.size(-1) == size && weight.is_contiguous(), "rms_norm: ", x.sizes(), " by ", size);
   const at::Tensor from = x.contiguous();
   at::Tensor y = at::empty(x.sizes(), x.options());
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Norm<T> norm{norm_kind(kind), static_cast<float>(eps), weight.const_data_ptr<T>()};
     for (int64_t at = 0; at < from.numel(); at += size) norm(from.const_data_ptr<T>() + at, y.mutable_data_ptr<T>() + at, size);
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return y;
 }
 

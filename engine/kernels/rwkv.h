@@ -27,11 +27,9 @@ struct RwkvBlock {
 
   const T* data(RwkvWeights which) const { return weights[which].const_data_ptr<T>(); }
 
-  std::vector<T> product(RwkvWeights which, const std::vector<T>& x) const {
+  std::vector<T> times(RwkvWeights which, const std::vector<T>& x) const {
     const int64_t n = weights[which].size(0), k = weights[which].size(1);
-    std::vector<T> y(rows * n);
-    few_rows(Product<T>{data(which), nullptr, x.data(), y.data(), n, k, k}, rows);
-    return y;
+    return product(data(which), static_cast<const T*>(nullptr), x.data(), rows, n, k, k);
   }
 
   std::vector<T> normalized(RwkvWeights weight, RwkvWeights bias, const std::vector<T>& x) const {
@@ -88,8 +86,8 @@ struct RwkvBlock {
   }
 
   std::vector<T> time_mix(const std::vector<T>& x, const T* before, const float* const (&sums)[3], float* const (&next)[3]) const {
-    const std::vector<T> k = product(KEY, mixed(MIX_K, x, before)), v = product(VALUE, mixed(MIX_V, x, before));
-    const std::vector<T> r = product(RECEPTANCE, mixed(MIX_R, x, before));
+    const std::vector<T> k = times(KEY, mixed(MIX_K, x, before)), v = times(VALUE, mixed(MIX_V, x, before));
+    const std::vector<T> r = times(RECEPTANCE, mixed(MIX_R, x, before));
     const int64_t inner = k.size() / rows;
     std::vector<T> seen(k.size());
     for (int64_t row = 0; row < rows; row++) {
@@ -103,17 +101,17 @@ struct RwkvBlock {
         store(seen.data() + at, shown, count), store(next[0] + at, a, count), store(next[1] + at, b, count), store(next[2] + at, p, count);
       });
     }
-    return product(OUTPUT, gated(r, seen));
+    return times(OUTPUT, gated(r, seen));
   }
 
   std::vector<T> channel_mix(const std::vector<T>& x, const T* before) const {
-    const std::vector<T> k = product(FEED_KEY, mixed(FEED_MIX_K, x, before));
+    const std::vector<T> k = times(FEED_KEY, mixed(FEED_MIX_K, x, before));
     const std::vector<T> squared = each(k.size(), [&](int64_t place, int64_t count) -> Pair {
       const Pair part = load(k.data() + place, count);
       const Vec low = at::vec::maximum(part.low, Vec(0.0f)), high = at::vec::maximum(part.high, Vec(0.0f));
       return {low * low, high * high};
     });
-    return gated(product(FEED_RECEPTANCE, mixed(FEED_MIX_R, x, before)), product(FEED_VALUE, squared));
+    return gated(times(FEED_RECEPTANCE, mixed(FEED_MIX_R, x, before)), times(FEED_VALUE, squared));
   }
 };
 
@@ -133,7 +131,7 @@ std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::Ten
 
   std::vector<at::Tensor> out{at::empty(x.sizes(), x.options())};
   for (const at::Tensor& one : memory) out.push_back(at::empty(one.sizes(), one.options()));
-  auto run = [&](auto zero) {
+  by_type(x, [&](auto zero) {
     using T = decltype(zero);
     const RwkvBlock<T> block{weights, static_cast<float>(eps), rows, hidden};
     const T* from = x.const_data_ptr<T>();
@@ -147,8 +145,7 @@ std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::Ten
     std::copy(stream.begin(), stream.end(), out[0].mutable_data_ptr<T>());
     std::copy(attended.begin(), attended.end(), out[1 + ATTENDED].mutable_data_ptr<T>());
     std::copy(fed.begin(), fed.end(), out[1 + FED].mutable_data_ptr<T>());
-  };
-  x.scalar_type() == at::kBFloat16 ? run(BFloat16()) : run(0.0f);
+  });
   return out;
 }
 

@@ -1,6 +1,7 @@
 // Loads and sums by the vector, on ATen's Vectorized: AVX-512, AVX2 or NEON as the compiler's flags say, else plain loops.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <ATen/cpu/vec/functional.h>
 
 #include <algorithm>
@@ -53,6 +54,11 @@ inline float sum(Vec x) {
   return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, x);
 }
 
+// The largest number; a NaN is larger than all.
+inline float largest(Vec x) {
+  return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, x);
+}
+
 // The sums of four vectors.
 #if defined(CPU_CAPABILITY_AVX512)
 inline void four_sums(const Vec (&x)[4], float* to) {
@@ -68,6 +74,12 @@ inline void four_sums(const Vec (&x)[4], float* to) {
   for (int i = 0; i < 4; i++) to[i] = sum(x[i]);
 }
 #endif
+
+// f of a zero of the numbers' type.
+template <typename F>
+inline void by_type(const at::Tensor& x, F f) {
+  x.scalar_type() == at::kBFloat16 ? f(BFloat16()) : f(0.0f);
+}
 
 // f(place, count) for the places of `size` numbers, a pair at a time; the last may be less.
 template <typename F>
