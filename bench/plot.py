@@ -73,7 +73,7 @@ def draw_latency(rows: list[dict[str, Any]], path: Path) -> None:
             axes.barh(places, middle, height=height, xerr=[[0] * len(own), late], color=colour, label=name)
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
-        axes.set(title="Latency of a step: median, and the 99th percentile", xlabel="milliseconds")
+        axes.set(title="Latency of a step: median, and p99", xlabel="milliseconds")
         axes.legend()
 
 
