@@ -12,7 +12,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,11 @@ class Stored:
         """The tensor where it stands, in the page cache; writing to it changes nothing on disk."""
         count = math.prod(self.shape)
         return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
+
+    def some_rows(self, first: int, last: int) -> Stored:
+        """Rows first to last of the tensor."""
+        row = self.nbytes // self.shape[0]
+        return replace(self, shape=(last - first, *self.shape[1:]), start=self.start + first * row)
 
     def equals(self, other: Stored) -> bool:
         """Whether another tensor has the same dtype, shape and numbers."""

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from engine import demo
 from engine.errors import BareloopError, UsageError, is_out_of_memory
+from engine.formats import QUANTS, canonical
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 PLAIN_INTERVAL = 10.0  # seconds between lines of progress where there is no terminal
@@ -45,7 +46,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin"
         )
-        self.add_argument("--quant", default="none", choices=("none",), help="weight format (default: none)")
+        self.add_argument(
+            "--quant",
+            default="none",
+            type=_quant,
+            metavar="FORMAT",
+            help=f"weight format: {', '.join(QUANTS)}; 8bit is llm.int8, 4bit is nf4 (default: none)",
+        )
 
     def add_sampling_options(self) -> None:
         """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""
@@ -190,6 +197,13 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def _quant(name: str) -> str:
+    try:
+        return canonical(name)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _with_dashes(word: str) -> str:

@@ -1,4 +1,4 @@
-"""The small parts of a block: norms, embeddings, MLPs."""
+"""The small parts of a block: norms and MLPs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ from torch.nn import functional as F
 
 from engine import kernels
 from engine.linear import Linear
-
-
-class Embedding(nn.Module):
-    """Token ids [N] -> rows of the table [N, D]."""
-
-    def __init__(self, vocab_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return F.embedding(tokens, self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -18,6 +18,7 @@ from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
 from engine.files import local_path
+from engine.formats.folder import declaration
 from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
 from engine.hub import TOKENIZER_FILES
@@ -53,8 +54,11 @@ class Completion:
 class LLM:
     """A loaded model. Make one with `LLM.load` (a checkpoint) or `LLM.from_config` (random weights)."""
 
-    def __init__(self, model: Model, family: Family, config: ModelConfig, folder: Path | None) -> None:
+    def __init__(
+        self, model: Model, family: Family, config: ModelConfig, folder: Path | None, quant: str = "none"
+    ) -> None:
         self.model = model
+        self.quant = quant
         self.family = family
         self.config = config
         self.folder = folder
@@ -73,15 +77,14 @@ class LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id.
 
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
+        `quant`: the weight format (`engine.formats.QUANTS`), of matrices that are quantized while they are read.
         `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, its tensors and nothing else.
         Raises `BareloopError` with one line for whatever is wrong with any of it.
         """
-        if quant != "none":
-            raise BareloopError(f"unknown weight format {quant!r}; use none")
         where = choose_device(device)
-        opened = weights.open_model(name, dtype, allow_pickle)
+        opened = weights.open_model(name, dtype, allow_pickle, quant, where)
         weights.load(opened, where)
-        return LLM(opened.model, opened.family, opened.config, opened.folder)
+        return LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
 
     @staticmethod
     def from_config(config: Mapping[str, Any], seed: int = 0, device: str = "auto", dtype: str = "float32") -> LLM:
@@ -100,7 +103,7 @@ class LLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -236,16 +239,21 @@ class LLM:
         if self.device.type == "cpu":
             kernels.wait()
         layers = [module for module in self.model.modules() if isinstance(module, Linear)]
-        layers = [layer for layer in layers if len(layer.weight) != self.config.vocab_size]  # the head sees few rows
+        layers = [layer for layer in layers if layer is not self.model.head]  # which sees few rows
         free = free_memory(self.device)
         if free is not None and free > 2 * sum(layer.weight.nbytes for layer in layers):
             for layer in layers:
                 layer.pack()
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that this engine and transformers load; it must be new or empty."""
+        """Write a folder that this engine and transformers load; it must be new or empty.
+
+        That of a quantized model only this engine loads, in the time that reading takes.
+        """
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)
+        if self.quant != "none":
+            raw["quantization_config"] = declaration(self.quant)
         names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
         paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
         files = {name: path.read_bytes() for name, path in paths.items()}

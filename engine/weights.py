@@ -21,15 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import kernels
 from engine.checkpoint import Stored, open_checkpoint, some, write_tensors
 from engine.config import ModelConfig, read_json
 from engine.device import choose_dtype, dtype_name, free_memory, use_large_pages
-from engine.errors import BareloopError
+from engine.errors import BareloopError, UsageError
+from engine.formats import OWN, canonical
+from engine.formats.base import TOGETHER
+from engine.formats.bnb import Dequantized, as_numbers
+from engine.formats.choice import assign
+from engine.formats.folder import is_quantized, leave_panels, match_saved, read_prequantized, to_save
 from engine.hub import find_model
-from engine.linear import Linear
+from engine.linear import Linear, Matrix
 from engine.models import configure
 from engine.models.family import Family, Layout, Model
 from engine.pickled import find_tensors
+
+PIECE = 2**24  # bytes of a matrix that are quantized at once
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,9 @@ class Part:
     layout: Layout | None = None
 
 
+WHOLE = Part("", slice(None), ())  # all rows, as they stand
+
+
 @dataclass(frozen=True)
 class Opened:
     """A model folder with its headers read: everything is known, no weight is in memory."""
@@ -52,18 +63,42 @@ class Opened:
     tensors: Mapping[str, Stored]
     dtype: torch.dtype
     model: Model  # on the meta device
+    quant: str  # the weight format
+    is_saved: bool  # in a folder of `save`'s, quantized
+
+    @property
+    def told_format(self) -> str:
+        """What its weights are in, as the flags spell it."""
+        return dtype_name(self.dtype) if self.quant == "none" else self.quant
 
 
-def open_model(name: str | Path, dtype: str = "auto", allow_pickle: bool = False) -> Opened:
-    """Find a model by folder or hub id and build it without its weights.
+def open_model(
+    name: str | Path,
+    dtype: str = "auto",
+    allow_pickle: bool = False,
+    quant: str = "none",
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Opened:
+    """Find a model by folder or hub id and build it without its weights, as it will be on the device.
 
-    `auto` is the dtype that config.json names, else the one that most of the file is in.
+    `auto` is the dtype that config.json names, else the one that most of the file is in. A checkpoint that is
+    quantized keeps its own weight format.
     """
+    quant = canonical(quant)
     folder = find_model(name, allow_pickle)
-    family, config = configure(read_json(folder / "config.json"))
-    stored = open_checkpoint(find_tensors(folder, allow_pickle))
-    named = {family.canonical(name): tensor for name, tensor in stored.items()}
-    config, tensors = settle_tie(config, family, named)
+    raw = read_json(folder / "config.json")
+    prequantized = read_prequantized(raw)
+    if prequantized is not None and quant not in ("none", prequantized.quant):
+        raise UsageError(f"{folder} is in {prequantized.quant} already, and not turned into {quant}; leave --quant out")
+    quant = quant if prequantized is None else prequantized.quant
+    family, config = configure({key: value for key, value in raw.items() if key != "quantization_config"})
+    tensors: Mapping[str, Stored] = open_checkpoint(find_tensors(folder, allow_pickle))
+    saved = prequantized is not None and prequantized.ours
+    if prequantized is not None and not saved:
+        tensors = as_numbers(tensors)
+    if not saved:
+        named = {family.canonical(name): tensor for name, tensor in tensors.items()}
+        config, tensors = settle_tie(config, family, named)
     sizes = Counter({"float32": 0})
     for tensor in tensors.values():
         if tensor.dtype.is_floating_point:
@@ -71,16 +106,26 @@ def open_model(name: str | Path, dtype: str = "auto", allow_pickle: bool = False
     chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):
         model = family.build(config).to(chosen)
-    return Opened(folder, family, config, tensors, chosen, model)
+    plain = set() if prequantized is None or saved else _left_plain(model, family, tensors)
+    assign(model, quant, device, saved, plain)
+    return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 
 
 def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
-    """For every parameter of the model, the checkpoint's tensors that it is stacked from, in order."""
+    """For every parameter of the model, the checkpoint's tensors that it is stacked from, in order.
+
+    The parameter of a matrix in a format is its weight, as numbers.
+    """
     result: dict[str, tuple[Part, ...]] = {}
     for full_name, parameter in model.named_parameters():  # a tied one comes once
         path, _, leaf = full_name.rpartition(".")
         module = model.get_submodule(path)
-        splits = module.splits if isinstance(module, Linear) else (len(parameter),)
+        whole = tuple(parameter.shape)
+        if isinstance(module, Matrix) and leaf in module.held():
+            if leaf != "weight":
+                continue
+            whole = (module.rows, module.columns)
+        splits = module.splits if isinstance(module, Linear) else whole[:1]
         number = next((word for word in path.split(".") if word.isdigit()), "")
         pattern = path.replace(f".{number}.", ".*.") if number else path
         names, layout = family.names[pattern], family.layouts.get(pattern)
@@ -93,7 +138,7 @@ def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
                 layout,
             )
             for name, size, stop in zip(names, sizes, accumulate(sizes), strict=True)
-            for shape in [(size, *parameter.shape[1:])]
+            for shape in [(size, *whole[1:])]
         )
     return result
 
@@ -140,33 +185,43 @@ def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> di
 
 
 def load(opened: Opened, device: torch.device) -> None:
-    """Give an opened model its weights, frozen."""
-    model, dtype = opened.model, opened.dtype
-    plan = match(model, opened.family, opened.tensors)
-    mapped = {name for name, sources in plan.items() if _can_map(sources, dtype, device)}
-    sizes = {name: dtype.itemsize * model.get_parameter(name).numel() for name in plan}
+    """Give an opened model its weights, frozen; matrices in a format are quantized on the way, a piece at a time."""
+    model = opened.model
+    if opened.is_saved:
+        plan = {name: [(stored, WHOLE)] for name, stored in match_saved(model, opened.tensors).items()}
+    else:
+        plan = match(model, opened.family, opened.tensors)
+    matrices = {} if opened.is_saved else _in_formats(model)
+    plain = {name: sources for name, sources in plan.items() if name not in matrices}
+    mapped = {name for name in plain if _can_map(plain[name], model.get_parameter(name).dtype, device)}
+    sizes = {name: weight.nbytes for name, weight in model.named_parameters()}
     free = free_memory(device)
     if free is not None and 2 * sum(sizes.values()) < free:
         mapped = set()  # what lies in large pages of our own is read faster than a mapped file
     needed = sum(size for name, size in sizes.items() if name not in mapped)
     if free is not None and needed > free:
         raise BareloopError(
-            f"no memory: the weights take {needed / 1e9:.1f} GB in {dtype_name(dtype)}, and {free / 1e9:.1f} GB are "
-            f"free on {device}; {_way_out(needed, free, dtype, device)}"
+            f"no memory: the weights take {needed / 1e9:.1f} GB in {opened.told_format}, and {free / 1e9:.1f} GB are "
+            f"free on {device}; {_way_out(opened, needed, free, device)}"
         )
     loaded: dict[int, nn.Parameter] = {}
     reads: list[tuple[Stored, Part, Tensor]] = []
-    for name, sources in plan.items():
+    for name, sources in plain.items():
         parameter = model.get_parameter(name)
         if name in mapped:
             weight = sources[0][0].view()
         else:
-            weight = use_large_pages(torch.empty(parameter.shape, dtype=dtype, device=device))
+            weight = use_large_pages(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
             reads += [(stored, part, weight[part.rows]) for stored, part in sources]
         loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda job: _read(job[0], job[1], job[2], model.config), reads))
+    for name, matrix in matrices.items():
+        for leaf, tensor in _quantized(matrix, plan[name], opened.config, device).items():
+            loaded[id(getattr(matrix, leaf))] = nn.Parameter(tensor, requires_grad=False)
     _replace_parameters(model, loaded)
+    if opened.is_saved and device.type == "cpu" and opened.quant in OWN and not kernels.serve():
+        leave_panels(model)
 
 
 def initialize(
@@ -192,6 +247,7 @@ def initialize(
 def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a Hugging Face folder: every stacking and rename undone, config.json and `files` beside.
 
+    A quantized model is written as it is in memory (`formats.folder`), and its config declares that.
     The folder appears at once and whole, or not at all; one that is not empty is left alone.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -207,7 +263,7 @@ def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, 
             for part in listed
             for weight in [model.get_parameter(parameter).detach()[part.rows]]
         )
-        write_tensors(named, draft)
+        write_tensors(to_save(model) if is_quantized(model) else named, draft)
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in files.items():
             (draft / name).write_bytes(content)
@@ -217,11 +273,16 @@ def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, 
         raise
 
 
-def _way_out(needed: int, free: int, dtype: torch.dtype, device: torch.device) -> str:
+def _way_out(opened: Opened, needed: int, free: int, device: torch.device) -> str:
     """What would fit where weights of `needed` bytes do not."""
-    halved = needed * 2 // dtype.itemsize
-    if halved < needed and halved <= free:
-        return f"--dtype bfloat16 takes {halved / 1e9:.1f} GB"
+    if opened.quant == "none":
+        halved = needed * 2 // opened.dtype.itemsize
+        if halved < needed and halved <= free:
+            return f"--dtype bfloat16 takes {halved / 1e9:.1f} GB"
+        for quant, bits in (("int8", 8), ("int4", 5)):
+            smaller = needed * bits // (8 * opened.dtype.itemsize)
+            if smaller <= free:
+                return f"--quant {quant} takes about {smaller / 1e9:.1f} GB"
     elsewhere = free_memory(torch.device("cpu")) if device.type == "cuda" else None
     if elsewhere is not None and needed <= elsewhere:
         return f"--device cpu has {elsewhere / 1e9:.1f} GB free"
@@ -236,6 +297,50 @@ def _read(stored: Stored, part: Part, place: Tensor, config: ModelConfig) -> Non
     there = torch.empty(stored.shape, dtype=stored.dtype)
     stored.read_into(there)
     place.copy_(part.layout.load(there, config))
+
+
+def _in_formats(model: nn.Module) -> dict[str, Matrix]:
+    """The matrices that are quantized while they are loaded, by the names of their weights; a tied one comes once."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = (module for module in model.modules() if isinstance(module, Matrix) and module.format is not None)
+    return {names[id(matrix.weight)]: matrix for matrix in found}
+
+
+def _left_plain(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> set[str]:
+    """The names of weights that a checkpoint of bitsandbytes' has not quantized."""
+    return {
+        name
+        for name, listed in parts(model, family).items()
+        if not any(isinstance(tensors.get(part.name), Dequantized) for part in listed)
+    }
+
+
+def _quantized(
+    matrix: Matrix, sources: list[tuple[Stored, Part]], config: ModelConfig, device: torch.device
+) -> dict[str, Tensor]:
+    """A matrix's tensors in its format, from some rows of the checkpoint after another."""
+    form = matrix.format
+    assert form is not None
+    held = {name: use_large_pages(tensor) for name, tensor in form.begin(device).items()}
+    step = max(1, PIECE // (4 * matrix.columns * TOGETHER)) * TOGETHER
+    turned: dict[str, Tensor] = {}  # parts whose rows are not the checkpoint's
+    for first in range(0, matrix.rows, step):
+        last = min(first + step, matrix.rows)
+        piece = torch.empty(last - first, matrix.columns)
+        for stored, part in sources:
+            begin, end = max(first, part.rows.start), min(last, part.rows.stop)
+            if begin >= end:
+                continue
+            place, own = piece[begin - first : end - first], slice(begin - part.rows.start, end - part.rows.start)
+            if part.layout is None:
+                stored.some_rows(own.start, own.stop).read_into(place)
+                continue
+            if part.name not in turned:
+                turned[part.name] = torch.empty(part.rows.stop - part.rows.start, matrix.columns)
+                _read(stored, part, turned[part.name], config)
+            place.copy_(turned[part.name][own])
+        form.fill(held, first, piece.to(device))
+    return form.finish(held)
 
 
 def _can_map(sources: list[tuple[Stored, Part]], dtype: torch.dtype, device: torch.device) -> bool:

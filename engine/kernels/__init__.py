@@ -35,6 +35,11 @@ def few(x: Tensor) -> Any:
     return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _ops
 
 
+def serving(device: torch.device) -> Any:
+    """The operators that take any number of rows, where they serve; else None."""
+    return _ops if device.type == "cpu" and not torch.compiler.is_compiling() else None
+
+
 def start() -> None:
     """Load the library; have it built in the background where it is not there yet. Does nothing the second time."""
     global _started, _why, _watcher  # noqa: PLW0603
@@ -56,6 +61,12 @@ def start() -> None:
         _why = f"{PYTORCH}, while the C++ kernels are built"
         _watcher = threading.Thread(target=_build, args=(isa,), daemon=True)
         _watcher.start()
+
+
+def serve() -> bool:
+    """Whether the library serves; one that is being built is waited for."""
+    wait()
+    return _ops is not None
 
 
 def adopt() -> None:

@@ -11,7 +11,7 @@
 
 namespace {
 
-// What a block holds, each followed by its bias: the order of `Block.weights`.
+// What a block holds, each a weight, its scales and its bias: the order of `Block.holders`.
 enum Weights { QKV, OUT, UP, DOWN, ATTENTION_BEFORE, ATTENTION_AFTER, MLP_BEFORE, MLP_AFTER, Q, K, COUNT };
 
 // The choices of a decoder, `DecoderConfig`'s, under the same names.
@@ -22,36 +22,20 @@ struct Choices {
   bool norm_before, norm_after, parallel, one_norm, gated;
 };
 
-// A weight [n, k] or [n], and its bias [n]; null where there is none.
-template <typename T>
-struct Held {
-  const T *weight = nullptr, *bias = nullptr;
-  int64_t n = 0, k = 0;
-};
-
-using Optionals = c10::List<std::optional<at::Tensor>>;
-
-template <typename T>
-const T* pointer(const std::optional<at::Tensor>& x, int64_t count) {
-  TORCH_CHECK(!x || (x->is_contiguous() && (count == 0 || x->numel() == count)), "blocks: a weight in one piece, not ", x->sizes());
-  return x ? x->const_data_ptr<T>() : nullptr;
-}
-
 template <typename T>
 struct Block {
   const Choices& is;
   Heads heads;
   Turns turns;
   int64_t rows, hidden;
-  Held<T> held[COUNT];
+  Matrix<T> held[COUNT];
 
   // The weights of a layer, whose shapes fit one another and x.
   void hold(const Optionals& weights, int64_t layer) {
     for (int64_t i = 0; i < COUNT; i++) {
-      const std::optional<at::Tensor> weight = weights.get(2 * (COUNT * layer + i));
-      if (!weight) continue;
-      held[i] = {pointer<T>(weight, 0), nullptr, weight->size(0), weight->dim() == 2 ? weight->size(1) : 0};
-      held[i].bias = pointer<T>(weights.get(2 * (COUNT * layer + i) + 1), held[i].n);
+      const int64_t place = 3 * (COUNT * layer + i);
+      const std::optional<at::Tensor> weight = weights.get(place);
+      if (weight) held[i] = matrix<T>(*weight, weights.get(place + 1), weights.get(place + 2));
     }
     const int64_t inner = is.gated ? held[UP].n / 2 : held[UP].n;
     fits(QKV, heads.q_size() + 2 * heads.kv_size(), hidden);
@@ -66,14 +50,13 @@ struct Block {
   }
 
   void fits(Weights which, int64_t n, int64_t k) const {
-    const Held<T>& one = held[which];
-    TORCH_CHECK(one.weight && one.n == n && one.k == k, "blocks: weight ", which, " is [", one.n, ", ", one.k, "], not [", n, ", ", k, "]");
+    const Matrix<T>& one = held[which];
+    TORCH_CHECK((one.weight || one.panels.codes) && one.n == n && one.k == k, "blocks: weight ", which, " is [", one.n, ", ", one.k, "], not [", n, ", ", k, "]");
   }
 
   // x [rows, k] -> [rows, n]
   std::vector<T> times(Weights which, const std::vector<T>& x) const {
-    const Held<T>& by = held[which];
-    return product(by.weight, by.bias, x.data(), rows, by.n, by.k, by.k);
+    return product(held[which], x.data(), rows, held[which].k);
   }
 
   // Each `size` numbers of x by themselves.
@@ -146,7 +129,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
                   double softcap, double clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) {
   const int64_t rows = x.size(0), layers = kinds.size(), groups = heads[0], queries = heads[1], size = heads[2];
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MOST_ROWS, "blocks: x ", x.sizes());
-  TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 2 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
+  TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
   TORCH_CHECK(static_cast<int64_t>(places.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
   TORCH_CHECK(caches.size() % rows == 0 && first.size() == caches.size() && last.size() == caches.size(), "blocks: places of ", rows, " rows");
   std::vector<std::vector<Place>> seen(caches.size() / rows);

@@ -59,6 +59,8 @@ def compiler_flags(isa: str) -> list[str]:
     own = FLAGS[isa]
     if isa == "avx512" and torch.cpu._is_avx512_bf16_supported():
         own = (*own, "-mavx512bf16")
+    if isa == "avx512" and torch.cpu._is_vnni_supported():
+        own = (*own, "-mavx512vnni")
     threads = ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)  # torch's pool is OpenMP's
     return ["-O3", *threads, *own, f"-DBARELOOP_OPS={namespace(isa)}"]
 

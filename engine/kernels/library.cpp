@@ -6,12 +6,14 @@
 #include "linear.h"
 #include "mamba.h"
 #include "norms.h"
+#include "panels.h"
 #include "rwkv.h"
 
 #define OPERATORS(name) TORCH_LIBRARY(name, library)
 
 OPERATORS(BARELOOP_OPS) {
-  library.def("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", &linear);
+  library.def("linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias) -> Tensor", &linear);
+  library.def("dequantize(Tensor weight, Tensor scales, int first, int last, Tensor like) -> Tensor", &dequantize);
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
   library.def(
@@ -20,9 +22,9 @@ OPERATORS(BARELOOP_OPS) {
       "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
       &blocks);
   library.def(
-      "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "
-      "Tensor x_weight, Tensor dt_weight, Tensor dt_bias, Tensor a_log, Tensor d, Tensor out_weight, Tensor? out_bias) "
+      "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_scales, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "
+      "Tensor x_weight, Tensor dt_weight, Tensor dt_bias, Tensor a_log, Tensor d, Tensor out_weight, Tensor? out_scales, Tensor? out_bias) "
       "-> (Tensor, Tensor, Tensor)",
       &mamba);
-  library.def("rwkv(Tensor x, Tensor[] memory, Tensor[] weights, float eps) -> Tensor[]", &rwkv);
+  library.def("rwkv(Tensor x, Tensor[] memory, Tensor[] weights, Tensor?[] scales, float eps) -> Tensor[]", &rwkv);
 }

@@ -1,10 +1,11 @@
-// y = x Wᵀ + b for a few rows of x: one pass over W, at the speed of memory.
+// y = x Wᵀ + b for a few rows of x: one pass over W, at the speed of memory, in whatever format it is.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include "panels.h"
 #include "shares.h"
 #include "vectors.h"
 
@@ -70,6 +71,32 @@ inline void products(const T* weight, const T* x, int64_t x_stride, int64_t k, f
     }
 }
 
+// A weight [n, k] as plain numbers or in panels, and a bias [n] or none. A norm's weight is [n], and k is 0.
+template <typename T>
+struct Matrix {
+  const T *weight = nullptr, *bias = nullptr;
+  int64_t n = 0, k = 0;
+  Panels panels{};
+};
+
+using Optionals = c10::List<std::optional<at::Tensor>>;
+
+// Some numbers in one piece, so many if it is said how many; null where there is no tensor.
+template <typename T>
+const T* pointer(const std::optional<at::Tensor>& x, int64_t count = 0) {
+  TORCH_CHECK(!x || (x->is_contiguous() && (count == 0 || x->numel() == count)), "a weight in one piece, not ", x->sizes());
+  return x ? x->const_data_ptr<T>() : nullptr;
+}
+
+template <typename T>
+Matrix<T> matrix(const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+  if (scales) {
+    const Panels own = panels(weight, *scales);
+    return {nullptr, pointer<T>(bias, own.n), own.n, own.k, own};
+  }
+  return {pointer<T>(weight), pointer<T>(bias, weight.size(0)), weight.size(0), weight.dim() == 2 ? weight.size(1) : 0};
+}
+
 template <typename T>
 struct Product {
   const T *weight, *bias, *x;
@@ -99,36 +126,50 @@ struct Product {
   }
 };
 
-template <typename T>
-void few_rows(const Product<T>& product, int64_t rows) {
+// f of the number of rows, as a constant.
+template <typename F>
+void by_rows(int64_t rows, F f) {
   switch (rows) {
-    case 1: return product.template run<1>();
-    case 2: return product.template run<2>();
-    case 3: return product.template run<3>();
-    default: return product.template run<4>();
+    case 1: return f(std::integral_constant<int, 1>());
+    case 2: return f(std::integral_constant<int, 2>());
+    case 3: return f(std::integral_constant<int, 3>());
+    default: return f(std::integral_constant<int, 4>());
   }
 }
 
-// The same for x whose rows lie `x_stride` apart -> [rows, n].
+// x, whose rows lie `x_stride` apart -> y [rows, n].
 template <typename T>
-std::vector<T> product(const T* weight, const T* bias, const T* x, int64_t rows, int64_t n, int64_t k, int64_t x_stride) {
-  std::vector<T> y(rows * n);
-  few_rows(Product<T>{weight, bias, x, y.data(), n, k, x_stride}, rows);
+void multiply(const Matrix<T>& by, const T* x, int64_t rows, int64_t x_stride, T* y) {
+  if (by.weight != nullptr) {
+    const Product<T> product{by.weight, by.bias, x, y, by.n, by.k, x_stride};
+    return by_rows(rows, [&](auto count) { product.template run<decltype(count)::value>(); });
+  }
+  const Steps steps(x, x_stride, rows, by.k, by.panels.bits == 4);
+  const auto write = [&](int64_t m, int64_t row, float number) {
+    y[m * by.n + row] = static_cast<T>(by.bias ? number + static_cast<float>(by.bias[row]) : number);
+  };
+  by_rows(rows, [&](auto count) { by.panels.template run<decltype(count)::value>(steps, write); });
+}
+
+template <typename T>
+std::vector<T> product(const Matrix<T>& by, const T* x, int64_t rows, int64_t x_stride) {
+  std::vector<T> y(rows * by.n);
+  multiply(by, x, rows, x_stride, y.data());
   return y;
 }
 
-// x [M, in], weight [out, in], bias [out], all of one dtype -> [M, out]; sums in float32, rounded once.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), "linear: ", x.sizes(), " by ", weight.sizes());
-  TORCH_CHECK(1 <= x.size(0) && x.size(0) <= MOST_ROWS, "linear: 1 to ", MOST_ROWS, " rows, not ", x.size(0));
-  TORCH_CHECK(weight.is_contiguous(), "linear: a weight in one piece");
-  TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == weight.size(0)), "linear: a bias for each of ", weight.size(0));
+// x [M, in], weight [out, in] of x's dtype, or in panels with its scales, bias [out] -> [M, out]; sums in float32,
+// rounded once.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(x.dim() == 2 && 1 <= x.size(0) && x.size(0) <= MOST_ROWS, "linear: 1 to ", MOST_ROWS, " rows, not ", x.sizes());
   const at::Tensor from = x.stride(1) == 1 ? x : x.contiguous();
-  at::Tensor y = at::empty({x.size(0), weight.size(0)}, x.options());
+  at::Tensor y;
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const T* b = bias ? bias->const_data_ptr<T>() : nullptr;
-    few_rows(Product<T>{weight.const_data_ptr<T>(), b, from.const_data_ptr<T>(), y.mutable_data_ptr<T>(), weight.size(0), weight.size(1), from.stride(0)}, x.size(0));
+    const Matrix<T> by = matrix<T>(weight, scales, bias);
+    TORCH_CHECK(x.size(1) == by.k, "linear: ", x.sizes(), " by [", by.n, ", ", by.k, "]");
+    y = at::empty({x.size(0), by.n}, x.options());
+    multiply(by, from.const_data_ptr<T>(), x.size(0), from.stride(0), y.mutable_data_ptr<T>());
   });
   return y;
 }

@@ -33,23 +33,16 @@ float advance(const T* a_log, float dt, const float* b, const float* c, float x,
 
 template <typename T>
 struct Mixer {
-  const at::Tensor &in_weight, &conv_weight, &x_weight, &dt_weight, &dt_bias, &a_log, &d, &out_weight;
-  const std::optional<at::Tensor>&in_bias, &conv_bias, &out_bias;
+  const Matrix<T> in, by_x, by_dt, out_of;
+  const at::Tensor &conv_weight, &dt_bias, &a_log, &d;
+  const std::optional<at::Tensor>& conv_bias;
   int64_t rows;
-
-  static const T* data(const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<T>() : nullptr; }
-
-  // x [rows, k], whose rows lie `stride` apart -> [rows, n]
-  std::vector<T> times(const at::Tensor& weight, const T* bias, const T* x, int64_t stride) const {
-    return product(weight.const_data_ptr<T>(), bias, x, rows, weight.size(0), weight.size(1), stride);
-  }
 
   // x [rows, hidden], conv [rows, K - 1, C] and ssm [rows, C, N] -> out [rows, hidden] and both anew.
   std::vector<T> forward(const T* x, const T* conv, const float* ssm, T* new_conv, float* new_ssm) const {
-    const int64_t hidden = in_weight.size(1), channels = d.numel(), taps = conv_weight.size(2), size = a_log.size(1);
-    const int64_t rank = dt_weight.size(1), kept = (taps - 1) * channels;
-    const std::vector<T> both = times(in_weight, data(in_bias), x, hidden);
-    const T *tap = conv_weight.const_data_ptr<T>(), *shift = data(conv_bias);
+    const int64_t channels = d.numel(), taps = conv_weight.size(2), size = a_log.size(1), rank = by_dt.k, kept = (taps - 1) * channels;
+    const std::vector<T> both = product(in, x, rows, in.k);
+    const T *tap = conv_weight.const_data_ptr<T>(), *shift = pointer<T>(conv_bias);
     std::vector<T> inner(rows * channels);
     for (int64_t row = 0; row < rows; row++) {
       const T *before = conv + row * kept, *now = both.data() + row * 2 * channels;
@@ -64,9 +57,9 @@ struct Mixer {
       std::copy(now, now + channels, new_conv + row * kept + kept - channels);
     }
 
-    const std::vector<T> parts = times(x_weight, nullptr, inner.data(), channels);  // dt, B, C of each row
+    const std::vector<T> parts = product(by_x, inner.data(), rows, channels);  // dt, B, C of each row
     const int64_t width = rank + 2 * size;
-    const std::vector<T> steps = times(dt_weight, nullptr, parts.data(), width);
+    const std::vector<T> steps = product(by_dt, parts.data(), rows, width);
     std::vector<T> y(rows * channels);
     for (int64_t row = 0; row < rows; row++) {
       const T* own = parts.data() + row * width;
@@ -90,26 +83,29 @@ struct Mixer {
         }
       });
     }
-    return times(out_weight, data(out_bias), y.data(), channels);
+    return product(out_of, y.data(), rows, channels);
   }
 };
 
 // x [R, hidden], conv [R, K - 1, C], ssm [R, C, N] (float32) -> out [R, hidden], and conv and ssm after it.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mamba(
-    const at::Tensor& x, const at::Tensor& conv, const at::Tensor& ssm, const at::Tensor& in_weight, const std::optional<at::Tensor>& in_bias,
+    const at::Tensor& x, const at::Tensor& conv, const at::Tensor& ssm, const at::Tensor& in_weight, const std::optional<at::Tensor>& in_scales, const std::optional<at::Tensor>& in_bias,
     const at::Tensor& conv_weight, const std::optional<at::Tensor>& conv_bias, const at::Tensor& x_weight, const at::Tensor& dt_weight,
-    const at::Tensor& dt_bias, const at::Tensor& a_log, const at::Tensor& d, const at::Tensor& out_weight, const std::optional<at::Tensor>& out_bias) {
+    const at::Tensor& dt_bias, const at::Tensor& a_log, const at::Tensor& d, const at::Tensor& out_weight, const std::optional<at::Tensor>& out_scales,
+    const std::optional<at::Tensor>& out_bias) {
   const int64_t rows = x.size(0), channels = d.numel(), size = a_log.size(1), taps = conv_weight.size(2);
-  TORCH_CHECK(1 <= rows && rows <= MOST_ROWS && x.is_contiguous() && x.size(1) == in_weight.size(1), "mamba: x ", x.sizes());
+  TORCH_CHECK(1 <= rows && rows <= MOST_ROWS && x.is_contiguous(), "mamba: x ", x.sizes());
   TORCH_CHECK(conv.sizes() == at::IntArrayRef({rows, taps - 1, channels}) && ssm.sizes() == at::IntArrayRef({rows, channels, size}), "mamba: states ", conv.sizes(), " ", ssm.sizes());
-  TORCH_CHECK(in_weight.size(0) == 2 * channels && x_weight.size(0) == dt_weight.size(1) + 2 * size && x_weight.size(1) == channels, "mamba: ", channels, " channels");
-  TORCH_CHECK(dt_weight.size(0) == channels && dt_bias.numel() == channels && a_log.size(0) == channels && out_weight.size(1) == channels, "mamba: ", channels, " channels");
-  for (const at::Tensor* weight : {&in_weight, &conv_weight, &x_weight, &dt_weight, &dt_bias, &a_log, &d, &out_weight, &conv, &ssm})
+  TORCH_CHECK(x_weight.size(0) == dt_weight.size(1) + 2 * size && x_weight.size(1) == channels, "mamba: ", channels, " channels");
+  TORCH_CHECK(dt_weight.size(0) == channels && dt_bias.numel() == channels && a_log.size(0) == channels, "mamba: ", channels, " channels");
+  for (const at::Tensor* weight : {&conv_weight, &dt_bias, &a_log, &d, &conv, &ssm})
     TORCH_CHECK(weight->is_contiguous(), "mamba: tensors in one piece");
-  at::Tensor out = at::empty({rows, out_weight.size(0)}, x.options()), new_conv = at::empty(conv.sizes(), conv.options()), new_ssm = at::empty(ssm.sizes(), ssm.options());
+  at::Tensor out = at::empty(x.sizes(), x.options()), new_conv = at::empty(conv.sizes(), conv.options()), new_ssm = at::empty(ssm.sizes(), ssm.options());
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const Mixer<T> mixer{in_weight, conv_weight, x_weight, dt_weight, dt_bias, a_log, d, out_weight, in_bias, conv_bias, out_bias, rows};
+    const Mixer<T> mixer{matrix<T>(in_weight, in_scales, in_bias), matrix<T>(x_weight, {}, {}), matrix<T>(dt_weight, {}, {}),
+                         matrix<T>(out_weight, out_scales, out_bias), conv_weight, dt_bias, a_log, d, conv_bias, rows};
+    TORCH_CHECK(mixer.in.n == 2 * channels && mixer.in.k == x.size(1) && mixer.out_of.n == x.size(1) && mixer.out_of.k == channels, "mamba: x ", x.sizes(), ", ", channels, " channels");
     const std::vector<T> y = mixer.forward(x.const_data_ptr<T>(), conv.const_data_ptr<T>(), ssm.const_data_ptr<float>(),
                                            new_conv.mutable_data_ptr<T>(), new_ssm.mutable_data_ptr<float>());
     std::copy(y.begin(), y.end(), out.mutable_data_ptr<T>());

@@ -22,14 +22,22 @@ enum RwkvMemory { ATTENDED, FED, VALUES, SUMS, EXPONENT, RWKV_MEMORY };
 template <typename T>
 struct RwkvBlock {
   at::TensorList weights;
+  const Optionals& scales;
   float eps;
   int64_t rows, hidden;
 
   const T* data(RwkvWeights which) const { return weights[which].const_data_ptr<T>(); }
 
   std::vector<T> times(RwkvWeights which, const std::vector<T>& x) const {
-    const int64_t n = weights[which].size(0), k = weights[which].size(1);
-    return product(data(which), static_cast<const T*>(nullptr), x.data(), rows, n, k, k);
+    const Matrix<T> by = held(which);
+    return product(by, x.data(), rows, by.k);
+  }
+
+  Matrix<T> held(RwkvWeights which) const { return matrix<T>(weights[which], scales.get(which), {}); }
+
+  void check(RwkvWeights which, int64_t n, int64_t k) const {
+    const Matrix<T> one = held(which);
+    TORCH_CHECK(one.n == n && one.k == k, "rwkv: weight ", which, " is [", one.n, ", ", one.k, "], not [", n, ", ", k, "]");
   }
 
   std::vector<T> normalized(RwkvWeights weight, RwkvWeights bias, const std::vector<T>& x) const {
@@ -116,24 +124,25 @@ struct RwkvBlock {
 };
 
 // x [R, hidden] and what the rows remember (inputs [R, hidden]; sums [R, inner], float32) -> x, and the memory after it.
-std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::TensorList weights, double eps) {
+std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::TensorList weights, const Optionals& scales, double eps) {
   const int64_t rows = x.size(0), hidden = x.size(1);
-  TORCH_CHECK(1 <= rows && rows <= MOST_ROWS && x.is_contiguous() && memory.size() == RWKV_MEMORY && weights.size() == RWKV_COUNT, "rwkv: x ", x.sizes());
-  const int64_t inner = weights[KEY].size(0), wide = weights[FEED_KEY].size(0);
+  TORCH_CHECK(1 <= rows && rows <= MOST_ROWS && x.is_contiguous() && memory.size() == RWKV_MEMORY && weights.size() == RWKV_COUNT && scales.size() == RWKV_COUNT, "rwkv: x ", x.sizes());
+  const int64_t inner = weights[DECAY].numel();
   auto fits = [&](const at::Tensor& tensor, at::IntArrayRef shape) { TORCH_CHECK(tensor.is_contiguous() && tensor.sizes() == shape, "rwkv: ", tensor.sizes(), ", not ", shape); };
   for (const int which : {ATTENDED, FED}) fits(memory[which], {rows, hidden});
   for (const int which : {VALUES, SUMS, EXPONENT}) fits(memory[which], {rows, inner});
-  for (const int which : {KEY, VALUE, RECEPTANCE}) fits(weights[which], {inner, hidden});
   for (const int which : {NORM_A, NORM_A_BIAS, NORM_F, NORM_F_BIAS}) fits(weights[which], {hidden});
   for (const int which : {MIX_K, MIX_V, MIX_R, FEED_MIX_K, FEED_MIX_R}) fits(weights[which], {1, 1, hidden});
   for (const int which : {DECAY, FIRST}) fits(weights[which], {inner});
-  fits(weights[OUTPUT], {hidden, inner}), fits(weights[FEED_KEY], {wide, hidden}), fits(weights[FEED_RECEPTANCE], {hidden, hidden}), fits(weights[FEED_VALUE], {hidden, wide});
 
   std::vector<at::Tensor> out{at::empty(x.sizes(), x.options())};
   for (const at::Tensor& one : memory) out.push_back(at::empty(one.sizes(), one.options()));
   by_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const RwkvBlock<T> block{weights, static_cast<float>(eps), rows, hidden};
+    const RwkvBlock<T> block{weights, scales, static_cast<float>(eps), rows, hidden};
+    for (const RwkvWeights which : {KEY, VALUE, RECEPTANCE}) block.check(which, inner, hidden);
+    const int64_t wide = block.held(FEED_KEY).n;
+    block.check(OUTPUT, hidden, inner), block.check(FEED_KEY, wide, hidden), block.check(FEED_RECEPTANCE, hidden, hidden), block.check(FEED_VALUE, hidden, wide);
     const T* from = x.const_data_ptr<T>();
     std::vector<T> stream(from, from + x.numel());
     const float* const sums[3] = {memory[VALUES].const_data_ptr<float>(), memory[SUMS].const_data_ptr<float>(), memory[EXPONENT].const_data_ptr<float>()};

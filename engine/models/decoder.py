@@ -21,8 +21,8 @@ from engine.attention import Attention, AttentionConfig, Tail
 from engine.config import Keys, ModelConfig, RopeConfig, Traits
 from engine.errors import BareloopError
 from engine.kv import KVState, View
-from engine.layers import ACTIVATIONS, MLP, NORMS, Embedding, GatedMLP
-from engine.linear import Linear
+from engine.layers import ACTIVATIONS, MLP, NORMS, GatedMLP
+from engine.linear import Embedding, Linear
 from engine.models.family import Cost, Model
 from engine.rope import Rotary
 from engine.state import State, Step
@@ -196,7 +196,7 @@ class Decoder(Model):
         self.norm = _norm(config)
         self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tie_word_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.share(self.embed)
         with torch.device("cpu"):  # real numbers even where the modules are built on the meta device
             self.rotaries = {
                 rope: Rotary(rope, config.head_dim if config.rotary_size is None else config.rotary_size)
@@ -216,10 +216,10 @@ class Decoder(Model):
             x = x + self.positions(step.positions)
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
-        ops = kernels.few(x) if view is not None and last is None else None
+        ops = kernels.few(x) if view is not None and last is None and self.fused else None
         if ops is not None and view is not None and (places := view.lone()) is not None:
             angles = [angle for table in tables.values() for angle in table]
-            weights = [own.get(name) for own in self.held for name in ("weight", "bias")]
+            weights = [own.get(name) for own in self.held for name in ("weight", "scales", "bias")]
             x = ops.blocks(x, angles, *places, weights, *self.choices)
             view.commit()
             return self.norm(x)
@@ -258,19 +258,18 @@ class Decoder(Model):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_state(self) -> KVState:
-        config, weight = self.config, self.embed.weight
+        config, embed = self.config, self.embed
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        return KVState(*shape, weight.dtype, weight.device, config.windows)
+        return KVState(*shape, embed.dtype, embed.weight.device, config.windows)
 
     def costs(self, context: int) -> Iterator[Cost]:
         config = self.config
-        row = config.hidden_size * self.embed.weight.itemsize
         blocks = cast("list[Block]", list(self.layers))
-        yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        yield Cost.of_lookup("embedding", self.embed)
         if config.rope is None:
-            yield Cost("positions", self.positions.weight.numel(), row, 0)
+            yield Cost.of_lookup("positions", self.positions)
         yield Cost.of_weights("attention projections", (block.attention for block in blocks))
-        cache = 2 * config.num_kv_heads * config.head_dim * self.embed.weight.itemsize
+        cache = 2 * config.num_kv_heads * config.head_dim * self.embed.dtype.itemsize
         seen = [context + 1 if window is None else min(context + 1, window) for window in config.windows]
         flops = 4 * config.num_heads * config.head_dim * sum(seen)
         yield Cost(f"keys and values at {context:,} tokens", 0, cache * sum(seen), flops)

@@ -6,12 +6,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.config import Keys, ModelConfig
+from engine.linear import Embedding, Linear, Matrix
 from engine.state import State, Step
 
 
@@ -19,6 +22,19 @@ class Model(nn.Module, ABC):
     """A pure function of tokens, positions and state."""
 
     config: ModelConfig
+    embed: Embedding
+    head: Linear
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations, and of weights that are in no format."""
+        return self.embed.dtype
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether the CPU's kernels for whole blocks take all its weights."""
+        matrices = [module for module in self.modules() if isinstance(module, Matrix)]
+        return all(matrix.format is None or matrix.format.fused for matrix in matrices)
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
@@ -96,14 +112,22 @@ class Cost:
     @staticmethod
     def of_weights(part: str, modules: Iterable[nn.Module]) -> Cost:
         """All weights of the modules are read once; a matrix of n numbers costs 2 n operations."""
-        weights = [weight for module in modules for weight in module.parameters()]
-        matrices = [weight for weight in weights if weight.dim() == 2]
-        return Cost(
-            part,
-            parameters=sum(weight.numel() for weight in weights),
-            nbytes=sum(weight.nbytes for weight in weights),
-            flops=2 * sum(matrix.numel() for matrix in matrices),
-        )
+        parameters = nbytes = flops = 0
+        for module in chain.from_iterable(each.modules() for each in modules):
+            own = dict(module.named_parameters(recurse=False))
+            nbytes += sum(weight.nbytes for weight in own.values())
+            if isinstance(module, Matrix):
+                own = {name: weight for name, weight in own.items() if name not in module.held()}
+                parameters += module.rows * module.columns
+                flops += 2 * module.rows * module.columns
+            parameters += sum(weight.numel() for weight in own.values())
+            flops += 2 * sum(weight.numel() for weight in own.values() if weight.dim() == 2)
+        return Cost(part, parameters, nbytes, flops)
+
+    @staticmethod
+    def of_lookup(part: str, table: Matrix) -> Cost:
+        """One row is read."""
+        return Cost(part, table.rows * table.columns, table.nbytes // table.rows, 0)
 
     @staticmethod
     def of_head(head: nn.Module, tied: bool) -> Cost:

@@ -95,20 +95,22 @@ class Mixer(nn.Module):
         self.sizes = [config.time_step_rank, config.state_size, config.state_size]
         self.in_proj = Linear(config.hidden_size, config.inner_size, config.inner_size, bias=config.bias)
         self.conv = Convolution(config.inner_size, config.conv_kernel, config.conv_bias)
-        self.x_proj = Linear(config.inner_size, sum(self.sizes))
-        self.dt_proj = Linear(config.time_step_rank, config.inner_size, bias=True)
+        self.x_proj = Linear(config.inner_size, sum(self.sizes), exact=True)
+        self.dt_proj = Linear(config.time_step_rank, config.inner_size, bias=True, exact=True)
         self.A_log = nn.Parameter(torch.empty(config.inner_size, config.state_size))
         self.D = nn.Parameter(torch.empty(config.inner_size))
         self.out_proj = Linear(config.inner_size, config.hidden_size, bias=config.bias)
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [N, hidden] -> [N, hidden], and what the rows remember after it."""
-        ops = kernels.few(x) if rows.longest == 1 else None
+        fused = all(proj.format is None or proj.format.fused for proj in (self.in_proj, self.out_proj))
+        ops = kernels.few(x) if rows.longest == 1 and fused else None
         if ops is not None:
             conv, ssm = memory["conv"].contiguous(), memory["ssm"].contiguous()
-            weights = (self.in_proj.weight, self.in_proj.bias, self.conv.weight, self.conv.bias, self.x_proj.weight)
-            steps = (self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-            out, conv, ssm = ops.mamba(x, conv, ssm, *weights, *steps, self.out_proj.weight, self.out_proj.bias)
+            into, out_of = ((proj.weight, proj.scales, proj.bias) for proj in (self.in_proj, self.out_proj))
+            taps = (self.conv.weight, self.conv.bias)
+            steps = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+            out, conv, ssm = ops.mamba(x, conv, ssm, *into, *taps, *steps, *out_of)
             return out, {"conv": conv, "ssm": ssm}
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         seen = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
@@ -127,7 +129,7 @@ class Mixer(nn.Module):
         else:
             places = rows.ends[:, None] + 1 + torch.arange(kept, device=x.device)
             conv = seen.gather(1, places[..., None].expand(-1, -1, seen.shape[-1]))
-        return self.out_proj(y.to(self.out_proj.weight.dtype)), {"conv": conv, "ssm": last}
+        return self.out_proj(y.to(self.out_proj.dtype)), {"conv": conv, "ssm": last}
 
 
 def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,11 +202,11 @@ class Mamba(RecurrentModel):
         return x.to(torch.promote_types(x.dtype, torch.float32)) if self.config.residual_in_float32 else x
 
     def empty(self) -> dict[str, Tensor]:
-        config, weight = self.config, self.embed.weight
-        wide = torch.promote_types(weight.dtype, torch.float32)
+        config, dtype, device = self.config, self.embed.dtype, self.embed.weight.device
+        wide = torch.promote_types(dtype, torch.float32)
         return {
-            "conv": weight.new_zeros(config.conv_kernel - 1, config.inner_size),
-            "ssm": weight.new_zeros((config.inner_size, config.state_size), dtype=wide),
+            "conv": torch.zeros(config.conv_kernel - 1, config.inner_size, dtype=dtype, device=device),
+            "ssm": torch.zeros(config.inner_size, config.state_size, dtype=wide, device=device),
         }
 
     def costs(self, context: int) -> Iterator[Cost]:  # noqa: ARG002

@@ -9,8 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from engine.config import ModelConfig
-from engine.layers import Embedding
-from engine.linear import Linear
+from engine.linear import Embedding, Linear
 from engine.models.family import Cost, Model
 from engine.recurrent import Padded, RecurrentState, read_places
 from engine.state import State, Step
@@ -32,7 +31,7 @@ class RecurrentModel(Model):
         self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
-            self.head.weight = self.embed.weight
+            self.head.share(self.embed)
 
     @abstractmethod
     def empty(self) -> dict[str, Tensor]:
@@ -54,7 +53,7 @@ class RecurrentModel(Model):
         if view is not None:
             view.commit()
         places = read_places(step, last)
-        return self.norm(x if places is None else x[places]).to(self.embed.weight.dtype)
+        return self.norm(x if places is None else x[places]).to(self.embed.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
@@ -69,8 +68,7 @@ class RecurrentModel(Model):
 
     def ends(self) -> Iterator[Cost]:
         """The costs of embedding, state and head."""
-        row = self.config.hidden_size * self.embed.weight.itemsize
-        yield Cost("embedding", self.embed.weight.numel(), row, 0)
+        yield Cost.of_lookup("embedding", self.embed)
         held = self.config.num_layers * sum(tensor.nbytes for tensor in self.empty().values())
         yield Cost("state, read and written", 0, 2 * held, 0)
         yield Cost.of_head(self.head, self.config.tie_word_embeddings)

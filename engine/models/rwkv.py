@@ -161,11 +161,12 @@ class Block(nn.Module):
         self.feed_forward = ChannelMix(config)
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        plain = x.dtype == self.attention.key.weight.dtype  # not the wider stream of float16
+        key = self.attention.key
+        plain = x.dtype == key.dtype and (key.format is None or key.format.fused)  # not float16's wider stream
         ops = kernels.few(x) if rows.longest == 1 and plain else None
         if ops is not None:
             remembered = [memory[name].contiguous() for name in REMEMBERED]
-            x, *after = ops.rwkv(x, remembered, self.weights(), self.attention_norm.eps)
+            x, *after = ops.rwkv(x, remembered, *self.weights(), self.attention_norm.eps)
             return x, dict(zip(REMEMBERED, after, strict=True))
         read, before, attended = _shifted(self.attention_norm(x), rows, memory["attended"])
         sums = (memory["values"], memory["weights"], memory["exponent"])
@@ -175,16 +176,18 @@ class Block(nn.Module):
         left = {"attended": attended, "fed": fed, "values": values, "weights": weights, "exponent": exponent}
         return x + self.feed_forward(read, before), left
 
-    def weights(self) -> list[Tensor]:
-        """All that it holds, as the kernel takes it."""
+    def weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """All that it holds, as the kernel takes it, and the scales of what is in a format."""
         time, feed = self.attention, self.feed_forward
-        return [cast("Tensor", weight) for weight in (
+        held: tuple[Tensor | Linear | None, ...] = (
             self.attention_norm.weight, self.attention_norm.bias, time.time_decay, time.time_first,
             time.time_mix_key, time.time_mix_value, time.time_mix_receptance,
-            time.key.weight, time.value.weight, time.receptance.weight, time.output.weight,
+            time.key, time.value, time.receptance, time.output,
             self.feed_forward_norm.weight, self.feed_forward_norm.bias, feed.time_mix_key, feed.time_mix_receptance,
-            feed.key.weight, feed.receptance.weight, feed.value.weight,
-        )]  # fmt: skip
+            feed.key, feed.receptance, feed.value,
+        )  # fmt: skip
+        weights = [cast("Tensor", one.weight if isinstance(one, Linear) else one) for one in held]
+        return weights, [one.scales if isinstance(one, Linear) else None for one in held]
 
 
 def _shifted(x: Tensor, rows: Padded, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,9 +212,9 @@ class Rwkv(RecurrentModel):
         return x.float() if x.dtype == torch.float16 else x  # the sum of all branches outgrows it
 
     def empty(self) -> dict[str, Tensor]:
-        config, weight = self.config, self.embed.weight
-        sums = weight.new_zeros(config.inner_size, dtype=torch.promote_types(weight.dtype, torch.float32))
-        shift = weight.new_zeros(config.hidden_size)
+        config, dtype, device = self.config, self.embed.dtype, self.embed.weight.device
+        sums = torch.zeros(config.inner_size, dtype=torch.promote_types(dtype, torch.float32), device=device)
+        shift = torch.zeros(config.hidden_size, dtype=dtype, device=device)
         exponent = torch.full_like(sums, NOTHING)
         return {"attended": shift, "fed": shift, "values": sums, "weights": sums, "exponent": exponent}
 

@@ -52,7 +52,7 @@ def test_linear_is_the_sum_of_products(ops, dtype, rows):
     for out, size in shapes:
         x, weight = drawn(rows, size, dtype=dtype, seed=out), drawn(out, size, dtype=dtype, seed=size)
         for bias in (None, drawn(out, dtype=dtype)):
-            y = ops.linear(x, weight, bias)
+            y = ops.linear(x, weight, None, bias)
             exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
             sizes = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
             assert y.dtype == dtype and y.shape == (rows, out)
@@ -63,12 +63,12 @@ def test_linear_is_the_sum_of_products(ops, dtype, rows):
 def test_a_row_has_the_same_bits_alone_and_by_any_number_of_threads(ops, dtype):
     x, threads = drawn(4, 4096, dtype=dtype), torch.get_num_threads()
     weight = drawn(257, 4096, dtype=dtype, seed=1)
-    together = ops.linear(x, weight, None)
+    together = ops.linear(x, weight, None, None)
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             for row in range(4):
-                assert torch.equal(ops.linear(x[row : row + 1], weight, None)[0], together[row])
+                assert torch.equal(ops.linear(x[row : row + 1], weight, None, None)[0], together[row])
     finally:
         torch.set_num_threads(threads)
 
@@ -77,10 +77,10 @@ def test_a_row_has_the_same_bits_alone_and_by_any_number_of_threads(ops, dtype):
 def test_nan_and_infinity_pass_through(ops, dtype):
     x, weight = drawn(2, 67, dtype=dtype), drawn(9, 67, dtype=dtype).abs()
     x[0, 66], x[1, 3] = math.nan, math.inf
-    y = ops.linear(x, weight, None)
+    y = ops.linear(x, weight, None, None)
     assert y[0].isnan().all() and (y[1] == math.inf).all()
     weight[4, 0] = -math.inf
-    assert ops.linear(drawn(1, 67, dtype=dtype).abs(), weight, None)[0, 4] == -math.inf
+    assert ops.linear(drawn(1, 67, dtype=dtype).abs(), weight, None, None)[0, 4] == -math.inf
     assert ops.rms_norm(x, weight[0].abs(), 1e-6, "RMS")[0].isnan().all()
 
 

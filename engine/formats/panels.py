@@ -1,0 +1,150 @@
+"""int8 and int4: our own formats, in one layout for every device.
+
+    int8   a scale for each row (float32): codes -127 to 127
+    int4   a scale for each 32 numbers of a row (bfloat16): codes -8 to 7, by the best of a few scales
+
+32 rows lie side by side as a panel, [panels, lines, 32 rows, 4 bytes]: a line holds the next four columns of all
+rows, or eight of 4 bits. Their order within the 4 bytes leaves neighbouring columns in neighbouring 16-bit words,
+wherever shifts and masks take them out: the kernels multiply by pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine import kernels
+from engine.formats.base import Format, Held
+
+PANEL = 32  # rows
+GROUP = 32  # numbers of 4 bits that share a scale
+# Of the scale at which the largest number has the code -8. A smaller one cuts that number and serves the others
+# better; the one with the least squared error is taken. On normal weights this saves 5 % of it.
+SHRUNK = (1.0, 0.95, 0.9, 0.85)
+
+
+def quantize8(part: Tensor) -> tuple[Tensor, Tensor]:
+    """part [n, k] -> codes [n, k] (int8) and a scale for each row [n] (float32)."""
+    scales = part.abs().amax(dim=1) / 127
+    return (part * _inverse(scales)[:, None]).round_().to(torch.int8), scales
+
+
+def quantize4(part: Tensor) -> tuple[Tensor, Tensor]:
+    """part [n, k] -> codes [n, k] (int8, -8 to 7) and scales [n, k / GROUP] (bfloat16, of either sign)."""
+    groups = torch.unflatten(part, 1, (-1, GROUP))
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    largest = torch.where(high > -low, high, low)
+    least = codes = scales = None
+    for share in SHRUNK:
+        tried = (largest * (share / -8)).bfloat16()
+        wide = tried.float()
+        rounded = (groups * _inverse(wide)[..., None]).round_().clamp_(-8, 7)
+        error = torch.addcmul(groups, rounded, wide[..., None], value=-1).square_().sum(dim=2)
+        if least is None or codes is None or scales is None:
+            least, codes, scales = error, rounded, tried
+            continue
+        better = error < least
+        least, scales = torch.where(better, error, least), torch.where(better, tried, scales)
+        codes = torch.where(better[..., None], rounded, codes)
+    assert codes is not None and scales is not None
+    return codes.to(torch.int8).flatten(1), scales
+
+
+def _inverse(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 0, 1 / scales)
+
+
+def to_panels(codes: Tensor, bits: int) -> Tensor:
+    """Codes [n, k] -> [panels, lines, 32, 4]; rows that fill the last panel up are zeros."""
+    codes = torch.unflatten(F.pad(codes, (0, 0, 0, -len(codes) % PANEL)), 0, (-1, PANEL))
+    if bits == 8:
+        return torch.unflatten(codes, 2, (-1, 2, 2)).permute(0, 2, 1, 4, 3).flatten(3).contiguous()
+    low, high = torch.unflatten((codes + 8).view(torch.uint8), 2, (-1, 2, 2, 2)).unbind(4)
+    return (low | high << 4).permute(0, 2, 1, 4, 3).flatten(3)
+
+
+def from_panels(panels: Tensor, bits: int) -> Tensor:
+    """What `to_panels` made of codes -> the codes [32 panels, k] (int8)."""
+    if bits == 8:
+        return torch.unflatten(panels, 3, (2, 2)).permute(0, 2, 1, 4, 3).flatten(2).flatten(0, 1)
+    both = torch.unflatten(panels, 3, (2, 2)).permute(0, 2, 1, 4, 3)  # [panels, 32, lines, 2, 2]
+    codes = torch.stack((both & 15, both >> 4), dim=4)
+    return (codes.flatten(2).view(torch.int8) - 8).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Panels(Format):
+    """A matrix of 8 or 4 bits; its columns are a multiple of 4, or of `GROUP`, and of 4 bits so are its rows."""
+
+    bits: int = 8
+
+    fused = True
+
+    def empty(self, device: torch.device) -> dict[str, Tensor]:
+        count, lines = -(-self.rows // PANEL), self.columns * self.bits // 32
+        if self.bits == 8:
+            codes = torch.empty(count, lines, PANEL, 4, dtype=torch.int8, device=device)
+            return {"weight": codes, "scales": torch.empty(self.rows, device=device)}
+        codes = torch.empty(count, lines, PANEL, 4, dtype=torch.uint8, device=device)
+        groups = (count, self.columns // GROUP, PANEL)
+        return {"weight": codes, "scales": torch.empty(groups, dtype=torch.bfloat16, device=device)}
+
+    def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
+        codes, scales = quantize8(part) if self.bits == 8 else quantize4(part)
+        self.place(held, first, codes, scales)
+
+    def place(self, held: Mapping[str, Tensor], first: int, codes: Tensor, scales: Tensor) -> None:
+        """Rows that are quantized already."""
+        panels = slice(first // PANEL, -(-(first + len(codes)) // PANEL))
+        held["weight"][panels] = to_panels(codes, self.bits)
+        if self.bits == 8:
+            held["scales"][first : first + len(codes)] = scales
+        else:
+            held["scales"][panels] = torch.unflatten(scales, 0, (-1, PANEL)).transpose(1, 2)
+
+    def codes(self, held: Held, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Rows as `place` takes them."""
+        weight, scales = _tensors(held)
+        panels = slice(first // PANEL, -(-last // PANEL))
+        codes = from_panels(weight[panels], self.bits)[: last - first]
+        if self.bits == 8:
+            return codes, scales[first:last]
+        return codes, scales[panels].transpose(1, 2).flatten(0, 1)[: last - first]
+
+    def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        weight, scales = _tensors(held)
+        ops = kernels.serving(weight.device)
+        if ops is not None:
+            like = torch.empty(0, dtype=dtype if dtype in kernels.DTYPES else torch.float32)
+            return ops.dequantize(weight, scales, first, last, like).to(dtype)
+        codes, scales = self.codes(held, first, last)
+        if self.bits == 8:
+            return (codes * scales[:, None]).to(dtype)
+        return (torch.unflatten(codes, 1, (-1, GROUP)) * scales.float()[..., None]).flatten(1).to(dtype)
+
+    def product(self, held: Held, x: Tensor) -> Tensor:
+        weight, scales = _tensors(held)
+        is_half = x.dtype == torch.float16 and x.device.type == "cpu"  # for which there are no kernels of its own
+        few = x.float() if is_half and len(x) <= kernels.ROWS else x
+        ops = kernels.few(few)
+        if ops is None:
+            return self.by_blocks(held, x)
+        bias = held["bias"]
+        return ops.linear(few, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
+
+    def lookup(self, held: Held, ids: Tensor) -> Tensor:
+        assert self.bits == 8  # as all embeddings are
+        weight, scales = _tensors(held)
+        lines = weight[ids // PANEL, :, ids % PANEL]  # [N, lines, 4]
+        codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)
+        return (codes * scales[ids, None]).to(self.dtype)
+
+
+def _tensors(held: Held) -> tuple[Tensor, Tensor]:
+    weight, scales = held["weight"], held["scales"]
+    assert weight is not None and scales is not None
+    return weight, scales

@@ -1,0 +1,309 @@
+// Weights of 8 and 4 bits, as engine/formats/panels.py lays them out: panels of 32 rows, one contiguous stream each.
+//
+// A line holds a few columns of all 32 rows, and each 32-bit lane sums the products of one row, so that nothing is
+// added across lanes. x goes along in 16-bit integers, finer than bfloat16: every product and sum of a block is exact.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "shares.h"
+#include "vectors.h"
+
+namespace {
+
+#if defined(CPU_CAPABILITY_AVX512)
+constexpr int64_t WIDTH = 64;
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int64_t WIDTH = 32;
+#else
+constexpr int64_t WIDTH = 16;
+#endif
+typedef int16_t Words __attribute__((vector_size(WIDTH)));
+typedef uint16_t Unsigned __attribute__((vector_size(WIDTH)));
+typedef int32_t Sums __attribute__((vector_size(WIDTH)));
+typedef float Floats __attribute__((vector_size(WIDTH)));
+
+constexpr int64_t PANEL = 32;            // rows
+constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
+constexpr int PARTS = LINE / WIDTH;      // vectors of a line
+constexpr int64_t GROUP = 32;            // columns of 4 bits that share a scale
+constexpr int64_t EXACT = 256;           // columns of 8 bits whose products fit into 32 bits together
+constexpr float STEPS = 32767.0f;        // of x, from 0 to its largest number
+constexpr int64_t MIDDLE = 8;            // the code of 4 bits that stands for zero
+
+template <typename V>
+inline V load_bytes(const void* from) {
+  V vector;
+  std::memcpy(&vector, from, sizeof vector);
+  return vector;
+}
+
+// sums + a b, the products of neighbours added.
+inline Sums dot_pairs(Sums sums, Words a, Words b) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
+  return (Sums)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(CPU_CAPABILITY_AVX512)
+  return sums + (Sums)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(CPU_CAPABILITY_AVX2)
+  return sums + (Sums)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  const Sums first = ((Sums)a << 16 >> 16) * ((Sums)b << 16 >> 16), second = ((Sums)a >> 16) * ((Sums)b >> 16);
+  return sums + (first + second);
+#endif
+}
+
+// Two neighbouring numbers of x, for every lane.
+inline Words pair(const int16_t* x) {
+  int32_t both;
+  std::memcpy(&both, x, sizeof both);
+  return (Words)(Sums{} + both);
+}
+
+inline Floats widened(Sums x) {
+  return __builtin_convertvector(x, Floats);
+}
+
+// A vector of a line, loaded once, however many operations take it (compilers would load it for each).
+inline Words line_part(const uint8_t* line, int part) {
+  Words words = load_bytes<Words>(line + part * WIDTH);
+#if defined(CPU_CAPABILITY_AVX512)
+  asm("" : "+v"(words));
+#elif defined(CPU_CAPABILITY_AVX2)
+  asm("" : "+x"(words));
+#endif
+  return words;
+}
+
+// bfloat16 is the upper half of float32.
+inline Floats scales_at(const uint16_t* from) {
+  typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
+  return (Floats)(__builtin_convertvector(load_bytes<Halves>(from), Sums) << 16);
+}
+
+// Rows of x as whole steps, each row's of its own size.
+struct Steps {
+  std::vector<int16_t> steps;    // [rows, k]
+  std::vector<float> sizes;      // [rows]
+  std::vector<int32_t> offsets;  // [rows, k / GROUP]: what MIDDLE adds to the sum of a group, less
+
+  int64_t k;
+
+  const int16_t* at(int64_t row, int64_t column) const { return steps.data() + row * k + column; }
+
+  template <typename T>
+  Steps(const T* x, int64_t stride, int64_t rows, int64_t k, bool groups) : steps(rows * k), sizes(rows), offsets(groups ? rows * k / GROUP : 0), k(k) {
+    for (int64_t row = 0; row < rows; row++) {
+      const T* from = x + row * stride;
+      Vec most(0.0f);
+      by_pairs(k, [&](int64_t place, int64_t count) {
+        const Pair part = load(from + place, count);
+        most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
+      });
+      const float top = largest(most), inverse = top > 1e-30f ? STEPS / top : 0.0f;
+      sizes[row] = std::isfinite(top) ? top / STEPS : std::numeric_limits<float>::quiet_NaN();
+      int16_t* to = steps.data() + row * k;
+      by_pairs(k, [&](int64_t place, int64_t count) {
+        const Pair part = load(from + place, count);
+        int32_t rounded[PAIR];
+        at::vec::convert_to_int_of_same_size(part.low * Vec(inverse)).store(rounded);
+        at::vec::convert_to_int_of_same_size(part.high * Vec(inverse)).store(rounded + LANES);
+        int16_t narrow[PAIR];
+        for (int64_t i = 0; i < PAIR; i++) narrow[i] = static_cast<int16_t>(rounded[i]);
+        std::memcpy(to + place, narrow, count * sizeof(int16_t));
+      });
+      for (int64_t group = 0; groups && group < k / GROUP; group++) {
+        int32_t total = 0;
+        for (int64_t i = 0; i < GROUP; i++) total += to[group * GROUP + i];
+        offsets[row * (k / GROUP) + group] = -static_cast<int32_t>(MIDDLE) * total;
+      }
+    }
+  }
+};
+
+// A weight [n, k]: 8 bits with a float32 scale a row, or 4 bits with a bfloat16 scale for each group of a row.
+struct Panels {
+  const uint8_t* codes = nullptr;
+  const void* scales = nullptr;
+  int bits = 0;
+  int64_t n = 0, k = 0;
+
+  int64_t bytes() const { return PANEL * k * bits / 8; }  // of a panel
+  int64_t count() const { return (n + PANEL - 1) / PANEL; }
+
+  // The products of M rows of x with the rows of a panel: so many vectors at a time that their sums stay in registers.
+  template <int M>
+  void eight(int64_t panel, const Steps& x, Floats (&out)[M][PARTS]) const {
+    constexpr int STRIP = M <= 2 ? 2 : 1;
+    const uint8_t* from = codes + panel * bytes();
+    for (int64_t begin = 0; begin < k; begin += EXACT)
+      for (int strip = 0; strip < PARTS; strip += STRIP) {
+        Sums low[M][STRIP] = {}, high[M][STRIP] = {};
+        for (int64_t column = begin; column < std::min(k, begin + EXACT); column += 4) {
+          Words first[M], second[M];
+          for (int m = 0; m < M; m++) first[m] = pair(x.at(m, column)), second[m] = pair(x.at(m, column + 2));
+          for (int part = 0; part < STRIP; part++) {
+            const Words both = line_part(from + column * PANEL, strip + part);
+            for (int m = 0; m < M; m++) {
+              low[m][part] = dot_pairs(low[m][part], both << 8 >> 8, first[m]);
+              high[m][part] = dot_pairs(high[m][part], both >> 8, second[m]);
+            }
+          }
+        }
+        for (int m = 0; m < M; m++)
+          for (int part = 0; part < STRIP; part++) out[m][strip + part] += widened(low[m][part] + high[m][part]);
+      }
+    float own[PANEL] = {};
+    std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), own);
+    for (int m = 0; m < M; m++)
+      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS));
+  }
+
+  template <int M>
+  void four(int64_t panel, const Steps& x, Floats (&out)[M][PARTS]) const {
+    constexpr int STRIP = M <= 2 ? 2 : 1;
+    const int64_t groups = k / GROUP;
+    for (int64_t group = 0; group < groups; group++) {
+      const uint8_t* from = codes + panel * bytes() + group * GROUP * PANEL / 2;
+      const uint16_t* own = static_cast<const uint16_t*>(scales) + (panel * groups + group) * PANEL;
+      for (int strip = 0; strip < PARTS; strip += STRIP) {
+        Sums sums[M][STRIP][4] = {};
+        for (int m = 0; m < M; m++)
+          for (int part = 0; part < STRIP; part++) sums[m][part][0] += x.offsets[m * groups + group];
+        for (int64_t column = 0; column < GROUP; column += 8) {
+          Words pairs[M][4];
+          for (int m = 0; m < M; m++)
+            for (int i = 0; i < 4; i++) pairs[m][i] = pair(x.at(m, group * GROUP + column + 2 * i));
+          for (int part = 0; part < STRIP; part++) {
+            const Words all = line_part(from + column * PANEL / 2, strip + part);
+            // The two in the middle stay where they are, 16 and 256 times as large.
+            const Words codes[4] = {all & 0xf, all & 0xf0, all & 0xf00, (Words)((Unsigned)all >> 12)};
+            for (int m = 0; m < M; m++)
+              for (int i = 0; i < 4; i++) sums[m][part][i] = dot_pairs(sums[m][part][i], codes[i], pairs[m][i]);
+          }
+        }
+        for (int part = 0; part < STRIP; part++) {
+          const Floats scale = scales_at(own + (strip + part) * (PANEL / PARTS));
+          for (int m = 0; m < M; m++) {
+            const Sums(&s)[4] = sums[m][part];
+            out[m][strip + part] += scale * widened((s[0] + s[3]) + ((s[1] >> 4) + (s[2] >> 8)));
+          }
+        }
+      }
+    }
+  }
+
+  // x [M, k] times the weight; write(row of x, row of the weight, number), from any thread.
+  template <int M, typename F>
+  void run(const Steps& x, F write) const {
+    by_shares(count(), bytes(), 1, [&](int64_t panel, int64_t end) {
+      for (; panel < end; panel++) {
+        Floats out[M][PARTS] = {};
+        bits == 8 ? eight<M>(panel, x, out) : four<M>(panel, x, out);
+        const int64_t rows = std::min(PANEL, n - panel * PANEL);
+        for (int m = 0; m < M; m++) {
+          float numbers[PANEL];
+          std::memcpy(numbers, out[m], sizeof numbers);
+          for (int64_t row = 0; row < rows; row++) write(m, panel * PANEL + row, numbers[row] * x.sizes[m]);
+        }
+      }
+    });
+  }
+};
+
+// The weight [n, k] of engine/formats/panels.py.
+inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == PANEL && weight.size(3) == 4 && weight.is_contiguous() && scales.is_contiguous(), "panels: ", weight.sizes());
+  const bool eight = weight.scalar_type() == at::kChar;
+  const int64_t count = weight.size(0), k = weight.size(1) * (eight ? 4 : 8), n = eight ? scales.numel() : count * PANEL;
+  TORCH_CHECK(eight || weight.scalar_type() == at::kByte, "panels: codes of ", weight.scalar_type());
+  TORCH_CHECK(scales.scalar_type() == (eight ? at::kFloat : at::kBFloat16), "panels: scales of ", scales.scalar_type());
+  TORCH_CHECK(eight ? (n + PANEL - 1) / PANEL == count : k % GROUP == 0 && scales.numel() == n * (k / GROUP), "panels: scales ", scales.sizes(), " of ", weight.sizes());
+  return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight ? 8 : 4, n, k};
+}
+
+// 16 rows of half of 16 lines: 16 of 32 bits in each, turned into its columns.
+#if defined(CPU_CAPABILITY_AVX512)
+inline void turn(const uint8_t* from, int32_t (&to)[16][16]) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * LINE);
+  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]), a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; j++) b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88), b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+  for (int j = 0; j < 8; j++) {
+    _mm512_storeu_si512(to[j], _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88));
+    _mm512_storeu_si512(to[j + 8], _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd));
+  }
+}
+#else
+inline void turn(const uint8_t* from, int32_t (&to)[16][16]) {
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) std::memcpy(&to[j][i], from + i * LINE + j * 4, 4);
+}
+#endif
+
+// A row's part of 16 lines -> its codes in the order of the columns, less the one that stands for zero.
+inline void in_order(const int32_t (&row)[16], int bits, int8_t (&codes)[128]) {
+  int32_t four[32];
+  if (bits == 8) {
+    for (int i = 0; i < 16; i++) four[i] = (row[i] & 0xff0000ff) | (row[i] & 0xff00) << 8 | (row[i] >> 8 & 0xff00);
+    std::memcpy(codes, four, 64);
+    return;
+  }
+  for (int i = 0; i < 16; i++) {
+    const int32_t even = row[i] & 0x0f0f0f0f, odd = row[i] >> 4 & 0x0f0f0f0f;  // columns 0 4 1 5 and 2 6 3 7
+    four[2 * i] = (even & 0xf) | (even >> 8 & 0xf00) | (odd & 0xf) << 16 | (odd & 0xf0000) << 8;
+    four[2 * i + 1] = (even >> 8 & 0xf) | (even >> 16 & 0xf00) | (odd & 0xf00) << 8 | (odd & 0xf000000);
+  }
+  std::memcpy(codes, four, 128);
+  for (int8_t& code : codes) code -= MIDDLE;
+}
+
+// A panel's rows as numbers: y [32, k].
+template <typename T>
+void dequantize_panel(const Panels& weight, int64_t panel, T* y) {
+  const int64_t k = weight.k, columns = weight.bits == 8 ? 4 : 8, lines = k / columns, rows = std::min(PANEL, weight.n - panel * PANEL);
+  const uint8_t* from = weight.codes + panel * weight.bytes();
+  for (int64_t line = 0; line < lines; line += 16) {
+    const int64_t count = std::min<int64_t>(16, lines - line);
+    uint8_t room[16 * LINE];
+    if (count < 16) std::memcpy(room, from + line * LINE, count * LINE);
+    int32_t turned[16][16];
+    for (int64_t row = 0; row < rows; row++) {
+      if (row % 16 == 0) turn((count < 16 ? room : from + line * LINE) + row * 4, turned);
+      int8_t codes[128];
+      in_order(turned[row % 16], weight.bits, codes);
+      for (int64_t place = 0, first = line * columns; place < count * columns; place += GROUP) {
+        const int64_t some = std::min(GROUP, count * columns - place);
+        const int64_t group = ((panel * (k / GROUP)) + (first + place) / GROUP) * PANEL + row;
+        const float scale = weight.bits == 8 ? static_cast<const float*>(weight.scales)[panel * PANEL + row] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
+        float numbers[GROUP];
+        for (int i = 0; i < GROUP; i++) numbers[i] = codes[place + i] * scale;
+        for (int64_t i = 0; i < some; i += PAIR) store(y + row * k + first + place + i, load(numbers + i), std::min(PAIR, some - i));
+      }
+    }
+  }
+}
+
+// Rows first to last of a weight, the first a panel's -> [last - first, k], of `like`'s dtype.
+at::Tensor dequantize(const at::Tensor& weight, const at::Tensor& scales, int64_t first, int64_t last, const at::Tensor& like) {
+  const Panels from = panels(weight, scales);
+  TORCH_CHECK(0 <= first && first % PANEL == 0 && first < last && last <= from.n, "dequantize: rows ", first, " to ", last, " of ", from.n);
+  at::Tensor y = at::empty({(last + PANEL - 1) / PANEL * PANEL - first, from.k}, like.options());
+  by_type(like, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = y.mutable_data_ptr<T>();
+    at::parallel_for(first / PANEL, (last + PANEL - 1) / PANEL, 1, [&](int64_t panel, int64_t end) {
+      for (; panel < end; panel++) dequantize_panel(from, panel, to + (panel * PANEL - first) * from.k);
+    });
+  });
+  return y.narrow(0, 0, last - first);
+}
+
+}  // namespace
