@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from engine.cli import Parser, choose_model, run
+from engine.cli import Parser, choose_model, model_options, run
 from engine.errors import UsageError
 
 
@@ -21,6 +22,7 @@ def parser() -> Parser:
     result.add_sampling_options()
     result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs instead")
     result.add_argument("--families", action="store_true", help="print what each family of models is made of instead")
+    result.add_argument("--save-quantized", metavar="FOLDER", help="write the model in the format of --quant instead")
     result.add_argument("--context", type=int, help="with --inspect: tokens before the one whose cost is shown")
     return result
 
@@ -42,6 +44,9 @@ def main(options: Any) -> None:
         Console().print(families())
         return
     choose_model(options)
+    if options.save_quantized is not None:
+        save_quantized(options)
+        return
     if not options.inspect:
         from engine.complete import complete
 
@@ -52,8 +57,26 @@ def main(options: Any) -> None:
     from engine.inspection import inspect
 
     for name in options.model:
-        for table in inspect(name, options.dtype, options.context, options.allow_pickle):
+        for table in inspect(name, options.dtype, options.context, options.allow_pickle, options.quant):
             Console().print(table)
+
+
+def save_quantized(options: Any) -> None:
+    """Quantize one model, and write what loads in the time of its size."""
+    from engine import LLM
+    from engine.files import local_path
+    from engine.weights import check_new
+
+    if len(options.model) != 1:
+        raise UsageError("--save-quantized writes one model; name one")
+    if options.quant == "none":
+        raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
+    folder = local_path(options.save_quantized)
+    check_new(folder)
+    llm = LLM.load(options.model[0], **model_options(options))
+    llm.save(folder)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder}: {size:,} bytes in {llm.quant}; load it as --model {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

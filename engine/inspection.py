@@ -14,13 +14,16 @@ from engine.config import Keys, ModelConfig, RopeConfig, read_json, token_ids
 from engine.device import dtype_name
 from engine.errors import BareloopError, UsageError
 from engine.models import FAMILIES
+from engine.models.family import Cost
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def inspect(name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False) -> Iterator[Table]:
+def inspect(
+    name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = "none"
+) -> Iterator[Table]:
     """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
 
     `context` is the number of tokens before it, by default 1,024 or what the window holds. Checks every tensor's
@@ -28,9 +31,9 @@ def inspect(name: str, dtype: str = "auto", context: int | None = None, allow_pi
     """
     from rich.table import Table
 
-    opened = weights.open_model(name, dtype, allow_pickle)
+    opened = weights.open_model(name, dtype, allow_pickle, quant)
     folder, config, model = opened.folder, opened.config, opened.model
-    weights.match(model, opened.family, opened.tensors)
+    weights.plan(opened)
     most = config.max_position_embeddings - 1
     context = min(1024, most) if context is None else context
     if not 0 <= context <= most:
@@ -40,14 +43,16 @@ def inspect(name: str, dtype: str = "auto", context: int | None = None, allow_pi
 
     facts = Table(title=str(folder), show_header=False, title_justify="left")
     files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = Cost.of_weights("all", [model]).parameters
     facts.add_row("family", opened.family.model_type)
     facts.add_row("parameters", f"{parameters:,}")
     facts.add_row(
         "stored as",
         f"{', '.join(_dtype_names(opened.tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes",
     )
-    facts.add_row("computes in", f"{dtype_name(opened.dtype)}, {parameters * opened.dtype.itemsize:,} bytes of weights")
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    form = "" if opened.quant == "none" else f", weights in {opened.quant}"
+    facts.add_row("computes in", f"{dtype_name(opened.dtype)}{form}: {held:,} bytes of weights")
     facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
     for label, value in _shape(config):
         facts.add_row(label, value)

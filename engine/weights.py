@@ -184,21 +184,25 @@ def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> di
     return {name: [(tensors[part.name], part) for part in listed] for name, listed in layout.items()}
 
 
+def plan(opened: Opened) -> dict[str, list[tuple[Stored, Part]]]:
+    """Where every parameter's numbers are; raises one line where the checkpoint does not fit its config.json."""
+    if opened.is_saved:
+        return {name: [(stored, WHOLE)] for name, stored in match_saved(opened.model, opened.tensors).items()}
+    return match(opened.model, opened.family, opened.tensors)
+
+
 def load(opened: Opened, device: torch.device) -> None:
     """Give an opened model its weights, frozen; matrices in a format are quantized on the way, a piece at a time."""
-    model = opened.model
-    if opened.is_saved:
-        plan = {name: [(stored, WHOLE)] for name, stored in match_saved(model, opened.tensors).items()}
-    else:
-        plan = match(model, opened.family, opened.tensors)
+    model, sources = opened.model, plan(opened)
     matrices = {} if opened.is_saved else _in_formats(model)
-    plain = {name: sources for name, sources in plan.items() if name not in matrices}
-    mapped = {name for name in plain if _can_map(plain[name], model.get_parameter(name).dtype, device)}
-    sizes = {name: weight.nbytes for name, weight in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     free = free_memory(device)
-    if free is not None and 2 * sum(sizes.values()) < free:
+    mapped = {
+        name for name, own in sources.items() if name not in matrices and _can_map(own, parameters[name].dtype, device)
+    }
+    if free is not None and 2 * sum(parameter.nbytes for parameter in parameters.values()) < free:
         mapped = set()  # what lies in large pages of our own is read faster than a mapped file
-    needed = sum(size for name, size in sizes.items() if name not in mapped)
+    needed = sum(parameter.nbytes for name, parameter in parameters.items() if name not in mapped)
     if free is not None and needed > free:
         raise BareloopError(
             f"no memory: the weights take {needed / 1e9:.1f} GB in {opened.told_format}, and {free / 1e9:.1f} GB are "
@@ -206,18 +210,20 @@ def load(opened: Opened, device: torch.device) -> None:
         )
     loaded: dict[int, nn.Parameter] = {}
     reads: list[tuple[Stored, Part, Tensor]] = []
-    for name, sources in plain.items():
-        parameter = model.get_parameter(name)
+    for name, own in sources.items():
+        parameter = parameters[name]
+        if name in matrices:
+            continue
         if name in mapped:
-            weight = sources[0][0].view()
+            weight = own[0][0].view()
         else:
             weight = use_large_pages(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
-            reads += [(stored, part, weight[part.rows]) for stored, part in sources]
+            reads += [(stored, part, weight[part.rows]) for stored, part in own]
         loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda job: _read(job[0], job[1], job[2], model.config), reads))
     for name, matrix in matrices.items():
-        for leaf, tensor in _quantized(matrix, plan[name], opened.config, device).items():
+        for leaf, tensor in _quantized(matrix, sources[name], opened.config, device).items():
             loaded[id(getattr(matrix, leaf))] = nn.Parameter(tensor, requires_grad=False)
     _replace_parameters(model, loaded)
     if opened.is_saved and device.type == "cpu" and opened.quant in OWN and not kernels.serve():
@@ -250,8 +256,7 @@ def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, 
     A quantized model is written as it is in memory (`formats.folder`), and its config declares that.
     The folder appears at once and whole, or not at all; one that is not empty is left alone.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BareloopError(f"{folder} exists and is not empty; name a new folder")
+    check_new(folder)
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -271,6 +276,12 @@ def save(model: Model, family: Family, config: Mapping[str, Any], folder: Path, 
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def check_new(folder: Path) -> None:
+    """Raise one line where a folder holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BareloopError(f"{folder} exists and is not empty; name a new folder")
 
 
 def _way_out(opened: Opened, needed: int, free: int, device: torch.device) -> str:

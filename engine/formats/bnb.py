@@ -76,7 +76,7 @@ class Bnb4(Format):
             count = len(held["scales"])
             held["scales"] = torch.empty(count, dtype=torch.uint8, device=device)
             held["nested_scales"] = torch.empty(-(-count // NESTED_BLOCK), device=device)
-            held["nested_offset"] = torch.empty((), device=device)
+            held["nested_offset"] = torch.empty(1, device=device)
         return held
 
     def begin(self, device: torch.device) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class Bnb4(Format):
             return held
         offset = held["scales"].mean()
         scales, state = _library().functional.quantize_blockwise(held["scales"] - offset, blocksize=NESTED_BLOCK)
-        return {**held, "scales": scales, "nested_scales": state.absmax, "nested_offset": offset}
+        return {**held, "scales": scales, "nested_scales": state.absmax, "nested_offset": offset.view(1)}
 
     def state(self, held: Held, first: int, last: int) -> Any:
         """bitsandbytes' own description of some rows."""

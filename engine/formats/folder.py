@@ -83,12 +83,11 @@ def to_save(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter as a folder of ours holds it."""
     seen: set[int] = set()
     for path, module in model.named_modules():
-        tensors = dict(module.named_parameters(recurse=False))
-        if id(tensors.get("weight")) in seen:
-            continue  # a head that shares the embedding
-        seen.add(id(tensors.get("weight")))
-        named: dict[str, Tensor] = dict(tensors)
-        if isinstance(module, Matrix) and module.format is not None:
+        named: dict[str, Tensor] = {
+            name: tensor for name, tensor in module.named_parameters(recurse=False) if id(tensor) not in seen
+        }  # without what a head shares with the embedding
+        seen |= {id(tensor) for tensor in named.values()}
+        if isinstance(module, Matrix) and module.format is not None and "weight" in named:
             named |= panelled(module.format, module._parameters)
         for leaf, tensor in named.items():
             yield f"{path}.{leaf}", tensor.detach().contiguous()

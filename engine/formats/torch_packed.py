@@ -102,7 +102,7 @@ class TorchInt4(Format):
         ones = torch.zeros(self.columns // GROUP, last - first, 2)
         ones[..., 0] = 1
         codes = aten._weight_int4pack_mm_for_cpu(torch.eye(self.columns), weight[first:last], GROUP, ones)
-        return codes.T.round().to(torch.int8), scales[:, first:last, 0].T
+        return codes.T.round().to(torch.int8).contiguous(), scales[:, first:last, 0].T
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
         codes, scales = self.codes(held, first, last)

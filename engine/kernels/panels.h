@@ -110,8 +110,8 @@ struct Steps {
       by_pairs(k, [&](int64_t place, int64_t count) {
         const Pair part = load(from + place, count);
         int32_t rounded[PAIR];
-        at::vec::convert_to_int_of_same_size(part.low * Vec(inverse)).store(rounded);
-        at::vec::convert_to_int_of_same_size(part.high * Vec(inverse)).store(rounded + LANES);
+        at::vec::convert_to_int_of_same_size((part.low * Vec(inverse)).round()).store(rounded);
+        at::vec::convert_to_int_of_same_size((part.high * Vec(inverse)).round()).store(rounded + LANES);
         int16_t narrow[PAIR];
         for (int64_t i = 0; i < PAIR; i++) narrow[i] = static_cast<int16_t>(rounded[i]);
         std::memcpy(to + place, narrow, count * sizeof(int16_t));
