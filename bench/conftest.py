@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.measure import Limits
+from bench.measure import Limits, how
 from bench.shapes import checkpoint
 from engine import LLM, kernels
 from engine.device import choose_device
@@ -21,7 +21,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bareloop")
     group.addoption("--bench-model", default="qwen2.5-0.5b", help="a shape (bench/shapes.py) or a model's folder")
     group.addoption(
-        "--bench-formats", nargs="+", default=["bfloat16"], help="weight formats: bfloat16, float32, float16"
+        "--bench-formats",
+        nargs="+",
+        default=["bfloat16"],
+        help="dtypes or weight formats: bfloat16, float32, int8, int4, …",
     )
     group.addoption("--bench-full", action="store_true", help="all contexts and rows, and the peers: up to an hour")
 
@@ -42,7 +45,7 @@ def llm(request: pytest.FixtureRequest) -> LLM:
         choose_device(device)
     except BareloopError as error:
         pytest.skip(str(error))
-    model = LLM.load(checkpoint(request.config.getoption("--bench-model")), device=device, dtype=form)
+    model = LLM.load(checkpoint(request.config.getoption("--bench-model")), device=device, **how(form))
     kernels.wait()
     return model
 

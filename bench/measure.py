@@ -108,12 +108,17 @@ def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work
         "latency_p99": quantiles(seconds, n=100, method="inclusive")[98] if len(seconds) > 1 else middle,
         "device": llm.device.type,
         "dtype": dtype_name(llm.dtype),
-        "format": dtype_name(llm.dtype),
+        "format": dtype_name(llm.dtype) if llm.quant == "none" else llm.quant,
         "kernels": kernels.state(llm.dtype) if llm.device.type == "cpu" else "",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit(),
     }
+
+
+def how(form: str) -> dict[str, Any]:
+    """A dtype, or a weight format (of a bfloat16 model), as `LLM.load` takes them."""
+    return {"dtype": form} if form in ("bfloat16", "float32", "float16") else {"dtype": "bfloat16", "quant": form}
 
 
 @cache

@@ -28,7 +28,7 @@ Run = Callable[[list[int], int], list[float]]
 Make = Callable[[Path, int, int], Run]  # of a model's folder, threads and tokens of the window
 
 KEPT: list[Any] = []  # callbacks of which llama.cpp holds bare pointers
-BITS = {"bfloat16": 16, "float32": 32, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5}  # of a weight
+BITS = {"bfloat16": 16, "float32": 32, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5}  # of a weight, in engines other than ours
 
 
 def parser() -> Parser:
@@ -121,10 +121,12 @@ def measure(folder: Path, options: Any) -> list[Measured]:
 
 def token_bytes(folder: Path, engine: str, context: int) -> int:
     """What a token reads in an engine's format: all weights but the embedding's other rows, and the past."""
-    from bench.measure import past_bytes
+    from bench.measure import how, past_bytes
     from engine.weights import open_model
 
-    form = engine.partition("-")[2]
+    name, _, form = engine.partition("-")
+    if name == "bareloop":
+        return sum(cost.nbytes for cost in open_model(folder, **how(form)).model.costs(context))
     wide = "float32" if form == "float32" else "bfloat16"  # of what is remembered, whatever the weights are in
     costs = list(open_model(folder, wide).model.costs(context))
     kept = past_bytes(costs)
@@ -184,16 +186,17 @@ def stamped(tokens: Iterator[Any]) -> list[float]:
     return [time.perf_counter() - start for _ in tokens]
 
 
-def bareloop(dtype: str) -> Make:
+def bareloop(form: str) -> Make:
     """Ours, from its own stream of events."""
 
     def make(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
         import torch
 
+        from bench.measure import how
         from engine import LLM, SamplingParams, kernels
 
         torch.set_num_threads(threads)
-        llm = LLM.load(folder, device="cpu", dtype=dtype)
+        llm = LLM.load(folder, device="cpu", **how(form))
         kernels.wait()
 
         def run_once(ids: list[int], new: int) -> list[float]:
@@ -280,6 +283,8 @@ def llama_cpp(form: str) -> Make:
 ENGINES: dict[str, Make] = {
     "bareloop-bfloat16": bareloop("bfloat16"),
     "bareloop-float32": bareloop("float32"),
+    "bareloop-int8": bareloop("int8"),
+    "bareloop-int4": bareloop("int4"),
     "transformers-bfloat16": transformers("bfloat16"),
     "transformers-float32": transformers("float32"),
     "llama.cpp-BF16": llama_cpp("BF16"),

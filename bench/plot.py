@@ -51,7 +51,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 def label(row: dict[str, Any]) -> str:
     """A benchmark's parameters, without what the legend says."""
     inside = row["name"].partition("[")[2].rstrip("]")
-    name = inside.replace(f"{row['device']}-{row['dtype']}", "").strip("-")
+    name = inside.replace(f"{row['device']}-{row['format']}", "").strip("-")
     return f"{row['group']} {name.replace('-', ' tokens, ', 1) + ' row(s)' if '-' in name else name}".strip()
 
 
@@ -81,12 +81,12 @@ def draw_roofline(rows: list[dict[str, Any]], path: Path) -> None:
     """What was computed a second by what was computed for each byte, under the two limits of the same run."""
     from engine.figures import PALETTE, picture
 
-    kinds = list(dict.fromkeys((row["device"], row["dtype"]) for row in rows))
+    kinds = list(dict.fromkeys((row["device"], row["format"]) for row in rows))
     intensities = [row["flops_per_byte"] for row in rows]
     ends = min(intensities) / 2, max(intensities) * 2
     with picture(path, height=5.0) as (_, (axes,)):
         for number, kind in enumerate(kinds):
-            own = [row for row in rows if (row["device"], row["dtype"]) == kind]
+            own = [row for row in rows if (row["device"], row["format"]) == kind]
             colour = PALETTE[number % len(PALETTE)]
             bandwidth = max(row["read_bandwidth"] for row in own)
             most = max(row["gemm_flops_per_second"] for row in own)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.measure import how
 from bench.shapes import checkpoint
 
 # Runs in a process of its own, so that the peak is the load's: prints seconds, peak bytes beyond the imports
@@ -24,26 +25,29 @@ torch.ones(64, 64) @ torch.ones(64, 64)
 import engine.llm
 before = peak()
 start = time.perf_counter()
-llm = LLM.load(sys.argv[1], device="cpu", dtype=sys.argv[2])
+llm = LLM.load(sys.argv[1], device="cpu", dtype=sys.argv[2], quant=sys.argv[3])
 seconds = time.perf_counter() - start
 for parameter in llm.model.parameters():
-    parameter.view(torch.int16 if parameter.itemsize == 2 else torch.int32).view(-1)[::1024].max()
+    parameter.view(-1).view(torch.uint8)[::1024].max()
 print(seconds, peak() - before, sum(parameter.nbytes for parameter in llm.model.parameters()))
 """
 
 
 @pytest.mark.benchmark(group="load")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_load(benchmark: Any, request: pytest.FixtureRequest, dtype: str) -> None:
-    """`bfloat16` is as stored, `float32` converts every weight; the file is in the page cache after one round."""
+@pytest.mark.parametrize("form", ["bfloat16", "float32", "int8", "int4"])
+def test_load(benchmark: Any, request: pytest.FixtureRequest, form: str) -> None:
+    """`bfloat16` is as stored, others convert every weight; the file is in the page cache after one round."""
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
     folder = checkpoint(request.config.getoption("--bench-model"))
-    told = []
+    told, wanted = [], how(form)
 
     def load() -> None:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(folder), dtype], capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROGRAM, str(folder), wanted["dtype"], wanted.get("quant", "none")],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         told.append([float(word) for word in done.stdout.split()])
 

@@ -20,7 +20,9 @@ MESSAGE, REPLY = 80, 16  # tokens
 @pytest.mark.benchmark(group="MMLU question")
 def test_mmlu_question(benchmark: Any, llm: LLM, limits: Limits) -> None:
     """Sixteen questions with one prefix of five examples, four letters each, as `evals.mmlu` scores them."""
-    own = LLM.load(str(llm.folder), device=str(llm.device), dtype=dtype_name(llm.dtype))  # chats are not packed
+    own = LLM.load(
+        str(llm.folder), device=str(llm.device), dtype=dtype_name(llm.dtype), quant=llm.quant
+    )  # chats are not packed
     own.pack()
     shots = prompt(llm, SHOTS)
     letters = prompt(llm, 4, seed=1)

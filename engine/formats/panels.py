@@ -94,6 +94,10 @@ class Panels(Format):
         return {"weight": codes, "scales": torch.empty(groups, dtype=torch.bfloat16, device=device)}
 
     def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
+        ops = kernels.serving(part.device)
+        if ops is not None:
+            ops.quantize(part, held["weight"], held["scales"], first)
+            return
         codes, scales = quantize8(part) if self.bits == 8 else quantize4(part)
         self.place(held, first, codes, scales)
 

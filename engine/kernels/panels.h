@@ -226,6 +226,85 @@ inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
   return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight ? 8 : 4, n, k};
 }
 
+// A row [k] -> its codes in a panel and its scale: as quantize8 and quantize4 in engine/formats/panels.py.
+inline void quantize_row8(const float* x, int64_t k, uint8_t* to, float* scale) {
+  Vec most(0.0f);
+  by_pairs(k, [&](int64_t place, int64_t count) {
+    const Pair part = load(x + place, count);
+    most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
+  });
+  *scale = largest(most) / 127.0f;
+  const Vec inverse(*scale == 0.0f ? 0.0f : 1.0f / *scale);
+  by_pairs(k, [&](int64_t place, int64_t count) {
+    const Pair part = load(x + place, count);
+    int32_t codes[PAIR];
+    at::vec::convert_to_int_of_same_size((part.low * inverse).round()).store(codes);
+    at::vec::convert_to_int_of_same_size((part.high * inverse).round()).store(codes + LANES);
+    for (int64_t i = 0; i < count; i += 4) {
+      const int8_t bytes[4] = {static_cast<int8_t>(codes[i]), static_cast<int8_t>(codes[i + 2]), static_cast<int8_t>(codes[i + 1]), static_cast<int8_t>(codes[i + 3])};
+      std::memcpy(to + (place + i) / 4 * LINE, bytes, 4);
+    }
+  });
+}
+
+constexpr float SHRUNK[] = {1.0f, 0.95f, 0.9f, 0.85f};
+
+inline void quantize_row4(const float* x, int64_t k, uint8_t* to, BFloat16* scales) {
+  const Vec lowest(-8.0f), highest(7.0f);
+  for (int64_t group = 0; group < k / GROUP; group++) {
+    const float* from = x + group * GROUP;
+    float low = from[0], high = from[0], least = std::numeric_limits<float>::infinity();
+    for (int64_t i = 1; i < GROUP; i++) low = std::min(low, from[i]), high = std::max(high, from[i]);
+    int32_t best[GROUP] = {}, codes[GROUP];
+    scales[group * PANEL] = 0.0f;
+    for (const float share : SHRUNK) {
+      const BFloat16 scale((high > -low ? high : low) * (share / -8.0f));
+      const float wide = scale;
+      const Vec step(wide), inverse(wide == 0.0f ? 0.0f : 1.0f / wide);
+      Vec errors(0.0f);
+      for (int64_t i = 0; i < GROUP; i += LANES) {
+        const Vec numbers = Vec::loadu(from + i), rounded = at::vec::minimum(at::vec::maximum((numbers * inverse).round(), lowest), highest);
+        const Vec error = numbers - rounded * step;
+        errors = at::vec::fmadd(error, error, errors);
+        at::vec::convert_to_int_of_same_size(rounded).store(codes + i);
+      }
+      const float total = sum(errors);
+      if (total < least) {
+        least = total;
+        scales[group * PANEL] = scale;
+        std::copy(codes, codes + GROUP, best);
+      }
+    }
+    for (int64_t i = 0; i < GROUP; i += 8) {
+      uint8_t own[8];
+      for (int j = 0; j < 8; j++) own[j] = static_cast<uint8_t>(best[i + j] + MIDDLE);
+      const uint8_t bytes[4] = {uint8_t(own[0] | own[2] << 4), uint8_t(own[4] | own[6] << 4), uint8_t(own[1] | own[3] << 4), uint8_t(own[5] | own[7] << 4)};
+      std::memcpy(to + (group * GROUP + i) / 8 * LINE, bytes, 4);
+    }
+  }
+}
+
+// part [count, k] (float32) becomes the rows of a weight from `first` on, which begins a panel.
+void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor& scales, int64_t first) {
+  const Panels to = panels(weight, scales);
+  TORCH_CHECK(part.dim() == 2 && part.is_contiguous() && part.scalar_type() == at::kFloat && part.size(1) == to.k, "quantize: ", part.sizes());
+  TORCH_CHECK(0 <= first && first % PANEL == 0 && first + part.size(0) <= to.n, "quantize: ", part.sizes(), " from row ", first, " of ", to.n);
+  const int64_t rows = part.size(0), groups = to.k / GROUP;
+  const float* x = part.const_data_ptr<float>();
+  uint8_t* codes = static_cast<uint8_t*>(weight.mutable_data_ptr());
+  at::parallel_for(0, (rows + PANEL - 1) / PANEL, 1, [&](int64_t panel, int64_t end) {
+    for (; panel < end; panel++) {
+      const int64_t own = first / PANEL + panel, begin = panel * PANEL;
+      uint8_t* at = codes + own * to.bytes();
+      std::memset(at, 0, to.bytes());
+      for (int64_t row = begin; row < std::min(rows, begin + PANEL); row++, at += 4) {
+        if (to.bits == 8) quantize_row8(x + row * to.k, to.k, at, scales.mutable_data_ptr<float>() + first + row);
+        else quantize_row4(x + row * to.k, to.k, at, scales.mutable_data_ptr<BFloat16>() + own * groups * PANEL + row - begin);
+      }
+    }
+  });
+}
+
 // 16 rows of half of 16 lines: 16 of 32 bits in each, turned into its columns.
 #if defined(CPU_CAPABILITY_AVX512)
 inline void turn(const uint8_t* from, int32_t (&to)[16][16]) {

@@ -40,9 +40,13 @@ def filled(form, weight: torch.Tensor, bias: torch.Tensor | None = None):
     for first in range(0, form.rows, 64):
         form.fill(held, first, weight[first : first + 64].float())
     held = {**form.finish(held), "bias": bias}
-    codes, scales = form.codes(held, 0, form.rows)
+    return held, dequantized(*form.codes(held, 0, form.rows))
+
+
+def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Numbers in float64."""
     groups = torch.unflatten(codes.double(), 1, (scales[0].numel(), -1))
-    return held, (groups * scales.double().view(form.rows, -1, 1)).flatten(1)
+    return (groups * scales.double().view(len(codes), -1, 1)).flatten(1)
 
 
 def bound(x: torch.Tensor, exact: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -83,6 +87,26 @@ def test_panels_hold_every_code(bits):
         assert panels.shape == (-(-rows // PANEL), columns * bits // 32, PANEL, 4)
         assert panels.nbytes == -(-rows // PANEL) * PANEL * columns * bits // 8
         assert torch.equal(from_panels(panels, bits)[:rows], codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_operator_quantizes_as_pytorch_does(ops, bits):
+    for rows, columns in [*SHAPES[bits], (160, 512)]:
+        weight = drawn(rows, columns)
+        weight[rows // 2] = 0
+        form = Panels(rows, columns, torch.float32, bits)
+        found, expected = form.empty(CPU), form.empty(CPU)
+        quantize = quantize8 if bits == 8 else quantize4
+        for first in range(0, rows, 64):
+            ops.quantize(weight[first : first + 64], found["weight"], found["scales"], first)
+            form.place(expected, first, *quantize(weight[first : first + 64]))
+        differ = (found["weight"] != expected["weight"]).float().mean()
+        assert differ <= (0 if bits == 8 else 0.01), (rows, columns)  # of equally good scales either may be taken
+        if bits == 8:
+            assert torch.equal(found["scales"], expected["scales"])
+        own, theirs = (form.codes(held, 0, rows) for held in (found, expected))
+        errors = [(dequantized(*both) - weight.double()).square().sum() for both in (own, theirs)]
+        assert abs(errors[0] - errors[1]) <= 1e-6 * errors[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,9 +219,7 @@ def test_pytorchs_layout_holds_the_same_numbers(bits):
     panels = Panels(1120, 64, torch.float32, bits)
     held, weight = filled(panels, drawn(1120, 64))
     other, unpacked = unpanelled(panels, held)
-    codes, scales = other.codes(unpacked, 0, 1120)
-    groups = torch.unflatten(codes.double(), 1, (scales[0].numel(), -1))
-    assert torch.equal((groups * scales.double().view(1120, -1, 1)).flatten(1), weight)
+    assert torch.equal(dequantized(*other.codes(unpacked, 0, 1120)), weight)
     again = panelled(other, unpacked)
     assert torch.equal(again["weight"], held["weight"]) and torch.equal(again["scales"], held["scales"])
     assert panelled(panels, held) == {}
