@@ -56,6 +56,8 @@ class Format(ABC):
 
     def by_blocks(self, held: Held, x: Tensor) -> Tensor:
         """The product for many rows: a block of the matrix at a time is made dense."""
+        if x.device.type != "cpu":
+            return F.linear(x, self.dense(held, 0, self.rows, x.dtype), held["bias"])
         size = max(1, BLOCK // (self.columns * x.element_size() * TOGETHER)) * TOGETHER
         blocks = (self.dense(held, first, min(first + size, self.rows), x.dtype) for first in range(0, self.rows, size))
         y = torch.cat([F.linear(x, block) for block in blocks], dim=-1)

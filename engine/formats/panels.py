@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from engine import kernels
 from engine.formats.base import Format, Held
 
 PANEL = 32  # rows
+GPU_ROWS = 8  # of x; for more, the matrix is made dense on a GPU
 GROUP = 32  # numbers of 4 bits that share a scale
 # Of the scale at which the largest number has the code -8. A smaller one cuts that number and serves the others
 # better; the one with the least squared error is taken. On normal weights this saves 5 % of it.
@@ -125,6 +128,8 @@ class Panels(Format):
         if ops is not None:
             like = torch.empty(0, dtype=dtype if dtype in kernels.DTYPES else torch.float32)
             return ops.dequantize(weight, scales, first, last, like).to(dtype)
+        if (gpu := _gpu(weight)) is not None and first == 0 and last == self.rows:
+            return gpu.dequantize(weight, scales, self.rows, dtype)
         codes, scales = self.codes(held, first, last)
         if self.bits == 8:
             return (codes * scales[:, None]).to(dtype)
@@ -135,9 +140,12 @@ class Panels(Format):
         is_half = x.dtype == torch.float16 and x.device.type == "cpu"  # for which there are no kernels of its own
         few = x.float() if is_half and len(x) <= kernels.ROWS else x
         ops = kernels.few(few)
+        bias = held["bias"]
+        if ops is None and len(x) <= GPU_ROWS and not torch.is_grad_enabled() and (gpu := _gpu(x)) is not None:
+            y = gpu.linear(x, weight, scales, self.rows)
+            return (y if bias is None else y + bias).to(x.dtype)
         if ops is None:
             return self.by_blocks(held, x)
-        bias = held["bias"]
         return ops.linear(few, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
 
     def lookup(self, held: Held, ids: Tensor) -> Tensor:
@@ -146,6 +154,15 @@ class Panels(Format):
         lines = weight[ids // PANEL, :, ids % PANEL]  # [N, lines, 4]
         codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)
         return (codes * scales[ids, None]).to(self.dtype)
+
+
+def _gpu(tensor: Tensor) -> Any:
+    """The kernels of an NVIDIA GPU, for tensors that are there."""
+    if tensor.device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from engine.kernels import gpu
+
+    return gpu
 
 
 def _tensors(held: Held) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""The kernels of an NVIDIA GPU: by Triton's interpreter on a CPU where Triton is installed, and on a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import LLM, SamplingParams
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+import sys, torch
+from engine.formats.panels import Panels, quantize4, quantize8
+from engine.kernels import gpu
+
+device = torch.device(sys.argv[1])
+for bits, rows, columns in ((8, 50, 260), (8, 96, 896), (8, 32, 4), (4, 64, 96), (4, 96, 896), (4, 32, 32)):
+    form = Panels(rows, columns, torch.float32, bits)
+    held, weight = form.empty(torch.device("cpu")), torch.randn(rows, columns)
+    form.place(held, 0, *(quantize8(weight) if bits == 8 else quantize4(weight)))
+    codes, scales = form.codes(held, 0, rows)
+    dense = (torch.unflatten(codes, 1, (-1, 32 if bits == 4 else columns)) * scales.float().view(rows, -1, 1)).flatten(1)
+    own = {name: tensor.to(device) for name, tensor in held.items()}
+    assert torch.equal(gpu.dequantize(own["weight"], own["scales"], rows, torch.float32).cpu(), dense)
+    assert gpu.dequantize(own["weight"], own["scales"], rows, torch.bfloat16).dtype == torch.bfloat16
+    for count in (1, 3, 8):
+        x = torch.randn(count, columns)
+        found = gpu.linear(x.to(device), own["weight"], own["scales"], rows).cpu()
+        assert (found - x @ dense.T).abs().max() < 1e-3, (bits, rows, columns, count)
+print("right")
+"""
+
+
+def check(device: str, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, device],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout == "right\n", done.stderr
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernels_compute_the_quantized_numbers():
+    check("cpu", TRITON_INTERPRET="1")
+
+
+@pytest.mark.cuda
+def test_the_kernels_compute_the_quantized_numbers_on_a_gpu():
+    check("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype):
+    cpu = LLM.load(tiny_llama.folder, "cpu", "float32", quant)
+    gpu = LLM.load(tiny_llama.folder, "cuda", dtype, quant)
+    ids, params = prompt(9), SamplingParams(max_new_tokens=4, ignore_eos=True)
+    near = 1e-2 if dtype == "float32" else 0.1
+    assert (cpu.logits(ids) - gpu.logits(ids)).abs().max() <= near * cpu.logits(ids).abs().max()
+    assert len(gpu.generate([ids, ids[:3]], params)[0].token_ids) == 4
+    gpu.save(tmp_path / "saved")
+    again = LLM.load(tmp_path / "saved", "cuda")
+    assert torch.equal(again.logits(ids), gpu.logits(ids))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("quant", ["nf4", "fp4-double", "llm.int8"])
+def test_bitsandbytes_on_a_gpu(draw_tiny, prompt, quant):
+    pytest.importorskip("bitsandbytes")
+    folder = draw_tiny("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4).folder
+    gpu, dense = (LLM.load(folder, "cuda", "bfloat16", form) for form in (quant, "none"))
+    ids = prompt(9)
+    assert (gpu.logits(ids) - dense.logits(ids)).abs().max() < 0.8 * dense.logits(ids).abs().max()
+    assert len(gpu.generate([ids], SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids) == 4
