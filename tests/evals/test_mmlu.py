@@ -208,7 +208,7 @@ def test_requests_only_are_the_harness_s_requests(shared, tmp_path):
         (["--batch-tokens", "-3"], "--batch-tokens -3: use 1 or more"),
         (["--single-turn"], "add --chat-template"),
         (["--fresh", "--rescore"], "use one of them"),
-        (["--quant", "int3"], "invalid choice: 'int3'"),
+        (["--quant", "int3"], "unknown weight format 'int3'; use"),
     ],
 )
 def test_wrong_flags_are_one_line_and_a_usage_error(shared, tmp_path, words, line):

@@ -25,7 +25,8 @@ for bits, rows, columns in ((8, 50, 260), (8, 96, 896), (8, 32, 4), (4, 64, 96),
     held, weight = form.empty(torch.device("cpu")), torch.randn(rows, columns)
     form.place(held, 0, *(quantize8(weight) if bits == 8 else quantize4(weight)))
     codes, scales = form.codes(held, 0, rows)
-    dense = (torch.unflatten(codes, 1, (-1, 32 if bits == 4 else columns)) * scales.float().view(rows, -1, 1)).flatten(1)
+    groups = torch.unflatten(codes, 1, (-1, 32 if bits == 4 else columns))
+    dense = (groups * scales.float().view(rows, -1, 1)).flatten(1)
     own = {name: tensor.to(device) for name, tensor in held.items()}
     assert torch.equal(gpu.dequantize(own["weight"], own["scales"], rows, torch.float32).cpu(), dense)
     assert gpu.dequantize(own["weight"], own["scales"], rows, torch.bfloat16).dtype == torch.bfloat16
@@ -55,11 +56,13 @@ def test_the_kernels_compute_the_quantized_numbers():
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_the_kernels_compute_the_quantized_numbers_on_a_gpu():
     check("cuda")
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype):
@@ -75,6 +78,7 @@ def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("quant", ["nf4", "fp4-double", "llm.int8"])
 def test_bitsandbytes_on_a_gpu(draw_tiny, prompt, quant):
     pytest.importorskip("bitsandbytes")
