@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from engine import demo
 from engine.cli import Parser, choose_model
 from engine.errors import BareloopError, UsageError
 from engine.files import local_path, write_atomic
+from engine.formats import QUANTS
 from evals.run import evaluate, renderer, show_all
 from evals.setting import results_folder, run_file
 from evals.store import Key, read, sha256
@@ -121,13 +123,17 @@ def find_run(task: Task, options: Any, model: str) -> Path:
     """The run file of an earlier run; raises one line where there is none, or where flags leave a choice."""
     devices = DEVICES if options.device == "auto" else [options.device.partition(":")[0]]
     dtypes = DTYPES if options.dtype == "auto" else [options.dtype]
-    files = [run_file(task, options, model, device, dtype) for device in devices for dtype in dtypes]
-    found = [path for path in files if path.exists() and path.stat().st_size]
-    if not found:
-        raise BareloopError(f"no run to rescore: there is no {run_file(task, options, model, '*', '*')}")
+    others = QUANTS if options.quant == "none" else ()  # a checkpoint may be quantized itself
+    for quants in ((options.quant,), others):
+        files = [run_file(task, options, model, *cell) for cell in product(devices, dtypes, quants)]
+        found = [path for path in files if path.exists() and path.stat().st_size]
+        if found:
+            break
+    else:
+        raise BareloopError(f"no run to rescore: there is no {run_file(task, options, model, '*', '*', options.quant)}")
     if len(found) > 1:
         listed = ", ".join(path.name for path in found)
-        raise UsageError(f"{found[0].parent} has several runs ({listed}); choose with --device and --dtype")
+        raise UsageError(f"{found[0].parent} has several runs ({listed}); choose with --device, --dtype and --quant")
     header, records = read(found[0])
     if task.questions and header["data"] != task.digest:
         raise BareloopError(f"{found[0]} was scored on other data than --data {options.data}")

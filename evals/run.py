@@ -41,18 +41,18 @@ def renderer(folder: Path, now: datetime | None = None) -> Render:
     return ChatTemplate.load(folder, Tokenizer.load(folder), now).render
 
 
-def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path:
-    """Score what is not yet scored of a task with one model; -> the run file."""
+def evaluate(task: Task, options: Any, name: str, counter: CycleCounter, llm: LLM | None = None) -> Path:
+    """Score what is not yet scored of a task with one model, which is loaded unless it is given; -> the run file."""
     from engine.device import choose_device, dtype_name, reset_peak_memory
     from engine.score import BATCH_TOKENS
     from engine.tokenizer import Tokenizer
     from engine.weights import open_model
 
     device = choose_device(options.device)
-    opened = open_model(name, options.dtype, options.allow_pickle)
+    opened = open_model(name, options.dtype, options.allow_pickle, options.quant, device)
     tokenizer = Tokenizer.load(opened.folder)
     batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
-    path = run_file(task, options, name, device.type, dtype_name(opened.dtype))
+    path = run_file(task, options, name, device.type, dtype_name(opened.dtype), opened.quant)
     header = make_header(task, options, name, opened, device, batch_tokens)
     render = renderer(opened.folder) if options.chat_template else None
     _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
@@ -66,8 +66,9 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter) -> Path
 
                 if render is not None:  # a template that prints the date goes on with that of the first sitting
                     render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
-                reset_peak_memory(device)
-                llm = LLM.load(name, **model_options(options))
+                if llm is None:
+                    reset_peak_memory(device)
+                    llm = LLM.load(name, **model_options(options))
                 _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
         except KeyboardInterrupt:
             done = len(task.wanted & run.records.keys())

@@ -33,11 +33,11 @@ def _is_folder(model: str) -> bool:
     return model != demo.NAME and local_path(model).is_dir()
 
 
-def run_file(task: Task, options: Any, model: str, device: str, dtype: str) -> Path:
+def run_file(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
     """Where the records of one setting are."""
     chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
     split = "" if task.split == "test" else f"_{task.split}"
-    name = f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{options.quant}.run.jsonl"
+    name = f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{quant}.run.jsonl"
     return results_folder(options, model) / name
 
 
@@ -61,7 +61,7 @@ def make_header(
         "seed": 0,
         "device": device.type,
         "dtype": dtype_name(opened.dtype),
-        "quant": options.quant,
+        "quant": opened.quant,
         "version": _version(),
         "date": datetime.now().isoformat(timespec="seconds"),
         "machine": _machine(device),

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "evals", "chat", "bench")
 DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
 PURE = (
-    *(f"evals/{name}.py" for name in ("prompts", "scoring", "data", "store", "report", "export", "subjects", "task")),
+    *(
+        f"evals/{name}.py"
+        for name in ("prompts", "scoring", "data", "store", "report", "export", "subjects", "task", "cells", "apart")
+    ),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),
     *(f"engine/demo/{name}.py" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     *(f"chat/{name}.py" for name in ("context", "events", "commands", "store")),
