@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from engine.formats.base import Format, Held
 PANEL = 32  # rows
 GPU_ROWS = 8  # of x; for more, the matrix is made dense on a GPU
 GROUP = 32  # numbers of 4 bits that share a scale
-# Of the scale at which the largest number has the code -8. A smaller one cuts that number and serves the others
-# better; the one with the least squared error is taken. On normal weights this saves 5 % of it.
+# The scales that are tried are these shares of the two at which the largest number has the code -8, or 7. A smaller
+# one cuts that number and serves the others better; the one with the least squared error is taken: 5 % less of it.
 SHRUNK = (1.0, 0.95, 0.9, 0.85)
+ENDS = (-8, 7)
 
 
 def quantize8(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,8 +44,8 @@ def quantize4(part: Tensor) -> tuple[Tensor, Tensor]:
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     largest = torch.where(high > -low, high, low)
     least = codes = scales = None
-    for share in SHRUNK:
-        tried = (largest * (share / -8)).bfloat16()
+    for share, end in product(SHRUNK, ENDS):
+        tried = (largest * (share / end)).bfloat16()
         wide = tried.float()
         rounded = (groups * _inverse(wide)[..., None]).round_().clamp_(-8, 7)
         error = torch.addcmul(groups, rounded, wide[..., None], value=-1).square_().sum(dim=2)

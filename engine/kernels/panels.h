@@ -257,8 +257,8 @@ inline void quantize_row4(const float* x, int64_t k, uint8_t* to, BFloat16* scal
     for (int64_t i = 1; i < GROUP; i++) low = std::min(low, from[i]), high = std::max(high, from[i]);
     int32_t best[GROUP] = {}, codes[GROUP];
     scales[group * PANEL] = 0.0f;
-    for (const float share : SHRUNK) {
-      const BFloat16 scale((high > -low ? high : low) * (share / -8.0f));
+    for (int tried = 0; tried < 8; tried++) {
+      const BFloat16 scale((high > -low ? high : low) * (SHRUNK[tried / 2] / (tried % 2 ? 7.0f : -8.0f)));
       const float wide = scale;
       const Vec step(wide), inverse(wide == 0.0f ? 0.0f : 1.0f / wide);
       Vec errors(0.0f);

@@ -75,7 +75,7 @@ def test_int4_is_at_least_as_near_as_the_plain_scale():
     plain = (largest / -8).bfloat16().float()
     steps = (groups / plain.where(plain != 0, 1)).round().clamp(-8, 7) * plain
     assert (error <= (steps - groups).square().sum(2) + 1e-9).all()
-    assert error.sum().sqrt() < 0.083 * weight.square().sum().sqrt()  # bitsandbytes' NF4: 0.092
+    assert error.sum().sqrt() < 0.082 * weight.square().sum().sqrt()  # bitsandbytes' NF4: 0.092
 
 
 @pytest.mark.parametrize("bits", [8, 4])
