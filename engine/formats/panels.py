@@ -4,8 +4,9 @@
     int4   a scale for each 32 numbers of a row (bfloat16): codes -8 to 7, by the best of a few scales
 
 32 rows lie side by side as a panel, [panels, lines, 32 rows, 4 bytes]: a line holds the next four columns of all
-rows, or eight of 4 bits. Their order within the 4 bytes leaves neighbouring columns in neighbouring 16-bit words,
-wherever shifts and masks take them out: the kernels multiply by pairs.
+rows, or eight of 4 bits. The kernels multiply neighbouring columns at once, pairs of 16 bits or fours of 8: so the 4
+bytes are columns 0 2 1 3, which leaves pairs when each 16-bit word is split; of 4 bits the lower halves are columns
+0 1 2 3, the upper ones 4 5 6 7.
 """
 
 from __future__ import annotations
@@ -68,16 +69,15 @@ def to_panels(codes: Tensor, bits: int) -> Tensor:
     codes = torch.unflatten(F.pad(codes, (0, 0, 0, -len(codes) % PANEL)), 0, (-1, PANEL))
     if bits == 8:
         return torch.unflatten(codes, 2, (-1, 2, 2)).permute(0, 2, 1, 4, 3).flatten(3).contiguous()
-    low, high = torch.unflatten((codes + 8).view(torch.uint8), 2, (-1, 2, 2, 2)).unbind(4)
-    return (low | high << 4).permute(0, 2, 1, 4, 3).flatten(3)
+    low, high = torch.unflatten((codes + 8).view(torch.uint8), 2, (-1, 2, 4)).unbind(3)
+    return (low | high << 4).transpose(1, 2).contiguous()
 
 
 def from_panels(panels: Tensor, bits: int) -> Tensor:
     """What `to_panels` made of codes -> the codes [32 panels, k] (int8)."""
     if bits == 8:
         return torch.unflatten(panels, 3, (2, 2)).permute(0, 2, 1, 4, 3).flatten(2).flatten(0, 1)
-    both = torch.unflatten(panels, 3, (2, 2)).permute(0, 2, 1, 4, 3)  # [panels, 32, lines, 2, 2]
-    codes = torch.stack((both & 15, both >> 4), dim=4)
+    codes = torch.stack((panels & 15, panels >> 4), dim=3).transpose(1, 2)  # [panels, 32, lines, 2, 4]
     return (codes.flatten(2).view(torch.int8) - 8).flatten(0, 1)
 
 

@@ -46,7 +46,7 @@ def _bits(weight: Tensor) -> int:
 def _linear(x, weight, scales, out, rows, lines, each, BITS: tl.constexpr, LINES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     panel, split, m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row, byte = tl.arange(0, 32), tl.arange(0, 4)
-    first = byte // 2 + (byte % 2) * (16 // BITS)  # column of a byte, or of its lower half
+    first = byte // 2 + byte % 2 * 2 if BITS == 8 else byte  # column of a byte, or of its lower half
     width: tl.constexpr = 32 // BITS
     total = tl.zeros([32], tl.float32)
     for start in range(split * each, min((split + 1) * each, lines), LINES):
@@ -59,7 +59,7 @@ def _linear(x, weight, scales, out, rows, lines, each, BITS: tl.constexpr, LINES
         if BITS == 8:
             total += tl.sum(tl.sum(codes.to(tl.float32) * low[:, None, :], axis=2), axis=0)
         else:
-            high = tl.load(columns + 2, mask=there[:, None], other=0).to(tl.float32)
+            high = tl.load(columns + 4, mask=there[:, None], other=0).to(tl.float32)
             products = ((codes & 15) - 8).to(tl.float32) * low[:, None, :]
             products += ((codes >> 4) - 8).to(tl.float32) * high[:, None, :]
             own = scales + (panel * (lines // 4) + line // 4)[:, None] * 32 + row[None, :]
@@ -80,7 +80,7 @@ def _dequantize(weight, scales, out, rows, lines, BITS: tl.constexpr, LINES: tl.
     there = (line < lines)[None, :, None] & (place < rows)[:, None, None]
     places = (panel * lines + line)[None, :, None] * 128 + row[:, None, None] * 4 + byte[None, None, :]
     codes = tl.load(weight + places.to(tl.int64), mask=there, other=0).to(tl.int32)  # [32, LINES, 4]
-    first = byte // 2 + (byte % 2) * (16 // BITS)
+    first = byte // 2 + byte % 2 * 2 if BITS == 8 else byte
     to = place[:, None, None].to(tl.int64) * (lines * width) + line[None, :, None] * width + first[None, None, :]
     if BITS == 8:
         scale = tl.load(scales + place, mask=place < rows, other=0)[:, None, None]
@@ -91,4 +91,4 @@ def _dequantize(weight, scales, out, rows, lines, BITS: tl.constexpr, LINES: tl.
         scale = tl.load(own, mask=inside, other=0).to(tl.float32)[:, :, None]
         low, high = ((codes & 15) - 8).to(tl.float32), ((codes >> 4) - 8).to(tl.float32)
         tl.store(out + to, (low * scale).to(out.dtype.element_ty), mask=there)
-        tl.store(out + to + 2, (high * scale).to(out.dtype.element_ty), mask=there)
+        tl.store(out + to + 4, (high * scale).to(out.dtype.element_ty), mask=there)

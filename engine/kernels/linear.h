@@ -144,11 +144,11 @@ void multiply(const Matrix<T>& by, const T* x, int64_t rows, int64_t x_stride, T
     const Product<T> product{by.weight, by.bias, x, y, by.n, by.k, x_stride};
     return by_rows(rows, [&](auto count) { product.template run<decltype(count)::value>(); });
   }
-  const Steps steps(x, x_stride, rows, by.k, by.panels.bits == 4);
   const auto write = [&](int64_t m, int64_t row, float number) {
     y[m * by.n + row] = static_cast<T>(by.bias ? number + static_cast<float>(by.bias[row]) : number);
   };
-  by_rows(rows, [&](auto count) { by.panels.template run<decltype(count)::value>(steps, write); });
+  const auto run = [&](const auto& steps) { by_rows(rows, [&](auto count) { by.panels.template run<decltype(count)::value>(steps, write); }); };
+  by.panels.bits == 8 ? run(Steps16(x, x_stride, rows, by.k)) : run(Steps8(x, x_stride, rows, by.k));
 }
 
 template <typename T>

@@ -1,7 +1,7 @@
 // Weights of 8 and 4 bits, as engine/formats/panels.py lays them out: panels of 32 rows, one contiguous stream each.
 //
 // A line holds a few columns of all 32 rows, and each 32-bit lane sums the products of one row, so that nothing is
-// added across lanes. x goes along in 16-bit integers, finer than bfloat16: every product and sum of a block is exact.
+// added across lanes. x goes along in whole steps, so that every product and sum of a block is exact.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -33,7 +33,6 @@ constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each r
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
 constexpr int64_t GROUP = 32;            // columns of 4 bits that share a scale
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose products fit into 32 bits together
-constexpr float STEPS = 32767.0f;        // of x, from 0 to its largest number
 constexpr int64_t MIDDLE = 8;            // the code of 4 bits that stands for zero
 
 template <typename V>
@@ -57,11 +56,18 @@ inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #endif
 }
 
-// Two neighbouring numbers of x, for every lane.
-inline Words pair(const int16_t* x) {
-  int32_t both;
-  std::memcpy(&both, x, sizeof both);
-  return (Words)(Sums{} + both);
+// sums + a b by bytes, a unsigned and below 16, b signed; the products of four neighbours added.
+inline Sums dot_quads(Sums sums, Words a, Words b) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
+  return (Sums)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(CPU_CAPABILITY_AVX512)
+  return dot_pairs(sums, (Words)_mm512_maddubs_epi16((__m512i)a, (__m512i)b), Words{} + 1);
+#elif defined(CPU_CAPABILITY_AVX2)
+  return dot_pairs(sums, (Words)_mm256_maddubs_epi16((__m256i)a, (__m256i)b), Words{} + 1);
+#else
+  const Words products = (a & 0xff) * (b << 8 >> 8) + (a >> 8) * (b >> 8), one = Words{} + 1;
+  return dot_pairs(sums, products, one);
+#endif
 }
 
 inline Floats widened(Sums x) {
@@ -85,43 +91,90 @@ inline Floats scales_at(const uint16_t* from) {
   return (Floats)(__builtin_convertvector(load_bytes<Halves>(from), Sums) << 16);
 }
 
-// Rows of x as whole steps, each row's of its own size.
-struct Steps {
-  std::vector<int16_t> steps;    // [rows, k]
-  std::vector<float> sizes;      // [rows]
-  std::vector<int32_t> offsets;  // [rows, k / GROUP]: what MIDDLE adds to the sum of a group, less
+// Numbers as whole steps of the size 1 / `inverse`.
+template <typename T, typename S>
+void to_steps(const T* x, int64_t count, float inverse, S* to) {
+  by_pairs(count, [&](int64_t place, int64_t some) {
+    const Pair part = load(x + place, some);
+    int32_t rounded[PAIR];
+    at::vec::convert_to_int_of_same_size((part.low * Vec(inverse)).round()).store(rounded);
+    at::vec::convert_to_int_of_same_size((part.high * Vec(inverse)).round()).store(rounded + LANES);
+    S narrow[PAIR];
+    for (int64_t i = 0; i < PAIR; i++) narrow[i] = static_cast<S>(rounded[i]);
+    std::memcpy(to + place, narrow, some * sizeof(S));
+  });
+}
 
+// The largest |x|; a NaN is larger than all.
+template <typename T>
+float most_of(const T* x, int64_t count) {
+  Vec most(0.0f);
+  by_pairs(count, [&](int64_t place, int64_t some) {
+    const Pair part = load(x + place, some);
+    most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
+  });
+  return largest(most);
+}
+
+// The size of a step at which `top` is `most` of them; infinities become NaN, as what is computed with them.
+inline float step_size(float top, float most) {
+  return std::isfinite(top) ? top / most : std::numeric_limits<float>::quiet_NaN();
+}
+
+inline float inverse_of(float top, float most) {
+  return top > 1e-30f && std::isfinite(top) ? most / top : 0.0f;
+}
+
+// Rows of x for weights of 8 bits: in 16 bits, finer than bfloat16, by the largest number of each row.
+struct Steps16 {
   int64_t k;
-
-  const int16_t* at(int64_t row, int64_t column) const { return steps.data() + row * k + column; }
+  std::vector<int16_t> steps;  // [rows, k]
+  std::vector<float> sizes;    // [rows]
 
   template <typename T>
-  Steps(const T* x, int64_t stride, int64_t rows, int64_t k, bool groups) : steps(rows * k), sizes(rows), offsets(groups ? rows * k / GROUP : 0), k(k) {
+  Steps16(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), steps(rows * k), sizes(rows) {
     for (int64_t row = 0; row < rows; row++) {
-      const T* from = x + row * stride;
-      Vec most(0.0f);
-      by_pairs(k, [&](int64_t place, int64_t count) {
-        const Pair part = load(from + place, count);
-        most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
-      });
-      const float top = largest(most), inverse = top > 1e-30f ? STEPS / top : 0.0f;
-      sizes[row] = std::isfinite(top) ? top / STEPS : std::numeric_limits<float>::quiet_NaN();
-      int16_t* to = steps.data() + row * k;
-      by_pairs(k, [&](int64_t place, int64_t count) {
-        const Pair part = load(from + place, count);
-        int32_t rounded[PAIR];
-        at::vec::convert_to_int_of_same_size((part.low * Vec(inverse)).round()).store(rounded);
-        at::vec::convert_to_int_of_same_size((part.high * Vec(inverse)).round()).store(rounded + LANES);
-        int16_t narrow[PAIR];
-        for (int64_t i = 0; i < PAIR; i++) narrow[i] = static_cast<int16_t>(rounded[i]);
-        std::memcpy(to + place, narrow, count * sizeof(int16_t));
-      });
-      for (int64_t group = 0; groups && group < k / GROUP; group++) {
-        int32_t total = 0;
-        for (int64_t i = 0; i < GROUP; i++) total += to[group * GROUP + i];
-        offsets[row * (k / GROUP) + group] = -static_cast<int32_t>(MIDDLE) * total;
-      }
+      const float top = most_of(x + row * stride, k);
+      sizes[row] = step_size(top, 32767.0f);
+      to_steps(x + row * stride, k, inverse_of(top, 32767.0f), steps.data() + row * k);
     }
+  }
+
+  // Two neighbours, for every lane.
+  Words pair(int64_t row, int64_t column) const {
+    int32_t both;
+    std::memcpy(&both, steps.data() + row * k + column, sizeof both);
+    return (Words)(Sums{} + both);
+  }
+};
+
+// For weights of 4 bits: in 8 bits, by the largest number of each group. That is a 254th of it, where the weights'
+// steps are a 15th; and a product takes half the instructions, without which it does not keep up with memory.
+struct Steps8 {
+  int64_t k;
+  std::vector<int8_t> steps;     // [rows, k]
+  std::vector<float> sizes;      // [rows, k / GROUP]
+  std::vector<int32_t> offsets;  // [rows, k / GROUP]: what MIDDLE adds to the sum of a group, less
+
+  template <typename T>
+  Steps8(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), steps(rows * k), sizes(rows * k / GROUP), offsets(rows * k / GROUP) {
+    for (int64_t group = 0; group < rows * k / GROUP; group++) {
+      const T* from = x + group * GROUP / k * stride + group * GROUP % k;
+      const float top = most_of(from, GROUP);
+      int8_t* to = steps.data() + group * GROUP;
+      sizes[group] = step_size(top, 127.0f);
+      to_steps(from, GROUP, inverse_of(top, 127.0f), to);
+      int32_t total = 0;
+      for (int64_t i = 0; i < GROUP; i++) total += to[i];
+      offsets[group] = -static_cast<int32_t>(MIDDLE) * total;
+    }
+  }
+
+  // Four neighbours, for every lane.
+  Words quad(int64_t row, int64_t column) const {
+    int32_t all;
+    std::memcpy(&all, steps.data() + row * k + column, sizeof all);
+    return (Words)(Sums{} + all);
   }
 };
 
@@ -137,7 +190,7 @@ struct Panels {
 
   // The products of M rows of x with the rows of a panel: so many vectors at a time that their sums stay in registers.
   template <int M>
-  void eight(int64_t panel, const Steps& x, Floats (&out)[M][PARTS]) const {
+  void panel(int64_t panel, const Steps16& x, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const uint8_t* from = codes + panel * bytes();
     for (int64_t begin = 0; begin < k; begin += EXACT)
@@ -145,7 +198,7 @@ struct Panels {
         Sums low[M][STRIP] = {}, high[M][STRIP] = {};
         for (int64_t column = begin; column < std::min(k, begin + EXACT); column += 4) {
           Words first[M], second[M];
-          for (int m = 0; m < M; m++) first[m] = pair(x.at(m, column)), second[m] = pair(x.at(m, column + 2));
+          for (int m = 0; m < M; m++) first[m] = x.pair(m, column), second[m] = x.pair(m, column + 2);
           for (int part = 0; part < STRIP; part++) {
             const Words both = line_part(from + column * PANEL, strip + part);
             for (int m = 0; m < M; m++) {
@@ -160,55 +213,52 @@ struct Panels {
     float own[PANEL] = {};
     std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), own);
     for (int m = 0; m < M; m++)
-      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS));
+      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS)) * x.sizes[m];
   }
 
   template <int M>
-  void four(int64_t panel, const Steps& x, Floats (&out)[M][PARTS]) const {
+  void panel(int64_t panel, const Steps8& x, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const int64_t groups = k / GROUP;
     for (int64_t group = 0; group < groups; group++) {
       const uint8_t* from = codes + panel * bytes() + group * GROUP * PANEL / 2;
       const uint16_t* own = static_cast<const uint16_t*>(scales) + (panel * groups + group) * PANEL;
       for (int strip = 0; strip < PARTS; strip += STRIP) {
-        Sums sums[M][STRIP][4] = {};
+        Sums low[M][STRIP] = {}, high[M][STRIP] = {};
         for (int m = 0; m < M; m++)
-          for (int part = 0; part < STRIP; part++) sums[m][part][0] += x.offsets[m * groups + group];
+          for (int part = 0; part < STRIP; part++) low[m][part] += x.offsets[m * groups + group];
         for (int64_t column = 0; column < GROUP; column += 8) {
-          Words pairs[M][4];
-          for (int m = 0; m < M; m++)
-            for (int i = 0; i < 4; i++) pairs[m][i] = pair(x.at(m, group * GROUP + column + 2 * i));
+          Words first[M], second[M];
+          for (int m = 0; m < M; m++) first[m] = x.quad(m, group * GROUP + column), second[m] = x.quad(m, group * GROUP + column + 4);
           for (int part = 0; part < STRIP; part++) {
-            const Words all = line_part(from + column * PANEL / 2, strip + part);
-            // The two in the middle stay where they are, 16 and 256 times as large.
-            const Words codes[4] = {all & 0xf, all & 0xf0, all & 0xf00, (Words)((Unsigned)all >> 12)};
-            for (int m = 0; m < M; m++)
-              for (int i = 0; i < 4; i++) sums[m][part][i] = dot_pairs(sums[m][part][i], codes[i], pairs[m][i]);
+            const Words both = line_part(from + column * PANEL / 2, strip + part);
+            const Words halves[2] = {both & 0x0f0f, (Words)((Unsigned)both >> 4) & 0x0f0f};
+            for (int m = 0; m < M; m++) {
+              low[m][part] = dot_quads(low[m][part], halves[0], first[m]);
+              high[m][part] = dot_quads(high[m][part], halves[1], second[m]);
+            }
           }
         }
         for (int part = 0; part < STRIP; part++) {
           const Floats scale = scales_at(own + (strip + part) * (PANEL / PARTS));
-          for (int m = 0; m < M; m++) {
-            const Sums(&s)[4] = sums[m][part];
-            out[m][strip + part] += scale * widened((s[0] + s[3]) + ((s[1] >> 4) + (s[2] >> 8)));
-          }
+          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.sizes[m * groups + group] * widened(low[m][part] + high[m][part]);
         }
       }
     }
   }
 
   // x [M, k] times the weight; write(row of x, row of the weight, number), from any thread.
-  template <int M, typename F>
-  void run(const Steps& x, F write) const {
-    by_shares(count(), bytes(), 1, [&](int64_t panel, int64_t end) {
-      for (; panel < end; panel++) {
+  template <int M, typename X, typename F>
+  void run(const X& x, F write) const {
+    by_shares(count(), bytes(), 1, [&](int64_t begin, int64_t end) {
+      for (; begin < end; begin++) {
         Floats out[M][PARTS] = {};
-        bits == 8 ? eight<M>(panel, x, out) : four<M>(panel, x, out);
-        const int64_t rows = std::min(PANEL, n - panel * PANEL);
+        panel<M>(begin, x, out);
+        const int64_t rows = std::min(PANEL, n - begin * PANEL);
         for (int m = 0; m < M; m++) {
           float numbers[PANEL];
           std::memcpy(numbers, out[m], sizeof numbers);
-          for (int64_t row = 0; row < rows; row++) write(m, panel * PANEL + row, numbers[row] * x.sizes[m]);
+          for (int64_t row = 0; row < rows; row++) write(m, begin * PANEL + row, numbers[row]);
         }
       }
     });
@@ -228,12 +278,7 @@ inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
 
 // A row [k] -> its codes in a panel and its scale: as quantize8 and quantize4 in engine/formats/panels.py.
 inline void quantize_row8(const float* x, int64_t k, uint8_t* to, float* scale) {
-  Vec most(0.0f);
-  by_pairs(k, [&](int64_t place, int64_t count) {
-    const Pair part = load(x + place, count);
-    most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
-  });
-  *scale = largest(most) / 127.0f;
+  *scale = most_of(x, k) / 127.0f;
   const Vec inverse(*scale == 0.0f ? 0.0f : 1.0f / *scale);
   by_pairs(k, [&](int64_t place, int64_t count) {
     const Pair part = load(x + place, count);
@@ -276,9 +321,8 @@ inline void quantize_row4(const float* x, int64_t k, uint8_t* to, BFloat16* scal
       }
     }
     for (int64_t i = 0; i < GROUP; i += 8) {
-      uint8_t own[8];
-      for (int j = 0; j < 8; j++) own[j] = static_cast<uint8_t>(best[i + j] + MIDDLE);
-      const uint8_t bytes[4] = {uint8_t(own[0] | own[2] << 4), uint8_t(own[4] | own[6] << 4), uint8_t(own[1] | own[3] << 4), uint8_t(own[5] | own[7] << 4)};
+      uint8_t bytes[4];
+      for (int j = 0; j < 4; j++) bytes[j] = static_cast<uint8_t>((best[i + j] + MIDDLE) | (best[i + 4 + j] + MIDDLE) << 4);
       std::memcpy(to + (group * GROUP + i) / 8 * LINE, bytes, 4);
     }
   }
@@ -336,9 +380,8 @@ inline void in_order(const int32_t (&row)[16], int bits, int8_t (&codes)[128]) {
     return;
   }
   for (int i = 0; i < 16; i++) {
-    const int32_t even = row[i] & 0x0f0f0f0f, odd = row[i] >> 4 & 0x0f0f0f0f;  // columns 0 4 1 5 and 2 6 3 7
-    four[2 * i] = (even & 0xf) | (even >> 8 & 0xf00) | (odd & 0xf) << 16 | (odd & 0xf0000) << 8;
-    four[2 * i + 1] = (even >> 8 & 0xf) | (even >> 16 & 0xf00) | (odd & 0xf00) << 8 | (odd & 0xf000000);
+    four[2 * i] = row[i] & 0x0f0f0f0f;
+    four[2 * i + 1] = row[i] >> 4 & 0x0f0f0f0f;
   }
   std::memcpy(codes, four, 128);
   for (int8_t& code : codes) code -= MIDDLE;
