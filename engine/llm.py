@@ -253,7 +253,7 @@ class LLM:
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)
         if self.quant != "none":
-            raw["quantization_config"] = declaration(self.quant)
+            raw["quantization_config"] = declaration(self.model, self.quant)
         names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
         paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
         files = {name: path.read_bytes() for name, path in paths.items()}

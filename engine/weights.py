@@ -93,7 +93,7 @@ def open_model(
     quant = quant if prequantized is None else prequantized.quant
     family, config = configure({key: value for key, value in raw.items() if key != "quantization_config"})
     tensors: Mapping[str, Stored] = open_checkpoint(find_tensors(folder, allow_pickle))
-    saved = prequantized is not None and prequantized.ours
+    saved = prequantized is not None and prequantized.is_ours
     if prequantized is not None and not saved:
         tensors = as_numbers(tensors)
     if not saved:
@@ -107,7 +107,7 @@ def open_model(
     with torch.device("meta"):
         model = family.build(config).to(chosen)
     plain = set() if prequantized is None or saved else _left_plain(model, family, tensors)
-    assign(model, quant, device, saved, plain)
+    assign(model, quant, device, None if prequantized is None else prequantized.ends, plain)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 
 

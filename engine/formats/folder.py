@@ -18,7 +18,7 @@ from engine.device import dtype_name
 from engine.errors import BareloopError
 from engine.formats import QUANTS
 from engine.formats.panels import Panels
-from engine.formats.torch_packed import panelled, unpanelled
+from engine.formats.torch_packed import TorchInt8, panelled, unpanelled
 from engine.linear import Matrix
 from engine.models.family import Model
 
@@ -30,12 +30,18 @@ class Prequantized:
     """What a checkpoint says of its own format."""
 
     quant: str
-    ours: bool  # written by us, else by bitsandbytes
+    ends: int | None = None  # bits of the embedding and the head, in a folder of ours; None in one of bitsandbytes'
+
+    @property
+    def is_ours(self) -> bool:
+        """Written by `LLM.save`."""
+        return self.ends is not None
 
 
-def declaration(quant: str) -> dict[str, Any]:
+def declaration(model: Model, quant: str) -> dict[str, Any]:
     """The entry of config.json, `quantization_config`, for a folder of ours."""
-    return {"quant_method": METHOD, "format": quant, "version": VERSION}
+    eight = quant == "int8" or isinstance(model.head.format, TorchInt8)
+    return {"quant_method": METHOD, "format": quant, "ends": 8 if eight else 4, "version": VERSION}
 
 
 def read_prequantized(raw: Mapping[str, Any]) -> Prequantized | None:
@@ -45,18 +51,19 @@ def read_prequantized(raw: Mapping[str, Any]) -> Prequantized | None:
         return None
     method = said.get("quant_method", "unnamed") if isinstance(said, dict) else said
     if method == METHOD:
-        if said.get("version") != VERSION or said.get("format") not in QUANTS[1:]:
+        known = said.get("version") == VERSION and said.get("format") in QUANTS[1:] and said.get("ends") in (4, 8)
+        if not known:
             raise BareloopError(f"config.json: quantization_config {said} is of another version; quantize it again")
-        return Prequantized(said["format"], ours=True)
+        return Prequantized(said["format"], said["ends"])
     if method == "bitsandbytes" or (isinstance(said, dict) and ("load_in_4bit" in said or "load_in_8bit" in said)):
         if said.get("load_in_8bit"):
             threshold = said.get("llm_int8_threshold", 6.0)
             if threshold != 6.0:
                 raise BareloopError(f"config.json: llm_int8_threshold = {threshold} is not implemented; 6.0 is")
-            return Prequantized("llm.int8", ours=False)
+            return Prequantized("llm.int8")
         kind = said.get("bnb_4bit_quant_type", "fp4")
         if said.get("load_in_4bit") and kind in ("nf4", "fp4"):
-            return Prequantized(kind, ours=False)
+            return Prequantized(kind)
     raise BareloopError(
         f"config.json: quantization_config ({method}) is not supported; use the unquantized checkpoint with --quant"
     )

@@ -1,7 +1,7 @@
 """int8 and int4: our own formats, in one layout for every device.
 
     int8   a scale for each row (float32): codes -127 to 127
-    int4   a scale for each 32 numbers of a row (bfloat16): codes -8 to 7, by the best of a few scales
+    int4   a scale for each 32 or 16 numbers of a row (bfloat16): codes -8 to 7, by the best of a few scales
 
 32 rows lie side by side as a panel, [panels, lines, 32 rows, 4 bytes]: a line holds the next four columns of all
 rows, or eight of 4 bits. The kernels multiply neighbouring columns at once, pairs of 16 bits or fours of 8: so the 4
@@ -26,7 +26,7 @@ from engine.formats.base import Format, Held
 
 PANEL = 32  # rows
 GPU_ROWS = 8  # of x; for more, the matrix is made dense on a GPU
-GROUP = 32  # numbers of 4 bits that share a scale
+GROUP, END_GROUP = 32, 16  # numbers of 4 bits that share a scale, and in the embedding and the head
 # The scales that are tried are these shares of the two at which the largest number has the code -8, or 7. A smaller
 # one cuts that number and serves the others better; the one with the least squared error is taken: 5 % less of it.
 SHRUNK = (1.0, 0.95, 0.9, 0.85)
@@ -39,9 +39,9 @@ def quantize8(part: Tensor) -> tuple[Tensor, Tensor]:
     return (part * _inverse(scales)[:, None]).round_().to(torch.int8), scales
 
 
-def quantize4(part: Tensor) -> tuple[Tensor, Tensor]:
-    """part [n, k] -> codes [n, k] (int8, -8 to 7) and scales [n, k / GROUP] (bfloat16, of either sign)."""
-    groups = torch.unflatten(part, 1, (-1, GROUP))
+def quantize4(part: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
+    """part [n, k] -> codes [n, k] (int8, -8 to 7) and scales [n, k / group] (bfloat16, of either sign)."""
+    groups = torch.unflatten(part, 1, (-1, group))
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     largest = torch.where(high > -low, high, low)
     least = codes = scales = None
@@ -83,9 +83,10 @@ def from_panels(panels: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Panels(Format):
-    """A matrix of 8 or 4 bits; its columns are a multiple of 4, or of `GROUP`, and of 4 bits so are its rows."""
+    """A matrix of 8 bits, with a multiple of 4 columns; or of 4 bits, with whole groups and whole panels."""
 
     bits: int = 8
+    group: int = GROUP
 
     fused = True
 
@@ -95,7 +96,7 @@ class Panels(Format):
             codes = torch.empty(count, lines, PANEL, 4, dtype=torch.int8, device=device)
             return {"weight": codes, "scales": torch.empty(self.rows, device=device)}
         codes = torch.empty(count, lines, PANEL, 4, dtype=torch.uint8, device=device)
-        groups = (count, self.columns // GROUP, PANEL)
+        groups = (count, self.columns // self.group, PANEL)
         return {"weight": codes, "scales": torch.empty(groups, dtype=torch.bfloat16, device=device)}
 
     def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
@@ -103,7 +104,7 @@ class Panels(Format):
         if ops is not None:
             ops.quantize(part, held["weight"], held["scales"], first)
             return
-        codes, scales = quantize8(part) if self.bits == 8 else quantize4(part)
+        codes, scales = quantize8(part) if self.bits == 8 else quantize4(part, self.group)
         self.place(held, first, codes, scales)
 
     def place(self, held: Mapping[str, Tensor], first: int, codes: Tensor, scales: Tensor) -> None:
@@ -135,7 +136,7 @@ class Panels(Format):
         codes, scales = self.codes(held, first, last)
         if self.bits == 8:
             return (codes * scales[:, None]).to(dtype)
-        return (torch.unflatten(codes, 1, (-1, GROUP)) * scales.float()[..., None]).flatten(1).to(dtype)
+        return (torch.unflatten(codes, 1, (-1, self.group)) * scales.float()[..., None]).flatten(1).to(dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:
         weight, scales = _tensors(held)
@@ -151,11 +152,14 @@ class Panels(Format):
         return ops.linear(few, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
 
     def lookup(self, held: Held, ids: Tensor) -> Tensor:
-        assert self.bits == 8  # as all embeddings are
         weight, scales = _tensors(held)
         lines = weight[ids // PANEL, :, ids % PANEL]  # [N, lines, 4]
-        codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)
-        return (codes * scales[ids, None]).to(self.dtype)
+        if self.bits == 8:
+            codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)
+            return (codes * scales[ids, None]).to(self.dtype)
+        codes = torch.stack((lines & 15, lines >> 4), dim=2).flatten(1).view(torch.int8) - 8
+        own = scales[ids // PANEL, :, ids % PANEL].float()[..., None]
+        return (torch.unflatten(codes, 1, (-1, self.group)) * own).flatten(1).to(self.dtype)
 
 
 def _gpu(tensor: Tensor) -> Any:

@@ -21,11 +21,16 @@ def torch_format(bits: int, rows: int, columns: int, dtype: torch.dtype) -> Torc
 
 
 def unpanelled(form: Panels, held: Held) -> tuple[Format, dict[str, Tensor]]:
-    """A matrix in panels -> the same numbers in PyTorch's layout."""
-    other = torch_format(form.bits, form.rows, form.columns, form.dtype)
+    """A matrix in panels -> the same numbers in PyTorch's layout; of smaller groups than that has, in 8 bits."""
+    fits = form.bits == 8 or form.group == GROUP
+    other = torch_format(form.bits if fits else 8, form.rows, form.columns, form.dtype)
     new = other.empty(torch.device("cpu"))
     for first in range(0, form.rows, STEP):
-        other.place(new, first, *form.codes(held, first, min(first + STEP, form.rows)))
+        last = min(first + STEP, form.rows)
+        if fits:
+            other.place(new, first, *form.codes(held, first, last))
+        else:
+            other.fill(new, first, form.dense(held, first, last, torch.float32))
     return other, new
 
 

@@ -148,7 +148,9 @@ void multiply(const Matrix<T>& by, const T* x, int64_t rows, int64_t x_stride, T
     y[m * by.n + row] = static_cast<T>(by.bias ? number + static_cast<float>(by.bias[row]) : number);
   };
   const auto run = [&](const auto& steps) { by_rows(rows, [&](auto count) { by.panels.template run<decltype(count)::value>(steps, write); }); };
-  by.panels.bits == 8 ? run(Steps16(x, x_stride, rows, by.k)) : run(Steps8(x, x_stride, rows, by.k));
+  if (by.panels.bits == 8) run(Steps16(x, x_stride, rows, by.k));
+  else if (by.panels.group == 16) run(Steps8<16>(x, x_stride, rows, by.k));
+  else run(Steps8<32>(x, x_stride, rows, by.k));
 }
 
 template <typename T>

@@ -31,7 +31,6 @@ typedef float Floats __attribute__((vector_size(WIDTH)));
 constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
-constexpr int64_t GROUP = 32;            // columns of 4 bits that share a scale
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose products fit into 32 bits together
 constexpr int64_t MIDDLE = 8;            // the code of 4 bits that stands for zero
 
@@ -150,6 +149,7 @@ struct Steps16 {
 
 // For weights of 4 bits: in 8 bits, by the largest number of each group. That is a 254th of it, where the weights'
 // steps are a 15th; and a product takes half the instructions, without which it does not keep up with memory.
+template <int GROUP>
 struct Steps8 {
   int64_t k;
   std::vector<int8_t> steps;     // [rows, k]
@@ -165,7 +165,7 @@ struct Steps8 {
       sizes[group] = step_size(top, 127.0f);
       to_steps(from, GROUP, inverse_of(top, 127.0f), to);
       int32_t total = 0;
-      for (int64_t i = 0; i < GROUP; i++) total += to[i];
+      for (int i = 0; i < GROUP; i++) total += to[i];
       offsets[group] = -static_cast<int32_t>(MIDDLE) * total;
     }
   }
@@ -183,14 +183,14 @@ struct Panels {
   const uint8_t* codes = nullptr;
   const void* scales = nullptr;
   int bits = 0;
-  int64_t n = 0, k = 0;
+  int64_t n = 0, k = 0, group = 0;  // columns of 4 bits that share a scale: 16 or 32
 
   int64_t bytes() const { return PANEL * k * bits / 8; }  // of a panel
   int64_t count() const { return (n + PANEL - 1) / PANEL; }
 
   // The products of M rows of x with the rows of a panel: so many vectors at a time that their sums stay in registers.
   template <int M>
-  void panel(int64_t panel, const Steps16& x, Floats (&out)[M][PARTS]) const {
+  __attribute__((noinline)) void panel(int64_t panel, const Steps16& x, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const uint8_t* from = codes + panel * bytes();
     for (int64_t begin = 0; begin < k; begin += EXACT)
@@ -216,8 +216,8 @@ struct Panels {
       for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS)) * x.sizes[m];
   }
 
-  template <int M>
-  void panel(int64_t panel, const Steps8& x, Floats (&out)[M][PARTS]) const {
+  template <int M, int GROUP>
+  __attribute__((noinline)) void panel(int64_t panel, const Steps8<GROUP>& x, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const int64_t groups = k / GROUP;
     for (int64_t group = 0; group < groups; group++) {
@@ -270,10 +270,11 @@ inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == PANEL && weight.size(3) == 4 && weight.is_contiguous() && scales.is_contiguous(), "panels: ", weight.sizes());
   const bool eight = weight.scalar_type() == at::kChar;
   const int64_t count = weight.size(0), k = weight.size(1) * (eight ? 4 : 8), n = eight ? scales.numel() : count * PANEL;
+  const int64_t group = eight || scales.numel() == 0 ? 0 : n * k / scales.numel();
   TORCH_CHECK(eight || weight.scalar_type() == at::kByte, "panels: codes of ", weight.scalar_type());
   TORCH_CHECK(scales.scalar_type() == (eight ? at::kFloat : at::kBFloat16), "panels: scales of ", scales.scalar_type());
-  TORCH_CHECK(eight ? (n + PANEL - 1) / PANEL == count : k % GROUP == 0 && scales.numel() == n * (k / GROUP), "panels: scales ", scales.sizes(), " of ", weight.sizes());
-  return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight ? 8 : 4, n, k};
+  TORCH_CHECK(eight ? (n + PANEL - 1) / PANEL == count : (group == 16 || group == 32) && scales.numel() * group == n * k, "panels: scales ", scales.sizes(), " of ", weight.sizes());
+  return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight ? 8 : 4, n, k, group};
 }
 
 // A row [k] -> its codes in a panel and its scale: as quantize8 and quantize4 in engine/formats/panels.py.
@@ -294,7 +295,8 @@ inline void quantize_row8(const float* x, int64_t k, uint8_t* to, float* scale) 
 
 constexpr float SHRUNK[] = {1.0f, 0.95f, 0.9f, 0.85f};
 
-inline void quantize_row4(const float* x, int64_t k, uint8_t* to, BFloat16* scales) {
+template <int GROUP>
+__attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t* to, BFloat16* scales) {
   const Vec lowest(-8.0f), highest(7.0f);
   for (int64_t group = 0; group < k / GROUP; group++) {
     const float* from = x + group * GROUP;
@@ -333,7 +335,7 @@ void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor
   const Panels to = panels(weight, scales);
   TORCH_CHECK(part.dim() == 2 && part.is_contiguous() && part.scalar_type() == at::kFloat && part.size(1) == to.k, "quantize: ", part.sizes());
   TORCH_CHECK(0 <= first && first % PANEL == 0 && first + part.size(0) <= to.n, "quantize: ", part.sizes(), " from row ", first, " of ", to.n);
-  const int64_t rows = part.size(0), groups = to.k / GROUP;
+  const int64_t rows = part.size(0);
   const float* x = part.const_data_ptr<float>();
   uint8_t* codes = static_cast<uint8_t*>(weight.mutable_data_ptr());
   at::parallel_for(0, (rows + PANEL - 1) / PANEL, 1, [&](int64_t panel, int64_t end) {
@@ -343,7 +345,10 @@ void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor
       std::memset(at, 0, to.bytes());
       for (int64_t row = begin; row < std::min(rows, begin + PANEL); row++, at += 4) {
         if (to.bits == 8) quantize_row8(x + row * to.k, to.k, at, scales.mutable_data_ptr<float>() + first + row);
-        else quantize_row4(x + row * to.k, to.k, at, scales.mutable_data_ptr<BFloat16>() + own * groups * PANEL + row - begin);
+        else {
+          BFloat16* scale = scales.mutable_data_ptr<BFloat16>() + own * (to.k / to.group) * PANEL + row - begin;
+          to.group == 16 ? quantize_row4<16>(x + row * to.k, to.k, at, scale) : quantize_row4<32>(x + row * to.k, to.k, at, scale);
+        }
       }
     }
   });
@@ -401,14 +406,15 @@ void dequantize_panel(const Panels& weight, int64_t panel, T* y) {
       if (row % 16 == 0) turn((count < 16 ? room : from + line * LINE) + row * 4, turned);
       int8_t codes[128];
       in_order(turned[row % 16], weight.bits, codes);
-      for (int64_t place = 0, first = line * columns; place < count * columns; place += GROUP) {
-        const int64_t some = std::min(GROUP, count * columns - place);
-        const int64_t group = ((panel * (k / GROUP)) + (first + place) / GROUP) * PANEL + row;
+      float numbers[128];
+      const int64_t first = line * columns, all = count * columns, step = weight.bits == 8 ? 64 : weight.group;
+      for (int64_t place = 0; place < all; place += step) {
+        const int64_t group = (panel * (k / step) + (first + place) / step) * PANEL + row;
         const float scale = weight.bits == 8 ? static_cast<const float*>(weight.scales)[panel * PANEL + row] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
-        float numbers[GROUP];
-        for (int i = 0; i < GROUP; i++) numbers[i] = codes[place + i] * scale;
-        for (int64_t i = 0; i < some; i += PAIR) store(y + row * k + first + place + i, load(numbers + i), std::min(PAIR, some - i));
+        for (int64_t i = 0; i < step; i += 16)
+          for (int j = 0; j < 16; j++) numbers[place + i + j] = codes[place + i + j] * scale;
       }
+      for (int64_t i = 0; i < all; i += PAIR) store(y + row * k + first + i, load(numbers + i), std::min(PAIR, all - i));
     }
   }
 }

@@ -48,11 +48,15 @@ def test_without_kernels_the_same_folder_is_written_and_read(source, tmp_path, q
     expected = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
     monkeypatch.setattr(kernels, "serve", lambda: False)
     LLM.load(source, "cpu", "float32", quant).save(tmp_path / "without")
-    assert (tmp_path / "with" / "model.safetensors").read_bytes() == (
-        tmp_path / "without" / "model.safetensors"
-    ).read_bytes()
-    found = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
-    assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
+    both = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without")]
+    assert quant == "int4" or both[0] == both[1]  # in int4, PyTorch's layout has 8 bits for the head
+    for name in ("with", "without"):
+        found = LLM.load(tmp_path / name, "cpu").logits(prompt(9))
+        near = 1e-2 if quant == "int8" else 0.2
+        assert (found - expected).abs().max() <= near * expected.abs().max()
+    monkeypatch.undo()
+    again = LLM.load(tmp_path / "without", "cpu")
+    assert torch.allclose(again.logits(prompt(9)), found, atol=near * float(expected.abs().max()))
 
 
 def test_quantizing_reads_the_checkpoint_a_piece_at_a_time(source, tmp_path, monkeypatch):

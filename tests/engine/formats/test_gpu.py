@@ -20,12 +20,12 @@ from engine.formats.panels import Panels, quantize4, quantize8
 from engine.kernels import gpu
 
 device = torch.device(sys.argv[1])
-for bits, rows, columns in ((8, 50, 260), (8, 96, 896), (8, 32, 4), (4, 64, 96), (4, 96, 896), (4, 32, 32)):
-    form = Panels(rows, columns, torch.float32, bits)
+for group, rows, columns in ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32)):
+    form = Panels(rows, columns, torch.float32, 4 if group else 8, group)
     held, weight = form.empty(torch.device("cpu")), torch.randn(rows, columns)
-    form.place(held, 0, *(quantize8(weight) if bits == 8 else quantize4(weight)))
+    form.place(held, 0, *(quantize4(weight, group) if group else quantize8(weight)))
     codes, scales = form.codes(held, 0, rows)
-    groups = torch.unflatten(codes, 1, (-1, 32 if bits == 4 else columns))
+    groups = torch.unflatten(codes, 1, (-1, group or columns))
     dense = (groups * scales.float().view(rows, -1, 1)).flatten(1)
     own = {name: tensor.to(device) for name, tensor in held.items()}
     assert torch.equal(gpu.dequantize(own["weight"], own["scales"], rows, torch.float32).cpu(), dense)
@@ -33,7 +33,7 @@ for bits, rows, columns in ((8, 50, 260), (8, 96, 896), (8, 32, 4), (4, 64, 96),
     for count in (1, 3, 8):
         x = torch.randn(count, columns)
         found = gpu.linear(x.to(device), own["weight"], own["scales"], rows).cpu()
-        assert (found - x @ dense.T).abs().max() < 1e-3, (bits, rows, columns, count)
+        assert (found - x @ dense.T).abs().max() < 1e-3, (group, rows, columns, count)
 print("right")
 """
 
