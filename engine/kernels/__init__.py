@@ -79,7 +79,7 @@ def wait() -> None:
     """Return when nothing is being built any more: what is computed from here on is computed in one way."""
     start()
     if _watcher is not None and _watcher.is_alive():
-        logging.getLogger("bareloop").warning("building the C++ kernels, once; this takes some 20 seconds")
+        logging.getLogger("bareloop").warning("building the C++ kernels, once; this takes half a minute")
         _watcher.join()
     adopt()
 

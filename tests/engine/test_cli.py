@@ -12,7 +12,7 @@ import pytest
 from engine.cli import Parser, Progress, duration, run
 from engine.errors import BareloopError, UsageError
 
-PROGRAMS = ("engine", "evals.mmlu")
+PROGRAMS = ("engine", "evals.mmlu", "evals.timing", "evals.quantization")
 
 
 def program(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -30,6 +30,14 @@ def test_several_models_after_one_flag_or_several_flags_are_the_same():
     assert parse("-m", "A", "B") == parse("-m", "A", "-m", "B") == parse("--model", "A", "--model", "B")
     assert parse("-m", "A", "B").model == ["A", "B"]
     assert parse().model is None
+
+
+def test_weight_formats_have_one_name_each(capsys):
+    assert [parse("--quant", name).quant for name in ("8bit", "4bit", "int4")] == ["llm.int8", "nf4", "int4"]
+    with pytest.raises(SystemExit) as caught:
+        parse("--quant", "int3")
+    assert caught.value.code == 2
+    assert "unknown weight format 'int3'; use none, int8, int4, nf4" in capsys.readouterr().err
 
 
 def test_underscores_in_long_flags():
@@ -143,6 +151,19 @@ def test_bad_flags_are_one_line(words, code, line):
 def story(shared, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:  # type: ignore[no-untyped-def]
     folder = str(shared / "checkpoints" / "llama-tinystories-656k")
     return program("engine", "--model", folder, "--device", "cpu", *words, input=text)
+
+
+def test_a_quantized_model_is_written_and_used(tmp_path):
+    done = program("engine", "-m", "demo", "--quant", "int8", "--save-quantized", str(tmp_path / "demo8"))
+    assert done.returncode == 0, done.stderr
+    assert "bytes in int8; load it as --model" in done.stderr
+    folder = str(tmp_path / "demo8")
+    done = program("engine", "-m", folder, "Once upon a time", "-n", "3")
+    assert done.returncode == 0 and done.stdout.strip()
+    done = program("engine", "-m", "demo", "--quant", "int8", "--save-quantized", folder)
+    assert done.returncode == 1 and "exists and is not empty" in done.stderr
+    done = program("engine", "-m", "demo", "--save-quantized", str(tmp_path / "plain"))
+    assert done.returncode == 2 and "add --quant int8 or int4" in done.stderr
 
 
 def test_a_story_from_stdin(shared):
