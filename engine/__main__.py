@@ -65,14 +65,14 @@ def save_quantized(options: Any) -> None:
     """Quantize one model, and write what loads in the time of its size."""
     from engine import LLM
     from engine.files import local_path
-    from engine.weights import check_new
+    from engine.weights import check_new, open_model
 
     if len(options.model) != 1:
         raise UsageError("--save-quantized writes one model; name one")
-    if options.quant == "none":
-        raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
     folder = local_path(options.save_quantized)
     check_new(folder)
+    if open_model(options.model[0], options.dtype, options.allow_pickle, options.quant).quant == "none":
+        raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
     llm = LLM.load(options.model[0], **model_options(options))
     llm.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())

@@ -143,7 +143,7 @@ class Stored:
 
     def equals(self, other: Stored) -> bool:
         """Whether another tensor has the same dtype, shape and numbers."""
-        if (self.dtype, self.shape) != (other.dtype, other.shape):
+        if type(self) is not type(other) or (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         ours, theirs = torch.empty(BUFFER, dtype=torch.uint8), torch.empty(BUFFER, dtype=torch.uint8)
         for first in range(0, self.nbytes, BUFFER):

@@ -14,7 +14,6 @@ from engine.config import Keys, ModelConfig, RopeConfig, read_json, token_ids
 from engine.device import dtype_name
 from engine.errors import BareloopError, UsageError
 from engine.models import FAMILIES
-from engine.models.family import Cost
 from engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def inspect(
 
     facts = Table(title=str(folder), show_header=False, title_justify="left")
     files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
-    parameters = Cost.of_weights("all", [model]).parameters
+    parameters = sum(cost.parameters for cost in model.costs(context))
     facts.add_row("family", opened.family.model_type)
     facts.add_row("parameters", f"{parameters:,}")
     facts.add_row(

@@ -18,7 +18,7 @@ from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
 from engine.files import local_path
-from engine.formats.folder import declaration
+from engine.formats.folder import declaration, is_quantized
 from engine.generate import Event, decode
 from engine.generate import Sequence as TokenSequence
 from engine.hub import TOKENIZER_FILES
@@ -252,7 +252,7 @@ class LLM:
         """
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)
-        if self.quant != "none":
+        if is_quantized(self.model):
             raw["quantization_config"] = declaration(self.model, self.quant)
         names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
         paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}

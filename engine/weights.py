@@ -101,12 +101,12 @@ def open_model(
         config, tensors = settle_tie(config, family, named)
     sizes = Counter({"float32": 0})
     for tensor in tensors.values():
-        if tensor.dtype.is_floating_point:
+        if tensor.dtype.is_floating_point and not isinstance(tensor, Dequantized):
             sizes[dtype_name(tensor.dtype)] += tensor.nbytes
     chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):
         model = family.build(config).to(chosen)
-    plain = set() if prequantized is None or saved else _left_plain(model, family, tensors)
+    plain = set() if prequantized is None else _left_plain(model, family, tensors, saved)
     assign(model, quant, device, None if prequantized is None else prequantized.ends, plain)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 
@@ -317,12 +317,15 @@ def _in_formats(model: nn.Module) -> dict[str, Matrix]:
     return {names[id(matrix.weight)]: matrix for matrix in found}
 
 
-def _left_plain(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> set[str]:
-    """The names of weights that a checkpoint of bitsandbytes' has not quantized."""
+def _left_plain(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:
+    """The names of weights that a quantized checkpoint holds as numbers; of those that are stacked, in any part."""
+    if saved:
+        weights = (name for name in tensors if name.endswith(".weight"))
+        return {name for name in weights if f"{name.removesuffix('weight')}scales" not in tensors}
     return {
         name
         for name, listed in parts(model, family).items()
-        if not any(isinstance(tensors.get(part.name), Dequantized) for part in listed)
+        if not all(isinstance(tensors.get(part.name), Dequantized) for part in listed)
     }
 
 

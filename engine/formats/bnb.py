@@ -1,6 +1,6 @@
 """bitsandbytes' formats, by its own products: nf4 and fp4 (Dettmers et al. 2023), llm.int8 (Dettmers et al. 2022).
 
-And the checkpoints that it has quantized, read without it.
+And the checkpoints that it has quantized, as numbers: quantized again, they give the same codes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check(device: torch.device) -> None:
     if find_spec("bitsandbytes") is None:
         raise BareloopError("this weight format needs bitsandbytes: pip install bareloop[bnb]")
     if device.type not in ("cpu", "cuda"):
-        raise BareloopError(f"bitsandbytes' formats are for cpu and cuda, not {device}; use --quant int8 or int4")
+        raise BareloopError(f"bitsandbytes' formats are for cpu and cuda, not {device}; use --device cpu")
 
 
 def choose(quant: str, rows: int, columns: int, dtype: torch.dtype) -> Format | None:
@@ -38,7 +38,7 @@ def choose(quant: str, rows: int, columns: int, dtype: torch.dtype) -> Format | 
     if quant == "llm.int8":
         return LlmInt8(rows, columns, dtype)
     kind, _, double = quant.partition("-")
-    return Bnb4(rows, columns, dtype, kind, bool(double)) if rows * columns % BLOCK == 0 else None
+    return Bnb4(rows, columns, dtype, kind, bool(double)) if columns % BLOCK == 0 else None
 
 
 @cache
@@ -203,14 +203,14 @@ def as_numbers(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         base = name.removesuffix(".weight")
         state = next((key for kind in ("nf4", "fp4") if (key := f"{name}{STATE}{kind}") in tensors), None)
         if state is not None:
-            info = _info(tensors[state], state)
             parts = {end[1:]: tensors[name + end] for end in companions if name + end in tensors}
-            shape = tuple(int(size) for size in info["shape"])
-            result[name] = Dequantized(
-                stored.file, torch.float32, shape, stored.start, {"codes": stored, **parts}, info
-            )
+            info, parts = _info(tensors[state], state), {"codes": stored, **parts}
+            _check_parts(parts, info, f"{stored.file.path}: {name}")
+            result[name] = Dequantized(stored.file, torch.float32, info["shape"], stored.start, parts, info)
         elif name.endswith(".weight") and f"{base}.SCB" in tensors:
             parts = {"codes": stored, "SCB": tensors[f"{base}.SCB"]}
+            if len(stored.shape) != 2 or parts["SCB"].shape != stored.shape[:1]:
+                raise BareloopError(f"{stored.file.path}: {name} and its SCB do not fit; fetch the checkpoint again")
             result[name] = Dequantized(stored.file, torch.float32, stored.shape, stored.start, parts, {})
         elif STATE not in name and not name.endswith((*companions, ".SCB", ".weight_format")):
             result[name] = stored
@@ -221,11 +221,30 @@ def _info(stored: Stored, name: str) -> dict[str, Any]:
     """What bitsandbytes writes beside a matrix, as JSON in bytes."""
     try:
         info = json.loads(bytes(_read(stored).tolist()))
-        if len(info["shape"]) == 2 and int(info["blocksize"]) > 1:
-            return dict(info)
-    except (ValueError, KeyError, TypeError):
+        rows, columns = info["shape"]
+        if all(type(size) is int and size > 0 for size in (rows, columns, info["blocksize"])):
+            nested = {key: info[key] for key in ("nested_blocksize", "nested_offset") if key in info}
+            return {"shape": (rows, columns), "blocksize": info["blocksize"], **nested}
+    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
         pass
     raise BareloopError(f"{stored.file.path}: {name} is no description of a matrix that bitsandbytes quantized")
+
+
+def _check_parts(parts: Mapping[str, Stored], info: Mapping[str, Any], name: str) -> None:
+    """Raise one line where a matrix of 4 bits lacks something, or has too little or too much of it."""
+    if info["blocksize"] != BLOCK:
+        raise BareloopError(f"{name} has a scale for {info['blocksize']} weights, which is not implemented; {BLOCK} is")
+    count = info["shape"][0] * info["shape"][1]
+    blocks = -(-count // BLOCK)
+    wanted = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
+    if "nested_absmax" in parts or ("absmax" in parts and not parts["absmax"].dtype.is_floating_point):
+        size = info.get("nested_blocksize")
+        if type(size) is not int or size < 1 or not isinstance(info.get("nested_offset"), float | int):
+            raise BareloopError(f"{name}: its description lacks nested_blocksize or nested_offset")
+        wanted |= {"nested_absmax": -(-blocks // size), "nested_quant_map": 256}
+    for part, size in wanted.items():
+        if part not in parts or not parts[part].shape or parts[part].shape[0] != size:
+            raise BareloopError(f"{name}: its {part} is missing or has not {size:,} entries; fetch it again")
 
 
 def _read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:

@@ -49,13 +49,15 @@ def read_prequantized(raw: Mapping[str, Any]) -> Prequantized | None:
     said = raw.get("quantization_config")
     if said is None:
         return None
-    method = said.get("quant_method", "unnamed") if isinstance(said, dict) else said
+    if not isinstance(said, dict):
+        raise BareloopError(f"config.json: quantization_config = {said!r} is not an object")
+    method = said.get("quant_method", "unnamed")
     if method == METHOD:
         known = said.get("version") == VERSION and said.get("format") in QUANTS[1:] and said.get("ends") in (4, 8)
         if not known:
             raise BareloopError(f"config.json: quantization_config {said} is of another version; quantize it again")
         return Prequantized(said["format"], said["ends"])
-    if method == "bitsandbytes" or (isinstance(said, dict) and ("load_in_4bit" in said or "load_in_8bit" in said)):
+    if method == "bitsandbytes" or "load_in_4bit" in said or "load_in_8bit" in said:
         if said.get("load_in_8bit"):
             threshold = said.get("llm_int8_threshold", 6.0)
             if threshold != 6.0:

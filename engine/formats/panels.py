@@ -11,9 +11,10 @@ bytes are columns 0 2 1 3, which leaves pairs when each 16-bit word is split; of
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -164,10 +165,21 @@ class Panels(Format):
 
 def _gpu(tensor: Tensor) -> Any:
     """The kernels of an NVIDIA GPU, for tensors that are there."""
-    if tensor.device.type != "cuda" or find_spec("triton") is None:
-        return None
-    from engine.kernels import gpu
+    return _gpu_kernels(tensor.device) if tensor.device.type == "cuda" else None
 
+
+@cache
+def _gpu_kernels(device: torch.device) -> Any:
+    """They, once they have compiled; None, with a line that says why, where PyTorch's operators have to serve."""
+    try:
+        from engine.kernels import gpu
+
+        weight = torch.zeros(1, 8, PANEL, 4, dtype=torch.int8, device=device)
+        gpu.linear(torch.ones(1, 32, device=device), weight, torch.ones(PANEL, device=device), PANEL)
+    except Exception as error:  # Triton is not here, or has no compiler: it raises a dozen kinds
+        told = str(error).strip().partition("\n")[0]
+        logging.getLogger("bareloop").warning("quantized weights go without Triton's kernels, slowly (%s)", told)
+        return None
     return gpu
 
 

@@ -71,7 +71,7 @@ class TorchInt8(Format):
         return (codes * scales[:, None]).to(dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:
-        if len(x) > FEW or torch.is_grad_enabled():
+        if len(x) > FEW or self.columns % 16 or torch.is_grad_enabled():  # which PyTorch's does not check
             return self.by_blocks(held, x)
         codes, scales = self.codes(held, 0, self.rows)
         y = aten._weight_int8pack_mm(x.contiguous(), codes, scales.to(x.dtype))
@@ -106,8 +106,13 @@ class TorchInt4(Format):
         assert weight is not None and scales is not None
         ones = torch.zeros(self.columns // GROUP, last - first, 2)
         ones[..., 0] = 1
-        codes = aten._weight_int4pack_mm_for_cpu(torch.eye(self.columns), weight[first:last], GROUP, ones)
-        return codes.T.round().to(torch.int8).contiguous(), scales[:, first:last, 0].T
+        codes = torch.empty(last - first, self.columns, dtype=torch.int8)
+        for column in range(0, self.columns, STEP):
+            x = torch.zeros(min(STEP, self.columns - column), self.columns)
+            x.diagonal(column).fill_(1)
+            own = aten._weight_int4pack_mm_for_cpu(x, weight[first:last], GROUP, ones)
+            codes[:, column : column + len(x)] = own.T.round()
+        return codes, scales[:, first:last, 0].T
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
         codes, scales = self.codes(held, first, last)

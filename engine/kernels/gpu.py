@@ -45,7 +45,7 @@ def _group(weight: Tensor, scales: Tensor) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _linear(x, weight, scales, out, rows, lines, each, GROUP: tl.constexpr, LINES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    panel, split, m = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    panel, split, m = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     row, byte = tl.arange(0, 32), tl.arange(0, 4)
     first = byte // 2 + byte % 2 * 2 if GROUP == 0 else byte  # column of a byte, or of its lower half
     width: tl.constexpr = 4 if GROUP == 0 else 8
@@ -54,7 +54,7 @@ def _linear(x, weight, scales, out, rows, lines, each, GROUP: tl.constexpr, LINE
         line = start + tl.arange(0, LINES)
         there = line < lines
         places = (panel * lines + line)[:, None, None] * 128 + row[None, :, None] * 4 + byte[None, None, :]
-        codes = tl.load(weight + places.to(tl.int64), mask=there[:, None, None], other=0).to(tl.int32)
+        codes = tl.load(weight + places, mask=there[:, None, None], other=0).to(tl.int32)
         columns = x + m * lines * width + line[:, None] * width + first[None, :]
         low = tl.load(columns, mask=there[:, None], other=0).to(tl.float32)
         if GROUP == 0:
@@ -74,15 +74,15 @@ def _linear(x, weight, scales, out, rows, lines, each, GROUP: tl.constexpr, LINE
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _dequantize(weight, scales, out, rows, lines, GROUP: tl.constexpr, LINES: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    panel, line = tl.program_id(0), tl.program_id(1) * LINES + tl.arange(0, LINES)
+    panel, line = tl.program_id(0).to(tl.int64), tl.program_id(1) * LINES + tl.arange(0, LINES)
     row, byte = tl.arange(0, 32), tl.arange(0, 4)
     width: tl.constexpr = 4 if GROUP == 0 else 8
     place = panel * 32 + row
     there = (line < lines)[None, :, None] & (place < rows)[:, None, None]
     places = (panel * lines + line)[None, :, None] * 128 + row[:, None, None] * 4 + byte[None, None, :]
-    codes = tl.load(weight + places.to(tl.int64), mask=there, other=0).to(tl.int32)  # [32, LINES, 4]
+    codes = tl.load(weight + places, mask=there, other=0).to(tl.int32)  # [32, LINES, 4]
     first = byte // 2 + byte % 2 * 2 if GROUP == 0 else byte
-    to = place[:, None, None].to(tl.int64) * (lines * width) + line[None, :, None] * width + first[None, None, :]
+    to = place[:, None, None] * (lines * width) + line[None, :, None] * width + first[None, None, :]
     if GROUP == 0:
         scale = tl.load(scales + place, mask=place < rows, other=0)[:, None, None]
         tl.store(out + to, (codes.to(tl.float32) * scale).to(out.dtype.element_ty), mask=there)

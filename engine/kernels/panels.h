@@ -7,8 +7,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "shares.h"
@@ -303,7 +305,7 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
     float low = from[0], high = from[0], least = std::numeric_limits<float>::infinity();
     for (int64_t i = 1; i < GROUP; i++) low = std::min(low, from[i]), high = std::max(high, from[i]);
     int32_t best[GROUP] = {}, codes[GROUP];
-    scales[group * PANEL] = 0.0f;
+    scales[group * PANEL] = std::numeric_limits<float>::quiet_NaN();  // unless they are numbers
     for (int tried = 0; tried < 8; tried++) {
       const BFloat16 scale((high > -low ? high : low) * (SHRUNK[tried / 2] / (tried % 2 ? 7.0f : -8.0f)));
       const float wide = scale;

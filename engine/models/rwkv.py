@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -161,9 +162,8 @@ class Block(nn.Module):
         self.feed_forward = ChannelMix(config)
 
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        key = self.attention.key
-        plain = x.dtype == key.dtype and (key.format is None or key.format.fused)  # not float16's wider stream
-        ops = kernels.few(x) if rows.longest == 1 and plain else None
+        plain = x.dtype == self.attention.key.dtype  # not float16's wider stream
+        ops = kernels.few(x) if rows.longest == 1 and plain and self.fused else None
         if ops is not None:
             remembered = [memory[name].contiguous() for name in REMEMBERED]
             x, *after = ops.rwkv(x, remembered, *self.weights(), self.attention_norm.eps)
@@ -175,6 +175,12 @@ class Block(nn.Module):
         read, before, fed = _shifted(self.feed_forward_norm(x), rows, memory["fed"])
         left = {"attended": attended, "fed": fed, "values": values, "weights": weights, "exponent": exponent}
         return x + self.feed_forward(read, before), left
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether the kernel takes all its weights."""
+        matrices = [module for module in self.modules() if isinstance(module, Linear)]
+        return all(matrix.format is None or matrix.format.fused for matrix in matrices)
 
     def weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """All that it holds, as the kernel takes it, and the scales of what is in a format."""

@@ -134,6 +134,8 @@ def test_a_checkpoint_of_bitsandbytes_is_the_model_of_its_numbers(library, folde
             module.weight = torch.nn.Parameter(dense, requires_grad=False)
     ids, near = prompt(9), 0.05 if quant == "llm.int8" else 1e-3  # which rounds x to 8 bits
     assert (llm.logits(ids) - twin.logits(ids)).abs().max() <= near * twin.logits(ids).abs().max()
+    llm.save(tmp_path / "ours")  # with what they have left as it was
+    assert torch.equal(LLM.load(tmp_path / "ours", "cpu", "float32").logits(ids), llm.logits(ids))
 
 
 def test_a_damaged_description_is_one_line(library, folder, tmp_path):
@@ -148,6 +150,28 @@ def test_a_damaged_description_is_one_line(library, folder, tmp_path):
         LLM.load(tmp_path / "theirs", "cpu")
 
 
+@pytest.mark.parametrize("part", ["absmax", "quant_map", "nested_absmax", "nested_quant_map"])
+def test_what_is_missing_or_cut_off_in_a_matrix_is_named(library, folder, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    prequantized(library, folder, tmp_path / "theirs", "nf4-double")
+    path = tmp_path / "theirs" / "model.safetensors"
+    tensors = load_file(path)
+    key = next(name for name in tensors if name.endswith(f".{part}"))
+    for broken in (
+        {name: tensors[name] for name in tensors if name != key},
+        {**tensors, key: tensors[key][:-1].clone()},
+    ):
+        save_file(broken, path)
+        with pytest.raises(BareloopError, match=f"its {part} is missing or has not"):
+            LLM.load(tmp_path / "theirs", "cpu")
+
+
+def test_columns_that_are_no_whole_blocks_stay_as_they_are():
+    assert bnb.choose("nf4", 64, 96, torch.float32) is None  # bitsandbytes on a CPU takes each row by itself
+    assert bnb.choose("nf4", 50, 128, torch.float32) is not None
+
+
 def test_without_bitsandbytes_one_line_says_how_to_get_it(folder, monkeypatch):
     monkeypatch.setattr(bnb, "find_spec", lambda _: None)
     with pytest.raises(BareloopError, match=r"needs bitsandbytes: pip install bareloop\[bnb\]"):
@@ -155,5 +179,5 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(folder, monkeypatch):
 
 
 def test_apples_gpu_is_refused_with_what_serves_there(library):
-    with pytest.raises(BareloopError, match="for cpu and cuda, not mps; use --quant int8 or int4"):
+    with pytest.raises(BareloopError, match="for cpu and cuda, not mps; use --device cpu"):
         bnb.check(torch.device("mps"))

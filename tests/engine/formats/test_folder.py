@@ -97,6 +97,23 @@ def test_what_config_json_says_and_is_not_implemented_is_named(saved, changed, t
         open_model(saved)
 
 
+@pytest.mark.parametrize("said", ["bareloop", 4, ["int8"]])
+def test_a_declaration_that_is_no_object_is_one_line(saved, said):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    with pytest.raises(BareloopError, match="is not an object"):
+        open_model(saved)
+
+
+def test_a_model_whose_shapes_no_format_takes_is_saved_as_it_is(draw_tiny, tmp_path, prompt):
+    folder = draw_tiny(
+        "llama", hidden_size=30, intermediate_size=30, num_attention_heads=5, num_key_value_heads=5
+    ).folder
+    llm = LLM.load(folder, "cpu", "float32", "int8")
+    llm.save(tmp_path / "saved")
+    assert torch.equal(LLM.load(tmp_path / "saved", "cpu").logits(prompt(5)), LLM.load(folder, "cpu").logits(prompt(5)))
+
+
 def test_tensors_that_do_not_fit_are_named(saved):
     from safetensors.torch import load_file, save_file
 

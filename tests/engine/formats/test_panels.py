@@ -232,6 +232,25 @@ def test_pytorchs_layout_holds_the_same_numbers(bits):
     assert panelled(panels, held) == {}
 
 
+@pytest.mark.parametrize("columns", [4, 20, 36, 100])
+def test_pytorchs_product_is_not_asked_for_what_it_cannot(columns):
+    form = TorchInt8(8, columns, torch.bfloat16)
+    held, weight = filled(form, drawn(8, columns))
+    x = drawn(2, columns).bfloat16()
+    with torch.inference_mode():
+        assert torch.allclose(form.product(held, x).double(), x.double() @ weight.T, rtol=0.05, atol=0.1)
+
+
+def test_weights_that_are_no_numbers_stay_none(ops):
+    weight = drawn(32, 64)
+    weight[3, 5], weight[4, 40] = math.nan, math.inf
+    for bits, group in KINDS:
+        held = Panels(32, 64, torch.float32, bits, group).empty(CPU)
+        ops.quantize(weight, held["weight"], held["scales"], 0)
+        y = ops.linear(drawn(1, 64), held["weight"], held["scales"], None)
+        assert y[0, 3:5].isnan().all() and y[0, :3].isfinite().all() and y[0, 5:].isfinite().all()
+
+
 def test_smaller_groups_than_pytorch_has_become_eight_bits():
     panels = Panels(96, 64, torch.float32, 4, 16)
     held, weight = filled(panels, drawn(96, 64))
