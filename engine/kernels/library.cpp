@@ -6,7 +6,7 @@
 #include "linear.h"
 #include "mamba.h"
 #include "norms.h"
-#include "panels.h"
+#include "quantize.h"
 #include "rwkv.h"
 
 #define OPERATORS(name) TORCH_LIBRARY(name, library)
