@@ -61,13 +61,18 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated there; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    free = _told_by("/proc/meminfo", "MemAvailable")
     left = _left_to_group()
     return min(free, left) if free is not None and left is not None else free
+
+
+def _told_by(path: str, name: str) -> int | None:
+    """Bytes, as Linux tells them in a file of lines such as "VmHWM: 1234 kB"; None where there is no such line."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
 def _left_to_group() -> int | None:
@@ -141,9 +146,9 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes held so far: on a GPU by tensors there, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError, StopIteration):  # Linux; its ru_maxrss is inherited from who started us
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    most = _told_by("/proc/self/status", "VmHWM")  # Linux; its ru_maxrss is inherited from who started us
+    if most is not None:
+        return most
     try:
         import resource
     except ImportError:  # not on this system

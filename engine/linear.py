@@ -100,3 +100,9 @@ class Linear(Matrix):
         frozen = weight.dtype == torch.bfloat16 and not self.weight.requires_grad
         if weight.device.type == "cpu" and frozen and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+
+
+def fused(module: nn.Module) -> bool:
+    """Whether the CPU's kernels for whole blocks take all matrices of a module."""
+    matrices = [inner for inner in module.modules() if isinstance(inner, Matrix)]
+    return all(matrix.format is None or matrix.format.fused for matrix in matrices)

@@ -62,3 +62,10 @@ class Format(ABC):
         blocks = (self.dense(held, first, min(first + size, self.rows), x.dtype) for first in range(0, self.rows, size))
         y = torch.cat([F.linear(x, block) for block in blocks], dim=-1)
         return y if held["bias"] is None else y + held["bias"]
+
+
+def weight_and_scales(held: Held) -> tuple[Tensor, Tensor]:
+    """The two tensors that every format has."""
+    weight, scales = held["weight"], held["scales"]
+    assert weight is not None and scales is not None
+    return weight, scales

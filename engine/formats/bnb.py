@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.checkpoint import Stored
 from engine.errors import BareloopError
-from engine.formats.base import Format, Held
+from engine.formats.base import Format, Held, weight_and_scales
 
 BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale; scales that share one of their own
 OUTLIER = 6.0  # |x| from which a column stays in 16 bits (llm.int8)
@@ -99,8 +99,7 @@ class Bnb4(Format):
 
     def state(self, held: Held, first: int, last: int) -> Any:
         """bitsandbytes' own description of some rows."""
-        functional, weight, scales = _library().functional, held["weight"], held["scales"]
-        assert weight is not None and scales is not None
+        functional, (weight, scales) = _library().functional, weight_and_scales(held)
         if self.double:
             nested = functional.QuantState(
                 absmax=held["nested_scales"],
@@ -142,8 +141,7 @@ class LlmInt8(Format):
         held["scales"][first : first + len(part)] = largest
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        weight, scales = held["weight"], held["scales"]
-        assert weight is not None and scales is not None
+        weight, scales = weight_and_scales(held)
         return (weight[first:last] * (scales[first:last, None] / 127)).to(dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:

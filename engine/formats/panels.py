@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.formats.base import Format, Held
+from engine.formats.base import Format, Held, weight_and_scales
 
 PANEL = 32  # rows
 GPU_ROWS = 8  # of x; for more, the matrix is made dense on a GPU
@@ -63,6 +63,13 @@ def quantize4(part: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
 
 def _inverse(scales: Tensor) -> Tensor:
     return torch.where(scales == 0, 0, 1 / scales)
+
+
+def numbers(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """What codes [n, k] stand for; scales [n], or [n, groups]."""
+    by_group = scales[:, None] if scales.dim() == 1 else scales
+    groups = torch.unflatten(codes, 1, (by_group.shape[1], -1))
+    return (groups * by_group.float()[..., None]).flatten(1).to(dtype)
 
 
 def to_panels(codes: Tensor, bits: int) -> Tensor:
@@ -119,7 +126,7 @@ class Panels(Format):
 
     def codes(self, held: Held, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Rows as `place` takes them."""
-        weight, scales = _tensors(held)
+        weight, scales = weight_and_scales(held)
         panels = slice(first // PANEL, -(-last // PANEL))
         codes = from_panels(weight[panels], self.bits)[: last - first]
         if self.bits == 8:
@@ -127,20 +134,17 @@ class Panels(Format):
         return codes, scales[panels].transpose(1, 2).flatten(0, 1)[: last - first]
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        weight, scales = _tensors(held)
+        weight, scales = weight_and_scales(held)
         ops = kernels.serving(weight.device)
         if ops is not None:
             like = torch.empty(0, dtype=dtype if dtype in kernels.DTYPES else torch.float32)
             return ops.dequantize(weight, scales, first, last, like).to(dtype)
         if (gpu := _gpu(weight)) is not None and first == 0 and last == self.rows:
             return gpu.dequantize(weight, scales, self.rows, dtype)
-        codes, scales = self.codes(held, first, last)
-        if self.bits == 8:
-            return (codes * scales[:, None]).to(dtype)
-        return (torch.unflatten(codes, 1, (-1, self.group)) * scales.float()[..., None]).flatten(1).to(dtype)
+        return numbers(*self.codes(held, first, last), dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:
-        weight, scales = _tensors(held)
+        weight, scales = weight_and_scales(held)
         is_half = x.dtype == torch.float16 and x.device.type == "cpu"  # for which there are no kernels of its own
         few = x.float() if is_half and len(x) <= kernels.ROWS else x
         ops = kernels.few(few)
@@ -153,14 +157,13 @@ class Panels(Format):
         return ops.linear(few, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
 
     def lookup(self, held: Held, ids: Tensor) -> Tensor:
-        weight, scales = _tensors(held)
+        weight, scales = weight_and_scales(held)
         lines = weight[ids // PANEL, :, ids % PANEL]  # [N, lines, 4]
         if self.bits == 8:
             codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)
-            return (codes * scales[ids, None]).to(self.dtype)
+            return numbers(codes, scales[ids], self.dtype)
         codes = torch.stack((lines & 15, lines >> 4), dim=2).flatten(1).view(torch.int8) - 8
-        own = scales[ids // PANEL, :, ids % PANEL].float()[..., None]
-        return (torch.unflatten(codes, 1, (-1, self.group)) * own).flatten(1).to(self.dtype)
+        return numbers(codes, scales[ids // PANEL, :, ids % PANEL], self.dtype)
 
 
 def _gpu(tensor: Tensor) -> Any:
@@ -181,9 +184,3 @@ def _gpu_kernels(device: torch.device) -> Any:
         logging.getLogger("bareloop").warning("quantized weights go without Triton's kernels, slowly (%s)", told)
         return None
     return gpu
-
-
-def _tensors(held: Held) -> tuple[Tensor, Tensor]:
-    weight, scales = held["weight"], held["scales"]
-    assert weight is not None and scales is not None
-    return weight, scales

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from engine.formats.base import Format, Held
-from engine.formats.panels import GROUP, Panels, quantize4, quantize8
+from engine.formats.base import Format, Held, weight_and_scales
+from engine.formats.panels import GROUP, Panels, numbers, quantize4, quantize8
 
 FEW = 16  # rows of x; for more, the matrix is made dense
 STEP = 1024  # rows that are laid out anew at once
@@ -62,13 +62,11 @@ class TorchInt8(Format):
 
     def codes(self, held: Held, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Rows as `place` takes them."""
-        weight, scales = held["weight"], held["scales"]
-        assert weight is not None and scales is not None
+        weight, scales = weight_and_scales(held)
         return weight[first:last], scales[first:last]
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        codes, scales = self.codes(held, first, last)
-        return (codes * scales[:, None]).to(dtype)
+        return numbers(*self.codes(held, first, last), dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:
         if len(x) > FEW or self.columns % 16 or torch.is_grad_enabled():  # which PyTorch's does not check
@@ -78,9 +76,8 @@ class TorchInt8(Format):
         return y if held["bias"] is None else y + held["bias"]
 
     def lookup(self, held: Held, ids: Tensor) -> Tensor:
-        weight, scales = held["weight"], held["scales"]
-        assert weight is not None and scales is not None
-        return (weight[ids] * scales[ids, None]).to(self.dtype)
+        weight, scales = weight_and_scales(held)
+        return numbers(weight[ids], scales[ids], self.dtype)
 
 
 class TorchInt4(Format):
@@ -102,8 +99,7 @@ class TorchInt4(Format):
 
     def codes(self, held: Held, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Rows as `place` takes them: the packed codes are the product with one."""
-        weight, scales = held["weight"], held["scales"]
-        assert weight is not None and scales is not None
+        weight, scales = weight_and_scales(held)
         ones = torch.zeros(self.columns // GROUP, last - first, 2)
         ones[..., 0] = 1
         codes = torch.empty(last - first, self.columns, dtype=torch.int8)
@@ -115,13 +111,11 @@ class TorchInt4(Format):
         return codes, scales[:, first:last, 0].T
 
     def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        codes, scales = self.codes(held, first, last)
-        return (torch.unflatten(codes, 1, (-1, GROUP)) * scales.float()[..., None]).flatten(1).to(dtype)
+        return numbers(*self.codes(held, first, last), dtype)
 
     def product(self, held: Held, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return self.by_blocks(held, x)
-        weight, scales = held["weight"], held["scales"]
-        assert weight is not None and scales is not None
+        weight, scales = weight_and_scales(held)
         y = aten._weight_int4pack_mm_for_cpu(x.contiguous(), weight, GROUP, scales.to(x.dtype))
         return y if held["bias"] is None else y + held["bias"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.config import Keys, ModelConfig
-from engine.linear import Embedding, Linear, Matrix
+from engine.linear import Embedding, Linear, Matrix, fused
 from engine.state import State, Step
 
 
@@ -33,8 +33,7 @@ class Model(nn.Module, ABC):
     @cached_property
     def fused(self) -> bool:
         """Whether the CPU's kernels for whole blocks take all its weights."""
-        matrices = [module for module in self.modules() if isinstance(module, Matrix)]
-        return all(matrix.format is None or matrix.format.fused for matrix in matrices)
+        return fused(self)
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:

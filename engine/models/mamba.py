@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from engine import kernels
 from engine.config import Keys, ModelConfig, Traits
 from engine.layers import RMSNorm
-from engine.linear import Linear
+from engine.linear import Linear, fused
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
 from engine.recurrent import Padded
@@ -101,10 +102,14 @@ class Mixer(nn.Module):
         self.D = nn.Parameter(torch.empty(config.inner_size))
         self.out_proj = Linear(config.inner_size, config.hidden_size, bias=config.bias)
 
+    @cached_property
+    def fused(self) -> bool:
+        """Whether the kernel takes all its weights."""
+        return fused(self)
+
     def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [N, hidden] -> [N, hidden], and what the rows remember after it."""
-        fused = all(proj.format is None or proj.format.fused for proj in (self.in_proj, self.out_proj))
-        ops = kernels.few(x) if rows.longest == 1 and fused else None
+        ops = kernels.few(x) if rows.longest == 1 and self.fused else None
         if ops is not None:
             conv, ssm = memory["conv"].contiguous(), memory["ssm"].contiguous()
             into, out_of = ((proj.weight, proj.scales, proj.bias) for proj in (self.in_proj, self.out_proj))

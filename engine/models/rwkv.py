@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine import kernels
 from engine.config import Keys, ModelConfig, Traits
 from engine.layers import LayerNorm
-from engine.linear import Linear
+from engine.linear import Linear, fused
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
 from engine.recurrent import Padded
@@ -179,8 +179,7 @@ class Block(nn.Module):
     @cached_property
     def fused(self) -> bool:
         """Whether the kernel takes all its weights."""
-        matrices = [module for module in self.modules() if isinstance(module, Linear)]
-        return all(matrix.format is None or matrix.format.fused for matrix in matrices)
+        return fused(self)
 
     def weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """All that it holds, as the kernel takes it, and the scales of what is in a format."""

@@ -41,7 +41,7 @@ def test_whatever_else_happens_is_one_line(call, line):
 
 
 def test_ctrl_c_is_left_to_the_parent():
-    apart(signal.raise_signal, signal.SIGINT)
+    assert apart(signal.raise_signal, signal.SIGINT) is None
 
 
 def test_debug_shows_the_traceback(capfd):
