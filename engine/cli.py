@@ -26,8 +26,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def add_model_options(self) -> None:
-        """--model, --device, --dtype: what `LLM.load` takes."""
+    def add_model_options(self, without: Sequence[str] = ()) -> None:
+        """--model, --device, --dtype, --quant, --allow-pickle: what `LLM.load` takes, but for those left out."""
         self.add_argument(
             "--model",
             "-m",
@@ -36,7 +36,8 @@ class Parser(argparse.ArgumentParser):
             metavar="MODEL",
             help=f"model folder or hub id; several in turn (default: {demo.NAME}, a tiny embedded one)",
         )
-        self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+        if "device" not in without:
+            self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
         self.add_argument(
             "--dtype",
             default="auto",
@@ -46,13 +47,14 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin"
         )
-        self.add_argument(
-            "--quant",
-            default="none",
-            type=_quant,
-            metavar="FORMAT",
-            help=f"weight format: {', '.join(QUANTS)}; 8bit is llm.int8, 4bit is nf4 (default: none)",
-        )
+        if "quant" not in without:
+            self.add_argument(
+                "--quant",
+                default="none",
+                type=_quant,
+                metavar="FORMAT",
+                help=f"weight format: {', '.join(QUANTS)}; 8bit is llm.int8, 4bit is nf4 (default: none)",
+            )
 
     def add_sampling_options(self) -> None:
         """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""

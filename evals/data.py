@@ -83,18 +83,10 @@ class MMLU:
         return found
 
     def _hub(self, split: str) -> dict[str, list[Question]]:
-        """From the hub, or its cache where there is no network: found out at once, not after many retries."""
-        from huggingface_hub import HfApi, constants, errors
+        """From the hub, or its cache where there is no network."""
+        from huggingface_hub import constants
 
-        try:
-            HfApi().dataset_info(self.source, timeout=HUB_TIMEOUT)
-        except (errors.RepositoryNotFoundError, errors.HFValidationError):
-            raise BareloopError(
-                f"{self.source} is neither a folder here nor a data set on the hub (a private one needs HF_TOKEN)"
-            ) from None
-        except Exception:  # offline, in the words of whatever HTTP library is below
-            os.environ["HF_HUB_OFFLINE"] = "1"
-            constants.HF_HUB_OFFLINE = True
+        look_up(self.source)
 
         from datasets import load_dataset
 
@@ -109,6 +101,21 @@ class MMLU:
                 "go online once to fetch it, or name a local folder with --data"
             ) from error
         return _questions(rows, f"{self.source} {split}")
+
+
+def look_up(data_set: str) -> None:
+    """Ask the hub for a data set; without a network, turn to the cache: at once, not after many retries."""
+    from huggingface_hub import HfApi, constants, errors
+
+    try:
+        HfApi().dataset_info(data_set, timeout=HUB_TIMEOUT)
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise BareloopError(
+            f"{data_set} is neither a folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except Exception:  # offline, in the words of whatever HTTP library is below
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        constants.HF_HUB_OFFLINE = True
 
 
 def choose(names: Sequence[str], available: Sequence[str], where: str) -> list[str]:

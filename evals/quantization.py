@@ -27,11 +27,11 @@ from engine.errors import BareloopError, UsageError
 from engine.files import AppendFile, write_atomic
 from engine.formats import ALIASES, QUANTS, canonical
 from evals import mmlu
-from evals.program import DTYPES, check_run_options
+from evals.program import check_run_options
 from evals.quality import Row, as_json, markdown, perplexity, read_rows, table
 from evals.report import short_name, summarize
 from evals.run import command, evaluate
-from evals.setting import _hashes, _machine, results_folder
+from evals.setting import hashes, machine, results_folder
 from evals.store import read, sha256
 from evals.task import Task
 from evals.texts import WIKITEXT_PART, beginning, cut, find_text
@@ -64,12 +64,9 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m evals.quantization", "Compare weight formats: size, perplexity, MMLU, agreement, speed.")
     listed = partial(result.add_argument, action="extend", nargs="+")
-    listed("--model", "-m", metavar="MODEL", help=f"model folder or hub id; several in turn (default: {demo.NAME})")
+    result.add_model_options(without=("quant",))
     known, usual = ", ".join((*QUANTS, *ALIASES)), " ".join(FORMATS)
     listed("--formats", metavar="FORMAT", help=f"{known}; none is always measured (default: {usual})")
-    result.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    result.add_argument("--dtype", default="auto", choices=("auto", *DTYPES), help="default: as config.json says")
-    result.add_argument("--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin")
     text = result.add_argument_group("text")
     own = "the demo model's: unseen pages of its textbook"
     text.add_argument("--text", metavar="FILE", help=f"default: the test split of {WIKITEXT_PART}; {own}")
@@ -145,10 +142,10 @@ def make_job(options: Any, model: str) -> Job:
         raise BareloopError(f"{source} has {len(ids)} token(s); perplexity needs 2 or more")
     windows = cut(ids, window, beginning(tokenizer))
     settings = {
-        **_hashes(opened),
+        **hashes(opened),
         "device": device.type,
         "dtype": dtype_name(opened.dtype),
-        "machine": _machine(device),
+        "machine": machine(device),
         "text": sha256(json.dumps(windows)),
         "tokens": len(ids),
         "window": window,

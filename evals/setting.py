@@ -55,7 +55,7 @@ def make_header(
         "single_turn": options.single_turn,
         "model": str(local_path(model).resolve()) if _is_folder(model) else model,
         "max_length": opened.config.max_position_embeddings,
-        **_hashes(opened),
+        **hashes(opened),
         "data": task.digest,
         "batch_tokens": batch_tokens,
         "seed": 0,
@@ -64,11 +64,11 @@ def make_header(
         "quant": opened.quant,
         "version": _version(),
         "date": datetime.now().isoformat(timespec="seconds"),
-        "machine": _machine(device),
+        "machine": machine(device),
     }
 
 
-def _hashes(opened: Opened) -> dict[str, str]:
+def hashes(opened: Opened) -> dict[str, str]:
     """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
     from engine.checkpoint import fingerprint
     from engine.hub import TOKENIZER_FILES
@@ -93,7 +93,7 @@ def _version() -> str:
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
     import torch
 
     if device.type == "cuda":

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from engine import demo
 from engine.errors import BareloopError
 from engine.files import local_path
+from evals.data import look_up
 
 if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
-WIKITEXT, WIKITEXT_PART, HUB_TIMEOUT = "Salesforce/wikitext", "wikitext-2-raw-v1", 10.0  # seconds
+WIKITEXT, WIKITEXT_PART = "Salesforce/wikitext", "wikitext-2-raw-v1"
 TOKEN = 8  # letters: more than a token of the textbook has, so that enough pages are drawn
 
 
@@ -48,16 +49,10 @@ def textbook(letters: int) -> tuple[str, str]:
 
 @cache
 def wikitext() -> tuple[str, str]:
-    """From the hub, or its cache where there is no network: found out at once, not after many retries."""
-    import os
+    """From the hub, or its cache where there is no network."""
+    from huggingface_hub import constants
 
-    from huggingface_hub import HfApi, constants
-
-    try:
-        HfApi().dataset_info(WIKITEXT, timeout=HUB_TIMEOUT)
-    except Exception:  # offline, in the words of whatever HTTP library is below
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants.HF_HUB_OFFLINE = True
+    look_up(WIKITEXT)
 
     from datasets import load_dataset
 

@@ -24,7 +24,7 @@ from engine.formats import ALIASES, BITSANDBYTES, QUANTS, canonical
 from evals.apart import apart
 from evals.cells import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
 from evals.mmlu import DATA, SUBJECTS, load_task
-from evals.program import DEVICES, DTYPES, check_run_options
+from evals.program import DEVICES, check_run_options
 from evals.report import short_name, summarize
 from evals.run import command, evaluate
 from evals.setting import make_header, results_folder
@@ -55,15 +55,10 @@ def parser() -> Parser:
     def add_list(*names: str, metavar: str, told: str) -> None:
         result.add_argument(*names, action="extend", nargs="+", metavar=metavar, help=told)
 
+    result.add_model_options(without=("device", "quant"))
     known = ", ".join((*QUANTS, *ALIASES))
-    tiny = f"(default: {demo.NAME}, a tiny embedded one)"
-    add_list("--model", "-m", metavar="MODEL", told=f"model folder or hub id; several in turn {tiny}")
     add_list("--devices", metavar="DEVICE", told=f"cpu, cuda, cuda:N, mps (default: {' '.join(DEVICES)})")
     add_list("--formats", metavar="FORMAT", told=f"of the weights: {known} (default: {' '.join(FORMATS)})")
-    result.add_argument(
-        "--dtype", default="auto", choices=("auto", *DTYPES), help="of weights and activations (default: auto)"
-    )
-    result.add_argument("--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin")
     result.add_argument("--data", help=f"hub data set, folder, or demo (default: {DATA}; the demo model's: demo)")
     add_list("--subjects", metavar="SUBJECT", told=f"names, groups, or all (default: {' '.join(SUBJECTS)})")
     result.add_argument("--shots", type=int, default=5, help="solved examples before each question (default: 5)")
