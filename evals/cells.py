@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import BareloopError
 from engine.files import AppendFile
-from evals.report import Accuracy
+from evals.tables import Accuracy
 
 MEGA = 1e6
 MANY = 2  # subjects, of more than which only the number is told

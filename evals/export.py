@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.report import Accuracy, Record, Summary
 from evals.store import Key, sha256
+from evals.tables import Accuracy, Record, Summary
 
 Requests = Sequence[tuple[str, str]]
 

@@ -21,7 +21,7 @@ from evals.store import Key, read, sha256
 from evals.task import Task
 
 if TYPE_CHECKING:
-    from evals.report import Summary
+    from evals.tables import Summary
 
 DEVICES, DTYPES = ("cpu", "cuda", "mps"), ("float32", "bfloat16", "float16")  # in the names of run files
 
@@ -144,7 +144,7 @@ def find_run(task: Task, options: Any, model: str) -> Path:
 
 def conclude(task: Task, options: Any, path: Path) -> Summary:
     """Print what a run file says of a task, and write its exports beside it."""
-    from evals.report import cost_lines, summarize
+    from evals.tables import cost_lines, summarize
 
     header, everything = read(path)
     records = task.select(everything)
@@ -164,7 +164,7 @@ def print_table(title: str, summaries: Sequence[Summary]) -> None:
     """A title and a column for each run; as wide as it must be where there is no terminal."""
     from rich.console import Console
 
-    from evals.report import accuracy_table
+    from evals.tables import accuracy_table
 
     table = accuracy_table(summaries)
     console = Console(highlight=False)

@@ -29,10 +29,10 @@ from engine.formats import ALIASES, QUANTS, canonical
 from evals import mmlu
 from evals.program import check_run_options
 from evals.quality import Row, as_json, markdown, perplexity, read_rows, table
-from evals.report import short_name, summarize
 from evals.run import command, evaluate
 from evals.setting import hashes, machine, results_folder
 from evals.store import read, sha256
+from evals.tables import short_name, summarize
 from evals.task import Task
 from evals.texts import WIKITEXT_PART, beginning, cut, find_text
 

@@ -11,7 +11,7 @@ def predict(loglikelihoods: Sequence[float]) -> int:
     return max(range(len(loglikelihoods)), key=lambda i: (loglikelihoods[i], -i))
 
 
-def accuracy(correct: Sequence[bool]) -> tuple[float, float]:
+def accuracy(correct: Sequence[float]) -> tuple[float, float]:
     """The mean, and its standard error: the sample's standard deviation over √n (NaN for a single one)."""
     n = len(correct)
     mean = sum(correct) / n

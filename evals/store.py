@@ -1,4 +1,8 @@
-"""The run file: a header, then a line for every question that is scored. Everything else is computed from it."""
+"""The run file: a header, then a line for every question that is scored. Everything else is computed from it.
+
+A record of a question with choices holds their log-likelihoods, one of a question that the model answers in its own
+words holds its response. Both say what they were asked, what is right, whether it was met, and what it took.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +29,14 @@ FIELDS: dict[str, type] = {
     "subject": str,
     "index": int,
     "prompt_sha256": str,
-    "gold": int,
-    "prediction": int,
-    "correct": bool,
-    "loglikelihoods": list,
-    "greedy": list,
-    "margin": float,
-    "tokens": int,
+    "correct": bool,  # by the first of its metrics
+    "metrics": dict,  # by lm-evaluation-harness's names
+    "tokens": int,  # of the prompt
     "truncated": bool,
-    "times": dict,
+    "times": dict,  # the question's share of what its batch took
 }
+CHOSEN: dict[str, type] = {"prediction": int, "loglikelihoods": list, "greedy": list, "margin": float}
+WRITTEN: dict[str, type] = {"prediction": str, "gold": list, "response": str, "finish_reason": str, "new_tokens": int}
 RECORDED = frozenset({"model", "version", "date", "machine"})  # told, and never a reason to refuse
 SPELLED = {
     "weights": "other weights",
@@ -119,6 +121,8 @@ def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, d
         raise BareloopError(f"{path} is no run file of this version; move it away, or use --fresh or --output-dir")
     records: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(rows, 2):
+        if type(row.get("correct")) is bool:
+            row.setdefault("metrics", {"acc": float(row["correct"])})  # which earlier versions left out
         if not _is_record(row):
             raise _damaged(path, number)
         records.setdefault((row["subject"], row["index"]), row)
@@ -130,20 +134,39 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def right_choices(record: Mapping[str, Any]) -> list[int]:
+    """The places of the choices that are right; mostly it is one."""
+    gold = record["gold"]
+    return [gold] if type(gold) is int else list(gold)
+
+
 def _is_record(row: Mapping[str, Any]) -> bool:
     """Whether all fields are there, of their types, and agree with each other."""
-    if any(type(row.get(name)) is not kind for name, kind in FIELDS.items()):
+    own = WRITTEN if "response" in row else CHOSEN
+    if any(type(row.get(name)) is not kind for name, kind in (FIELDS | own).items()):
         return False
-    scores, times = row["loglikelihoods"], row["times"]
+    times, metrics = row["times"], row["metrics"]
+    return (
+        row["index"] >= 0
+        and {"real", "cpu", "computed", "peak_memory"} <= times.keys()
+        and all(type(value) in (int, float) for value in times.values())
+        and len(metrics) > 0
+        and all(type(value) is float for value in metrics.values())
+        and (own is WRITTEN or _is_choice(row))
+    )
+
+
+def _is_choice(row: Mapping[str, Any]) -> bool:
+    """Whether a choice follows from its log-likelihoods, and whether it is right from what is."""
+    scores, gold = row["loglikelihoods"], row.get("gold")
+    places = [gold] if type(gold) is int else gold
     return (
         len(scores) == len(row["greedy"]) > 1
         and all(type(score) is float for score in scores)
-        and row["index"] >= 0
-        and 0 <= row["gold"] < len(scores)
+        and type(places) is list
+        and all(type(place) is int and 0 <= place < len(scores) for place in places)
         and row["prediction"] == predict(scores)
-        and row["correct"] == (row["prediction"] == row["gold"])
-        and {"real", "cpu", "computed", "peak_memory"} <= times.keys()
-        and all(type(value) in (int, float) for value in times.values())
+        and row["correct"] == (row["prediction"] in places)
     )
 
 

@@ -25,10 +25,10 @@ from evals.apart import apart
 from evals.cells import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
 from evals.mmlu import DATA, SUBJECTS, load_task
 from evals.program import DEVICES, check_run_options
-from evals.report import short_name, summarize
 from evals.run import command, evaluate
 from evals.setting import make_header, results_folder
 from evals.store import read
+from evals.tables import short_name, summarize
 
 FORMATS = ("none", "int8", "int4", "nf4", "fp4", "llm.int8")
 WIDE = 120  # columns where there is no terminal

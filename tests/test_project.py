@@ -17,7 +17,7 @@ DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
 PURE = (
     *(
         f"evals/{name}.py"
-        for name in ("prompts", "scoring", "data", "store", "report", "export", "subjects", "task", "cells", "apart")
+        for name in ("prompts", "scoring", "data", "store", "tables", "runs", "catalogue", "export", "subjects", "task", "cells", "apart")
     ),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),
     *(f"engine/demo/{name}.py" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),

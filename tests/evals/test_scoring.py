@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from evals.report import summarize
+from evals.tables import summarize
 from evals.scoring import accuracy, pooled_stderr, predict
 from tests.evals import harness
 
-HEADER = {"model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False, "device": "cpu",
+HEADER = {"task": "mmlu", "model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False, "device": "cpu",
           "dtype": "float32", "quant": "none"}  # fmt: skip
 
 
@@ -23,8 +23,8 @@ def test_every_metric_equals_the_harness(shared, run):
         for row in rows:
             item = task.item(row, harness.chatml if "chatml" in run else None)
             prediction = predict([harness.fake(*request) for request in item.requests])
-            plain = {"margin": 1.0, "truncated": False, "tokens": 1, "times": {"peak_memory": 0}}
-            records.append({"subject": item.subject, "index": item.index, "correct": prediction == item.gold, **plain})
+            plain = {"loglikelihoods": [], "margin": 1.0, "truncated": False, "tokens": 1, "times": {"peak_memory": 0}}
+            records.append({"subject": item.subject, "index": item.index, "metrics": {"acc": float(prediction == item.gold)}, **plain})
     summary = summarize(HEADER, records, task.groups)
     assert len(summary.subjects) == 10
     for own in summary.subjects:
