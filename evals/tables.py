@@ -219,12 +219,9 @@ def accuracy_table(summaries: Sequence[Summary]) -> Table:
         table.add_section()
     if len(summaries) > 1:
         for label, told in COSTS.items():
-            cells = [told(own) for own in summaries]
+            cells = [told(own) if measure is own.measures[0] else "" for own, measure in columns]
             if any(cells):
-                blanks = [[""] * (len(own.measures) - 1) for own in summaries]
-                table.add_row(
-                    label, *(word for cell, rest in zip(cells, blanks, strict=True) for word in (cell, *rest))
-                )
+                table.add_row(label, *cells)
     return table
 
 

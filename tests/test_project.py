@@ -17,7 +17,10 @@ DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
 PURE = (
     *(
         f"evals/{name}.py"
-        for name in ("prompts", "scoring", "data", "store", "tables", "runs", "catalogue", "export", "subjects", "task", "cells", "apart")
+        for name in (
+            *("prompts", "scoring", "fewshot", "data", "source", "store", "tables", "runs", "catalogue", "export"),
+            *("subjects", "task", "cells", "apart", "patterns", "compare", "plots", "report"),
+        )
     ),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),
     *(f"engine/demo/{name}.py" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),

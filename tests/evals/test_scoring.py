@@ -6,12 +6,12 @@ import math
 
 import pytest
 
-from evals.tables import summarize
 from evals.scoring import accuracy, pooled_stderr, predict
+from evals.tables import summarize
 from tests.evals import harness
 
-HEADER = {"task": "mmlu", "model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False, "device": "cpu",
-          "dtype": "float32", "quant": "none"}  # fmt: skip
+HEADER = {"task": "mmlu", "model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False,
+          "device": "cpu", "dtype": "float32", "quant": "none"}  # fmt: skip
 
 
 @pytest.mark.parametrize("run", harness.RUNS)
@@ -23,8 +23,16 @@ def test_every_metric_equals_the_harness(shared, run):
         for row in rows:
             item = task.item(row, harness.chatml if "chatml" in run else None)
             prediction = predict([harness.fake(*request) for request in item.requests])
+            metrics = {"acc": float(prediction == item.gold)}
             plain = {"loglikelihoods": [], "margin": 1.0, "truncated": False, "tokens": 1, "times": {"peak_memory": 0}}
-            records.append({"subject": item.subject, "index": item.index, "metrics": {"acc": float(prediction == item.gold)}, **plain})
+            records.append(
+                {
+                    "subject": item.subject,
+                    "index": item.index,
+                    "metrics": {"acc": float(prediction == item.gold)},
+                    **plain,
+                }
+            )
     summary = summarize(HEADER, records, task.groups)
     assert len(summary.subjects) == 10
     for own in summary.subjects:
