@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def run(parser: Parser, main: Callable[[Any], None], args: Sequence[str] | None = None) -> NoReturn:
+def run(parser: Parser, main: Callable[[Any], object], args: Sequence[str] | None = None) -> NoReturn:
     """Parse, run, and leave with the right exit code: 0 fine, 1 run time, 2 usage, 130 interrupted.
 
     Whatever fails in an expected way ends in one line on stderr; `--debug` shows the traceback.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine import kernels, weights
+from engine.batch import feed_together
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
@@ -155,11 +156,7 @@ class LLM:
 
     def fed(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
         """A sequence for each prompt, fed, all of one state: ready to decode together."""
-        state = self.model.new_state()
-        sequences = [self.sequence(state) for _ in prompts]
-        for sequence, ids in zip(sequences, prompts, strict=True):
-            sequence.feed(ids)
-        return sequences
+        return feed_together(self.sequence(), prompts).rows
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt; ids stay as they are."""

@@ -180,7 +180,7 @@ def plan(questions: Sequence[Question], max_length: int, batch_tokens: int) -> l
     """Questions -> batches of up to `batch_tokens` tokens each (or of one question), by the prefix that they share."""
     prompts = [_prompt(place, question, max_length) for place, question in enumerate(questions)]
     batches: list[Batch] = []
-    for depth, members in _groups([prompt.shareable for prompt in prompts]):
+    for depth, members in groups([prompt.shareable for prompt in prompts], GROUP_COST):
         whole = Batch(prompts[members[0]].shareable[:depth], [prompts[member] for member in members])
         even = whole.tokens / -(-whole.tokens // batch_tokens)  # no small one at the end
         held = batch_tokens
@@ -214,8 +214,8 @@ def _prompt(place: int, question: Question, max_length: int) -> Prompt:
     return Prompt(place, [continuation for _, continuation in question], stems, truncated=any(cuts))
 
 
-def _groups(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
-    """(length of the shared prefix, members): the grouping in which sharing saves most tokens.
+def groups(texts: Sequence[Sequence[int]], cost: int) -> list[tuple[int, list[int]]]:
+    """(length of the shared prefix, members): the grouping in which sharing saves most tokens; a group costs some.
 
     A walk over the tree of common prefixes of the sorted texts, leaves first. A node's texts are one group that
     shares its whole depth, or fall apart into what is best for each of its children. What is in no group comes
@@ -230,13 +230,13 @@ def _groups(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
         here = _Sharing([text], 0, [], [text])
         while nodes and nodes[-1][0] > depth:
             at, left = nodes.pop()
-            here = left.joined(here).settled(at)
+            here = left.joined(here).settled(at, cost)
         if nodes and nodes[-1][0] == depth:
             here = nodes.pop()[1].joined(here)
         nodes.append((depth, here))
-    groups = sorted((min(members), depth, sorted(members)) for depth, members in here.groups)
+    sharing = sorted((min(members), depth, sorted(members)) for depth, members in here.groups)
     loose = [(0, sorted(here.loose))] if here.loose else []
-    return [(depth, members) for _, depth, members in groups] + loose
+    return [(depth, members) for _, depth, members in sharing] + loose
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class _Sharing:
             self.loose + other.loose,
         )
 
-    def settled(self, depth: int) -> _Sharing:
+    def settled(self, depth: int, cost: int) -> _Sharing:
         """As one group that shares `depth` tokens, if that saves more."""
-        saved = (len(self.members) - 1) * depth - GROUP_COST
+        saved = (len(self.members) - 1) * depth - cost
         return _Sharing(self.members, saved, [(depth, self.members)], []) if saved > self.saved else self

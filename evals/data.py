@@ -1,15 +1,12 @@
-"""Benchmark rows, from the hub or from local files."""
+"""The questions of MMLU, from the hub or from local files."""
 
 from __future__ import annotations
 
 import csv
 import difflib
-import gzip
 import hashlib
 import json
-import os
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from itertools import groupby
@@ -18,11 +15,10 @@ from typing import Any
 
 from engine import demo
 from engine.errors import BareloopError, UsageError
-from engine.files import local_path
 from evals.prompts import LETTERS, Question
+from evals.source import data_folder, hub_rows, json_lines, parquet_rows
 from evals.subjects import GROUPS
 
-HUB_TIMEOUT = 10.0  # seconds
 NO_SUBJECTS = ("all", "auxiliary_train")  # configurations of the hub's data set beside the subjects
 SUBJECT = re.compile(r"\w[\w.-]*")  # it becomes part of a file's name
 CSV_SPLITS = {"validation": "val"}  # what the original files call a split
@@ -38,16 +34,13 @@ class MMLU:
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self.folder = demo.QUESTIONS if source == demo.NAME else local_path(source)
+        self.folder = demo.QUESTIONS if source == demo.NAME else data_folder(source)
         self._splits: dict[str, dict[str, list[Question]]] = {}
-        if not self.folder.is_dir() and (self.folder.exists() or source.startswith((".", "/", "~"))):
-            what = "is a file; name its folder" if self.folder.exists() else "is no folder here"
-            raise BareloopError(f"--data {source} {what}")
 
     def split(self, name: str) -> dict[str, list[Question]]:
         """All questions of a split by subject, subjects in alphabetical order, rows in their own."""
         if name not in self._splits:
-            found = self._local(name) if self.folder.is_dir() else self._hub(name)
+            found = self._local(self.folder, name) if self.folder else self._hub(name)
             if not found:
                 raise BareloopError(
                     f"{self.source} has no {name} split: no {name}.jsonl(.gz), no <subject>/{name}-*.parquet, "
@@ -65,57 +58,25 @@ class MMLU:
         rows = [astuple(question) for split in splits for listed in self.split(split).values() for question in listed]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
-    def _local(self, split: str) -> dict[str, list[Question]]:
-        for path in (self.folder / f"{split}.jsonl", self.folder / f"{split}.jsonl.gz"):
+    def _local(self, folder: Path, split: str) -> dict[str, list[Question]]:
+        for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
             if path.exists():
-                return _questions(_json_lines(path), str(path))
+                return _questions(json_lines(path), str(path))
         found: dict[str, list[Question]] = {}
         for pattern in (f"*/{split}-*.parquet", f"*/{split}.parquet"):
-            by_subject = groupby(sorted(self.folder.glob(pattern)), key=lambda path: path.parent.name)
+            by_subject = groupby(sorted(folder.glob(pattern)), key=lambda path: path.parent.name)
             for subject, paths in by_subject:
                 if subject in NO_SUBJECTS:
                     continue
-                rows = (row for path in paths for row in _parquet_rows(path))
-                found |= _questions(rows, f"{self.folder}/{subject}", subject)
+                rows = (row for path in paths for row in parquet_rows(path))
+                found |= _questions(rows, f"{folder}/{subject}", subject)
         short = CSV_SPLITS.get(split, split)
-        for path in sorted(self.folder.glob(f"{short}/*_{short}.csv")) if not found else ():
+        for path in sorted(folder.glob(f"{short}/*_{short}.csv")) if not found else ():
             found |= _questions(_csv_rows(path), str(path), path.stem.removesuffix(f"_{short}"))
         return found
 
     def _hub(self, split: str) -> dict[str, list[Question]]:
-        """From the hub, or its cache where there is no network."""
-        from huggingface_hub import constants
-
-        look_up(self.source)
-
-        from datasets import load_dataset
-
-        try:
-            rows = load_dataset(self.source, "all", split=split)
-        except Exception as error:  # the library raises a dozen kinds, none with a way out
-            if isinstance(error, ValueError) and "Unknown split" in str(error):
-                return {}
-            reason = "which cannot be reached" if constants.HF_HUB_OFFLINE else type(error).__name__
-            raise BareloopError(
-                f"cannot get the data set {self.source} from the hub ({reason}); "
-                "go online once to fetch it, or name a local folder with --data"
-            ) from error
-        return _questions(rows, f"{self.source} {split}")
-
-
-def look_up(data_set: str) -> None:
-    """Ask the hub for a data set; without a network, turn to the cache: at once, not after many retries."""
-    from huggingface_hub import HfApi, constants, errors
-
-    try:
-        HfApi().dataset_info(data_set, timeout=HUB_TIMEOUT)
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise BareloopError(
-            f"{data_set} is neither a folder here nor a data set on the hub (a private one needs HF_TOKEN)"
-        ) from None
-    except Exception:  # offline, in the words of whatever HTTP library is below
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants.HF_HUB_OFFLINE = True
+        return _questions(hub_rows(self.source, "all", split) or (), f"{self.source} {split}")
 
 
 def choose(names: Sequence[str], available: Sequence[str], where: str) -> list[str]:
@@ -132,29 +93,6 @@ def choose(names: Sequence[str], available: Sequence[str], where: str) -> list[s
             raise UsageError(f"{where} has no subject of the group {name}")
         chosen += groups.get(name, [name])
     return list(dict.fromkeys(chosen))
-
-
-def _json_lines(path: Path) -> Iterator[Any]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise BareloopError(f"{path}, line {number} is not JSON ({error})") from error
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BareloopError(f"cannot read {path}: {error}") from error
-
-
-def _parquet_rows(path: Path) -> list[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BareloopError(f"cannot read {path}: {error}") from error
 
 
 def _csv_rows(path: Path) -> Iterator[Any]:

@@ -9,31 +9,50 @@ from typing import Any
 
 from evals.store import Key, sha256
 from evals.tables import Accuracy, Record, Summary
+from evals.task import full_name
 
 Requests = Sequence[tuple[str, str]]
 
 
-def sample(doc: Mapping[str, Any], requests: Requests, record: Record) -> dict[str, Any]:
-    """One line of a samples file: a question, its requests, and what the model made of them."""
-    target = str(record["gold"])
-    responses = [[str(ll), str(hit)] for ll, hit in zip(record["loglikelihoods"], record["greedy"], strict=True)]
-    return {
-        "doc_id": record["index"],
-        "doc": doc,
-        "target": target,
-        "arguments": {
-            f"gen_args_{place}": {f"arg_{part}": text for part, text in enumerate(request)}
-            for place, request in enumerate(requests)
-        },
-        "resps": [[response] for response in responses],
-        "filtered_resps": responses,
-        "filter": "none",
-        "metrics": ["acc"],
+def samples(doc: Mapping[str, Any], target: str, requests: Requests, record: Record) -> list[dict[str, Any]]:
+    """A question's lines of a samples file: its requests, and what the model made of them; one for each reading."""
+    arguments = {
+        f"gen_args_{place}": {f"arg_{part}": text for part, text in enumerate(request)}
+        for place, request in enumerate(requests)
+    }
+    hashes = {
         "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
         "prompt_hash": record["prompt_sha256"],
         "target_hash": sha256(target),
-        "acc": float(record["correct"]),
     }
+    by_filter: dict[str, dict[str, float]] = {}
+    for name, value in record["metrics"].items():
+        metric, _, chosen = name.partition(",")
+        by_filter.setdefault(chosen or "none", {})[metric] = value
+    return [
+        {
+            "doc_id": record["index"],
+            "doc": doc,
+            "target": target,
+            "arguments": arguments,
+            **_responses(record, chosen),
+            "filter": chosen,
+            "metrics": list(metrics),
+            **hashes,
+            **metrics,
+        }
+        for chosen, metrics in by_filter.items()
+    ]
+
+
+def _responses(record: Record, chosen: str) -> dict[str, Any]:
+    """What the model said, and what a filter made of it."""
+    if "response" in record:
+        answer = record.get("answers", {}).get(chosen, record["prediction"])
+        return {"resps": [[record["response"]]], "filtered_resps": [answer]}
+    scores = zip(record["loglikelihoods"], record["greedy"], strict=True)
+    responses = [[str(score), str(hit)] for score, hit in scores]
+    return {"resps": [[response] for response in responses], "filtered_resps": responses}
 
 
 def first_context(line: Mapping[str, Any]) -> str:
@@ -43,10 +62,11 @@ def first_context(line: Mapping[str, Any]) -> str:
 
 def question_data(docs: Mapping[Key, Mapping[str, Any]], records: Mapping[Key, Record]) -> list[dict[str, Any]]:
     """Rows of the data with what the model made of them, to be read by people and programs."""
-    told = ("prediction", "correct", "loglikelihoods", "margin", "truncated")
+    told = ("prediction", "correct", "metrics", "loglikelihoods", "margin", "response", "truncated")
     return [
-        {"subject": subject, "index": index, **doc} | {name: records[subject, index][name] for name in told}
-        for (subject, index), doc in docs.items()
+        {"subject": key[0], "index": key[1], **doc} | {name: own[name] for name in told if name in own}
+        for key, doc in docs.items()
+        for own in [records[key]]
     ]
 
 
@@ -63,15 +83,22 @@ def results(
     hashes: Mapping[str, str],
     group_members: Mapping[str, Sequence[str]],
     limit: int | None,
+    version: float,
 ) -> dict[str, Any]:
     """The results file. `sizes` are all questions of a subject, scored or not; `configs` what defines its task."""
     task = header["task"]
-    name = {own.name: f"{task}_{own.name}" for own in (*summary.subjects, *summary.groups)}
+    name = {own.name: full_name(task, own.name) for own in (*summary.subjects, *summary.groups)}
     groups: dict[str, Any] = {}
-    if len(summary.subjects) > 1:
-        groups = {name[own.name]: _metrics(name[own.name], own, f" - {own.name}") for own in summary.groups}
-        groups = {task: _metrics(task, summary.overall, task)} | groups
-    subjects = {name[own.name]: _metrics(name[own.name], own, own.name) for own in summary.subjects}
+    if len(summary.subjects) > 1 and summary.pools:
+        groups[task] = _metrics(task, task, {one.metric: one.overall for one in summary.measures})
+        for place, own in enumerate(summary.groups):
+            values = {one.metric: one.groups[place] for one in summary.measures}
+            groups[name[own.name]] = _metrics(name[own.name], f" - {own.name}", values)
+    subjects = {}
+    for place, own in enumerate(summary.subjects):
+        values = {one.metric: one.subjects[place] for one in summary.measures}
+        subjects[name[own.name]] = _metrics(name[own.name], own.name, values)
+    metrics = [one.metric.partition(",")[0] for one in summary.measures]
     held = [own.name for own in summary.subjects]
     children = {name[own.name]: [name[s] for s in group_members[own.name] if s in held] for own in summary.groups}
     return {
@@ -79,9 +106,9 @@ def results(
         **({"groups": groups} if groups else {}),
         "group_subtasks": {task: list(children)} | children if groups else {},
         "configs": dict(configs),
-        "versions": dict.fromkeys(subjects, 1.0),
+        "versions": dict.fromkeys(subjects, version),
         "n-shot": dict.fromkeys(subjects, header["shots"]),
-        "higher_is_better": {key: {"acc": True} for key in (*groups, *subjects)},
+        "higher_is_better": {key: dict.fromkeys(metrics, True) for key in (*groups, *subjects)},
         "n-samples": {
             name[own.name]: {"original": sizes.get(own.name, own.questions), "effective": own.questions}
             for own in summary.subjects
@@ -107,12 +134,12 @@ def results(
     }
 
 
-def _metrics(name: str, own: Accuracy, alias: str) -> dict[str, Any]:
-    stderr = "N/A" if math.isnan(own.stderr) else own.stderr
-    return {
-        "name": name,
-        "alias": alias,
-        "sample_len": own.questions,
-        "acc,none": own.mean,
-        "acc_stderr,none": stderr,
-    }
+def _metrics(name: str, alias: str, values: Mapping[str, Accuracy]) -> dict[str, Any]:
+    """Each metric under its name and filter, beside its standard error."""
+    first = next(iter(values.values()))
+    result: dict[str, Any] = {"name": name, "alias": alias, "sample_len": first.questions}
+    for own, value in values.items():
+        metric, _, chosen = own.partition(",")
+        result[f"{metric},{chosen or 'none'}"] = value.mean
+        result[f"{metric}_stderr,{chosen or 'none'}"] = "N/A" if math.isnan(value.stderr) else value.stderr
+    return result

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.cli import Parser, run
 from engine.errors import BareloopError, UsageError
+from evals import fewshot
+from evals.catalogue import BENCHMARKS
 from evals.data import MMLU, choose
 from evals.program import add_run_options, run_program
-from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_requests, question_block
+from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_examples, question_block
+from evals.scoring import predict
 from evals.subjects import GROUPS
 from evals.task import Item, Task
 
-DATA = "cais/mmlu"
+DATA = BENCHMARKS["mmlu"].data
 SUBJECTS = ("astronomy", "business_ethics")
 
 
@@ -59,14 +62,16 @@ def load_task(options: Any) -> Task:
             raise UsageError(f"--shots {shots}: the dev split of {subject} has {most} examples; use 0 to {most}")
 
     def item(question: Question, render: Render | None) -> Item:
-        own = examples[question.subject][:shots]
-        requests = mmlu_requests(question, own, render, options.single_turn)
+        asked = context(question, examples[question.subject][:shots], render, options.single_turn)
+        between = fewshot.delimiter(render)
+        requests = [(asked, f"{between}{letter}") for letter in LETTERS]
         return Item(question.subject, question.index, requests, question.answer)
 
     return Task(
         name="mmlu",
         title="MMLU",
         split=split,
+        usual_split="test",
         shots=shots,
         digest=digest,
         questions=questions,
@@ -74,7 +79,7 @@ def load_task(options: Any) -> Task:
         limit=options.limit,
         groups=GROUPS,
         item=item,
-        alone=lambda question, render: mmlu_requests(question, [], render)[0][0],
+        alone=lambda question, render: context(question, [], render),
         show=show,
         doc=lambda question: {
             "question": question.question,
@@ -82,8 +87,20 @@ def load_task(options: Any) -> Task:
             "choices": list(question.choices),
             "answer": question.answer,
         },
+        text=lambda _: {},
+        target=lambda question: str(question.answer),
         config=lambda subject: harness_config(subject, options.data, split, shots),
+        version=1.0,
+        judge=lambda question, scores: {"acc": float(predict(scores) == question.answer)},
     )
+
+
+def context(
+    question: Question, shots: Sequence[Question], render: Render | None = None, single_turn: bool = False
+) -> str:
+    """What stands before the letter; `render` puts it into a chat template."""
+    about = mmlu_description(question.subject)
+    return fewshot.context(mmlu_examples(shots), question_block(question), render, single_turn, about)
 
 
 def show(question: Question, record: Mapping[str, Any]) -> str:
@@ -118,4 +135,4 @@ def harness_config(subject: str, source: str, split: str, shots: int) -> dict[st
 
 
 if __name__ == "__main__":
-    run(parser(), lambda options: run_program(options, load_task, DATA))
+    run(parser(), lambda options: run_program(options, load_task, "mmlu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from itertools import product
 from pathlib import Path
@@ -15,19 +15,22 @@ from engine.cli import Parser, choose_model
 from engine.errors import BareloopError, UsageError
 from engine.files import local_path, write_atomic
 from engine.formats import QUANTS
+from evals.catalogue import BENCHMARKS
 from evals.run import evaluate, renderer, show_all
 from evals.setting import results_folder, run_file
 from evals.store import Key, read, sha256
 from evals.task import Task
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from evals.tables import Summary
 
 DEVICES, DTYPES = ("cpu", "cuda", "mps"), ("float32", "bfloat16", "float16")  # in the names of run files
 
 
-def add_run_options(parser: Parser) -> None:
-    """What every benchmark's program takes."""
+def add_run_options(parser: Parser, writes: bool = False) -> None:
+    """What every benchmark's program takes; `writes` where models answer in their own words."""
     parser.add_argument("--limit", type=int, metavar="N", help="questions per subject (default: all)")
     parser.add_argument("--chat-template", action="store_true", help="ask through the model's chat template")
     parser.add_argument(
@@ -39,6 +42,13 @@ def add_run_options(parser: Parser) -> None:
         metavar="N",
         help="tokens computed at once (default: 2,048, on CUDA 16,384)",
     )
+    if writes:
+        parser.add_argument(
+            "--batch-size",
+            type=int,
+            metavar="N",
+            help="questions that are answered side by side (default: 8, on CUDA 32)",
+        )
     parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
     files = parser.add_argument_group("files")
     files.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
@@ -52,8 +62,8 @@ def add_run_options(parser: Parser) -> None:
 
 def check_run_options(options: Any) -> None:
     """Refuse what makes no sense before anything is loaded."""
-    for flag in ("limit", "batch_tokens"):
-        value = getattr(options, flag)
+    for flag in ("limit", "batch_tokens", "batch_size"):
+        value = getattr(options, flag, None)
         if value is not None and value < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: use 1 or more")
     if options.single_turn and not options.chat_template:
@@ -62,19 +72,18 @@ def check_run_options(options: Any) -> None:
         raise UsageError("--fresh begins a run anew and --rescore reads one; use one of them")
 
 
-def run_program(options: Any, load_task: Callable[[Any], Task], hub_data: str) -> None:
+def run_program(options: Any, load_task: Callable[[Any], Task], name: str) -> list[Summary]:
     """A benchmark's whole program, after its flags: score, tell, export.
 
-    Where no data is named, the embedded model is asked its own questions, and others those of `hub_data`.
+    Where no data is named, the embedded model is asked its own questions of MMLU, and others those of the hub.
     """
     check_run_options(options)
     if not options.requests_only or options.chat_template:
         choose_model(options)
-    if options.data is None:
-        options.data = demo.NAME if set(options.model or ()) == {demo.NAME} else hub_data
+    choose_data(options, name)
     if options.requests_only:
         write_requests(load_task(options), options)
-        return
+        return []
     from engine.cycles import CycleCounter
 
     counter = CycleCounter()  # before torch starts its threads
@@ -82,21 +91,36 @@ def run_program(options: Any, load_task: Callable[[Any], Task], hub_data: str) -
 
     from engine.hub import find_model
 
-    folders: dict[Path, str] = {}
-    for model in options.model:  # what is wrong with a name is told before hours of work, not after
-        other = folders.setdefault(results_folder(options, model), model)
-        if other != model:
-            raise UsageError(
-                f"{other} and {model} would share one folder of results; score them apart, with --output-dir"
-            )
-        if not options.rescore:
-            find_model(model, options.allow_pickle)
+    refuse_shared_folders(options)
+    for model in options.model if not options.rescore else ():
+        find_model(model, options.allow_pickle)  # what is wrong with a name is told before hours of work, not after
     summaries = []
     for model in options.model:
         path = find_run(task, options, model) if options.rescore else evaluate(task, options, model, counter)
         summaries.append(conclude(task, options, path))
     if len(summaries) > 1:
-        print_table(f"{task.title}, {len(summaries)} runs", summaries)
+        from evals.tables import accuracy_table
+
+        print_table(f"{task.title}, {len(summaries)} runs", accuracy_table(summaries))
+    return summaries
+
+
+def choose_data(options: Any, name: str) -> None:
+    """Where no data is named: the hub's, and of MMLU the embedded model's own."""
+    if options.data is None:
+        own = name == "mmlu" and set(options.model or ()) == {demo.NAME}
+        options.data = demo.NAME if own else BENCHMARKS[name].data
+
+
+def refuse_shared_folders(options: Any) -> None:
+    """Two models whose files would go to one folder."""
+    folders: dict[Path, str] = {}
+    for model in options.model:
+        other = folders.setdefault(results_folder(options, model), model)
+        if other != model:
+            raise UsageError(
+                f"{other} and {model} would share one folder of results; score them apart, with --output-dir"
+            )
 
 
 def write_requests(task: Task, options: Any) -> None:
@@ -107,7 +131,7 @@ def write_requests(task: Task, options: Any) -> None:
 
         render = renderer(find_model(options.model[0], options.allow_pickle))
     lines = (
-        json.dumps({"task": f"{task.name}_{item.subject}", "doc": item.index, "context": context, "continuation": own})
+        json.dumps({"task": task.full_name(item.subject), "doc": item.index, "context": context, "continuation": own})
         + "\n"
         for rows in task.questions.values()
         for item in (task.item(row, render) for row in rows[: task.limit])
@@ -144,14 +168,14 @@ def find_run(task: Task, options: Any, model: str) -> Path:
 
 def conclude(task: Task, options: Any, path: Path) -> Summary:
     """Print what a run file says of a task, and write its exports beside it."""
-    from evals.tables import cost_lines, summarize
+    from evals.tables import accuracy_table, cost_lines, summarize
 
     header, everything = read(path)
     records = task.select(everything)
     if not records:
         raise BareloopError(f"{path} has none of these questions, and {len(everything)} others")
     summary = summarize(header, records.values(), task.groups)
-    print_table(f"{task.title}, {summary.setting}", [summary])
+    print_table(f"{task.title}, {summary.setting}", accuracy_table([summary]))
     for line in cost_lines(summary):
         print(line)
     if missing := len(task.wanted - records.keys()):
@@ -160,13 +184,10 @@ def conclude(task: Task, options: Any, path: Path) -> Summary:
     return summary
 
 
-def print_table(title: str, summaries: Sequence[Summary]) -> None:
-    """A title and a column for each run; as wide as it must be where there is no terminal."""
+def print_table(title: str, table: Table) -> None:
+    """A title and a table; as wide as it must be where there is no terminal."""
     from rich.console import Console
 
-    from evals.tables import accuracy_table
-
-    table = accuracy_table(summaries)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
@@ -179,7 +200,7 @@ def export(
 ) -> None:
     """Write results and samples in lm-evaluation-harness's shapes, and what --save-question-data asks for."""
     from engine.hub import find_model
-    from evals.export import first_context, question_data, results, sample, task_hash
+    from evals.export import first_context, question_data, results, samples, task_hash
 
     time = datetime.now().isoformat().replace(":", "-")
     hashes = {}
@@ -194,23 +215,28 @@ def export(
             questions = {}
     for subject, rows in questions.items():
         own = [(row, records[subject, place]) for place, row in enumerate(rows) if (subject, place) in records]
-        samples = [sample(task.doc(row), task.item(row, render).requests, record) for row, record in own]
-        if changed := [line["doc_id"] for line in samples if line["prompt_hash"] != sha256(first_context(line))]:
+        told = [
+            line
+            for row, record in own
+            for line in samples(task.doc(row), task.target(row), task.item(row, render).requests, record)
+        ]
+        if changed := [line["doc_id"] for line in told if line["prompt_hash"] != sha256(first_context(line))]:
             raise BareloopError(
                 f"{path}: the prompts of {subject} are not those that were scored, from {changed[0]} on"
             )
-        name = f"{header['task']}_{subject}"
-        hashes[name] = task_hash(samples)
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in samples)
+        name = task.full_name(subject)
+        hashes[name] = task_hash(told)
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in told)
         write_atomic(path.with_name(f"samples_{name}_{time}.jsonl"), lines)
     file = path.with_name(f"results_{time}.json")
-    configs = {f"{header['task']}_{subject}": task.config(subject) for subject in task.questions}
+    configs = {task.full_name(subject): task.config(subject) for subject in task.questions}
     sizes = {subject: len(rows) for subject, rows in task.questions.items()}
-    exported = results(summary, header, configs, sizes, hashes, task.groups, task.limit)
+    exported = results(summary, header, configs, sizes, hashes, task.groups, task.limit, task.version)
     write_atomic(file, json.dumps(exported, indent=2, ensure_ascii=False) + "\n")
     print(f"records: {path}\nresults: {file}", file=sys.stderr)
     if options.save_question_data and task.questions:
         file = path.with_name(path.name.removesuffix(".run.jsonl") + "_questions.json")
-        docs = {key: task.doc(task.questions[key[0]][key[1]]) for key in sorted(records)}
+        rows_of = {key: task.questions[key[0]][key[1]] for key in sorted(records)}
+        docs = {key: {**task.doc(row), **task.text(row)} for key, row in rows_of.items()}
         write_atomic(file, json.dumps(question_data(docs, records), indent=2, ensure_ascii=False) + "\n")
         print(f"questions: {file}", file=sys.stderr)

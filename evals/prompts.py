@@ -6,13 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.errors import TemplateError
-
 if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer
 
 LETTERS = ("A", "B", "C", "D")
-ROLES = ("user", "assistant")
 Render = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> the text that a model is given
 
 
@@ -38,36 +35,9 @@ def mmlu_description(subject: str) -> str:
     return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
 
 
-def mmlu_shots(shots: Sequence[Question]) -> str:
-    """Questions with their answers."""
-    return "".join(f"{question_block(shot)} {LETTERS[shot.answer]}\n\n" for shot in shots)
-
-
-def mmlu_requests(
-    question: Question, shots: Sequence[Question], render: Render | None = None, single_turn: bool = False
-) -> list[tuple[str, str]]:
-    """(context, continuation) for each of the four letters; `render` puts the context into a chat template."""
-    description = mmlu_description(question.subject)
-    if render is None:
-        context = description + mmlu_shots(shots) + question_block(question)
-        return [(context, f" {letter}") for letter in LETTERS]
-    turns = [{"role": "user", "content": mmlu_shots(shots) + question_block(question)}]
-    if not single_turn:
-        answered = [(question_block(shot), LETTERS[shot.answer]) for shot in shots]
-        roles = ({"role": role, "content": text} for turn in answered for role, text in zip(ROLES, turn, strict=True))
-        turns = [*roles, {"role": "user", "content": question_block(question)}]
-    context = render_chat(render, [{"role": "system", "content": description}, *turns])
-    return [(context, letter) for letter in LETTERS]
-
-
-def render_chat(render: Render, messages: list[dict[str, str]]) -> str:
-    """A conversation by its template; without the system message where the template refuses it."""
-    try:
-        return render(messages)
-    except TemplateError:
-        if messages[0]["role"] != "system":
-            raise
-        return render(messages[1:])
+def mmlu_examples(shots: Sequence[Question]) -> list[tuple[str, str]]:
+    """Questions as they are asked, with the letters of their answers."""
+    return [(question_block(shot), LETTERS[shot.answer]) for shot in shots]
 
 
 def encode_pairs(

@@ -1,4 +1,4 @@
-"""The resumable run: plan, score, append. What is scored is a `Task`; each benchmark's file makes one.
+"""The resumable run: plan, compute, append. What is asked is a `Task`; each benchmark's file makes one.
 
 Questions are planned in blocks of a subject, from all its questions: neither what is left after a kill, nor
 `--limit` or `--subjects`, changes which questions are computed together. So every record has the same bits
@@ -7,30 +7,27 @@ however its run was cut up.
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import Progress, model_options, printable
 from engine.errors import BareloopError
-from evals.prompts import Render, encode_pairs, encoder
-from evals.scoring import predict
+from evals.prompts import Render, encoder
 from evals.setting import make_header, run_file
-from evals.store import Key, RunFile, sha256
-from evals.task import Item, Task
+from evals.store import Key, RunFile
+from evals.task import Task
 
 if TYPE_CHECKING:
     from engine import LLM
     from engine.cycles import CycleCounter
-    from engine.score import Prompt, Score
     from engine.tokenizer import Tokenizer
 
 BLOCK = 64  # questions of a subject that are planned together
+BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 8}  # questions that are answered side by side, in the model's own words
 
 
 def renderer(folder: Path, now: datetime | None = None) -> Render:
@@ -52,8 +49,9 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter, llm: LL
     opened = open_model(name, options.dtype, options.allow_pickle, options.quant, device)
     tokenizer = Tokenizer.load(opened.folder)
     batch_tokens = options.batch_tokens or BATCH_TOKENS[device.type]
+    batch_size = getattr(options, "batch_size", None) or BATCH_SIZE[device.type]
     path = run_file(task, options, name, device.type, dtype_name(opened.dtype), opened.quant)
-    header = make_header(task, options, name, opened, device, batch_tokens)
+    header = make_header(task, options, name, opened, device, batch_tokens, batch_size)
     render = renderer(opened.folder) if options.chat_template else None
     _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
     with RunFile(path, header, options.fresh) as run:
@@ -69,7 +67,8 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter, llm: LL
                 if llm is None:
                     reset_peak_memory(device)
                     llm = LLM.load(name, **model_options(options))
-                _score(task, llm, batch_tokens, render, run, missing, options.verbose, counter)
+                batch = batch_tokens, batch_size
+                _compute(task, llm, batch, render, run, missing, options.verbose, counter)
         except KeyboardInterrupt:
             done = len(task.wanted & run.records.keys())
             raise KeyboardInterrupt(
@@ -84,10 +83,10 @@ def show_all(task: Task, records: Mapping[Key, Mapping[str, Any]]) -> None:
         print(printable(task.show(task.questions[subject][index], own)), flush=True)
 
 
-def _score(
+def _compute(
     task: Task,
     llm: LLM,
-    batch_tokens: int,
+    batch: tuple[int, int],
     render: Render | None,
     run: RunFile,
     missing: set[Key],
@@ -95,60 +94,23 @@ def _score(
     counter: CycleCounter,
 ) -> None:
     """Compute every batch that holds a missing question, and append what is missing of it."""
-    from engine.device import Stopwatch, peak_memory
+    from engine.device import Stopwatch
+    from evals.likelihood import score
+    from evals.writing import write
 
     if len(missing) >= BLOCK:  # for fewer it costs more than it saves; the bits are the same
         llm.pack()
-    scorer = llm.scorer(batch_tokens)
-    encode_all = encoder(llm.tokenizer)
     watch = Stopwatch(llm.device, counter)
     told = [bool(record["correct"]) for key, record in run.records.items() if key in task.wanted]
+    asked = ([(row, task.item(row, render)) for row in rows] for rows in blocks(task.questions, missing))
+    compute = score if task.writing is None else write
     with Progress(task.name, len(task.wanted), len(told)) as progress:
-        for rows in blocks(task.questions, missing):
-            items = [task.item(row, render) for row in rows]
-            for batch in scorer.plan([encode_pairs(encode_all, item.requests) for item in items]):
-                owners = [items[prompt.place] for prompt in batch.prompts]
-                if missing.isdisjoint(item.key for item in owners):
-                    continue
-                before = scorer.fed
-                scored = zip(batch.prompts, owners, scorer.score(batch), strict=True)
-                spent = asdict(watch.lap()) | {"computed": scorer.fed - before}
-                times = {kind: round(value / len(owners), 6) for kind, value in spent.items() if value is not None}
-                times["peak_memory"] = peak_memory(llm.device)
-                records = [
-                    record(item, prompt, scores, times) for prompt, item, scores in scored if item.key in missing
-                ]
-                run.append(records)
-                told += [own["correct"] for own in records]
-                if verbose:
-                    show_all(task, {(own["subject"], own["index"]): own for own in records})
-                progress.advance(len(records), f"accuracy {100 * sum(told) / len(told):.1f} %")
-
-
-def record(item: Item, prompt: Prompt, scores: Sequence[Score], times: Mapping[str, float]) -> dict[str, Any]:
-    """One line of the run file. `times` is the question's share of what its batch took, and no part of the result."""
-    loglikelihoods = [score.loglikelihood for score in scores]
-    if not all(map(math.isfinite, loglikelihoods)):
-        raise BareloopError(
-            f"the model's scores of {item.subject} {item.index} are not numbers ({loglikelihoods}): "
-            "its weights are damaged, or too large for this dtype; try --dtype float32 or bfloat16"
-        )
-    first, second, *_ = sorted(loglikelihoods, reverse=True)
-    prediction = predict(loglikelihoods)
-    return {
-        "subject": item.subject,
-        "index": item.index,
-        "prompt_sha256": sha256(item.requests[0][0]),
-        "gold": item.gold,
-        "prediction": prediction,
-        "correct": prediction == item.gold,
-        "loglikelihoods": loglikelihoods,
-        "greedy": [score.is_greedy for score in scores],
-        "margin": first - second,
-        "tokens": prompt.tokens,
-        "truncated": prompt.truncated,
-        "times": dict(times),
-    }
+        for records in compute(task, llm, batch, asked, missing, watch):
+            run.append(records)
+            told += [own["correct"] for own in records]
+            if verbose:
+                show_all(task, {(own["subject"], own["index"]): own for own in records})
+            progress.advance(len(records), f"accuracy {100 * sum(told) / len(told):.1f} %")
 
 
 def blocks(questions: Mapping[str, Sequence[Any]], missing: set[Key]) -> Iterator[Sequence[Any]]:
@@ -171,8 +133,10 @@ def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_l
     rows = (row for listed in task.questions.values() for row in listed[: task.limit])
     shortest = min(rows, key=lambda row: len(task.alone(row, None)))
     (ids,) = encoder(tokenizer)([task.alone(shortest, render)])
-    if len(ids) > max_length:
+    room = task.writing.max_new_tokens if task.writing else 0
+    if len(ids) + room > max_length:
+        answer = f", its answer up to {room:,}" if room else ""
         raise BareloopError(
-            f"the model's window holds {max_length:,} tokens, and the shortest question alone has {len(ids):,}; "
-            "use a model with a longer window"
+            f"the model's window holds {max_length:,} tokens, "
+            f"and the shortest question alone has {len(ids):,}{answer}; use a model with a longer window"
         )

@@ -28,3 +28,8 @@ def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float:
         return math.nan
     variance = sum((n - 1) * stderr**2 * n for stderr, n in zip(stderrs, sizes, strict=True) if n > 1) / freedom
     return math.sqrt(variance / sum(sizes))
+
+
+def predict_by_length(loglikelihoods: Sequence[float], choices: Sequence[str]) -> int:
+    """The choice that is likeliest for each of its characters: what acc_norm counts."""
+    return predict([score / len(own) if own else -math.inf for score, own in zip(loglikelihoods, choices, strict=True)])

@@ -36,13 +36,13 @@ def _is_folder(model: str) -> bool:
 def run_file(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
     """Where the records of one setting are."""
     chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
-    split = "" if task.split == "test" else f"_{task.split}"
+    split = "" if task.split == task.usual_split else f"_{task.split}"
     name = f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{quant}.run.jsonl"
     return results_folder(options, model) / name
 
 
 def make_header(
-    task: Task, options: Any, model: str, opened: Opened, device: torch.device, batch_tokens: int
+    task: Task, options: Any, model: str, opened: Opened, device: torch.device, batch_tokens: int, batch_size: int = 0
 ) -> dict[str, Any]:
     """All that a record depends on, and when, where and with which code the run was begun."""
     from engine.device import dtype_name
@@ -58,6 +58,7 @@ def make_header(
         **hashes(opened),
         "data": task.digest,
         "batch_tokens": batch_tokens,
+        **({"batch_size": batch_size} if task.writing else {}),
         "seed": 0,
         "device": device.type,
         "dtype": dtype_name(opened.dtype),

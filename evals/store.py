@@ -45,6 +45,7 @@ SPELLED = {
     "data": "other data",
     "max_length": "another maximum length",
     "batch_tokens": "another --batch-tokens",
+    "batch_size": "another --batch-size",
 }
 Key = tuple[str, int]  # a subject, and a row of its split
 

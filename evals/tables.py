@@ -61,6 +61,7 @@ class Measure:
 class Summary:
     """What one run says: accuracies, and what they cost over all its sittings."""
 
+    task: str
     model: str
     setting: str
     measures: list[Measure]  # the one that decides whether an answer is correct comes first
@@ -112,6 +113,7 @@ def summarize(header: Record, records: Iterable[Record], groups: Mapping[str, Se
     benchmark = BENCHMARKS.get(header["task"])
     choices = [record for record in listed if "loglikelihoods" in record]
     return Summary(
+        task=header["task"],
         model=short_name(header["model"]),
         setting=setting(header),
         measures=[measure(metric, listed, groups) for metric in metrics],
@@ -203,26 +205,33 @@ def accuracy_table(summaries: Sequence[Summary]) -> Table:
     from rich.text import Text
 
     table = Table("")
-    columns = [(own, measure) for own in summaries for measure in own.measures]
-    for own, measure in columns:
-        metric = f"\n{measure.metric}" if len(own.measures) > 1 else ""
-        table.add_column(Text(own.model + metric), justify="right")
-    sections = [
-        [(one.subjects, one.groups, [one.overall] if own.pools else [])[part] for own, one in columns]
-        for part in range(3)
-    ]
-    for runs in sections:
-        by_name = [{row.name: row for row in own} for own in runs]
-        for name in dict.fromkeys(name for own in by_name for name in own):
-            sizes = "/".join(dict.fromkeys(str(own[name].questions) for own in by_name if name in own))
-            table.add_row(Text(f"{name} ({sizes})"), *(str(own.get(name, "")) for own in by_name))
+    for own in summaries:
+        table.add_column(Text(own.model), justify="right")
+    metrics = list(dict.fromkeys(one.metric for own in summaries for one in own.measures))
+    by_metric = {metric: [_sections(own, metric) for own in summaries] for metric in metrics}
+    for part in range(3):
+        found = {metric: [{row.name: row for row in own[part]} for own in runs] for metric, runs in by_metric.items()}
+        for name in dict.fromkeys(name for runs in found.values() for own in runs for name in own):
+            for metric, runs in found.items():
+                sizes = "/".join(dict.fromkeys(str(own[name].questions) for own in runs if name in own))
+                label = f"{name} ({sizes})" + (f" {metric}" if len(metrics) > 1 else "")
+                table.add_row(Text(label), *(str(own.get(name, "")) for own in runs))
         table.add_section()
     if len(summaries) > 1:
         for label, told in COSTS.items():
-            cells = [told(own) if measure is own.measures[0] else "" for own, measure in columns]
+            cells = [told(own) for own in summaries]
             if any(cells):
                 table.add_row(label, *cells)
     return table
+
+
+def _sections(own: Summary, metric: str) -> list[list[Accuracy]]:
+    """What a run says by one metric: of subjects, of groups, and overall where there is more than one subject."""
+    for one in own.measures:
+        if one.metric == metric:
+            single = [row.name for row in one.subjects] == [own.task]
+            return [one.subjects, one.groups, [one.overall] if own.pools and not single else []]
+    return [[], [], []]
 
 
 COSTS: dict[str, Callable[[Summary], str]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import demo
 from engine.errors import BareloopError
 from engine.files import local_path
-from evals.data import look_up
+from evals.source import look_up
 
 if TYPE_CHECKING:
     from engine.tokenizer import Tokenizer

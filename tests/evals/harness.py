@@ -8,16 +8,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals import protocol
+from evals.arc import ARC as ARC_
+from evals.gsm8k import GSM8K as GSM8K_
+from evals.hellaswag import HELLASWAG as HELLASWAG_
 from evals.mmlu import load_task, parser
+from evals.protocol import Protocol
+from evals.squad import SQUAD as SQUAD_
 from evals.task import Task
+from evals.truthfulqa import TRUTHFULQA as TRUTHFULQA_
 
-RUNS = {
-    "mmlu_0shot": ["--shots", "0"],
-    "mmlu_5shot": [],
-    "mmlu_5shot_chatml_multiturn": ["--chat-template"],
-    "mmlu_5shot_chatml_singleturn": ["--chat-template", "--single-turn"],
-    "mmlu_0shot_chatml": ["--shots", "0", "--chat-template"],
+MMLU, HELLASWAG, ARC, TRUTHFULQA, GSM8K = "mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k"
+# Each run of its, and the program and flags that repeat it.
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "mmlu_0shot": (MMLU, ["--shots", "0"]),
+    "mmlu_5shot": (MMLU, []),
+    "mmlu_5shot_chatml_multiturn": (MMLU, ["--chat-template"]),
+    "mmlu_5shot_chatml_singleturn": (MMLU, ["--chat-template", "--single-turn"]),
+    "mmlu_0shot_chatml": (MMLU, ["--shots", "0", "--chat-template"]),
+    "hellaswag_0shot_exact_rows": (HELLASWAG, ["--exact-rows"]),
+    "arc_0shot": (ARC, []),
+    "arc_challenge_25shot": (ARC, ["--subset", "challenge", "--shots", "25"]),
+    "truthfulqa": (TRUTHFULQA, []),
+    "gsm8k_5shot": (GSM8K, []),
 }
+PROTOCOLS: dict[str, Protocol] = {own.name: own for own in (ARC_, HELLASWAG_, TRUTHFULQA_, GSM8K_, SQUAD_)}
 
 
 def run(shared: Path, name: str) -> dict[str, Any]:
@@ -25,10 +40,18 @@ def run(shared: Path, name: str) -> dict[str, Any]:
     return json.loads((shared / "data" / "lm_eval_golden" / "golden.json").read_text())["runs"][name]
 
 
-def task(shared: Path, *flags: str) -> Task:
-    """The task that these flags of the program make, all subjects unless they say otherwise."""
-    words = ["--data", str(shared / "data" / "mmlu"), "--subjects", "all", *flags]
-    return load_task(parser().parse_args(words))
+def task(shared: Path, name: str) -> Task:
+    """The task of one run."""
+    program, flags = RUNS[name]
+    return load(shared, program, *flags)
+
+
+def load(shared: Path, program: str, *flags: str) -> Task:
+    """The task that these flags of a program make, all subjects unless they say otherwise."""
+    words = ["--data", str(shared / "data" / program), *flags]
+    if program == MMLU:
+        return load_task(parser().parse_args(["--subjects", "all", *words]))
+    return protocol.load_task(PROTOCOLS[program], protocol.parser(PROTOCOLS[program]).parse_args(words))
 
 
 def chatml(messages: Sequence[Mapping[str, str]]) -> str:
@@ -39,8 +62,27 @@ def chatml(messages: Sequence[Mapping[str, str]]) -> str:
 
 def fake(context: str, continuation: str) -> float:
     """The log-likelihood that those runs used instead of a model."""
-    digest = hashlib.sha256(f"{context}\x00{continuation}".encode()).hexdigest()
-    return -(1 + 9 * int(digest[:12], 16) / 2**48)
+    return -(1 + 9 * draw(f"{context}\x00{continuation}"))
+
+
+def fake_response(context: str, solution: str) -> str:
+    """What those runs were given as a solution of GSM8K's: right, or wrong in one of seven ways."""
+    steps, answer = solution.split("#### ")
+    return [
+        f" {solution}",
+        f" {steps}The answer is {answer}.",
+        f" {steps}#### ${answer}",
+        f" {steps}#### {answer}.00",
+        f" I think 12 or {answer}",
+        " no number here",
+        f" #### {answer}\n\nSo it is 7.",
+        f" {steps}#### -{answer}",
+    ][int(8 * draw(context))]
+
+
+def draw(text: str) -> float:
+    """A number from 0 to 1 by a text's hash."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 2**48
 
 
 def evaluate(shared: Path, folder: Path, subjects: Sequence[str], shots: int, limit: int, **chat: bool) -> Any:

@@ -7,7 +7,9 @@ import hashlib
 import pytest
 
 from engine.errors import BareloopError, TemplateError
-from evals.prompts import Question, encode_pairs, mmlu_requests, render_chat
+from evals.fewshot import render_chat
+from evals.mmlu import context
+from evals.prompts import Question, encode_pairs
 from tests.evals import harness
 
 SKY = Question("high_school_physics", 0, " Why is the sky blue?\n", ("Rayleigh", " Mie ", "None", "1"), 0)
@@ -16,24 +18,22 @@ SKY = Question("high_school_physics", 0, " Why is the sky blue?\n", ("Rayleigh",
 @pytest.mark.parametrize("run", harness.RUNS)
 def test_every_request_has_the_harness_hash(shared, run):
     expected = harness.run(shared, run)["request_sha256"]
-    task = harness.task(shared, *harness.RUNS[run])
-    assert len(expected) == len(task.questions) == 10
+    task = harness.task(shared, run)
+    assert set(expected) == {task.full_name(subject) for subject in task.questions}
     for subject, rows in task.questions.items():
         digest = hashlib.sha256()
         for row in rows:
-            for context, continuation in task.item(row, harness.chatml if "chatml" in run else None).requests:
-                digest.update(f"{context}\x00{continuation}\x01".encode())
-        assert digest.hexdigest() == expected[f"mmlu_{subject}"]
+            for asked, continuation in task.item(row, harness.chatml if "chatml" in run else None).requests:
+                digest.update(f"{asked}\x00{continuation}\x01".encode())
+        assert digest.hexdigest() == expected[task.full_name(subject)]
 
 
 def test_only_the_question_is_stripped():
-    context, continuation = mmlu_requests(SKY, [])[1]
-    assert continuation == " B"
-    assert context == (
+    assert context(SKY, []) == (
         "The following are multiple choice questions (with answers) about high school physics.\n\n"
         "Why is the sky blue?\nA. Rayleigh\nB.  Mie \nC. None\nD. 1\nAnswer:"
     )
-    assert "Answer: A\n\nWhy" in mmlu_requests(SKY, [SKY])[0][0]
+    assert "Answer: A\n\nWhy" in context(SKY, [SKY])
 
 
 def test_a_template_without_a_system_role_gets_none():

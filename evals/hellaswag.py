@@ -1,0 +1,51 @@
+"""python -m evals.hellaswag: how does the scene go on? (Zellers et al. 2019), by lm-eval's protocol."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from evals.protocol import Asked, Protocol, main
+
+BRACKETS = re.compile(r"\[.*?\]")  # marks of the WikiHow part
+
+
+def cleaned(text: str) -> str:
+    """Without the marks."""
+    return BRACKETS.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+
+def ask(_: str, doc: Mapping[str, Any]) -> Asked:
+    """A scene, and four ways for it to go on."""
+    query = cleaned(f"{doc['activity_label']}: {doc['ctx_a']} {doc['ctx_b'].capitalize()}")
+    choices, gold = [cleaned(ending) for ending in doc["endings"]], int(doc["label"])
+    return Asked(query, gold, choices[gold], choices, more={"query": query, "choices": choices, "gold": gold})
+
+
+HELLASWAG = Protocol(
+    name="hellaswag",
+    subjects={"hellaswag": None},
+    split="validation",
+    examples="train",
+    columns="activity_label, ctx_a, ctx_b, four endings and a label from 0 to 3",
+    ask=ask,
+    mark="exact",
+    version=1.0,
+    definition={
+        "validation_split": "validation",
+        "training_split": "train",
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "{{label}}",
+        "doc_to_choice": "choices",
+        "output_type": "multiple_choice",
+        "target_delimiter": " ",
+        "fewshot_delimiter": "\n\n",
+        "metric_list": [
+            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
+        ],
+    },
+)
+
+if __name__ == "__main__":
+    main(HELLASWAG)
