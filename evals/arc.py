@@ -15,7 +15,7 @@ def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     return Asked(f"Question: {doc['question']}\nAnswer:", gold, choices[gold], choices, doc["question"])
 
 
-ARC = Protocol(
+PROTOCOL = Protocol(
     name="arc",
     subjects={"easy": "ARC-Easy", "challenge": "ARC-Challenge"},
     split="test",
@@ -40,4 +40,4 @@ ARC = Protocol(
 )
 
 if __name__ == "__main__":
-    main(ARC)
+    main(PROTOCOL)

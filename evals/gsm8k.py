@@ -57,7 +57,7 @@ def read(response: str, solution: str) -> tuple[dict[str, str], dict[str, float]
 
 GENERATION = {"until": list(UNTIL), "do_sample": False, "temperature": 0.0}
 
-GSM8K = Protocol(
+PROTOCOL = Protocol(
     name="gsm8k",
     subjects={"gsm8k": "main"},
     split="test",
@@ -81,4 +81,4 @@ GSM8K = Protocol(
 )
 
 if __name__ == "__main__":
-    main(GSM8K)
+    main(PROTOCOL)

@@ -23,7 +23,7 @@ def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     return Asked(query, gold, choices[gold], choices, more={"query": query, "choices": choices, "gold": gold})
 
 
-HELLASWAG = Protocol(
+PROTOCOL = Protocol(
     name="hellaswag",
     subjects={"hellaswag": None},
     split="validation",
@@ -48,4 +48,4 @@ HELLASWAG = Protocol(
 )
 
 if __name__ == "__main__":
-    main(HELLASWAG)
+    main(PROTOCOL)

@@ -88,7 +88,7 @@ def read(data: str, split: str, config: str | None, alone: bool) -> list[Any]:
 
 GENERATION = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 50}
 
-SQUAD = Protocol(
+PROTOCOL = Protocol(
     name="squad",
     subjects={"squad": "plain_text"},
     split="validation",
@@ -119,7 +119,7 @@ def squad(options: Any) -> None:
     each = [Namespace(**vars(options) | {"shots": shots}) for shots in settings]
     if options.requests_only and len(each) > 1:
         raise UsageError("--requests-only writes the requests of one setting; use one number of --shots")
-    found = [run_program(own, lambda chosen: load_task(SQUAD, chosen), SQUAD.name) for own in each]
+    found = [run_program(own, lambda chosen: load_task(PROTOCOL, chosen), PROTOCOL.name) for own in each]
     if len(found) > 1 or len(found[0]) > 1:
         print_table("SQuAD: contains an accepted answer (%), and tokens/s of the answers", beside(settings, found))
 
@@ -146,4 +146,4 @@ def rates(own: Summary) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    run(parser(SQUAD, several_shots=True), squad)
+    run(parser(PROTOCOL, several_shots=True), squad)

@@ -53,7 +53,7 @@ def judge(asked: Asked, loglikelihoods: Sequence[float]) -> dict[str, float]:
     return {"acc": sum(chances[place] for place in asked.gold if isinstance(place, int)) / sum(chances)}
 
 
-TRUTHFULQA = Protocol(
+PROTOCOL = Protocol(
     name="truthfulqa",
     subjects=dict.fromkeys(("mc1", "mc2"), "multiple_choice"),
     split="validation",
@@ -73,4 +73,4 @@ TRUTHFULQA = Protocol(
 )
 
 if __name__ == "__main__":
-    main(TRUTHFULQA)
+    main(PROTOCOL)

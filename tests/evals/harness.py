@@ -8,15 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals import protocol
-from evals.arc import ARC as ARC_
-from evals.gsm8k import GSM8K as GSM8K_
-from evals.hellaswag import HELLASWAG as HELLASWAG_
+from evals import arc, gsm8k, hellaswag, protocol, squad, truthfulqa
 from evals.mmlu import load_task, parser
 from evals.protocol import Protocol
-from evals.squad import SQUAD as SQUAD_
 from evals.task import Task
-from evals.truthfulqa import TRUTHFULQA as TRUTHFULQA_
 
 MMLU, HELLASWAG, ARC, TRUTHFULQA, GSM8K = "mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k"
 # Each run of its, and the program and flags that repeat it.
@@ -32,7 +27,9 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "truthfulqa": (TRUTHFULQA, []),
     "gsm8k_5shot": (GSM8K, []),
 }
-PROTOCOLS: dict[str, Protocol] = {own.name: own for own in (ARC_, HELLASWAG_, TRUTHFULQA_, GSM8K_, SQUAD_)}
+PROTOCOLS: dict[str, Protocol] = {
+    module.PROTOCOL.name: module.PROTOCOL for module in (arc, gsm8k, hellaswag, squad, truthfulqa)
+}
 
 
 def run(shared: Path, name: str) -> dict[str, Any]:
