@@ -16,6 +16,8 @@ class Benchmark:
     about: str
     pools: bool = True  # whether a mean over all its subjects says anything
     letters: bool = False  # whether the choices are shown, under letters
+    writes: bool = False  # whether the model answers in its own words
+    solved: bool = True  # whether solved examples can be shown
 
 
 BENCHMARKS = {
@@ -25,9 +27,15 @@ BENCHMARKS = {
         Benchmark("hellaswag", "HellaSwag", "Rowan/hellaswag", 0, "how a scene goes on, four endings"),
         Benchmark("arc", "ARC", "allenai/ai2_arc", 0, "school science, easy and challenge"),
         Benchmark(
-            "truthfulqa", "TruthfulQA", "truthfulqa/truthful_qa", 0, "questions that people get wrong", pools=False
+            "truthfulqa",
+            "TruthfulQA",
+            "truthfulqa/truthful_qa",
+            0,
+            "questions that people get wrong",
+            pools=False,
+            solved=False,
         ),
-        Benchmark("gsm8k", "GSM8K", "openai/gsm8k", 5, "school mathematics, solved in the model's own words"),
-        Benchmark("squad", "SQuAD", "rajpurkar/squad", 0, "answers from a paragraph, in the model's own words"),
+        Benchmark("gsm8k", "GSM8K", "openai/gsm8k", 5, "school mathematics, in the model's own words", writes=True),
+        Benchmark("squad", "SQuAD", "rajpurkar/squad", 0, "a paragraph, in the model's own words", writes=True),
     )
 }

@@ -116,11 +116,10 @@ def flags(options: Any, cell: Cell) -> list[str]:
         words += ["--data", str(folder)]
     if options.subjects and cell.task == "mmlu":
         words += ["--subjects", *options.subjects]
-    numbers = {"shots": options.shots, "limit": options.limit, "batch_tokens": options.batch_tokens}
-    if cell.task in ("gsm8k", "squad"):
-        numbers["batch_size"] = options.batch_size
-    if cell.task == "truthfulqa":
-        del numbers["shots"]
+    about = BENCHMARKS[cell.task]
+    numbers = {"limit": options.limit, "batch_tokens": options.batch_tokens}
+    numbers |= {"shots": options.shots} if about.solved else {}
+    numbers |= {"batch_size": options.batch_size} if about.writes else {}
     for name, number in numbers.items():
         words += [f"--{name.replace('_', '-')}", str(number)] if number is not None else []
     switches = ("chat_template", "save_question_data", "fresh", "allow_pickle", "debug")
