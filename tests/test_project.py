@@ -19,7 +19,8 @@ PURE = (
         f"evals/{name}.py"
         for name in (
             *("prompts", "scoring", "fewshot", "data", "source", "store", "tables", "runs", "catalogue", "export"),
-            *("subjects", "task", "cells", "apart", "patterns", "compare", "plots", "report"),
+            *("subjects", "task", "protocol", "squad", "gsm8k", "cells", "apart", "chance", "confidence", "patterns"),
+            *("compare", "compare_words", "compare_tables", "plots", "report"),
         )
     ),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),

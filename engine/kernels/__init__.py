@@ -1,4 +1,4 @@
-"""One token's way through a model on a CPU, in C++: operators for 1 to 4 rows, built on first use.
+"""One token's way through a model on a CPU, in C++: operators for 1 to 8 rows, built on first use.
 
 Nobody waits for the build: PyTorch's own operators serve until it is done, and for ever where there is no compiler.
 `BARELOOP_ISA` forces a path: avx512, avx2, portable (NEON on ARM), or torch for none.
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kernels import build
 
-ROWS = 4  # of more, a product is no longer bound by reading its weight
+ROWS = 8  # of more, matrix products for many rows are faster
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 

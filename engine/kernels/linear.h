@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int64_t LONG = 15 * 1024;    // bytes of x: half of a first-level cache
-constexpr int64_t MOST_ROWS = 4;      // of more, a product is no longer bound by reading its weight
+constexpr int64_t MOST_ROWS = 8;      // of more, matrix products for many rows are faster
 constexpr int UNROLL = 2;              // sums of a product that go side by side, so that none waits for the last
 
 // A part of the product of two rows.
@@ -27,8 +27,20 @@ struct Sum {
     high = at::vec::fmadd(a.high, b.high, high);
   }
   void add(Sum other) { low = low + other.low, high = high + other.high; }
-  float total() const { return sum(low + high); }
+
+  template <int M>
+  static void totals(const Sum (&sums)[M][UNROLL], float (&to)[M]) {
+    for (int m = 0; m < M; m++) {
+      Sum own = sums[m][0];
+      for (int i = 1; i < UNROLL; i++) own.add(sums[m][i]);
+      to[m] = sum(own.low + own.high);
+    }
+  }
 };
+
+// Rows of x that one pass over a row of the weight takes, if they are short.
+template <typename T>
+constexpr int64_t AT_ONCE = SOME_ROWS;
 
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
 // 32 products in one instruction, added by pairs; numbers below 2^-126 count as zero, as they do not elsewhere.
@@ -42,9 +54,25 @@ struct Sum<BFloat16> {
     add(_mm512_maskz_loadu_epi16(mask, a), _mm512_maskz_loadu_epi16(mask, b));
   }
   void add(__m512i a, __m512i b) { both = _mm512_dpbf16_ps(both, (__m512bh)a, (__m512bh)b); }
-  void add(Sum other) { both = _mm512_add_ps(both, other.both); }
-  float total() const { return _mm512_reduce_add_ps(both); }
+
+  // Four at a time, because adding up a register costs as much as a dozen products.
+  template <int M>
+  static void totals(const Sum (&sums)[M][UNROLL], float (&to)[M]) {
+    for (int first = 0; first < M; first += 4) {
+      Vec some[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+      for (int m = first; m < std::min(M, first + 4); m++) {
+        some[m - first] = sums[m][0].both;
+        for (int i = 1; i < UNROLL; i++) some[m - first] = some[m - first] + Vec(sums[m][i].both);
+      }
+      float four[4];
+      four_sums(some, four);
+      std::copy_n(four, std::min(4, M - first), to + first);
+    }
+  }
 };
+
+template <>
+constexpr int64_t AT_ONCE<BFloat16> = MOST_ROWS;
 #endif
 
 // R rows of the weight with M rows of x, k long each. The order of the sums depends on k alone, so that neither the
@@ -64,11 +92,7 @@ inline void products(const T* weight, const T* x, int64_t x_stride, int64_t k, f
         if (place + PAIR <= k) sums[r][m][0].add(w, part);
         else sums[r][m][0].add(w, part, k - place);
       }
-  for (int r = 0; r < R; r++)
-    for (int m = 0; m < M; m++) {
-      for (int i = 1; i < UNROLL; i++) sums[r][m][0].add(sums[r][m][i]);
-      out[r][m] = sums[r][m][0].total();
-    }
+  for (int r = 0; r < R; r++) Sum<T>::totals(sums[r], out[r]);
 }
 
 // A weight [n, k] as plain numbers or in panels, and a bias [n] or none. A norm's weight is [n], and k is 0.
@@ -101,53 +125,51 @@ template <typename T>
 struct Product {
   const T *weight, *bias, *x;
   T* y;
-  int64_t n, k, x_stride;
+  int64_t rows, n, k, x_stride;
 
+  // R rows of the weight with M rows of x.
   template <int R, int M>
-  void rows(int64_t row) const {
+  void part(int64_t row, int64_t first) const {
     float out[R][M];
-    products<R, M>(weight + row * k, x, x_stride, k, out);
+    products<R, M>(weight + row * k, x + first * x_stride, x_stride, k, out);
     for (int r = 0; r < R; r++)
       for (int m = 0; m < M; m++)
-        y[m * n + row + r] = static_cast<T>(bias ? out[r][m] + static_cast<float>(bias[row + r]) : out[r][m]);
+        y[(first + m) * n + row + r] = static_cast<T>(bias ? out[r][m] + static_cast<float>(bias[row + r]) : out[r][m]);
   }
 
   // A row of the weight at a time is one stream, which the hardware foresees. A long x leaves the first cache no room
-  // for what streams by, so there several rows share each look at it.
-  template <int M>
+  // for what streams by, so there several rows share each look at it, some rows of it after the other.
   void run() const {
-    constexpr int TOGETHER = M <= 2 ? 8 : 4;
     const int64_t bytes = k * static_cast<int64_t>(sizeof(T));
-    const bool is_long = M * bytes > LONG;
-    by_shares(n, bytes, is_long ? TOGETHER : 1, [&](int64_t row, int64_t end) {
-      for (; is_long && row + TOGETHER <= end; row += TOGETHER) rows<TOGETHER, M>(row);
-      for (; row < end; row++) rows<1, M>(row);
+    if (rows <= AT_ONCE<T> && rows * bytes <= LONG)
+      return by_rows<AT_ONCE<T>>(rows, [&](auto count) {
+        by_shares(n, bytes, 1, [&](int64_t row, int64_t end) {
+          for (; row < end; row++) part<1, decltype(count)::value>(row, 0);
+        });
+      });
+    const int64_t together = rows <= 2 ? 8 : 4;
+    by_shares(n, bytes, together, [&](int64_t row, int64_t end) {
+      for (; row < end; row += together)
+        by_some_rows(rows, [&](int64_t first, auto count) {
+          constexpr int M = decltype(count)::value;
+          if (together == 8 && row + 8 <= end) return part<8, M>(row, first);
+          if (together == 4 && row + 4 <= end) return part<4, M>(row, first);
+          for (int64_t own = row; own < std::min(row + together, end); own++) part<1, M>(own, first);
+        });
     });
   }
 };
-
-// f of the number of rows, as a constant.
-template <typename F>
-void by_rows(int64_t rows, F f) {
-  switch (rows) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    case 3: return f(std::integral_constant<int, 3>());
-    default: return f(std::integral_constant<int, 4>());
-  }
-}
 
 // x, whose rows lie `x_stride` apart -> y [rows, n].
 template <typename T>
 void multiply(const Matrix<T>& by, const T* x, int64_t rows, int64_t x_stride, T* y) {
   if (by.weight != nullptr) {
-    const Product<T> product{by.weight, by.bias, x, y, by.n, by.k, x_stride};
-    return by_rows(rows, [&](auto count) { product.template run<decltype(count)::value>(); });
+    return Product<T>{by.weight, by.bias, x, y, rows, by.n, by.k, x_stride}.run();
   }
   const auto write = [&](int64_t m, int64_t row, float number) {
     y[m * by.n + row] = static_cast<T>(by.bias ? number + static_cast<float>(by.bias[row]) : number);
   };
-  const auto run = [&](const auto& steps) { by_rows(rows, [&](auto count) { by.panels.template run<decltype(count)::value>(steps, write); }); };
+  const auto run = [&](const auto& steps) { by.panels.run(steps, rows, write); };
   if (by.panels.bits == 8) run(Steps16(x, x_stride, rows, by.k));
   else if (by.panels.group == 16) run(Steps8<16>(x, x_stride, rows, by.k));
   else run(Steps8<32>(x, x_stride, rows, by.k));

@@ -191,7 +191,7 @@ struct Panels {
 
   // The products of M rows of x with the rows of a panel: so many vectors at a time that their sums stay in registers.
   template <int M>
-  __attribute__((noinline)) void panel(int64_t panel, const Steps16& x, Floats (&out)[M][PARTS]) const {
+  __attribute__((noinline)) void panel(int64_t panel, const Steps16& x, int64_t row, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const uint8_t* from = codes + panel * bytes();
     for (int64_t begin = 0; begin < k; begin += EXACT)
@@ -199,7 +199,7 @@ struct Panels {
         Sums low[M][STRIP] = {}, high[M][STRIP] = {};
         for (int64_t column = begin; column < std::min(k, begin + EXACT); column += 4) {
           Words first[M], second[M];
-          for (int m = 0; m < M; m++) first[m] = x.pair(m, column), second[m] = x.pair(m, column + 2);
+          for (int m = 0; m < M; m++) first[m] = x.pair(row + m, column), second[m] = x.pair(row + m, column + 2);
           for (int part = 0; part < STRIP; part++) {
             const Words both = line_part(from + column * PANEL, strip + part);
             for (int m = 0; m < M; m++) {
@@ -214,11 +214,11 @@ struct Panels {
     float own[PANEL] = {};
     std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), own);
     for (int m = 0; m < M; m++)
-      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS)) * x.sizes[m];
+      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS)) * x.sizes[row + m];
   }
 
   template <int M, int GROUP>
-  __attribute__((noinline)) void panel(int64_t panel, const Steps8<GROUP>& x, Floats (&out)[M][PARTS]) const {
+  __attribute__((noinline)) void panel(int64_t panel, const Steps8<GROUP>& x, int64_t row, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const int64_t groups = k / GROUP;
     for (int64_t group = 0; group < groups; group++) {
@@ -227,10 +227,10 @@ struct Panels {
       for (int strip = 0; strip < PARTS; strip += STRIP) {
         Sums low[M][STRIP] = {}, high[M][STRIP] = {};
         for (int m = 0; m < M; m++)
-          for (int part = 0; part < STRIP; part++) low[m][part] += x.offsets[m * groups + group];
+          for (int part = 0; part < STRIP; part++) low[m][part] += x.offsets[(row + m) * groups + group];
         for (int64_t column = 0; column < GROUP; column += 8) {
           Words first[M], second[M];
-          for (int m = 0; m < M; m++) first[m] = x.quad(m, group * GROUP + column), second[m] = x.quad(m, group * GROUP + column + 4);
+          for (int m = 0; m < M; m++) first[m] = x.quad(row + m, group * GROUP + column), second[m] = x.quad(row + m, group * GROUP + column + 4);
           for (int part = 0; part < STRIP; part++) {
             const Words both = line_part(from + column * PANEL / 2, strip + part);
             const Words halves[2] = {both & 0x0f0f, (Words)((Unsigned)both >> 4) & 0x0f0f};
@@ -242,26 +242,29 @@ struct Panels {
         }
         for (int part = 0; part < STRIP; part++) {
           const Floats scale = scales_at(own + (strip + part) * (PANEL / PARTS));
-          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.sizes[m * groups + group] * widened(low[m][part] + high[m][part]);
+          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.sizes[(row + m) * groups + group] * widened(low[m][part] + high[m][part]);
         }
       }
     }
   }
 
-  // x [M, k] times the weight; write(row of x, row of the weight, number), from any thread.
-  template <int M, typename X, typename F>
-  void run(const X& x, F write) const {
+  // x [rows, k] times the weight; write(row of x, row of the weight, number), from any thread. A panel is read from
+  // memory once, however many rows there are.
+  template <typename X, typename F>
+  void run(const X& x, int64_t rows, F write) const {
     by_shares(count(), bytes(), 1, [&](int64_t begin, int64_t end) {
-      for (; begin < end; begin++) {
-        Floats out[M][PARTS] = {};
-        panel<M>(begin, x, out);
-        const int64_t rows = std::min(PANEL, n - begin * PANEL);
-        for (int m = 0; m < M; m++) {
-          float numbers[PANEL];
-          std::memcpy(numbers, out[m], sizeof numbers);
-          for (int64_t row = 0; row < rows; row++) write(m, begin * PANEL + row, numbers[row]);
-        }
-      }
+      for (; begin < end; begin++)
+        by_some_rows(rows, [&](int64_t first, auto some) {
+          constexpr int M = decltype(some)::value;
+          Floats out[M][PARTS] = {};
+          panel<M>(begin, x, first, out);
+          const int64_t own = std::min(PANEL, n - begin * PANEL);
+          for (int m = 0; m < M; m++) {
+            float numbers[PANEL];
+            std::memcpy(numbers, out[m], sizeof numbers);
+            for (int64_t row = 0; row < own; row++) write(first + m, begin * PANEL + row, numbers[row]);
+          }
+        });
     });
   }
 };

@@ -6,12 +6,29 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace {
 
+constexpr int64_t SOME_ROWS = 4;    // of x, whose sums stay in registers, whatever the weight's format
 constexpr int64_t SHARE = 1 << 16;  // bytes that are worth a thread
 constexpr int64_t CHUNK = 1 << 15;  // bytes that are taken at a time: long enough a stream, short enough a wait at the end
+
+// f of the number of rows, as a constant.
+template <int MOST = SOME_ROWS, typename F>
+inline void by_rows(int64_t rows, F f) {
+  if constexpr (MOST > 1) {
+    if (rows < MOST) return by_rows<MOST - 1>(rows, f);
+  }
+  f(std::integral_constant<int, MOST>());
+}
+
+// f(first, count) for `SOME_ROWS` rows at a time, the count as a constant.
+template <typename F>
+inline void by_some_rows(int64_t rows, F f) {
+  for (int64_t first = 0; first < rows; first += SOME_ROWS) by_rows(rows - first, [&](auto count) { f(first, count); });
+}
 
 // f(begin, end) for all of `count` rows of so many bytes, a multiple of `together` at a time. A share is one stream.
 template <typename F>
