@@ -151,8 +151,10 @@ class Scorer:
             here = ((row >= first) & (row < first + ROWS)).nonzero()[:, 0]
             rows, tokens = (index[here].to(logits.device) for index in (row - first, target))
             logprobs = logits.log_softmax(-1)
-            chosen[here] = logprobs[rows, tokens].cpu()
-            greedy[here] = (logprobs.argmax(-1)[rows] == tokens).cpu()
+            own = logprobs[rows, tokens]
+            likely = own == logprobs.amax(-1)[rows]  # a look for the first of equals costs ten times as much
+            likely[likely.clone()] = logprobs[rows[likely]].argmax(-1) == tokens[likely]
+            chosen[here], greedy[here] = own.cpu(), likely.cpu()
         lengths = [len(continuation) for continuation in continuations]
         parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
         return [Score(float(own.sum()), bool(hits.all())) for own, hits in parts]

@@ -105,6 +105,17 @@ def groups(runs: Sequence[Run], least: int = 1) -> list[Group]:
     return found
 
 
+def parts(group: Group) -> list[Group]:
+    """The group, or where a benchmark's subjects are no whole (the same questions in other ways), each subject's."""
+    benchmark = BENCHMARKS.get(group.task)
+    if benchmark is None or benchmark.pools or len(group.subjects) == 1:
+        return [group]
+    return [
+        replace(group, title=f"{group.title}: {subject}", keys=[key for key in group.keys if key[0] == subject])
+        for subject in group.subjects
+    ]
+
+
 def _group(runs: list[Run]) -> Group:
     first, *others = runs
     for other in others:

@@ -13,14 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "evals", "chat", "bench")
-DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja"}
+DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja", ".css", ".js"}
 PURE = (
     *(
         f"evals/{name}.py"
         for name in (
             *("prompts", "scoring", "fewshot", "data", "source", "store", "tables", "runs", "catalogue", "export"),
-            *("subjects", "task", "protocol", "squad", "gsm8k", "cells", "apart", "chance", "confidence", "patterns"),
-            *("compare", "compare_words", "compare_tables", "plots", "report"),
+            *("subjects", "task", "protocol", "squad", "gsm8k", "cells", "apart", "compare", "plots", "report"),
+            *(f"mistakes/{name}" for name in ("chance", "confidence", "patterns", "tables", "words")),
+            *(f"pictures/{name}" for name in ("common", "accuracy", "subjects", "patterns", "costs")),
+            *("page/questions", "page/tables"),
         )
     ),
     *(f"engine/{name}.py" for name in ("cli", "errors", "files", "cycles")),

@@ -1,4 +1,4 @@
-// One new token of 1 to 4 rows through all blocks of a decoder, as `Block` in engine/models/decoder.py has them.
+// One new token of 1 to 8 rows through all blocks of a decoder, as `Block` in engine/models/decoder.py has them.
 //
 // Sums are in float32. What the modules round between two products is rounded here too, but within the attention and
 // the gated activation, which are in float32 up to their results.

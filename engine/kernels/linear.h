@@ -38,7 +38,7 @@ struct Sum {
   }
 };
 
-// Rows of x that one pass over a row of the weight takes, if they are short.
+// Rows of x that go with one look at a row of the weight.
 template <typename T>
 constexpr int64_t AT_ONCE = SOME_ROWS;
 
@@ -64,9 +64,13 @@ struct Sum<BFloat16> {
         some[m - first] = sums[m][0].both;
         for (int i = 1; i < UNROLL; i++) some[m - first] = some[m - first] + Vec(sums[m][i].both);
       }
-      float four[4];
-      four_sums(some, four);
-      std::copy_n(four, std::min(4, M - first), to + first);
+      if (first + 4 <= M) {
+        four_sums(some, to + first);
+      } else {
+        float four[4];
+        four_sums(some, four);
+        std::copy_n(four, M - first, to + first);
+      }
     }
   }
 };
@@ -132,30 +136,43 @@ struct Product {
   void part(int64_t row, int64_t first) const {
     float out[R][M];
     products<R, M>(weight + row * k, x + first * x_stride, x_stride, k, out);
-    for (int r = 0; r < R; r++)
-      for (int m = 0; m < M; m++)
-        y[(first + m) * n + row + r] = static_cast<T>(bias ? out[r][m] + static_cast<float>(bias[row + r]) : out[r][m]);
+    for (int r = 0; r < R && bias != nullptr; r++)
+      for (int m = 0; m < M; m++) out[r][m] += static_cast<float>(bias[row + r]);
+    T rounded[R][M];
+    at::vec::convert(&out[0][0], &rounded[0][0], R * M);
+    for (int m = 0; m < M; m++)
+      for (int r = 0; r < R; r++) y[(first + m) * n + row + r] = rounded[r][m];
   }
 
-  // A row of the weight at a time is one stream, which the hardware foresees. A long x leaves the first cache no room
-  // for what streams by, so there several rows share each look at it, some rows of it after the other.
+  // A row of the weight at a time is one stream, which the hardware foresees. Where x is long, or has many rows, several
+  // rows of the weight share each look at it.
   void run() const {
     const int64_t bytes = k * static_cast<int64_t>(sizeof(T));
-    if (rows <= AT_ONCE<T> && rows * bytes <= LONG)
-      return by_rows<AT_ONCE<T>>(rows, [&](auto count) {
-        by_shares(n, bytes, 1, [&](int64_t row, int64_t end) {
-          for (; row < end; row++) part<1, decltype(count)::value>(row, 0);
-        });
-      });
-    const int64_t together = rows <= 2 ? 8 : 4;
-    by_shares(n, bytes, together, [&](int64_t row, int64_t end) {
-      for (; row < end; row += together)
-        by_some_rows(rows, [&](int64_t first, auto count) {
-          constexpr int M = decltype(count)::value;
-          if (together == 8 && row + 8 <= end) return part<8, M>(row, first);
-          if (together == 4 && row + 4 <= end) return part<4, M>(row, first);
-          for (int64_t own = row; own < std::min(row + together, end); own++) part<1, M>(own, first);
-        });
+    if (rows <= AT_ONCE<T> && rows * bytes <= LONG) return by_rows<AT_ONCE<T>>(rows, [&](auto count) { together<1, decltype(count)::value>(); });
+    if (rows <= 2) return by_rows<2>(rows, [&](auto count) { together<8, decltype(count)::value>(); });
+    if (rows <= SOME_ROWS) return by_rows(rows, [&](auto count) { together<4, decltype(count)::value>(); });
+    by_rows<MOST_ROWS - SOME_ROWS>(rows - SOME_ROWS, [&](auto count) { together<4, SOME_ROWS, decltype(count)::value>(); });
+  }
+
+  // Ask for a row of the weight that comes next: while many products are taken, the hardware does not foresee enough.
+  void ask_for(int64_t row) const {
+    const char* from = reinterpret_cast<const char*>(weight + row * k);
+    for (int64_t line = 0; line < k * static_cast<int64_t>(sizeof(T)); line += 64) __builtin_prefetch(from + line);
+  }
+
+  // R rows of the weight at a time, with M rows of x and then with N more.
+  template <int R, int M, int N = 0>
+  void together() const {
+    by_shares(n, k * static_cast<int64_t>(sizeof(T)), R, [&](int64_t row, int64_t end) {
+      for (; row + R <= end; row += R) {
+        if constexpr (M > SOME_ROWS) ask_for(row + R);
+        part<R, M>(row, 0);
+        if constexpr (N > 0) part<R, N>(row, M);
+      }
+      for (; row < end; row++) {
+        part<1, M>(row, 0);
+        if constexpr (N > 0) part<1, N>(row, M);
+      }
     });
   }
 };

@@ -1,4 +1,4 @@
-// One new token of 1 to 4 rows through a Mamba's mixer, as `Mixer` in engine/models/mamba.py has it.
+// One new token of 1 to 8 rows through a Mamba's mixer, as `Mixer` in engine/models/mamba.py has it.
 #pragma once
 
 #include <cmath>

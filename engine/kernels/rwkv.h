@@ -1,4 +1,4 @@
-// One new token of 1 to 4 rows through a block of an RWKV, as `Block` in engine/models/rwkv.py has it.
+// One new token of 1 to 8 rows through a block of an RWKV, as `Block` in engine/models/rwkv.py has it.
 #pragma once
 
 #include "linear.h"

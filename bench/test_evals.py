@@ -1,0 +1,110 @@
+"""Benchmarks at Qwen2.5-0.5B's shape (random weights, bfloat16, the real tokenizer), beside lm-evaluation-harness.
+
+pytest --benchmark-only --bench-full bench/test_evals.py, with the folder of shared material beside the project
+
+From text to scores or answers on both sides; of GSM8K each of 8 questions is answered with up to 256 tokens, and its
+tokens a second count the time of the prompts too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine import LLM
+from engine.device import Stopwatch
+from evals import likelihood, writing
+from evals.matrix import program
+from evals.run import BLOCK
+from evals.task import Item, Task
+
+SHARED = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
+TOKENIZER = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"
+FLAGS = {"mmlu": ["--subjects", "astronomy"], "hellaswag": [], "arc": ["--subset", "challenge"], "gsm8k": []}
+QUESTIONS = {"mmlu": 152, "hellaswag": 64, "arc": 128, "gsm8k": 8}
+PEER_QUESTIONS = {"mmlu": 16, "hellaswag": 16, "arc": 32, "gsm8k": 8}  # all of ours would take it half an hour
+BATCH = {"mmlu": 4, "hellaswag": 4, "arc": 4, "gsm8k": 8}  # requests that it takes at a time, ours answers of GSM8K
+
+pytestmark = pytest.mark.skipif(not TOKENIZER.is_dir(), reason=f"{TOKENIZER} is not here")
+
+
+@pytest.fixture(autouse=True)
+def only_in_full(full: bool) -> None:
+    """Ten minutes."""
+    if not full:
+        pytest.skip("beside lm-evaluation-harness: --bench-full")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the shape, about 1 GB, and the tokenizer."""
+    folder = tmp_path_factory.mktemp("qwen") / "model"
+    config = json.loads((TOKENIZER / "config.json").read_text())
+    config.pop("_name_or_path")
+    LLM.from_config(config, seed=0, device="cpu", dtype="bfloat16").save(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TOKENIZER / name, folder / name)
+    return folder
+
+
+def questions(name: str, count: int) -> tuple[Task, list[tuple[Any, Item]]]:
+    """The first of a benchmark, with its own number of examples."""
+    flags, load_task = program(name)
+    task = load_task(flags.parse_args(["--data", str(SHARED / "data" / name), *FLAGS[name]]))
+    (rows,) = task.questions.values()
+    return task, [(row, task.item(row, None)) for row in rows[:count]]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.benchmark(group="question of a benchmark")
+def test_ours(benchmark: Any, folder: Path, name: str) -> None:
+    """As a run computes them, but for the file."""
+    llm = LLM.load(folder)
+    llm.pack()
+    task, asked = questions(name, QUESTIONS[name])
+    blocks = [asked[first : first + BLOCK] for first in range(0, len(asked), BLOCK)]
+    compute = likelihood.score if task.writing is None else writing.write
+    limits = llm.scorer().batch_tokens, BATCH[name]
+    found: list[dict[str, Any]] = []
+
+    def score() -> None:
+        batches = compute(task, llm, limits, blocks, {item.key for _, item in asked}, Stopwatch(llm.device))
+        found[:] = [record for records in batches for record in records]
+
+    benchmark.pedantic(score, rounds=1 if task.writing else 2, warmup_rounds=0)
+    tell(benchmark, len(asked), sum(record.get("new_tokens", 0) for record in found))
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.benchmark(group="question of a benchmark")
+def test_the_harness(benchmark: Any, folder: Path, name: str) -> None:
+    """By its own `hf` model."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    instance = pytest.importorskip("lm_eval.api.instance")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = huggingface.HFLM(str(folder), dtype="bfloat16", batch_size=BATCH[name], device=device)
+    task, asked = questions(name, PEER_QUESTIONS[name])
+    requests: Sequence[tuple[int, tuple[str, Any]]] = [
+        (place, (context, json.loads(end) if task.writing else end))
+        for _, item in asked
+        for place, (context, end) in enumerate(item.requests)
+    ]
+    kind = "generate_until" if task.writing else "loglikelihood"
+    own = [instance.Instance(kind, doc={}, arguments=arguments, idx=place) for place, arguments in requests]
+    benchmark.pedantic(lambda: getattr(model, kind)(own, disable_tqdm=True), rounds=1)
+    tell(benchmark, len(asked), len(asked) * task.writing.max_new_tokens if task.writing else 0)  # at most
+
+
+def tell(benchmark: Any, count: int, tokens: int) -> None:
+    """Questions a second, and the answers' tokens."""
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info["questions_per_second"] = count / seconds
+    if tokens:
+        benchmark.extra_info["tokens_per_second"] = tokens / seconds

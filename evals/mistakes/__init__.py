@@ -1,0 +1,1 @@
+"""What the mistakes of several models say: statistics, words and tables, from run files alone."""

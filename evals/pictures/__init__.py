@@ -1,0 +1,1 @@
+"""The pictures of python -m evals.plots, a room for each kind."""
