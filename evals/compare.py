@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -14,10 +14,9 @@ from engine.cli import Parser, run
 from engine.errors import UsageError
 from engine.files import local_path, write_atomic
 from evals.mistakes import patterns
-from evals.catalogue import BENCHMARKS
 from evals.mistakes.chance import holm
-from evals.mistakes.words import notes, words
 from evals.mistakes.patterns import Calibration, ChoiceBias, Hard, Misses, Overlap, Paired, Rate, SubjectRow
+from evals.mistakes.words import notes, words
 from evals.runs import Group, groups, load, parts
 
 PERMUTATIONS, SEED, HARDEST = 10_000, 0, 10  # by default

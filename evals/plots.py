@@ -9,8 +9,8 @@ from typing import Any
 from engine.cli import Parser, run
 from engine.figures import pdf, png, svg, write
 from engine.files import local_path, write_atomic
-from evals.pictures.common import Picture, colours, stem
 from evals.pictures.accuracy import accuracy
+from evals.pictures.common import Picture, colours, stem
 from evals.pictures.costs import costs_figure
 from evals.pictures.patterns import choices, misses, overlap, reliability
 from evals.pictures.subjects import errors, heat_map, subjects

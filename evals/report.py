@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from engine.cli import Parser, Progress, run
 from engine.errors import UsageError
 from engine.files import local_path, write_atomic
-from evals.page import tables
 from evals.compare import Comparison, compare
 from evals.mistakes.tables import lettered
 from evals.mistakes.words import count, notes, words
+from evals.page import tables
 from evals.page.questions import by_model, controls, embedded, questions
 from evals.page.tables import Table
 from evals.runs import Run, groups, load, parts

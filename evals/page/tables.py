@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from evals.mistakes.chance import wilson
 from evals.compare import Comparison
+from evals.mistakes.chance import wilson
+from evals.mistakes.patterns import Rate
 from evals.mistakes.tables import p_cell, place_name, short
 from evals.mistakes.words import count, p_words, plain
-from evals.mistakes.patterns import Rate
 from evals.page.questions import link, question_id
 from evals.runs import Group, Run
 from evals.subjects import GROUPS

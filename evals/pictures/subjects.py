@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.figures import INK, LINE, MARGIN, PALE, QUIET, SMALLEST, page, place, style, text_width
 from evals.mistakes.patterns import Rate, by_subject, overall, wilson
+from evals.pictures.accuracy import PLOT, subject_bars
 from evals.pictures.common import (
     BELOW,
     GAP,
@@ -32,7 +33,6 @@ from evals.pictures.common import (
     spoken,
     upper,
 )
-from evals.pictures.accuracy import PLOT, subject_bars
 from evals.runs import Group
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals import chance, runs
+from evals import runs
+from evals.mistakes import chance
 from evals.mistakes.chance import chi_square, cochran, difference, holm, mcnemar
 from evals.mistakes.patterns import (
     by_subject,

@@ -13,8 +13,8 @@ from matplotlib.text import Text
 from engine import cli
 from engine import figures as drawing
 from evals.pictures import patterns as pictures_patterns
-from evals.pictures.common import Picture, colours
 from evals.pictures.accuracy import accuracy
+from evals.pictures.common import Picture, colours
 from evals.pictures.subjects import errors, subjects
 from evals.plots import costs_figure, figures, main, parser, png, svg
 from evals.runs import groups, load, parts

@@ -14,8 +14,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from engine.cli import run
-from evals.report import inline, main, page, parser
 from evals.page.questions import embedded
+from evals.report import inline, main, page, parser
 from evals.runs import groups, load
 from tests.evals.synthetic import make
 
