@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from engine import kernels, weights
-from engine.batch import feed_together
 from engine.config import ModelConfig, read_json, token_ids
 from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
 from engine.errors import BareloopError
@@ -156,7 +155,11 @@ class LLM:
 
     def fed(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
         """A sequence for each prompt, fed, all of one state: ready to decode together."""
-        return feed_together(self.sequence(), prompts).rows
+        state = self.model.new_state()
+        sequences = [self.sequence(state) for _ in prompts]
+        for sequence, ids in zip(sequences, prompts, strict=True):  # each alone, so that none changes another's bits
+            sequence.feed(ids)
+        return sequences
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids of a prompt; ids stay as they are."""

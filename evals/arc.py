@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main
+from evals.protocol import Asked, Protocol, main, metric_list, text, texts
 
 
 def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     """A question, and three to five answers; their labels are letters or numbers."""
-    choices = doc["choices"]["text"]
+    choices = texts(doc["choices"]["text"])
     gold = doc["choices"]["label"].index(doc["answerKey"])
-    return Asked(f"Question: {doc['question']}\nAnswer:", gold, choices[gold], choices, doc["question"])
+    return Asked(f"Question: {text(doc['question'])}\nAnswer:", gold, choices[gold], choices, doc["question"])
 
 
 PROTOCOL = Protocol(
     name="arc",
     subjects={"easy": "ARC-Easy", "challenge": "ARC-Challenge"},
-    split="test",
     examples="train",
     columns="question, choices with text and label, and an answerKey among the labels",
     ask=ask,
@@ -33,9 +32,7 @@ PROTOCOL = Protocol(
         "output_type": "multiple_choice",
         "target_delimiter": " ",
         "fewshot_delimiter": "\n\n",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
-        ],
+        "metric_list": metric_list("acc", "acc_norm"),
     },
 )
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, Row, main, metric_list
+from evals.protocol import Asked, Protocol, Row, main, metric_list, text
 from evals.task import Writing
 
 UNTIL = ("Question:", "</s>", "<|im_end|>")
@@ -21,8 +21,10 @@ IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.co
 
 def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     """A problem; examples show their whole solution."""
-    answer = doc["answer"]
-    return Asked(f"Question: {doc['question']}\nAnswer:", [answer.split("#### ")[-1]], answer, shown=doc["question"])
+    answer = text(doc["answer"])
+    return Asked(
+        f"Question: {text(doc['question'])}\nAnswer:", [answer.split("#### ")[-1]], answer, shown=doc["question"]
+    )
 
 
 def strict(response: str) -> str:
@@ -60,7 +62,6 @@ GENERATION = {"until": list(UNTIL), "do_sample": False, "temperature": 0.0}
 PROTOCOL = Protocol(
     name="gsm8k",
     subjects={"gsm8k": "main"},
-    split="test",
     examples="train",
     columns="question and answer as text",
     ask=ask,

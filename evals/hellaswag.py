@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main
+from evals.protocol import Asked, Protocol, main, metric_list, text, texts
 
+ENDINGS = 4
 BRACKETS = re.compile(r"\[.*?\]")  # marks of the WikiHow part
 
 
@@ -18,15 +19,16 @@ def cleaned(text: str) -> str:
 
 def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     """A scene, and four ways for it to go on."""
-    query = cleaned(f"{doc['activity_label']}: {doc['ctx_a']} {doc['ctx_b'].capitalize()}")
-    choices, gold = [cleaned(ending) for ending in doc["endings"]], int(doc["label"])
+    query = cleaned(f"{text(doc['activity_label'])}: {text(doc['ctx_a'])} {text(doc['ctx_b']).capitalize()}")
+    choices, gold = [cleaned(ending) for ending in texts(doc["endings"])], int(doc["label"])
+    if len(choices) != ENDINGS:
+        raise ValueError("not four endings")
     return Asked(query, gold, choices[gold], choices, more={"query": query, "choices": choices, "gold": gold})
 
 
 PROTOCOL = Protocol(
     name="hellaswag",
     subjects={"hellaswag": None},
-    split="validation",
     examples="train",
     columns="activity_label, ctx_a, ctx_b, four endings and a label from 0 to 3",
     ask=ask,
@@ -41,9 +43,7 @@ PROTOCOL = Protocol(
         "output_type": "multiple_choice",
         "target_delimiter": " ",
         "fewshot_delimiter": "\n\n",
-        "metric_list": [
-            {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
-        ],
+        "metric_list": metric_list("acc", "acc_norm"),
     },
 )
 

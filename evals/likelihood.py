@@ -16,7 +16,7 @@ from evals.task import Item, Task
 if TYPE_CHECKING:
     from engine import LLM
     from engine.device import Stopwatch
-    from engine.score import Prompt, Score
+    from engine.score import Batch, Prompt, Score, Scorer
 
 
 def score(
@@ -36,7 +36,7 @@ def score(
     scorer = llm.scorer(batch[0])
     encode_all = encoder(llm.tokenizer)
     for block in blocks:
-        for planned in scorer.plan([encode_pairs(encode_all, item.requests) for _, item in block]):
+        for planned in planned_batches(scorer, block, [encode_pairs(encode_all, item.requests) for _, item in block]):
             owners = [block[prompt.place] for prompt in planned.prompts]
             if missing.isdisjoint(item.key for _, item in owners):
                 continue
@@ -49,6 +49,22 @@ def score(
                 for prompt, (row, item), scores in scored
                 if item.key in missing
             ]
+
+
+def planned_batches(
+    scorer: Scorer, block: Sequence[tuple[Any, Item]], questions: Sequence[list[tuple[list[int], list[int]]]]
+) -> list[Batch]:
+    """The batches of a block; a question that cannot be scored is named."""
+    for (_, item), requests in zip(block, questions, strict=True):
+        for place, (context, continuation) in enumerate(requests):
+            if not context or not 1 <= len(continuation) <= scorer.prefix.max_length:
+                most, tokens = scorer.prefix.max_length, len(continuation)
+                raise BareloopError(
+                    f"choice {place} of {item.subject} {item.index} has {tokens} tokens after {len(context)}; "
+                    f"what can be scored are 1 to {most:,} after at least 1: "
+                    "the row, or the model's tokenizer or window, does not suit this benchmark"
+                )
+    return scorer.plan(questions)
 
 
 def shares(spent: Mapping[str, float | None], questions: int) -> dict[str, float]:

@@ -173,8 +173,9 @@ def tell(folder: Path, tasks: Sequence[str], cells: Sequence[Cell], done: Mappin
     for line in lines:
         table.add_row(*map(Text, line))
     print_table("accuracy, %", table)
-    write_atomic(folder / "matrix.md", "\n".join(markdown(heads, lines, 1)) + "\n")
-    print(f"table: {folder / 'matrix.md'}", file=sys.stderr)
+    path = folder / f"matrix_{'_'.join(tasks)}.md"
+    write_atomic(path, "\n".join(markdown(heads, lines, 1)) + "\n")
+    print(f"table: {path}", file=sys.stderr)
 
 
 def heading(task: str, runs: Sequence[Summary | None]) -> str:

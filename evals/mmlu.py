@@ -71,7 +71,6 @@ def load_task(options: Any) -> Task:
         name="mmlu",
         title="MMLU",
         split=split,
-        usual_split="test",
         shots=shots,
         digest=digest,
         questions=questions,

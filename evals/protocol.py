@@ -59,7 +59,6 @@ class Protocol:
 
     name: str
     subjects: Mapping[str, str | None]  # its parts, and the configuration of the data set that each is in
-    split: str
     columns: str  # what a row needs, in words
     ask: Callable[[str, Mapping[str, Any]], Asked]  # a subject and its row; raises KeyError, TypeError, ValueError
     version: float
@@ -92,7 +91,7 @@ def parser(protocol: Protocol, several_shots: bool = False) -> Parser:
         told = f"solved examples before each question (default: {about.shots})"
         many: dict[str, Any] = {"nargs": "+", "default": [about.shots]} if several_shots else {"default": about.shots}
         result.add_argument("--shots", type=int, metavar="N", help=told, **many)
-    result.add_argument("--split", default=protocol.split, help=f"of the questions (default: {protocol.split})")
+    result.add_argument("--split", default=about.split, help=f"of the questions (default: {about.split})")
     if protocol.mark:
         told = f"only rows whose column {protocol.mark!r} is true, for data that marks them"
         result.add_argument(f"--{protocol.mark}-rows", dest="marked", action="store_true", help=told)
@@ -149,7 +148,6 @@ def load_task(protocol: Protocol, options: Any) -> Task:
         name=protocol.name,
         title=protocol.benchmark.title,
         split=mark or options.split,
-        usual_split=protocol.split,
         shots=shots,
         digest=digest([*everything.values()], [own for own in pools.values() if own]),
         questions=questions,
@@ -181,7 +179,7 @@ def rows(protocol: Protocol, data: str, subject: str, split: str, mark: str = ""
             if mark and doc[mark] is not True:
                 continue
             asked = protocol.ask(subject, doc)
-            json.dumps([asked.text, *asked.choices], ensure_ascii=False).encode()
+            check(doc, asked)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             where = f"{data}, {config or ''} {split} row {number}".replace(",  ", ", ")
             needed = ", ".join([protocol.columns, *([mark] if mark else [])])
@@ -190,6 +188,31 @@ def rows(protocol: Protocol, data: str, subject: str, split: str, mark: str = ""
     if not found:
         raise BareloopError(f"the {split} split of {data} is empty" + (f" but for rows without {mark}" if mark else ""))
     return found
+
+
+def check(doc: Mapping[str, Any], asked: Asked) -> None:
+    """Refuse, by a ValueError, a question that could not be scored, saved or told."""
+    json.dumps(doc, ensure_ascii=False).encode()  # half a character cannot be written
+    gold = asked.gold if isinstance(asked.gold, list) else [asked.gold]
+    places = [place for place in gold if isinstance(place, int)]
+    if asked.choices and (len(asked.choices) < 2 or not all(0 <= place < len(asked.choices) for place in places)):
+        raise ValueError("too few choices, or the right one is none of them")
+    if not gold:
+        raise ValueError("nothing is right")
+
+
+def text(value: Any) -> str:
+    """What must be text."""
+    if not isinstance(value, str):
+        raise TypeError("no text")
+    return value
+
+
+def texts(value: Any) -> list[str]:
+    """What must be a list of texts."""
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return [text(own) for own in value]
 
 
 def pool(protocol: Protocol, options: Any, subject: str, questions: Sequence[Row]) -> list[Asked]:
@@ -209,11 +232,13 @@ def draw(protocol: Protocol, options: Any, questions: int, examples: Sequence[As
     """For each question the places of its examples."""
     if not examples:
         return [()] * questions
+    own_split = options.split == protocol.examples
     if protocol.first_examples:
-        return [range(options.shots)] * questions
-    if options.split != protocol.examples:
-        return [*fewshot.draws(questions, len(examples), options.shots)]
-    drawn = fewshot.draws(questions, len(examples), options.shots + 1)
+        drawn = [[*range(options.shots + own_split)]] * questions
+    else:
+        drawn = fewshot.draws(questions, len(examples), options.shots + own_split)
+    if not own_split:
+        return [*drawn]
     return [fewshot.others(places, own, options.shots) for own, places in enumerate(drawn)]
 
 

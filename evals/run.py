@@ -60,10 +60,12 @@ def evaluate(task: Task, options: Any, name: str, counter: CycleCounter, llm: LL
         missing = task.wanted - run.records.keys()
         try:
             if missing:
-                from engine import LLM
+                from engine import LLM, kernels
 
                 if render is not None:  # a template that prints the date goes on with that of the first sitting
                     render = renderer(opened.folder, datetime.fromisoformat(run.header["date"]))
+                if device.type == "cpu":
+                    kernels.wait()  # so that a run is computed in one way, however it is cut up
                 if llm is None:
                     reset_peak_memory(device)
                     llm = LLM.load(name, **model_options(options))
@@ -125,7 +127,7 @@ def command() -> str:
     """What to type to go on: the same again, but never --fresh."""
     module = sys.modules["__main__"].__spec__
     words = [word for word in sys.argv[1:] if word != "--fresh"]
-    return shlex.join(["python", "-m", module.name if module else sys.argv[0], *words])
+    return shlex.join(["python", "-m", module.name.removesuffix(".__main__") if module else sys.argv[0], *words])
 
 
 def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_length: int) -> None:

@@ -16,6 +16,8 @@ from evals.store import Key, read
 from evals.tables import asked, short_name
 
 ENDING = ".run.jsonl"
+SETTING = ("task", "split", "shots", "chat", "single_turn")  # what runs that are compared have in common
+TIMING = "timing.jsonl"  # beside what evals.timing scores for its own use
 QUESTIONS = "_questions.json"  # what --save-question-data writes beside a run file
 
 
@@ -71,6 +73,8 @@ def load(paths: Sequence[str]) -> list[Run]:
         path = local_path(name)
         if path.is_dir():
             for file in sorted(path.rglob(f"*{ENDING}")):
+                if any((parent / TIMING).exists() for parent in file.parents[:3]):
+                    continue  # a cell of evals.timing
                 try:
                     runs.setdefault(file.resolve(), _read(file))
                 except BareloopError as error:
@@ -87,15 +91,25 @@ def load(paths: Sequence[str]) -> list[Run]:
 def groups(runs: Sequence[Run], least: int = 1) -> list[Group]:
     """What can be compared, in the catalogue's order; groups of fewer than `least` runs are left out.
 
-    Raises one line where runs of one benchmark are of different data, have no question in common, or are all too few.
+    Runs on different data are in groups of their own, which is told on stderr. Raises one line where that leaves
+    nothing to compare, where runs have no question in common, or where they are all too few.
     """
     by_setting: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        setting = tuple(run.header[name] for name in ("task", "split", "shots", "chat", "single_turn"))
+        setting = tuple(run.header[name] for name in (*SETTING, "data"))
         by_setting.setdefault(setting, []).append(run)
     known = list(BENCHMARKS)
     order = sorted(by_setting, key=lambda own: (known.index(own[0]) if own[0] in known else len(known), own[1:]))
     found = [_group(by_setting[setting]) for setting in order if len(by_setting[setting]) >= least]
+    firsts: dict[tuple[Any, ...], Run] = {}
+    for setting in order:
+        own = by_setting[setting][0]
+        first = firsts.setdefault(setting[:-1], own)
+        if first is not own:
+            told = f"{first.path} and {own.path} were scored on different data, and cannot be compared"
+            if not found:
+                raise BareloopError(f"{told}; name the run files of one data set")
+            print(f"{told} with each other", file=sys.stderr)
     if not found:
         (alone, *_) = runs
         raise UsageError(
@@ -118,12 +132,6 @@ def parts(group: Group) -> list[Group]:
 
 def _group(runs: list[Run]) -> Group:
     first, *others = runs
-    for other in others:
-        if other.header["data"] != first.header["data"]:
-            raise BareloopError(
-                f"{first.path} and {other.path} were scored on different data, and cannot be compared; "
-                "name the run files of one data set"
-            )
     common = set(first.records).intersection(*(run.records for run in others))
     if not common:
         listed = ", ".join(str(run.path) for run in runs)
@@ -167,9 +175,18 @@ def _texts(runs: Sequence[Run]) -> dict[Key, Mapping[str, Any]]:
     for run in reversed(runs):
         try:
             rows = json.loads(run.questions_file.read_text(encoding="utf-8"))
-            texts |= {(row["subject"], row["index"]): row for row in rows}
+            texts |= {(row["subject"], row["index"]): _readable(row) for row in rows}
         except FileNotFoundError:
             continue
         except (OSError, ValueError, TypeError, KeyError):
             print(f"left out: {run.questions_file} cannot be read as saved questions", file=sys.stderr)
     return texts
+
+
+def _readable(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved question without what is no text where there should be one."""
+    choices = row.get("choices")
+    is_listed = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    dropped = set() if isinstance(row.get("question"), str) else {"question"}
+    dropped |= set() if is_listed else {"choices"}
+    return {name: value for name, value in row.items() if name not in dropped}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import demo
 from engine.files import local_path
+from evals.catalogue import stem
 from evals.task import Task
 
 if TYPE_CHECKING:
@@ -35,10 +36,8 @@ def _is_folder(model: str) -> bool:
 
 def run_file(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
     """Where the records of one setting are."""
-    chat = ("_chat1" if options.single_turn else "_chat") if options.chat_template else ""
-    split = "" if task.split == task.usual_split else f"_{task.split}"
-    name = f"{task.name}{split}_{task.shots}shot{chat}_{device}_{dtype}_{quant}.run.jsonl"
-    return results_folder(options, model) / name
+    begin = stem(task.name, task.split, task.shots, options.chat_template, options.single_turn)
+    return results_folder(options, model) / f"{begin}_{device}_{dtype}_{quant}.run.jsonl"
 
 
 def make_header(

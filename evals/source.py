@@ -58,6 +58,8 @@ def json_lines(path: Path) -> Iterator[Any]:
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     yield json.loads(line)
                 except ValueError as error:

@@ -17,7 +17,7 @@ from engine.cli import run
 from engine.errors import UsageError
 from evals import source
 from evals.program import print_table, run_program
-from evals.protocol import Asked, Protocol, Row, load_task, metric_list, parser
+from evals.protocol import Asked, Protocol, Row, load_task, metric_list, parser, text, texts
 from evals.store import sha256
 from evals.task import Writing
 
@@ -41,10 +41,11 @@ QUESTIONS = (
 
 def ask(_: str, doc: Mapping[str, Any]) -> Asked:
     """A paragraph and a question about it."""
-    answers = list(doc["answers"]["text"])
-    shown = f"{doc['title']}\n{doc['context']}\n{doc['question']}"
-    text = f"Title: {doc['title']}\nBackground: {doc['context']}\nQuestion: {doc['question']}\nAnswer:"
-    return Asked(text, list(dict.fromkeys(answers)), answers[0], shown=shown)
+    answers = texts(doc["answers"]["text"])
+    title, passage, question = (text(doc[name]) for name in ("title", "context", "question"))
+    shown = f"{title}\n{passage}\n{question}"
+    asked = f"Title: {title}\nBackground: {passage}\nQuestion: {question}\nAnswer:"
+    return Asked(asked, list(dict.fromkeys(answers)), answers[0], shown=shown)
 
 
 def normalized(text: str) -> str:
@@ -56,7 +57,7 @@ def f1(response: str, answer: str) -> float:
     """The harmonic mean of the shares of words that the one has of the other."""
     ours, theirs = normalized(response).split(), normalized(answer).split()
     if not ours or not theirs:
-        return float(ours == theirs)
+        return 0.0  # as the official script of v1.1
     common = sum((Counter(ours) & Counter(theirs)).values())
     return 2 * common / (len(ours) + len(theirs))
 
@@ -91,7 +92,6 @@ GENERATION = {"until": ["\n"], "do_sample": False, "temperature": 0.0, "max_gen_
 PROTOCOL = Protocol(
     name="squad",
     subjects={"squad": "plain_text"},
-    split="validation",
     examples=EXAMPLES,
     first_examples=True,
     columns="title, context, question, and answers with at least one text",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -150,10 +151,11 @@ def _is_record(row: Mapping[str, Any]) -> bool:
     return (
         row["index"] >= 0
         and {"real", "cpu", "computed", "peak_memory"} <= times.keys()
-        and all(type(value) in (int, float) for value in times.values())
+        and all(type(value) in (int, float) and math.isfinite(value) for value in times.values())
+        and row["tokens"] > 0
         and len(metrics) > 0
         and all(type(value) is float for value in metrics.values())
-        and (own is WRITTEN or _is_choice(row))
+        and (_is_choice(row) if own is CHOSEN else {"prefill", "decode"} <= times.keys())
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli import duration
-from evals.catalogue import BENCHMARKS
+from evals.catalogue import BENCHMARKS, split_of
 from evals.scoring import accuracy, pooled_stderr
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Summary:
     @property
     def saved(self) -> float:
         """The share of the prompts' tokens that were not computed, because an earlier prompt had begun with them."""
-        return 1 - self.computed / self.tokens
+        return max(0.0, 1 - self.computed / self.tokens)
 
     @property
     def rate(self) -> float:
@@ -170,7 +170,7 @@ def pooled(name: str, members: Sequence[Accuracy]) -> Accuracy:
 def asked(header: Record) -> str:
     """How the questions were asked, in words: 5-shot, through the chat template."""
     chat = ("", ", through the chat template", ", through the chat template in one turn")
-    split = "" if header["split"] == "test" else f", {header['split']} split"
+    split = "" if header["split"] == split_of(header["task"]) else f", {header['split']} split"
     return f"{header['shots']}-shot{chat[header['chat'] + header['single_turn']]}{split}"
 
 

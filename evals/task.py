@@ -54,7 +54,6 @@ class Task:
     name: str  # mmlu
     title: str
     split: str
-    usual_split: str  # which the names of run files leave out
     shots: int
     digest: str  # of the data
     questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject; none where the data is not here

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main, metric_list
+from evals.protocol import Asked, Protocol, main, metric_list, text, texts
 from evals.scoring import predict
 
 # What stands before every question: a part of the protocol.
@@ -38,10 +38,10 @@ A: The 1992 Olympics were held in Barcelona, Spain.
 def ask(subject: str, doc: Mapping[str, Any]) -> Asked:
     """A question, and its answers; of mc1 only the first is right, of mc2 several."""
     targets = doc[f"{subject}_targets"]
-    choices, labels = list(targets["choices"]), list(targets["labels"])
+    choices, labels = texts(targets["choices"]), list(targets["labels"])
     right = [place for place, (label, _) in enumerate(zip(labels, choices, strict=True)) if label == 1]
     gold: int | list[int] = 0 if subject == "mc1" else right
-    return Asked(f"{PREAMBLE}Q: {doc['question']}\nA:", gold, choices[right[0]], choices, doc["question"])
+    return Asked(f"{PREAMBLE}Q: {text(doc['question'])}\nA:", gold, choices[right[0]], choices, doc["question"])
 
 
 def judge(asked: Asked, loglikelihoods: Sequence[float]) -> dict[str, float]:
@@ -56,7 +56,6 @@ def judge(asked: Asked, loglikelihoods: Sequence[float]) -> dict[str, float]:
 PROTOCOL = Protocol(
     name="truthfulqa",
     subjects=dict.fromkeys(("mc1", "mc2"), "multiple_choice"),
-    split="validation",
     columns="question, mc1_targets and mc2_targets, each with choices and labels, at least one of them 1",
     ask=ask,
     judge=judge,

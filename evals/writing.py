@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.device import Stopwatch
     from engine.generate import Event
     from engine.generate import Sequence as TokenSequence
+    from engine.tokenizer import Tokenizer
 
 LEAST_SHARED = 32  # tokens at the beginning of all prompts that are worth keeping from batch to batch
 
@@ -56,7 +57,7 @@ def write(
                     root.feed(begin)
             fed = feed_together(root, prompts[start : start + batch[1]], batch[0])
             prefill = asdict(watch.lap())
-            answers = respond(fed.rows, task.writing)
+            answers = respond(fed.rows, task.writing, llm.tokenizer)
             decode = asdict(watch.lap())
             spent = {kind: None if prefill[kind] is None else prefill[kind] + decode[kind] for kind in prefill}
             spent |= {"computed": computed + fed.computed, "prefill": prefill["real"], "decode": decode["real"]}
@@ -78,13 +79,25 @@ def beginning(prompts: Sequence[list[int]]) -> list[int]:
     return prompts[0][:shared] if shared >= LEAST_SHARED and len(prompts) > 1 else []
 
 
-def respond(rows: list[TokenSequence], writing: Writing) -> list[list[Event]]:
+def ends(tokenizer: Tokenizer) -> list[str]:
+    """The text of EOS, which ends an answer also where a model spells it out."""
+    text = tokenizer.special_tokens.get("eos_token")
+    return [text] if text else []
+
+
+def respond(rows: list[TokenSequence], writing: Writing, tokenizer: Tokenizer) -> list[list[Event]]:
     """What is written after each row, all side by side; the rows are closed."""
     from engine.generate import decode
     from engine.sampling import SamplingParams
 
     answers: list[list[Event]] = [[] for _ in rows]
-    for event in decode(rows, SamplingParams(max_new_tokens=writing.max_new_tokens, stop=writing.until)):
+    special = tokenizer.control_tokens  # which are no part of the text
+    params = SamplingParams(
+        max_new_tokens=writing.max_new_tokens,
+        stop=(*writing.until, *ends(tokenizer)),
+        stop_token_ids=[special[text] for text in writing.until if text in special],
+    )
+    for event in decode(rows, params):
         answers[event.sequence].append(event)
     for row in rows:
         row.close()

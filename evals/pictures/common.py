@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.figures import INK, PALETTE, QUIET, SMALLEST, fold, lines, text_width
+from evals import catalogue
 from evals.mistakes.patterns import Rate
 from evals.runs import Group, Run
 from evals.store import right_choices
@@ -122,10 +123,8 @@ def metric(group: Group) -> str:
 def stem(group: Group, subject: str = "") -> str:
     """What the files of a group's pictures begin with, as its run files do: mmlu_5shot_chat."""
     header = group.runs[0].header
-    split = "" if header["split"] == "test" else f"_{header['split']}"
-    chat = ("_chat1" if header["single_turn"] else "_chat") if header["chat"] else ""
-    part = f"_{subject}" if subject else ""
-    return re.sub(r"[^\w.-]+", "_", f"{header['task']}{split}_{header['shots']}shot{chat}{part}")
+    setting = catalogue.stem(*(header[name] for name in ("task", "split", "shots", "chat", "single_turn")))
+    return re.sub(r"[^\w.-]+", "_", f"{setting}_{subject}" if subject else setting)
 
 
 def fitted(names: Sequence[str], most: float, size: float = NAMED, bold: bool = False) -> tuple[list[str], float, int]:

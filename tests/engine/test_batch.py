@@ -15,8 +15,10 @@ def logits_of(rows) -> torch.Tensor:
     return torch.stack([row.logits for row in rows])
 
 
-def test_every_prompt_stands_where_it_would_alone(tiny, prompt):
-    """Behind a root, in pairs behind a paragraph, and alone; for every family."""
+@pytest.mark.parametrize("variant", ["llama", "mistral-window", "mamba", "rwkv"])
+def test_every_prompt_stands_where_it_would_alone(draw_tiny, prompt, variant):
+    """Behind a root, in pairs behind a paragraph, and alone; for every kind of state."""
+    tiny = draw_tiny(variant)
     llm = LLM.load(tiny.folder, device="cpu")
     shots, paragraph = prompt(20, 1), prompt(LEAST_SHARED + 9, 2)
     texts = [[*shots, *paragraph, *prompt(5, 3)], [*shots, *prompt(9, 4)], [*shots, *paragraph, *prompt(7, 5)]]

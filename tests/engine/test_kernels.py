@@ -46,7 +46,7 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("rows", [1, 3, 5, 8])
 def test_linear_is_the_sum_of_products(ops, dtype, rows):
     shapes = [(1, 1), (3, 2), (7, 31), (16, 32), (5, 33), (130, 65), (64, 896), (19, 8191), (33, 4097)]
     for out, size in shapes:

@@ -51,7 +51,7 @@ def make(
     or they have these numbers of them in turn. `questions` saves the texts beside the run files. `header` replaces
     fields, such as quant="int8", device="cuda" (which measures GPU seconds), data or shots.
     """
-    own = HEADER | {"task": task, "shots": BENCHMARKS[task].shots} | header
+    own = HEADER | {"task": task, "shots": BENCHMARKS[task].shots, "split": BENCHMARKS[task].split} | header
     sizes = SUBJECTS[task] if subjects is None else subjects
     keys = [(subject, index) for subject, size in sizes.items() for index in range(size)]
     paths = []

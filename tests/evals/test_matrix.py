@@ -46,7 +46,7 @@ def test_a_matrix_is_one_table(shared, tmp_path, here, capsys):
     for expected in ("ARC (6)", "TruthfulQA (6)", f"{STORIES} int8", "mc1", "mc2"):
         assert expected in told.out
     assert "[4/4] truthfulqa, llama-tinystories-656k int8" in told.err
-    assert (tmp_path / "matrix.md").read_text().count("\n") == 4
+    assert (tmp_path / "matrix_arc_truthfulqa.md").read_text().count("\n") == 4
     names = {path.name for path in (tmp_path / STORIES).glob("*_0shot_cpu_float32_*.run.jsonl")}
     cells = product(("arc", "truthfulqa"), ("none", "int8"))
     assert names == {f"{task}_0shot_cpu_float32_{quant}.run.jsonl" for task, quant in cells}
@@ -65,7 +65,7 @@ def test_one_failure_does_not_end_the_rest(shared, tmp_path, here, capsys):
         matrix.main(options_of(shared, tmp_path, "--model", str(broken)))
     told = capsys.readouterr()
     assert "arc, broken failed: " in told.err
-    rows = (tmp_path / "matrix.md").read_text().splitlines()
+    rows = (tmp_path / "matrix_arc_truthfulqa.md").read_text().splitlines()
     assert rows[-1].startswith("| broken | failed | failed")
     assert "failed" not in rows[-2]
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine import LLM
+from engine.cli import run
 from engine.cycles import CycleCounter
 from engine.errors import BareloopError
 from evals.mmlu import load_task, parser
-from evals.program import conclude
+from evals.program import conclude, run_program
 from evals.prompts import encode_pairs, encoder
 from evals.run import evaluate
 from evals.store import read
@@ -110,9 +112,13 @@ def test_every_loglikelihood_equals_a_plain_transformers_loop(shared, tmp_path, 
 
 
 def program(shared, *more: str, model: str | None = STORIES) -> subprocess.CompletedProcess[str]:  # type: ignore[no-untyped-def]
+    """The whole program, in this process, which saves the imports."""
     words = ["-m", str(shared / "checkpoints" / model)] if model else []
     words += ["--data", str(shared / "data" / "mmlu"), "--device", "cpu", *more]
-    return subprocess.run([sys.executable, "-m", "evals.mmlu", *words], capture_output=True, text=True, timeout=300)
+    told, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        run(parser(), lambda options: run_program(options, load_task, "mmlu"), words)
+    return subprocess.CompletedProcess(words, int(str(ended.value.code)), told.getvalue(), errors.getvalue())
 
 
 def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, tmp_path):

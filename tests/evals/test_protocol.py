@@ -72,7 +72,7 @@ def test_every_answer_is_what_transformers_writes(shared, reference, tmp_path, p
         most = task.writing.max_new_tokens
         own = reference.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=most, do_sample=False)
         text = tokenizer.decode([*ids, *own[0, len(ids) :].tolist()])[len(tokenizer.decode(ids)) :]
-        for end in task.writing.until:
+        for end in (*task.writing.until, tokenizer.special_tokens["eos_token"]):
             text = text.partition(end)[0]
         assert record["response"] == text
         assert record["tokens"] == len(ids)
@@ -181,7 +181,7 @@ SCENE = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["x"], "l
 def test_a_row_that_is_no_question_is_named(shared, tmp_path, program, row, line):
     spec = harness.PROTOCOLS[program]
     for config in spec.subjects.values():
-        for name in (f"{config}/{spec.split}.jsonl", f"{spec.split}.jsonl"):
+        for name in (f"{config}/{spec.benchmark.split}.jsonl", f"{spec.benchmark.split}.jsonl"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).write_text(json.dumps(row) + "\n")
     shots = [] if spec.examples is None else ["--shots", "0"]

@@ -114,7 +114,7 @@ def test_the_operator_quantizes_as_pytorch_does(ops, bits, group):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("rows", [1, 3, 5, 8])
 @pytest.mark.parametrize(("bits", "group"), KINDS)
 def test_a_product_is_that_of_the_quantized_numbers(ops, bits, group, rows, dtype):
     for out, size in SHAPES[bits]:
