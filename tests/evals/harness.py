@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine import cli
 from evals import arc, gsm8k, hellaswag, protocol, squad, truthfulqa
 from evals.mmlu import load_task, parser
+from evals.program import run_program
 from evals.protocol import Protocol
 from evals.task import Task
 
@@ -49,6 +54,18 @@ def load(shared: Path, program: str, *flags: str) -> Task:
     if program == MMLU:
         return load_task(parser().parse_args(["--subjects", "all", *words]))
     return protocol.load_task(PROTOCOLS[program], protocol.parser(PROTOCOLS[program]).parse_args(words))
+
+
+def mmlu(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The whole program in this process, which saves the imports."""
+    told, errors = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors):
+        try:
+            cli.run(parser(), lambda options: run_program(options, load_task, MMLU), words)
+        except SystemExit as ended:
+            status = int(str(ended.code))
+    return subprocess.CompletedProcess(list(words), status, told.getvalue(), errors.getvalue())
 
 
 def chatml(messages: Sequence[Mapping[str, str]]) -> str:

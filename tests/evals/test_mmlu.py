@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import shutil
 import subprocess
@@ -14,11 +12,10 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.cli import run
 from engine.cycles import CycleCounter
 from engine.errors import BareloopError
 from evals.mmlu import load_task, parser
-from evals.program import conclude, run_program
+from evals.program import conclude
 from evals.prompts import encode_pairs, encoder
 from evals.run import evaluate
 from evals.store import read
@@ -115,10 +112,7 @@ def program(shared, *more: str, model: str | None = STORIES) -> subprocess.Compl
     """The whole program, in this process, which saves the imports."""
     words = ["-m", str(shared / "checkpoints" / model)] if model else []
     words += ["--data", str(shared / "data" / "mmlu"), "--device", "cpu", *more]
-    told, errors = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-        run(parser(), lambda options: run_program(options, load_task, "mmlu"), words)
-    return subprocess.CompletedProcess(words, int(str(ended.value.code)), told.getvalue(), errors.getvalue())
+    return harness.mmlu(words)
 
 
 def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, tmp_path):
