@@ -29,9 +29,6 @@ PROTOCOL = Protocol(
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{choices.label.index(answerKey)}}",
         "doc_to_choice": "{{choices.text}}",
-        "output_type": "multiple_choice",
-        "target_delimiter": " ",
-        "fewshot_delimiter": "\n\n",
         "metric_list": metric_list("acc", "acc_norm"),
     },
 )

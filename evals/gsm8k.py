@@ -73,10 +73,7 @@ PROTOCOL = Protocol(
         "fewshot_split": "train",
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{answer}}",
-        "output_type": "generate_until",
         "generation_kwargs": GENERATION,
-        "target_delimiter": " ",
-        "fewshot_delimiter": "\n\n",
         "metric_list": metric_list("exact_match"),
     },
 )

@@ -40,9 +40,6 @@ PROTOCOL = Protocol(
         "doc_to_text": "{{query}}",
         "doc_to_target": "{{label}}",
         "doc_to_choice": "choices",
-        "output_type": "multiple_choice",
-        "target_delimiter": " ",
-        "fewshot_delimiter": "\n\n",
         "metric_list": metric_list("acc", "acc_norm"),
     },
 )

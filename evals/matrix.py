@@ -23,7 +23,7 @@ from evals.apart import apart
 from evals.catalogue import BENCHMARKS
 from evals.cells import markdown
 from evals.program import check_run_options, refuse_shared_folders
-from evals.tables import short_name
+from evals.tables import run_name
 
 if TYPE_CHECKING:
     from evals.tables import Summary
@@ -41,7 +41,7 @@ class Cell:
     @property
     def row(self) -> str:
         """Whose it is, in the table."""
-        return short_name(self.model) + ("" if self.quant == "none" else f" {self.quant}")
+        return run_name(self.model, self.quant)
 
     def __str__(self) -> str:
         return f"{self.task}, {self.row}"

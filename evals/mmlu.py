@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.cli import Parser, run
 from engine.errors import BareloopError, UsageError
-from evals import fewshot
+from evals import fewshot, source
 from evals.catalogue import BENCHMARKS
 from evals.data import MMLU, choose
 from evals.program import add_run_options, run_program
@@ -50,12 +49,8 @@ def load_task(options: Any) -> Task:
         questions = {subject: data.split(split)[subject] for subject in data.choose(names, split)}
         examples = {subject: data.split("dev").get(subject, []) if shots else [] for subject in questions}
         digest = data.digest(split, *(["dev"] if shots else []))
-    except UsageError:
-        raise
     except BareloopError as error:
-        if not options.rescore:
-            raise
-        print(f"without the data there are only tables: {error}", file=sys.stderr)
+        source.do_without(error, options.rescore)
     for subject, own in examples.items():
         if not 0 <= shots <= len(own):
             most = len(own) or len(data.split("dev").get(subject, []))

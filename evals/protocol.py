@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from evals import fewshot, source
 from evals.catalogue import BENCHMARKS, Benchmark
 from evals.prompts import Render
 from evals.scoring import predict, predict_by_length
+from evals.store import right_choices
 from evals.task import Item, Task, Writing
 
 ALL = "all"
@@ -117,16 +117,14 @@ def load_task(protocol: Protocol, options: Any) -> Task:
     try:
         everything = {own: rows(protocol, options.data, own, options.split, mark) for own in protocol.subjects}
         pools = {subject: pool(protocol, options, subject, own) for subject, own in everything.items()}
-    except UsageError:
-        raise
     except BareloopError as error:
-        if not options.rescore:
-            raise
-        print(f"without the data there are only tables: {error}", file=sys.stderr)
+        source.do_without(error, options.rescore)
         everything = {}
     questions = {subject: own for subject, own in everything.items() if subject in chosen}
     drawn = {subject: draw(protocol, options, len(own), pools[subject]) for subject, own in questions.items()}
-    definition = {"dataset_path": options.data, **protocol.definition}
+    kind = "multiple_choice" if protocol.writing is None else "generate_until"
+    delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
+    definition = {"dataset_path": options.data, **protocol.definition, "output_type": kind, **delimiters}
 
     def item(row: Row, render: Render | None) -> Item:
         places = drawn[row.subject][row.index]
@@ -267,7 +265,7 @@ def show(row: Row, record: Mapping[str, Any]) -> str:
     if not asked.choices:
         verdict = "right" if record["correct"] else f"wrong, it is {' or '.join(map(str, record['gold']))}"
         return f"{head}{record['response']}\n-> {record['prediction']} ({verdict})\n"
-    right = record["gold"] if isinstance(record["gold"], list) else [record["gold"]]
+    right = right_choices(record)
     marks = [
         f"{'>' if place == record['prediction'] else ' '} {'+' if place in right else '-'} {choice}"
         for place, choice in enumerate(asked.choices)

@@ -13,7 +13,7 @@ from engine.errors import BareloopError, UsageError
 from engine.files import local_path
 from evals.catalogue import BENCHMARKS
 from evals.store import Key, read
-from evals.tables import asked, short_name
+from evals.tables import asked, run_name
 
 ENDING = ".run.jsonl"
 SETTING = ("task", "split", "shots", "chat", "single_turn")  # what runs that are compared have in common
@@ -165,8 +165,7 @@ def _read(path: Path) -> Run:
     header, records = read(path)
     if not records:
         raise BareloopError(f"{path} has no records: nothing has been scored yet")
-    quant = header["quant"]
-    return Run(path, header, records, short_name(header["model"]) + ("" if quant == "none" else f" {quant}"))
+    return Run(path, header, records, run_name(header["model"], header["quant"]))
 
 
 def _texts(runs: Sequence[Run]) -> dict[Key, Mapping[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BareloopError
+from engine.errors import BareloopError, UsageError
 from engine.files import local_path
 
 HUB_TIMEOUT = 10.0  # seconds
@@ -50,6 +51,13 @@ def table(name: str, split: str, config: str | None = None, alone: bool = True) 
             return [row for path in parts for row in parquet_rows(path)]
     expected = ", ".join(f"{begin}{split}.jsonl(.gz) or -*.parquet" for begin in begins)
     raise BareloopError(f"{name} has no {split} split{f' of {config}' if config else ''}: no {expected}")
+
+
+def do_without(error: BareloopError, rescore: bool) -> None:
+    """Where the data cannot be had: a line for --rescore, whose tables need none; else, and for a wrong flag, raise."""
+    if not rescore or isinstance(error, UsageError):
+        raise error
+    print(f"without the data there are only tables: {error}", file=sys.stderr)
 
 
 def json_lines(path: Path) -> Iterator[Any]:

@@ -104,10 +104,7 @@ PROTOCOL = Protocol(
         "fewshot_split": EXAMPLES,
         "doc_to_text": "Title: {{title}}\nBackground: {{context}}\nQuestion: {{question}}\nAnswer:",
         "doc_to_target": "{{answers.text[0]}}",
-        "output_type": "generate_until",
         "generation_kwargs": GENERATION,
-        "target_delimiter": " ",
-        "fewshot_delimiter": "\n\n",
         "metric_list": metric_list("contains", "em", "f1"),
     },
 )

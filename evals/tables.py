@@ -160,6 +160,11 @@ def short_name(model: str) -> str:
     return model if model.count("/") <= 1 and not model.startswith((".", "/", "~")) else Path(model).name
 
 
+def run_name(model: str, quant: str) -> str:
+    """A model's short name, and its weight format where it has one."""
+    return short_name(model) + ("" if quant == "none" else f" {quant}")
+
+
 def pooled(name: str, members: Sequence[Accuracy]) -> Accuracy:
     """The micro average over several subjects."""
     sizes = [member.questions for member in members]

@@ -64,9 +64,6 @@ PROTOCOL = Protocol(
         "validation_split": "validation",
         "doc_to_text": PREAMBLE + "Q: {{question}}\nA:",
         "doc_to_target": 0,
-        "output_type": "multiple_choice",
-        "target_delimiter": " ",
-        "fewshot_delimiter": "\n\n",
         "metric_list": metric_list("acc"),
     },
 )

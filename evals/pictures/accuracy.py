@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from engine.figures import LINE, MARGIN, QUIET, page, place, style, text_width
 from evals.mistakes.patterns import Rate, by_subject, overall
+from evals.mistakes.words import count as counted
+from evals.mistakes.words import plain as spoken
 from evals.pictures.common import (
     BELOW,
     GAP,
@@ -16,7 +18,6 @@ from evals.pictures.common import (
     above,
     beside,
     chance,
-    counted,
     fitted,
     intervals,
     mark,
@@ -25,7 +26,6 @@ from evals.pictures.common import (
     percents,
     plain,
     rows_down,
-    spoken,
     tint,
     upper,
 )

@@ -73,11 +73,6 @@ def heat() -> Colormap:
     return scale.with_extremes(bad="#F4F4F4")
 
 
-def spoken(subject: str) -> str:
-    """A subject's name as it is said: high school physics."""
-    return subject.replace("_", " ")
-
-
 def percent(share: float, digits: int = 1) -> str:
     """45.2 %."""
     return f"{100 * share:.{digits}f} %"
@@ -86,11 +81,6 @@ def percent(share: float, digits: int = 1) -> str:
 def probability(p: float) -> str:
     """How it is told: p = 0.032, or p < 0.001."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def counted(count: int, what: str) -> str:
-    """1 question, 2,000 questions."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def sections(group: Group) -> list[tuple[str, list[str]]]:

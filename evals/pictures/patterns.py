@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from engine.figures import INK, LINE, MARGIN, PALETTE, QUIET, SMALLEST, page, place, style, text_width
 from evals.catalogue import BENCHMARKS
 from evals.mistakes.patterns import calibration, choice_bias, common_misses, overlaps, wilson
+from evals.mistakes.words import count as counted
 from evals.pictures.common import (
     NAMED,
     ONE_RUN,
     Picture,
     above,
-    counted,
     fitted,
     heat,
     mark,

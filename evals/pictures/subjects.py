@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from engine.figures import INK, LINE, MARGIN, PALE, QUIET, SMALLEST, page, place, style, text_width
 from evals.mistakes.patterns import Rate, by_subject, overall, wilson
+from evals.mistakes.words import count as counted
+from evals.mistakes.words import plain as spoken
 from evals.pictures.accuracy import PLOT, subject_bars
 from evals.pictures.common import (
     BELOW,
@@ -19,7 +21,6 @@ from evals.pictures.common import (
     above,
     beside,
     chance,
-    counted,
     fitted,
     heat,
     intervals,
@@ -30,7 +31,6 @@ from evals.pictures.common import (
     plain,
     rows_down,
     sections,
-    spoken,
     upper,
 )
 from evals.runs import Group
