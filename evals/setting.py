@@ -94,6 +94,7 @@ def _version() -> str:
 
 
 def machine(device: torch.device) -> str:
+    """What it was run on: the GPU's name, or the processor and the number of threads."""
     import torch
 
     if device.type == "cuda":
