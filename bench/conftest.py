@@ -10,8 +10,8 @@ import torch
 from bench.measure import Limits, how
 from bench.shapes import checkpoint
 from engine import LLM, kernels
-from engine.device import choose_device
-from engine.errors import BareloopError
+from engine.runtime.device import choose_device
+from engine.runtime.errors import BareloopError
 
 DEVICES = ("cpu", "cuda", "mps")
 

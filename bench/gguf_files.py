@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from bench.shapes import cache_folder
-from engine.checkpoint import open_checkpoint
-from engine.cli import Progress
-from engine.config import read_json
-from engine.errors import BareloopError
-from engine.pickled import find_tensors
+from engine.checkpoints.pickles import find_tensors
+from engine.checkpoints.safetensors import open_checkpoint
+from engine.cli.progress import Progress
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import read_json
 
 FORMATS = ("BF16", "Q8_0", "Q4_0")
 ARCHITECTURES = ("llama", "qwen2", "olmo2")  # whose names and layouts of tensors are known here
@@ -81,9 +81,9 @@ def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
 
 def _rope_factors(config: dict[str, Any], head_dim: int) -> torch.Tensor | None:
     """By what llama.cpp divides the frequencies of a llama3 scaling [head_dim / 2]; None without a scaling."""
+    from engine.layers.rope import Rotary
     from engine.models import configure
     from engine.models.decoder import DecoderConfig
-    from engine.rope import Rotary
 
     parsed = configure(config)[1]
     assert isinstance(parsed, DecoderConfig)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from engine import LLM, kernels
-from engine.device import dtype_name, read_bandwidth, synchronize
 from engine.models.family import Cost
+from engine.runtime.clocks import read_bandwidth
+from engine.runtime.device import dtype_name, synchronize
 
 MATRIX = 2048  # rows and columns of the product that stands for the most that can be computed
 EVERY = 8  # rounds between two looks at the limits

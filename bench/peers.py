@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser, Progress, run
-from engine.errors import BareloopError, UsageError
+from engine.cli.parser import Parser, run
+from engine.cli.progress import Progress
+from engine.runtime.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +65,7 @@ def main(options: Any) -> None:
     from rich.console import Console
 
     from bench.shapes import checkpoint
-    from engine.files import local_path, write_atomic
+    from engine.runtime.files import local_path, write_atomic
 
     for flag in ("prompt_tokens", "new_tokens", "prefill_tokens", "rounds"):
         if getattr(options, flag) < 2:
@@ -84,8 +85,8 @@ def measure(folder: Path, options: Any) -> list[Measured]:
     """All engines in turn, round by round, each beside the bandwidth of its moment."""
     import torch
 
-    from engine.config import read_json
-    from engine.device import read_bandwidth
+    from engine.runtime.clocks import read_bandwidth
+    from engine.runtime.files import read_json
 
     config = read_json(folder / "config.json")
     longest = max(options.prompt_tokens, options.prefill_tokens)
@@ -122,7 +123,7 @@ def measure(folder: Path, options: Any) -> list[Measured]:
 def token_bytes(folder: Path, engine: str, context: int) -> int:
     """What a token reads in an engine's format: all weights but the embedding's other rows, and the past."""
     from bench.measure import how, past_bytes
-    from engine.weights import open_model
+    from engine.checkpoints.opening import open_model
 
     name, _, form = engine.partition("-")
     if name == "bareloop":

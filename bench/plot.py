@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.cli import Parser, run
-from engine.errors import BareloopError
+from engine.cli.parser import Parser, run
+from engine.runtime.errors import BareloopError
 
 GIGA = 1e9
 
@@ -24,7 +24,7 @@ def main(options: Any) -> None:
     """Read, draw, tell where."""
     from rich.console import Console
 
-    from engine.files import local_path
+    from engine.runtime.files import local_path
 
     rows = [row for name in options.files for row in read(Path(name))]
     folder = local_path(options.output_dir)
@@ -57,7 +57,7 @@ def label(row: dict[str, Any]) -> str:
 
 def draw_latency(rows: list[dict[str, Any]], path: Path) -> None:
     """Milliseconds of a token, the median, with a line up to the 99th percentile."""
-    from engine.figures import PALETTE, picture
+    from engine.cli.figures import PALETTE, picture
 
     decoded = [row for row in rows if row["group"] == "decode"] or rows
     kinds = list(dict.fromkeys((row["device"], row["format"]) for row in decoded))
@@ -79,7 +79,7 @@ def draw_latency(rows: list[dict[str, Any]], path: Path) -> None:
 
 def draw_roofline(rows: list[dict[str, Any]], path: Path) -> None:
     """What was computed a second by what was computed for each byte, under the two limits of the same run."""
-    from engine.figures import PALETTE, picture
+    from engine.cli.figures import PALETTE, picture
 
     kinds = list(dict.fromkeys((row["device"], row["format"]) for row in rows))
     intensities = [row["flops_per_byte"] for row in rows]

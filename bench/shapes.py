@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.errors import BareloopError
-from engine.files import user_cache
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import user_cache
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -131,7 +131,8 @@ def write(config: dict[str, Any], folder: Path) -> None:
     """Seeded random weights; tokens that the tokenizer does not have are never likelier than those it has."""
     import torch
 
-    from engine import LLM, weights
+    from engine import LLM
+    from engine.checkpoints.saving import save_model
     from engine.demo import vocabulary
 
     tokenizer = vocabulary.build(0)
@@ -140,7 +141,7 @@ def write(config: dict[str, Any], folder: Path) -> None:
         for name in {"embed.weight", "head.weight"} & dict(llm.model.named_parameters()).keys():
             llm.model.get_parameter(name)[tokenizer.get_vocab_size() :] = 0
     files = vocabulary.files(tokenizer, llm.max_length)
-    weights.save(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
+    save_model(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
 
 
 def cache_folder() -> Path:

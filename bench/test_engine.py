@@ -9,7 +9,7 @@ import torch
 
 from bench.measure import Limits, decoding, prefilling, timed
 from engine import LLM, SamplingParams
-from engine.generate import decode
+from engine.decoding.loop import decode
 
 STEPS = 40  # tokens of each row
 

@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.device import Stopwatch
-from evals import likelihood, writing
-from evals.matrix import program
-from evals.run import BLOCK
-from evals.task import Item, Task
+from engine.runtime.clocks import Stopwatch
+from evals.harness import generation as writing
+from evals.harness import likelihood
+from evals.harness.evaluate import BLOCK
+from evals.harness.task import Item, Task
+from evals.run import program
 
 SHARED = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
 TOKENIZER = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"

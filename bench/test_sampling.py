@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.sampling import SamplingParams, choose
+from engine.decoding.sampling import SamplingParams, choose
 
 WAYS = {
     "greedy": SamplingParams(),

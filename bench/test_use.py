@@ -11,7 +11,7 @@ from bench.measure import Limits, Work, prefilling, timed
 from bench.test_engine import prompt
 from bench.ttft import message
 from engine import LLM
-from engine.device import dtype_name, synchronize
+from engine.runtime.device import dtype_name, synchronize
 
 SHOTS, QUESTION, QUESTIONS = 600, 90, 16  # tokens of the examples, of a question, and how many have the same examples
 MESSAGE, REPLY = 80, 16  # tokens

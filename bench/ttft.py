@@ -11,8 +11,9 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser, Progress, run
-from engine.errors import UsageError
+from engine.cli.parser import Parser, run
+from engine.cli.progress import Progress
+from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +56,7 @@ def main(options: Any) -> None:
     from rich.console import Console
 
     from bench.shapes import checkpoint
-    from engine.files import local_path, write_atomic
+    from engine.runtime.files import local_path, write_atomic
 
     for flag in ("turns", "message_tokens", "reply_tokens", "rounds"):
         if getattr(options, flag) < 1:
@@ -163,7 +164,7 @@ def table(turns: list[Turn]) -> Table:
 
 def draw(turns: list[Turn], path: Path) -> None:
     """Seconds by turn."""
-    from engine.figures import PALETTE, picture
+    from engine.cli.figures import PALETTE, picture
 
     with picture(path) as (_, (axes,)):
         axes.plot([turn.turn for turn in turns], [turn.seconds for turn in turns], marker="o", label="bareloop")

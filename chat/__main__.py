@@ -10,8 +10,8 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from chat.context import STRATEGIES
-from engine.cli import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
-from engine.errors import UsageError
+from engine.cli.parser import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
+from engine.runtime.errors import UsageError
 
 
 def parser() -> Parser:

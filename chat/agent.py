@@ -19,13 +19,13 @@ from chat import store
 from chat.commands import execute, is_command
 from chat.events import Answer, Notice, Reply, Settings
 from chat.session import Session
-from engine.checkpoint import fingerprint
-from engine.device import peak_memory
-from engine.errors import BareloopError, UsageError
-from engine.files import local_path
+from engine.checkpoints.pickles import find_tensors
+from engine.checkpoints.safetensors import fingerprint
 from engine.llm import LLM
-from engine.pickled import find_tensors
-from engine.template import ChatTemplate
+from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.files import local_path
+from engine.runtime.memory import peak_memory
+from engine.text.chat_template import ChatTemplate
 
 
 def _stamp(path: Path) -> int:

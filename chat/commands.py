@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chat import store
 from chat.context import STRATEGIES
 from chat.events import Answer, Notice
-from engine.errors import UsageError
+from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.agent import Agent
@@ -189,7 +189,7 @@ def reasoning(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
 @command("NAME VALUE")
 def set_(agent: Agent, rest: str) -> Answer:
     """change how tokens are chosen: temperature, top_p, seed, max_new_tokens, … (default: the model's own)"""
-    from engine.sampling import SamplingParams
+    from engine.decoding.sampling import SamplingParams
 
     known = {one.name: one.default for one in fields(SamplingParams) if isinstance(one.default, int | float)}
     known["seed"] = 0

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
-from engine.cli import Parser, Progress, choose_model, model_options, run
-from engine.errors import BareloopError, UsageError
+from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.progress import Progress
+from engine.runtime.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +94,7 @@ def main(options: Any) -> None:
     """Play everything, print the table, write it and its picture."""
     from rich.console import Console
 
-    from engine.files import local_path, write_atomic
+    from engine.runtime.files import local_path, write_atomic
 
     dialogues = read_script(local_path(options.script)) if options.script else own_script()
     choose_model(options)
@@ -116,7 +117,7 @@ def main(options: Any) -> None:
 
 def read_script(path: Path) -> list[list[Line]]:
     """The user's dialogues; one line says what is wrong with a file."""
-    from engine.config import parse_json
+    from engine.runtime.files import parse_json
 
     found = parse_json(path)
     if not isinstance(found, list) or not found or not all(isinstance(dialogue, list) for dialogue in found):
@@ -257,7 +258,7 @@ def table(played: Sequence[Played]) -> Table:
 
 def draw(played: Sequence[Played], path: Path) -> None:
     """Recall by distance, and what a turn costs."""
-    from engine.figures import PALETTE, picture
+    from engine.cli.figures import PALETTE, picture
 
     columns, names = distances(played), [one.name for one in played]
     with picture(path, 10.0, 0.9 + 0.45 * len(played), panels=2) as (_, (left, right)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from engine.errors import BareloopError, TemplateError
+from engine.runtime.errors import BareloopError, TemplateError
 
 STRATEGIES = ("none", "truncate", "sliding", "summarise")
 LOW_WATER = 0.6  # of the room: how full `sliding` and `summarise` leave it when they evict

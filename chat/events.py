@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
-from engine.cli import tokens_per_second
-from engine.errors import UsageError
+from engine.cli.progress import tokens_per_second
+from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from engine.generate import Event
+    from engine.decoding.loop import Event
 
 
 @dataclass(frozen=True)

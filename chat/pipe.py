@@ -10,8 +10,8 @@ from typing import TextIO
 
 from chat.agent import Agent
 from chat.events import Notice, Piece, Reply
-from engine.cli import printable
-from engine.errors import BareloopError
+from engine.cli.parser import printable
+from engine.runtime.errors import BareloopError
 
 
 class Pipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chat.context import Message
-from engine.tokenizer import Tokenizer
+from engine.text.tokenizer import Tokenizer
 
 NAMES = {"user": "User", "assistant": "Assistant"}
 

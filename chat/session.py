@@ -30,11 +30,11 @@ from chat.context import (
 from chat.events import Answer, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
 from chat.reasoning import OPEN, Reasoning, split
-from engine.errors import BareloopError, UsageError, is_out_of_memory
-from engine.generate import Event
+from engine.decoding.loop import Event
+from engine.decoding.sampling import SamplingParams, defaults
 from engine.llm import LLM
-from engine.sampling import SamplingParams, defaults
-from engine.template import ChatTemplate
+from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
+from engine.text.chat_template import ChatTemplate
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 LOOP_TOKENS, LOOP_TIMES = 48, 4  # a reply that ends in so many tokens of one repeated run, so many times, is stuck

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from chat.events import Settings
-from engine.config import parse_json
-from engine.errors import BareloopError
-from engine.files import local_path, write_atomic
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import local_path, parse_json, write_atomic
 
 FORMAT, VERSION = "bareloop conversation", 1
 SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no text has
@@ -90,7 +89,7 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read what `save` wrote, or a plain list of {"role", "content"}; anything else is refused in one line."""
-    from engine.sampling import SamplingParams
+    from engine.decoding.sampling import SamplingParams
 
     content = parse_json(path)
     if isinstance(content, list):

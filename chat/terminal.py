@@ -24,8 +24,8 @@ from chat.commands import COMMANDS, is_command
 from chat.context import STRATEGIES
 from chat.events import Notice, Piece, Reply
 from chat.session import Session
-from engine.cli import printable
-from engine.errors import BareloopError
+from engine.cli.parser import printable
+from engine.runtime.errors import BareloopError
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent

@@ -13,17 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.errors import BareloopError
+    from engine.decoding.sampling import SamplingParams
     from engine.llm import LLM, Completion
-    from engine.sampling import SamplingParams
+    from engine.runtime.errors import BareloopError
 
 __all__ = ["LLM", "BareloopError", "Completion", "SamplingParams"]
 
 _HOMES = {
     "LLM": "engine.llm",
-    "BareloopError": "engine.errors",
+    "BareloopError": "engine.runtime.errors",
     "Completion": "engine.llm",
-    "SamplingParams": "engine.sampling",
+    "SamplingParams": "engine.decoding.sampling",
 }
 
 

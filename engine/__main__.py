@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from engine.cli import Parser, choose_model, model_options, run
-from engine.errors import UsageError
+from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.runtime.errors import UsageError
 
 
 def parser() -> Parser:
@@ -39,7 +39,7 @@ def main(options: Any) -> None:
     if options.families:
         from rich.console import Console
 
-        from engine.inspection import families
+        from engine.cli.inspection import families
 
         Console().print(families())
         return
@@ -48,13 +48,13 @@ def main(options: Any) -> None:
         save_quantized(options)
         return
     if not options.inspect:
-        from engine.complete import complete
+        from engine.cli.complete import complete
 
         complete(options)
         return
     from rich.console import Console
 
-    from engine.inspection import inspect
+    from engine.cli.inspection import inspect
 
     for name in options.model:
         for table in inspect(name, options.dtype, options.context, options.allow_pickle, options.quant):
@@ -64,8 +64,9 @@ def main(options: Any) -> None:
 def save_quantized(options: Any) -> None:
     """Quantize one model, and write what loads in the time of its size."""
     from engine import LLM
-    from engine.files import local_path
-    from engine.weights import check_new, open_model
+    from engine.checkpoints.opening import open_model
+    from engine.checkpoints.saving import check_new
+    from engine.runtime.files import local_path
 
     if len(options.model) != 1:
         raise UsageError("--save-quantized writes one model; name one")

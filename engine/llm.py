@@ -13,23 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import kernels, weights
-from engine.config import ModelConfig, read_json, token_ids
-from engine.device import choose_device, choose_dtype, dtype_name, free_memory, keep_freed_memory
-from engine.errors import BareloopError
-from engine.files import local_path
-from engine.formats.folder import declaration, is_quantized
-from engine.generate import Event, decode
-from engine.generate import Sequence as TokenSequence
-from engine.hub import TOKENIZER_FILES
-from engine.linear import Linear
+from engine import kernels
+from engine.cache.state import State
+from engine.checkpoints.hub import TOKENIZER_FILES
+from engine.checkpoints.loading import initialize_weights, load_weights
+from engine.checkpoints.opening import open_model
+from engine.checkpoints.quantized import declaration, is_quantized
+from engine.checkpoints.saving import save_model
+from engine.decoding.loop import Event, decode
+from engine.decoding.loop import Sequence as TokenSequence
+from engine.decoding.sampling import SamplingParams
+from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
+from engine.layers.linear import Linear
 from engine.models import configure
+from engine.models.config import ModelConfig
+from engine.models.config_reader import token_ids
 from engine.models.family import Family, Model
-from engine.sampling import SamplingParams
-from engine.score import BATCH_TOKENS, Score, Scorer
-from engine.state import State
-from engine.template import ChatTemplate, Message
-from engine.tokenizer import Tokenizer
+from engine.runtime.device import choose_device, choose_dtype, dtype_name
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import local_path, read_json
+from engine.runtime.memory import free_memory, keep_freed_memory
+from engine.text.chat_template import ChatTemplate, Message
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,13 @@ class LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id.
 
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
-        `quant`: the weight format (`engine.formats.QUANTS`), of matrices that are quantized while they are read.
+        `quant`: the weight format (`engine.quant.QUANTS`), of matrices that are quantized while they are read.
         `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, its tensors and nothing else.
         Raises `BareloopError` with one line for whatever is wrong with any of it.
         """
         where = choose_device(device)
-        opened = weights.open_model(name, dtype, allow_pickle, quant, where)
-        weights.load(opened, where)
+        opened = open_model(name, dtype, allow_pickle, quant, where)
+        load_weights(opened, where)
         return LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
 
     @staticmethod
@@ -92,7 +97,7 @@ class LLM:
         family, parsed = configure(config)
         with torch.device("meta"):
             model = family.build(parsed)
-        weights.initialize(
+        initialize_weights(
             model, family, parsed.initializer_range, seed, choose_dtype(dtype, "float32"), choose_device(device)
         )
         return LLM(model, family, parsed, None)
@@ -257,4 +262,4 @@ class LLM:
         names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
         paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
         files = {name: path.read_bytes() for name, path in paths.items()}
-        weights.save(self.model, self.family, raw, local_path(folder), files)
+        save_model(self.model, self.family, raw, local_path(folder), files)

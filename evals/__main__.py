@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.cli import Parser, run
-from evals import matrix
-from evals.catalogue import BENCHMARKS, Benchmark
+from engine.cli.parser import Parser, run
+from evals import run as matrix
+from evals.data.catalogue import BENCHMARKS, Benchmark
 
 PROGRAMS = {
     "run": "every benchmark by every model by every weight format, resumable",
@@ -31,7 +31,7 @@ def main(_: Any) -> None:
     """The tables."""
     from rich.table import Table
 
-    from evals.program import print_table
+    from evals.harness.program import print_table
 
     table = Table("benchmark", "what", "examples", "data set", "cached")
     for own in BENCHMARKS.values():

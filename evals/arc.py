@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main, metric_list, text, texts
+from evals.harness.protocol import Asked, Protocol, main, metric_list, text, texts
 
 
 def ask(_: str, doc: Mapping[str, Any]) -> Asked:

@@ -6,56 +6,17 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict
 from typing import Any
 
-from engine.cli import Parser, run
-from engine.errors import UsageError
-from engine.files import local_path, write_atomic
-from evals.mistakes import patterns
-from evals.mistakes.chance import holm
-from evals.mistakes.patterns import Calibration, ChoiceBias, Hard, Misses, Overlap, Paired, Rate, SubjectRow
-from evals.mistakes.words import notes, words
-from evals.runs import Group, groups, load, parts
-
-PERMUTATIONS, SEED, HARDEST = 10_000, 0, 10  # by default
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that is computed of a group of runs. Runs are named by their places in `group.runs`."""
-
-    group: Group
-    overall: list[Rate]  # of each run
-    subjects: list[SubjectRow]
-    corrected: list[float]  # the subjects' p-values, by Holm
-    paired: list[Paired]
-    misses: Misses
-    overlaps: list[Overlap]
-    alike: list[tuple[int, int]]  # runs that answer every question alike
-    choice_bias: list[ChoiceBias]
-    calibration: list[Calibration]
-    hardest: list[Hard]
-
-
-def compare(group: Group, permutations: int = PERMUTATIONS, seed: int = SEED, hardest: int = HARDEST) -> Comparison:
-    """A group of runs -> what their mistakes have in common; of one run alone, what is said of each."""
-    subjects = patterns.by_subject(group)
-    answers = [[own.records[key]["prediction"] for key in group.keys] for own in group.runs]
-    return Comparison(
-        group=group,
-        overall=patterns.overall(group),
-        subjects=subjects,
-        corrected=holm([row.p for row in subjects]),
-        paired=patterns.paired(group),
-        misses=patterns.common_misses(group, permutations, seed),
-        overlaps=patterns.overlaps(group),
-        alike=[pair for pair in combinations(range(len(answers)), 2) if answers[pair[0]] == answers[pair[1]]],
-        choice_bias=patterns.choice_bias(group),
-        calibration=patterns.calibration(group),
-        hardest=patterns.hardest(group, hardest),
-    )
+from engine.cli.parser import Parser, run
+from engine.runtime.errors import UsageError
+from engine.runtime.files import local_path, write_atomic
+from evals.analysis.comparison import HARDEST, PERMUTATIONS, SEED, Comparison, compare
+from evals.analysis.findings import notes, words
+from evals.analysis.patterns import Paired, SubjectRow
+from evals.analysis.statistics import holm
+from evals.runs.collection import groups, load, parts
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -104,7 +65,7 @@ def parser() -> Parser:
 
 def main(options: Any) -> None:
     """Compare, tell, write."""
-    from evals.mistakes.tables import markdown, show
+    from evals.analysis.tables import markdown, show
 
     if not 100 <= options.permutations <= 1_000_000:
         raise UsageError(f"--permutations {options.permutations}: use 100 to 1,000,000")

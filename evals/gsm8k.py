@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, Row, main, metric_list, text
-from evals.task import Writing
+from evals.harness.protocol import Asked, Protocol, Row, main, metric_list, text
+from evals.harness.task import Writing
 
 UNTIL = ("Question:", "</s>", "<|im_end|>")
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")

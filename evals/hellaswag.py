@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main, metric_list, text, texts
+from evals.harness.protocol import Asked, Protocol, main, metric_list, text, texts
 
 ENDINGS = 4
 BRACKETS = re.compile(r"\[.*?\]")  # marks of the WikiHow part

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.cli import Parser, run
-from engine.errors import BareloopError, UsageError
-from evals import fewshot, source
-from evals.catalogue import BENCHMARKS
-from evals.data import MMLU, choose
-from evals.program import add_run_options, run_program
-from evals.prompts import LETTERS, Question, Render, mmlu_description, mmlu_examples, question_block
-from evals.scoring import predict
-from evals.subjects import GROUPS
-from evals.task import Item, Task
+from engine.cli.parser import Parser, run
+from engine.runtime.errors import BareloopError, UsageError
+from evals.data import source
+from evals.data.catalogue import BENCHMARKS
+from evals.data.mmlu import MMLU, choose
+from evals.data.question import LETTERS, Question
+from evals.data.subjects import GROUPS
+from evals.harness import fewshot
+from evals.harness.program import add_run_options, run_program
+from evals.harness.prompts import Render, mmlu_description, mmlu_examples, question_block
+from evals.harness.task import Item, Task
+from evals.runs.scoring import predict
 
 DATA = BENCHMARKS["mmlu"].data
 SUBJECTS = ("astronomy", "business_ethics")

@@ -6,15 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.cli import Parser, run
-from engine.figures import pdf, png, svg, write
-from engine.files import local_path, write_atomic
-from evals.pictures.accuracy import accuracy
-from evals.pictures.common import Picture, colours, stem
-from evals.pictures.costs import costs_figure
-from evals.pictures.patterns import choices, misses, overlap, reliability
-from evals.pictures.subjects import errors, heat_map, subjects
-from evals.runs import Group, Run, groups, load, parts
+from engine.cli.figures import pdf, png, svg, write
+from engine.cli.parser import Parser, run
+from engine.runtime.files import local_path, write_atomic
+from evals.plotting.accuracy import accuracy
+from evals.plotting.common import Picture, colours, stem
+from evals.plotting.costs import costs_figure
+from evals.plotting.patterns import choices, misses, overlap, reliability
+from evals.plotting.subjects import errors, heat_map, subjects
+from evals.runs.collection import Group, Run, groups, load, parts
 
 __all__ = ["Picture", "costs_figure", "drawn", "figures", "png", "svg"]
 

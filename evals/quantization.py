@@ -20,21 +20,22 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine import demo
-from engine.cli import Parser, Progress, choose_model, model_options, run
-from engine.cycles import CycleCounter
-from engine.errors import BareloopError, UsageError
-from engine.files import AppendFile, write_atomic
-from engine.formats import ALIASES, QUANTS, canonical
+from engine.checkpoints import embedded
+from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.progress import Progress
+from engine.quant import ALIASES, QUANTS, canonical
+from engine.runtime.cycles import CycleCounter
+from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.files import AppendFile, write_atomic
 from evals import mmlu
-from evals.program import check_run_options
-from evals.quality import Row, as_json, markdown, perplexity, read_rows, table
-from evals.run import command, evaluate
-from evals.setting import hashes, machine, results_folder
-from evals.store import read, sha256
-from evals.tables import short_name, summarize
-from evals.task import Task
-from evals.texts import WIKITEXT_PART, beginning, cut, find_text
+from evals.analysis.quality import Row, as_json, markdown, perplexity, read_rows, table
+from evals.data.texts import WIKITEXT_PART, beginning, cut, find_text
+from evals.harness.evaluate import command, evaluate
+from evals.harness.identity import hashes, machine, results_folder
+from evals.harness.program import check_run_options
+from evals.harness.task import Task
+from evals.runs.run_file import read, sha256
+from evals.runs.summary import short_name, summarize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +110,7 @@ def choose_task(options: Any) -> Task | None:
         return None
     named = options.data is not None
     if not named:
-        options.data = demo.NAME if set(options.model) == {demo.NAME} else mmlu.DATA
+        options.data = embedded.NAME if set(options.model) == {embedded.NAME} else mmlu.DATA
     try:
         return mmlu.load_task(options)
     except UsageError:
@@ -123,9 +124,9 @@ def choose_task(options: Any) -> Task | None:
 
 def make_job(options: Any, model: str) -> Job:
     """Check all that a model is measured on but for MMLU, without its weights."""
-    from engine.device import choose_device, dtype_name
-    from engine.tokenizer import Tokenizer
-    from engine.weights import open_model
+    from engine.checkpoints.opening import open_model
+    from engine.runtime.device import choose_device, dtype_name
+    from engine.text.tokenizer import Tokenizer
 
     device = choose_device(options.device)
     opened = open_model(model, options.dtype, options.allow_pickle)
@@ -207,7 +208,7 @@ def obstacle(options: Any, form: str) -> str | None:
     from engine import LLM
 
     try:
-        LLM.load(demo.NAME, device=options.device, quant=form)
+        LLM.load(embedded.NAME, device=options.device, quant=form)
     except BareloopError as error:
         if form == "none":
             raise
@@ -225,7 +226,8 @@ def measure(
     import torch
 
     from engine import LLM
-    from engine.device import reset_peak_memory, synchronize
+    from engine.runtime.device import synchronize
+    from engine.runtime.memory import reset_peak_memory
 
     start = time.perf_counter()
     llm = LLM.load(job.model, **model_options(options))

@@ -15,16 +15,17 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser, Progress, run
-from engine.errors import UsageError
-from engine.files import local_path, write_atomic
-from evals.compare import Comparison, compare
-from evals.mistakes.tables import lettered
-from evals.mistakes.words import count, notes, words
+from engine.cli.parser import Parser, run
+from engine.cli.progress import Progress
+from engine.runtime.errors import UsageError
+from engine.runtime.files import local_path, write_atomic
+from evals.analysis.comparison import Comparison, compare
+from evals.analysis.findings import count, notes, words
+from evals.analysis.tables import lettered
 from evals.page import tables
 from evals.page.questions import by_model, controls, embedded, questions
 from evals.page.tables import Table
-from evals.runs import Run, groups, load, parts
+from evals.runs.collection import Run, groups, load, parts
 
 if TYPE_CHECKING:
     from evals.plots import Picture

@@ -13,18 +13,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import run
-from engine.errors import UsageError
-from evals import source
-from evals.program import print_table, run_program
-from evals.protocol import Asked, Protocol, Row, load_task, metric_list, parser, text, texts
-from evals.store import sha256
-from evals.task import Writing
+from engine.cli.parser import run
+from engine.runtime.errors import UsageError
+from evals.data import source
+from evals.harness.program import print_table, run_program
+from evals.harness.protocol import Asked, Protocol, Row, load_task, metric_list, parser, text, texts
+from evals.harness.task import Writing
+from evals.runs.run_file import sha256
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from evals.tables import Summary
+    from evals.runs.summary import Summary
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)

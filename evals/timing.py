@@ -15,20 +15,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine import demo
-from engine.cli import Parser, Progress, choose_model, model_options, run
-from engine.cycles import CycleCounter
-from engine.errors import BareloopError, UsageError
-from engine.files import write_atomic
-from engine.formats import ALIASES, BITSANDBYTES, QUANTS, canonical
-from evals.apart import apart
-from evals.cells import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
+from engine.checkpoints import embedded
+from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.progress import Progress
+from engine.quant import ALIASES, BITSANDBYTES, QUANTS, canonical
+from engine.runtime.cycles import CycleCounter
+from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.files import write_atomic
+from evals.harness.evaluate import command, evaluate
+from evals.harness.identity import make_header, results_folder
+from evals.harness.program import DEVICES, check_run_options
+from evals.harness.subprocess_call import apart
 from evals.mmlu import DATA, SUBJECTS, load_task
-from evals.program import DEVICES, check_run_options
-from evals.run import command, evaluate
-from evals.setting import make_header, results_folder
-from evals.store import read
-from evals.tables import short_name, summarize
+from evals.runs.measurements import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
+from evals.runs.run_file import read
+from evals.runs.summary import short_name, summarize
 
 FORMATS = ("none", "int8", "int4", "nf4", "fp4", "llm.int8")
 WIDE = 120  # columns where there is no terminal
@@ -75,7 +76,7 @@ def main(options: Any) -> None:
     choose_model(options)
     options.model = list(dict.fromkeys(options.model))
     if options.data is None:
-        options.data = demo.NAME if options.model == [demo.NAME] else DATA
+        options.data = embedded.NAME if options.model == [embedded.NAME] else DATA
     if len({results_folder(options, model) for model in options.model}) < len(options.model):
         raise UsageError("two models would share one folder of results; time them apart, with --output-dir")
     plan = apart(prepare, options, debug=options.debug)
@@ -104,7 +105,7 @@ def prepare(options: Any) -> Plan:
     """Look at the data, the models and the machine."""
     import torch
 
-    from engine.weights import open_model
+    from engine.checkpoints.opening import open_model
 
     task = load_task(options)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -126,8 +127,8 @@ def cells(options: Any) -> list[Cell]:
 
 def obstacle(cell: Cell) -> str:
     """Why this machine does not have a cell; empty where it has."""
-    from engine.device import choose_device
-    from engine.formats import bnb
+    from engine.quant import bitsandbytes as bnb
+    from engine.runtime.device import choose_device
 
     try:
         device = choose_device(cell.device)
@@ -185,7 +186,9 @@ def measure(options: Any, model: str, cell: Cell) -> Measured:
     import torch
 
     from engine import LLM, kernels
-    from engine.device import Stopwatch, choose_device, peak_memory, synchronize
+    from engine.runtime.clocks import Stopwatch
+    from engine.runtime.device import choose_device, synchronize
+    from engine.runtime.memory import peak_memory
 
     folder = results_folder(options, model) / f"{cell.device.replace(':', '')}_{cell.format}"
     own = {"device": cell.device, "quant": cell.format, "output_dir": str(folder), "fresh": True}

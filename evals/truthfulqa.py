@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.protocol import Asked, Protocol, main, metric_list, text, texts
-from evals.scoring import predict
+from evals.harness.protocol import Asked, Protocol, main, metric_list, text, texts
+from evals.runs.scoring import predict
 
 # What stands before every question: a part of the protocol.
 PREAMBLE = """\

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser, Progress, run
-from engine.demo import NAME as DEMO
+from engine.checkpoints.embedded import NAME as DEMO
+from engine.cli.parser import Parser, run
+from engine.cli.progress import Progress
 
 if TYPE_CHECKING:
     from engine.llm import LLM, Completion
@@ -50,7 +51,7 @@ def main(options: Any) -> None:
 def write(folder: str) -> None:
     """The questions, a row a line."""
     from engine.demo.questions import rows
-    from engine.files import local_path, write_atomic
+    from engine.runtime.files import local_path, write_atomic
 
     for split, listed in rows().items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in listed)
@@ -130,7 +131,7 @@ def filler(random: Random) -> str:
 
 def speak(llm: LLM, talks: list[Talk], messages: list[str], replies: list[Completion]) -> list[Completion]:
     """One message into each dialogue, and the model's own reply."""
-    from engine.sampling import SamplingParams
+    from engine.decoding.sampling import SamplingParams
 
     for talk, message in zip(talks, messages, strict=True):
         talk.append({"role": "user", "content": message})

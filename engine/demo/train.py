@@ -7,8 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from engine.cli import Parser, Progress, run
-from engine.errors import BareloopError, UsageError
+from engine.cli.parser import Parser, run
+from engine.cli.progress import Progress
+from engine.runtime.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -67,7 +68,7 @@ def parser() -> Parser:
 
 def main(options: Any) -> None:
     """Train, from the checkpoint where there is one, and write the folder."""
-    from engine.files import local_path
+    from engine.runtime.files import local_path
 
     for flag in ("steps", "batch_tokens", "checkpoint_steps"):
         if getattr(options, flag) < 1:
@@ -82,9 +83,9 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
     """AdamW with a cosine; a step's pages follow from the seed and its number, so a resumed run is the same run."""
     import torch
 
-    from engine import weights
+    from engine.checkpoints.saving import save_model
     from engine.demo import vocabulary
-    from engine.linear import Linear
+    from engine.layers.linear import Linear
     from engine.llm import LLM
 
     tokenizer = vocabulary.build(options.seed)
@@ -135,7 +136,7 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
             if name in main:
                 tensor.lerp_(main[name], 1 - BLEND)
     files = vocabulary.files(tokenizer, WINDOW)
-    weights.save(llm.model.to(torch.bfloat16), llm.family, config, output, files)
+    save_model(llm.model.to(torch.bfloat16), llm.family, config, output, files)
     print(output)
 
 
@@ -260,8 +261,8 @@ def loss_and_letters(llm: LLM, pages: Encoded) -> tuple[Any, float]:
     """The weighted mean cross-entropy of the next token, and the share of answers' letters that are right."""
     import torch
 
+    from engine.cache.state import Step
     from engine.demo.textbook import LETTER
-    from engine.state import Step
 
     padded = [(ids + [1] * (-len(ids) % GRAIN), weights + [0.0] * (-len(ids) % GRAIN)) for ids, weights in pages]
     padded.sort(key=lambda page: len(page[0]))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from engine.errors import BareloopError, UsageError
-from engine.files import exclusive, user_cache, write_atomic
+from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.files import exclusive, user_cache, write_atomic
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "cpu"
 VARIABLE = "BARELOOP_ISA"
 
 # What the compiler may use; ATen's vectors follow CPU_CAPABILITY.
@@ -109,7 +109,7 @@ def in_background(isa: str) -> subprocess.Popen[bytes]:
     """The build as a process that neither Ctrl-C nor our end stops, so that short runs get it done too."""
     return subprocess.Popen(
         [sys.executable, "-m", "engine.kernels.build", isa],
-        cwd=SOURCES.parents[1],
+        cwd=SOURCES.parents[2],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

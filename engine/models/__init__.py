@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.config import Keys, ModelConfig
-from engine.errors import BareloopError
 from engine.models import (
     gemma,
     gemma2,
@@ -23,7 +21,10 @@ from engine.models import (
     qwen3,
     rwkv,
 )
+from engine.models.config import ModelConfig
+from engine.models.config_reader import Keys
 from engine.models.family import Family
+from engine.runtime.errors import BareloopError
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

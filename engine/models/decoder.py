@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
-from engine.attention import Attention, AttentionConfig, Tail
-from engine.config import Keys, ModelConfig, RopeConfig, Traits
-from engine.errors import BareloopError
-from engine.kv import KVState, View
-from engine.layers import ACTIVATIONS, MLP, NORMS, GatedMLP
-from engine.linear import Embedding, Linear
+from engine.cache.kv import View
+from engine.cache.kv_state import KVState
+from engine.cache.state import State, Step
+from engine.layers.attention import Attention, AttentionConfig, Tail
+from engine.layers.linear import Embedding, Linear
+from engine.layers.mlp import MLP, GatedMLP
+from engine.layers.norms import ACTIVATIONS, NORMS
+from engine.layers.rope import RopeConfig, Rotary
+from engine.models.config import ModelConfig, Traits
+from engine.models.config_reader import Keys
 from engine.models.family import Cost, Model
-from engine.rope import Rotary
-from engine.state import State, Step
+from engine.runtime.errors import BareloopError
 
 MAX_HEAD_DIM = 2**14  # far above any checkpoint's; tables of this width are made before weights are looked at
 

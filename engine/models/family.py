@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.config import Keys, ModelConfig
-from engine.linear import Embedding, Linear, Matrix, fused
-from engine.state import State, Step
+from engine.cache.state import State, Step
+from engine.layers.linear import Embedding, Linear, Matrix, fused
+from engine.models.config import ModelConfig
+from engine.models.config_reader import Keys
 
 
 class Model(nn.Module, ABC):

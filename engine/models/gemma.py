@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import Keys
-from engine.layers import ACTIVATIONS
+from engine.layers.norms import ACTIVATIONS
 from engine.models import llama
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

@@ -1,7 +1,7 @@
 """Gemma 2: Gemma with norms before and after each branch, capped scores and logits, and windows on even layers."""
 
-from engine.config import Keys
 from engine.models import gemma, llama
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

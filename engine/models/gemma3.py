@@ -4,11 +4,11 @@ which turn by different frequencies. The models that also see (`gemma3`) are rea
 
 from dataclasses import replace
 
-from engine.config import Keys
-from engine.errors import BareloopError
 from engine.models import gemma, gemma2
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
+from engine.runtime.errors import BareloopError
 
 
 def configure(keys: Keys) -> DecoderConfig:

@@ -6,10 +6,10 @@ GPT-Neo's local layers.
 
 from typing import Any
 
-from engine.config import Keys
-from engine.errors import BareloopError
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family, Layout
+from engine.runtime.errors import BareloopError
 
 
 def _configure(keys: Keys, max_length: int, **choices: Any) -> DecoderConfig:

@@ -1,6 +1,6 @@
 """Llama 2, 3, 3.1, 3.2 and TinyLlama: the plain decoder. RMSNorm before each branch, SwiGLU, rotary positions."""
 
-from engine.config import Keys
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.config import Keys, ModelConfig, Traits
-from engine.layers import RMSNorm
-from engine.linear import Linear, fused
+from engine.cache.recurrent import Padded
+from engine.layers.linear import Linear, fused
+from engine.layers.norms import RMSNorm
+from engine.models.config import ModelConfig, Traits
+from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
-from engine.recurrent import Padded
 
 TRAINED_LENGTH = 2048  # tokens; config.json seldom says
 CHUNK = 64  # tokens of all rows whose states are in memory at once

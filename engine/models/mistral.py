@@ -1,7 +1,7 @@
 """Mistral 7B: Llama without biases, with a sliding window on every layer unless config.json says null."""
 
-from engine.config import Keys
 from engine.models import llama
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

@@ -1,7 +1,7 @@
 """OLMo: Llama with layer norms that have no weights, clipped q, k and v, and rotation in float32."""
 
-from engine.config import Keys
 from engine.models import llama
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

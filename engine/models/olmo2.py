@@ -1,7 +1,7 @@
 """OLMo-2: Llama with its norms after each branch, a norm over the whole width of q and k, and float32 details."""
 
-from engine.config import Keys
 from engine.models import llama
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

@@ -2,7 +2,7 @@
 everywhere, the head's included.
 """
 
-from engine.config import Keys
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

@@ -1,7 +1,7 @@
 """Qwen3: Llama with a norm on every head of q and k before the rotation, and windows as in Qwen2."""
 
-from engine.config import Keys
 from engine.models import llama, qwen2
+from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family
 

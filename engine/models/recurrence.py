@@ -8,11 +8,11 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from engine.config import ModelConfig
-from engine.linear import Embedding, Linear
+from engine.cache.recurrent import Padded, RecurrentState, read_places
+from engine.cache.state import State, Step
+from engine.layers.linear import Embedding, Linear
+from engine.models.config import ModelConfig
 from engine.models.family import Cost, Model
-from engine.recurrent import Padded, RecurrentState, read_places
-from engine.state import State, Step
 
 
 class RecurrentModel(Model):

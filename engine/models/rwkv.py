@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
-from engine.config import Keys, ModelConfig, Traits
-from engine.layers import LayerNorm
-from engine.linear import Linear, fused
+from engine.cache.recurrent import Padded
+from engine.layers.linear import Linear, fused
+from engine.layers.norms import LayerNorm
+from engine.models.config import ModelConfig, Traits
+from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
-from engine.recurrent import Padded
 
 BLOCK = 16  # tokens that are walked through; the blocks of a text go side by side
 NOTHING = -1e30  # the exponent of a sum to which nothing has been added

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from evals.runs import Group, Run
-from evals.store import Key, right_choices
+from evals.runs.collection import Group, Run
+from evals.runs.run_file import Key, right_choices
 
 DIGITS = 3  # of log-likelihoods, which keeps 14,042 questions in a few megabytes
 Texts = Sequence[Mapping[str, Any]]

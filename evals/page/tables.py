@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from evals.compare import Comparison
-from evals.mistakes.chance import wilson
-from evals.mistakes.patterns import Rate
-from evals.mistakes.tables import p_cell, place_name, short
-from evals.mistakes.words import count, p_words, plain
+from evals.analysis.comparison import Comparison
+from evals.analysis.findings import count, p_words, plain
+from evals.analysis.patterns import Rate
+from evals.analysis.statistics import wilson
+from evals.analysis.tables import p_cell, place_name, short
+from evals.data.subjects import GROUPS
 from evals.page.questions import link, question_id
-from evals.runs import Group, Run
-from evals.subjects import GROUPS
-from evals.tables import COSTS, Accuracy, summarize
+from evals.runs.collection import Group, Run
+from evals.runs.summary import COSTS, Accuracy, summarize
 
 EXCERPT = 90  # characters of a question in the table of the hardest
 RUN = ("model", "benchmark", "device")

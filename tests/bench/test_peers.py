@@ -9,7 +9,7 @@ import torch
 
 from bench import peers, shapes
 from engine import LLM
-from engine.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError
 
 IDS = list(range(5, 25))
 

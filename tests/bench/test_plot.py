@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import plot
-from engine.errors import BareloopError
+from engine.runtime.errors import BareloopError
 
 ROW = {
     "device": "cpu", "dtype": "bfloat16", "format": "bfloat16", "flops_per_byte": 1.0, "flops_per_second": 3e10,

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import shapes, ttft
-from engine.errors import BareloopError
+from engine.runtime.errors import BareloopError
 
 
 @pytest.fixture

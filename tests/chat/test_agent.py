@@ -13,7 +13,7 @@ from chat.commands import COMMANDS, is_command
 from chat.events import Notice, Reply, Settings
 from chat.pipe import Pipe
 from engine import LLM
-from engine.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError
 
 
 @pytest.fixture

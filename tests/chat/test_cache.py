@@ -9,7 +9,8 @@ import pytest
 from chat.context import STRATEGIES, ContextOverflowError
 from chat.events import Reply, Settings
 from chat.session import Session
-from engine import LLM, weights
+from engine import LLM
+from engine.checkpoints.saving import save_model
 from engine.demo import vocabulary
 
 MESSAGES = (
@@ -45,7 +46,7 @@ def llm(request, shared, tmp_path_factory) -> LLM:
     config = {**size, **RANDOM[request.param], "bos_token_id": 0, "eos_token_id": 1}
     random = LLM.from_config(config, seed=0)
     folder = tmp_path_factory.mktemp(request.param) / "model"
-    weights.save(random.model, random.family, config, folder, vocabulary.files(tokenizer, 2048))
+    save_model(random.model, random.family, config, folder, vocabulary.files(tokenizer, 2048))
     return LLM.load(folder, dtype="float32")
 
 

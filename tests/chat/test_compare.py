@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chat import compare
-from engine.errors import BareloopError
+from engine.runtime.errors import BareloopError
 
 
 def test_the_distance_is_that_to_the_last_message_that_says_it():

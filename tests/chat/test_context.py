@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chat.context import Budget, ContextOverflowError, Fitted, fit, folds_system, shown, summary_limit, wants_summary
-from engine.errors import BareloopError, TemplateError
-from engine.template import ChatTemplate
-from engine.tokenizer import Tokenizer
+from engine.runtime.errors import BareloopError, TemplateError
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[3] / "shared"
 TEMPLATES = sorted(path.stem for path in (SHARED / "chat_templates").glob("*.jinja"))

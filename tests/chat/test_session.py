@@ -8,8 +8,8 @@ from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
 from chat.session import Session, stuck
 from engine import LLM
-from engine.errors import BareloopError, UsageError
-from engine.generate import Event
+from engine.decoding.loop import Event
+from engine.runtime.errors import BareloopError, UsageError
 
 TALK = (
     *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),

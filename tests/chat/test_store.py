@@ -9,7 +9,7 @@ import pytest
 
 from chat import store
 from chat.events import Settings
-from engine.errors import BareloopError
+from engine.runtime.errors import BareloopError
 
 TURNS = [
     [

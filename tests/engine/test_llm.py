@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from engine.errors import BareloopError
-from engine.weights import parts
+from engine.checkpoints.mapping import parts
+from engine.runtime.errors import BareloopError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

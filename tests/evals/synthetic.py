@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from evals.catalogue import BENCHMARKS
-from evals.scoring import predict
-from evals.store import sha256
-from tests.evals.test_store import HEADER
+from evals.data.catalogue import BENCHMARKS
+from evals.runs.run_file import sha256
+from evals.runs.scoring import predict
+from tests.evals.runs.test_run_file import HEADER
 
 SUBJECTS = {
     "mmlu": {"anatomy": 40, "astronomy": 30},

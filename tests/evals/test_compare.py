@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from engine.cli import run
-from engine.errors import BareloopError, UsageError
-from evals import runs
-from evals.compare import Comparison, as_json, compare, main, parser
-from evals.mistakes.tables import NO_TEXTS, escaped, fitted, hard_lines, markdown, sheets, short
-from evals.mistakes.words import count, listed, notes, number, p_words, words
-from evals.runs import Group, parts
-from evals.subjects import GROUPS
+from engine.cli.parser import run
+from engine.runtime.errors import BareloopError, UsageError
+from evals.analysis.comparison import Comparison, compare
+from evals.analysis.findings import count, listed, notes, number, p_words, words
+from evals.analysis.tables import NO_TEXTS, escaped, fitted, hard_lines, markdown, sheets, short
+from evals.compare import as_json, main, parser
+from evals.data.subjects import GROUPS
+from evals.runs import collection as runs
+from evals.runs.collection import Group, parts
 from tests.evals.synthetic import make
 
 THREE = {"owner/small": 0.35, "middle": 0.5, "large": 0.7}

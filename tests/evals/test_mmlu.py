@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.cycles import CycleCounter
-from engine.errors import BareloopError
+from engine.runtime.cycles import CycleCounter
+from engine.runtime.errors import BareloopError
+from evals.harness.evaluate import evaluate
+from evals.harness.program import conclude
+from evals.harness.prompts import encode_pairs, encoder
 from evals.mmlu import load_task, parser
-from evals.program import conclude
-from evals.prompts import encode_pairs, encoder
-from evals.run import evaluate
-from evals.store import read
-from tests.evals import harness
+from evals.runs.run_file import read
+from tests.evals import lm_harness
 
 STORIES = "llama-tinystories-656k"
 QWEN = "qwen2.5-0.5b-instruct"
@@ -52,7 +52,7 @@ def qwen(shared, draw_tiny, tmp_path_factory) -> Path:  # type: ignore[no-untype
 def test_every_loglikelihood_is_the_harness_s_own(shared, qwen, tmp_path, flags, chat):
     """All its machinery against all of ours: prompts, chat template, tokens, model, scores."""
     subjects, limit = ["astronomy", "business_ethics"], 6
-    expected = harness.evaluate(shared, qwen, subjects, int(flags[1]), limit, **chat)
+    expected = lm_harness.evaluate(shared, qwen, subjects, int(flags[1]), limit, **chat)
     options = parser().parse_args(
         ["-m", str(qwen / "model"), "--data", str(shared / "data" / "mmlu"), "--limit", str(limit), "--device", "cpu",
          "--dtype", "float32", "--output-dir", str(tmp_path), *flags]
@@ -112,7 +112,7 @@ def program(shared, *more: str, model: str | None = STORIES) -> subprocess.Compl
     """The whole program, in this process, which saves the imports."""
     words = ["-m", str(shared / "checkpoints" / model)] if model else []
     words += ["--data", str(shared / "data" / "mmlu"), "--device", "cpu", *more]
-    return harness.mmlu(words)
+    return lm_harness.mmlu(words)
 
 
 def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, tmp_path):
@@ -190,7 +190,7 @@ def test_requests_only_are_the_harness_s_requests(shared, tmp_path):
         digest = digests.setdefault(request["task"], hashlib.sha256())
         digest.update(f"{request['context']}\x00{request['continuation']}\x01".encode())  # type: ignore[attr-defined]
     assert {task: digest.hexdigest() for task, digest in digests.items()} == (  # type: ignore[attr-defined]
-        harness.run(shared, "mmlu_5shot")["request_sha256"]
+        lm_harness.run(shared, "mmlu_5shot")["request_sha256"]
     )
     few = program(shared, "--limit", "1", "--shots", "0", "--requests-only", "-", model=None).stdout.splitlines()
     assert len(few) == 8

@@ -10,15 +10,15 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.text import Text
 
-from engine import cli
-from engine import figures as drawing
-from evals.pictures import patterns as pictures_patterns
-from evals.pictures.accuracy import accuracy
-from evals.pictures.common import Picture, colours
-from evals.pictures.subjects import errors, subjects
+from engine.cli import figures as drawing
+from engine.cli import parser as cli
+from evals.data.subjects import GROUPS
 from evals.plots import costs_figure, figures, main, parser, png, svg
-from evals.runs import groups, load, parts
-from evals.subjects import GROUPS
+from evals.plotting import patterns as pictures_patterns
+from evals.plotting.accuracy import accuracy
+from evals.plotting.common import Picture, colours
+from evals.plotting.subjects import errors, subjects
+from evals.runs.collection import groups, load, parts
 from tests.evals.synthetic import make
 
 SHORT = ["demo", "gpt2", "Qwen/Qwen2.5-0.5B", "google/gemma-2-2b"]
@@ -160,7 +160,7 @@ def test_few_subjects_are_bars_and_many_are_dots_with_the_same_values(group, sho
     expected = [accuracies(group, subject) for subject in ("anatomy", "astronomy")]
     assert [x for x, _ in dots(bars.axes[0])] == pytest.approx([*expected[0], *expected[1]])
     assert {"anatomy (50)", "astronomy (150)"} <= set(said(bars))
-    monkeypatch.setattr("evals.pictures.subjects.BARS", 0)
+    monkeypatch.setattr("evals.plotting.subjects.BARS", 0)
     columns = subjects(group, ["black"] * 3).figure.axes
     assert [[x for x, _ in dots(axes)] for axes in columns] == [
         pytest.approx([expected[0][run], expected[1][run]]) for run in range(3)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.errors import BareloopError, UsageError
-from engine.formats import bnb
-from engine.state import Step
+from engine.cache.state import Step
+from engine.quant import bitsandbytes as bnb
+from engine.runtime.errors import BareloopError, UsageError
 from evals.quantization import FORMATS, losses, main, parser
 
 TEXT = "Once upon a time there was a cat called Mia who lived in a forest. Mia wished for a red ball. "

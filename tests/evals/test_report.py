@@ -13,10 +13,10 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from engine.cli import run
+from engine.cli.parser import run
 from evals.page.questions import embedded
 from evals.report import inline, main, page, parser
-from evals.runs import groups, load
+from evals.runs.collection import groups, load
 from tests.evals.synthetic import make
 
 THREE = {"one/small": 0.4, "one/large": 0.7, "other": 0.55}

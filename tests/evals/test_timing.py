@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from engine.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError
 from evals import timing
-from evals.cells import Cell, Measured
+from evals.runs.measurements import Cell, Measured
 
 GOOD = Measured(
     questions=4, accuracy=0.5, stderr=0.25, tokens=100, load=0.1, real=2.0, cpu=3.0, gpu=None, cycles=None,
@@ -144,7 +144,7 @@ def test_a_cell_that_the_machine_lacks_is_known_before():
 
 
 def test_bitsandbytes_is_missed_by_name(monkeypatch):
-    monkeypatch.setattr("engine.formats.bnb.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.quant.bitsandbytes.find_spec", lambda name: None)
     assert timing.obstacle(Cell("cpu", "nf4")) == "this weight format needs bitsandbytes: pip install bareloop[bnb]"
 
 

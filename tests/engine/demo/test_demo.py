@@ -9,7 +9,8 @@ from random import Random
 import pytest
 import torch
 
-from engine import LLM, SamplingParams, demo
+from engine import LLM, SamplingParams
+from engine.checkpoints import embedded
 from engine.demo import exam, questions, vocabulary
 
 
@@ -29,7 +30,7 @@ def asked(llm: LLM, *turns: str) -> str:
 
 
 def test_it_is_small_and_computes_in_float32(llm):
-    assert sum(path.stat().st_size for path in demo.FOLDER.iterdir()) < 12e6
+    assert sum(path.stat().st_size for path in embedded.FOLDER.iterdir()) < 12e6
     assert LLM.load("demo").dtype == torch.float32
     assert llm.max_length == 1024
 
@@ -37,7 +38,7 @@ def test_it_is_small_and_computes_in_float32(llm):
 def test_its_tokenizer_is_the_one_that_the_trainer_makes():
     made = vocabulary.files(vocabulary.build(0), 1024)
     for name, content in made.items():
-        assert (demo.FOLDER / name).read_bytes() == content
+        assert (embedded.FOLDER / name).read_bytes() == content
 
 
 PINNED = {
@@ -57,8 +58,8 @@ def test_it_answers_as_it_did(llm, turns):
 def test_transformers_loads_it_and_writes_the_same(llm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(demo.FOLDER)
-    model = AutoModelForCausalLM.from_pretrained(demo.FOLDER, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(embedded.FOLDER)
+    model = AutoModelForCausalLM.from_pretrained(embedded.FOLDER, dtype=torch.float32)
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "My name is Ulmira."},
@@ -92,7 +93,7 @@ def test_it_remembers_admits_and_stops(llm, monkeypatch):
 
 
 def test_mmlu_reads_the_questions_by_name():
-    from evals.data import MMLU
+    from evals.data.mmlu import MMLU
 
     data = MMLU("demo")
     assert sum(map(len, data.split("test").values())) == 20 * len(data.split("test"))
@@ -104,8 +105,8 @@ def test_mmlu_reads_the_questions_by_name():
 def test_a_program_without_a_model_uses_it_and_says_so(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "engine", "Who are you?"], cwd=tmp_path, capture_output=True, text=True,
-        env={"PATH": "", "PYTHONPATH": str(demo.FOLDER.parents[2])},
+        env={"PATH": "", "PYTHONPATH": str(embedded.FOLDER.parents[2])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "bareloop" in done.stdout
-    assert done.stderr.startswith(f"{demo.ABOUT}; for a real model add -m {demo.A_REAL_ONE}\n")
+    assert done.stderr.startswith(f"{embedded.ABOUT}; for a real model add -m {embedded.EXAMPLE_MODEL}\n")

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from engine import demo
+from engine.checkpoints import embedded
 from engine.demo import dialogues, people, textbook, vocabulary
 from engine.demo.exam import write
 from engine.demo.facts import RELATIONS, SUBJECTS
@@ -18,8 +18,9 @@ from engine.demo.pages import BEGIN, END
 from engine.demo.questions import is_taught, rows
 from engine.demo.train import encode
 from engine.demo.wordings import wording
-from evals.prompts import Question, mmlu_description, question_block
-from evals.subjects import GROUPS
+from evals.data.question import Question
+from evals.data.subjects import GROUPS
+from evals.harness.prompts import mmlu_description, question_block
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_the_layout_is_mmlu_s():
 def test_the_questions_are_those_of_the_project(tmp_path):
     write(str(tmp_path))
     for split in ("dev", "validation", "test"):
-        assert (tmp_path / f"{split}.jsonl").read_bytes() == (demo.QUESTIONS / f"{split}.jsonl").read_bytes()
+        assert (tmp_path / f"{split}.jsonl").read_bytes() == (embedded.QUESTIONS / f"{split}.jsonl").read_bytes()
 
 
 def test_a_quarter_is_never_taught_and_no_fact_is_asked_twice():

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from engine.cache.state import Step
+from engine.decoding.sampling import SamplingParams
 from engine.demo import train, vocabulary
-from engine.errors import BareloopError, UsageError
 from engine.llm import LLM
-from engine.sampling import SamplingParams
-from engine.state import Step
+from engine.runtime.errors import BareloopError, UsageError
 
 
 def options(folder: Any, *more: str) -> Any:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import LLM
-from engine.errors import BareloopError
 from engine.models import FAMILIES, configure
+from engine.runtime.errors import BareloopError
 
 Tensors = dict[str, torch.Tensor]
 

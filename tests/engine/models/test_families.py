@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.config import Keys
-from engine.errors import BareloopError
+from engine.cache.state import Step
 from engine.models import FAMILIES, configure
-from engine.state import Step
+from engine.models.config_reader import Keys
+from engine.runtime.errors import BareloopError
 
 Prompt = Callable[..., list[int]]
 
@@ -138,12 +138,12 @@ def test_only_the_tokens_that_are_read_come_out_of_the_last_layer(tiny, llm, pro
 
 def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, monkeypatch):
     """Away from the CPU keys are gathered under a mask instead of attended to in parts."""
-    from engine.attention import _attend_gathered
+    from engine.layers.attention import _attend_gathered
 
     def gathered(q, k, v, view, layer, config):  # type: ignore[no-untyped-def]
         return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
 
-    monkeypatch.setattr("engine.attention._attend_in_parts", gathered)
+    monkeypatch.setattr("engine.layers.attention._attend_in_parts", gathered)
     test_chunks(tiny, llm, prompt)
     test_forks_go_their_own_ways(tiny, llm, prompt)
     test_three_ragged_rows_at_once(tiny, llm, prompt)

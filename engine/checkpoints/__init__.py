@@ -1,0 +1,1 @@
+"""Files to parameters: the hub, safetensors, pickles, quantized folders; loading and saving."""

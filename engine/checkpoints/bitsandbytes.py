@@ -1,0 +1,117 @@
+"""Checkpoints quantized by bitsandbytes, read as numbers: quantized again, they give the same codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.checkpoints.safetensors import Stored
+from engine.quant.bitsandbytes import BLOCK
+from engine.runtime.errors import BareloopError
+
+STATE = ".quant_state.bitsandbytes__"
+
+
+@dataclass(frozen=True)
+class Dequantized(Stored):
+    """A matrix in a checkpoint of bitsandbytes', as the numbers that it stands for; from row `first` on."""
+
+    parts: Mapping[str, Stored]  # its tensors, by bitsandbytes' names
+    info: Mapping[str, Any]
+    first: int = 0
+
+    @property
+    def aligned(self) -> bool:
+        return False
+
+    def some_rows(self, first: int, last: int) -> Dequantized:
+        return replace(self, shape=(last - first, *self.shape[1:]), first=self.first + first)
+
+    def equals(self, other: Stored) -> bool:
+        return isinstance(other, Dequantized) and self.parts["codes"].equals(other.parts["codes"])
+
+    def read_into(self, place: Tensor) -> None:
+        place.copy_(self._eight() if "SCB" in self.parts else self._four())
+
+    def _eight(self) -> Tensor:
+        codes, largest = (_read(self.parts[name], self.first, self.first + self.shape[0]) for name in ("codes", "SCB"))
+        return codes * (largest[:, None] / 127)
+
+    def _four(self) -> Tensor:
+        size, columns = int(self.info["blocksize"]), self.shape[1]
+        begin, end = self.first * columns, (self.first + self.shape[0]) * columns
+        block, last = begin // size, -(-end // size)
+        packed = _read(self.parts["codes"], block * size // 2, min(last * size // 2, self.parts["codes"].shape[0]))
+        codes = torch.stack((packed >> 4, packed & 15), dim=-1).flatten().int()
+        scales = _read(self.parts["absmax"], block, last)
+        if "nested_absmax" in self.parts:
+            nested, table = (_read(self.parts[name]) for name in ("nested_absmax", "nested_quant_map"))
+            places = torch.arange(block, last) // int(self.info["nested_blocksize"])
+            scales = table[scales.int()] * nested[places] + float(self.info["nested_offset"])
+        numbers = _read(self.parts["quant_map"])[codes] * scales.repeat_interleave(size)[: len(codes)]
+        return numbers[begin - block * size :][: end - begin].view(self.shape)
+
+
+def as_numbers(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """A checkpoint of bitsandbytes' with its quantized matrices as numbers; the others as they are."""
+    result: dict[str, Stored] = {}
+    companions = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+    for name, stored in tensors.items():
+        base = name.removesuffix(".weight")
+        state = next((key for kind in ("nf4", "fp4") if (key := f"{name}{STATE}{kind}") in tensors), None)
+        if state is not None:
+            parts = {end[1:]: tensors[name + end] for end in companions if name + end in tensors}
+            info, parts = _info(tensors[state], state), {"codes": stored, **parts}
+            _check_parts(parts, info, f"{stored.file.path}: {name}")
+            result[name] = Dequantized(stored.file, torch.float32, info["shape"], stored.start, parts, info)
+        elif name.endswith(".weight") and f"{base}.SCB" in tensors:
+            parts = {"codes": stored, "SCB": tensors[f"{base}.SCB"]}
+            if len(stored.shape) != 2 or parts["SCB"].shape != stored.shape[:1]:
+                raise BareloopError(f"{stored.file.path}: {name} and its SCB do not fit; fetch the checkpoint again")
+            result[name] = Dequantized(stored.file, torch.float32, stored.shape, stored.start, parts, {})
+        elif STATE not in name and not name.endswith((*companions, ".SCB", ".weight_format")):
+            result[name] = stored
+    return result
+
+
+def _info(stored: Stored, name: str) -> dict[str, Any]:
+    """What bitsandbytes writes beside a matrix, as JSON in bytes."""
+    try:
+        info = json.loads(bytes(_read(stored).tolist()))
+        rows, columns = info["shape"]
+        if all(type(size) is int and size > 0 for size in (rows, columns, info["blocksize"])):
+            nested = {key: info[key] for key in ("nested_blocksize", "nested_offset") if key in info}
+            return {"shape": (rows, columns), "blocksize": info["blocksize"], **nested}
+    except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
+        pass
+    raise BareloopError(f"{stored.file.path}: {name} is no description of a matrix that bitsandbytes quantized")
+
+
+def _check_parts(parts: Mapping[str, Stored], info: Mapping[str, Any], name: str) -> None:
+    """Raise one line where a matrix of 4 bits lacks something, or has too little or too much of it."""
+    if info["blocksize"] != BLOCK:
+        raise BareloopError(f"{name} has a scale for {info['blocksize']} weights, which is not implemented; {BLOCK} is")
+    count = info["shape"][0] * info["shape"][1]
+    blocks = -(-count // BLOCK)
+    wanted = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
+    if "nested_absmax" in parts or ("absmax" in parts and not parts["absmax"].dtype.is_floating_point):
+        size = info.get("nested_blocksize")
+        if type(size) is not int or size < 1 or not isinstance(info.get("nested_offset"), float | int):
+            raise BareloopError(f"{name}: its description lacks nested_blocksize or nested_offset")
+        wanted |= {"nested_absmax": -(-blocks // size), "nested_quant_map": 256}
+    for part, size in wanted.items():
+        if part not in parts or not parts[part].shape or parts[part].shape[0] != size:
+            raise BareloopError(f"{name}: its {part} is missing or has not {size:,} entries; fetch it again")
+
+
+def _read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:
+    """A tensor, or some rows of it; of a matrix with one column, as a vector."""
+    part = stored.some_rows(first, stored.shape[0] if last is None else last)
+    tensor = torch.empty(part.shape, dtype=part.dtype)
+    part.read_into(tensor)
+    return tensor.flatten() if tensor.shape[1:] == (1,) else tensor

@@ -1,0 +1,103 @@
+"""A model's name -> a local folder: a folder as it is, or a snapshot of a hub repository, the cache first."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from engine.checkpoints import embedded
+from engine.checkpoints.pickles import CONVERTED, PICKLE, PICKLE_INDEX, pickles
+from engine.checkpoints.safetensors import INDEX, SINGLE
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import local_path, read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
+PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin")
+REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
+    """The folder of a model: `name` itself where it is a folder, else the hub's repository of this id.
+
+    "demo" is the embedded model; a folder of that name is ./demo.
+
+    A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
+    are fetched, pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
+    huggingface_hub.
+    """
+    if not str(name):
+        raise BareloopError("the model's name is empty; name a folder or a hub id")
+    if name == embedded.NAME:
+        return embedded.FOLDER
+    folder = local_path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            of_rwkv = f"; RWKV's own .pth files are read from a converted repository: {CONVERTED}"
+            raise BareloopError(
+                f"{folder} has no config.json, so it is no model; name a Hugging Face model folder"
+                f"{of_rwkv if any(folder.glob('*.pth')) else ''}"
+            )
+        return folder
+    if folder.exists():
+        raise BareloopError(f"{folder} is a file; name the model's folder")
+    text = str(name)
+    if not REPOSITORY.fullmatch(text) or text.startswith("."):
+        raise BareloopError(f"no such folder: {text}")
+    return _snapshot(text, allow_pickle)
+
+
+def _snapshot(repository: str, allow_pickle: bool) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    cached: Path | None = None
+    try:
+        cached = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES], local_files_only=True))
+        if _complete(cached) or (allow_pickle and pickles(cached)):
+            return cached
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError):
+        pass
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=[*FILES]))
+        if allow_pickle and not _complete(folder):
+            folder = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES]))
+        return folder
+    except errors.GatedRepoError:
+        raise BareloopError(
+            f"{repository} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of that account"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise BareloopError(
+            f"{repository} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
+        ) from None
+    except errors.HFValidationError:
+        raise BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)") from None
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        if cached is not None and pickles(cached):  # which may have been converted
+            return cached
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            reason = "HF_HUB_OFFLINE is set"
+        else:
+            reason = f"the hub cannot be reached ({type(error.__cause__ or error).__name__})"
+        raise BareloopError(
+            f"{repository} is not a folder here and not complete in the cache, and {reason}; "
+            "name a local folder, or go online once to fetch it"
+        ) from error
+
+
+def _complete(folder: Path) -> bool:
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / INDEX).exists():
+        shards = read_json(folder / INDEX).get("weight_map")
+        return isinstance(shards, dict) and all((folder / str(shard)).exists() for shard in set(shards.values()))
+    return (folder / SINGLE).exists()

@@ -1,0 +1,258 @@
+"""safetensors files, read directly.
+
+The format (github.com/huggingface/safetensors): 8 bytes with the header's length, the header as JSON
+(name -> dtype, shape, byte range), then the tensors' bytes. Nothing in a header is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import read_json
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+MAX_DIMENSIONS = 16
+BUFFER = 16 * 2**20  # bytes converted at once
+HASHED_WHOLE = 256 * 2**20  # bytes
+SAMPLES, SAMPLE = 4096, 2**16  # blocks of a larger file that count, and their bytes
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
+
+
+class SafetensorsFile:
+    """One file: its header, checked, and its bytes on demand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+            header, self.data_start = self._header()
+        except OSError as error:
+            raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+        self.tensors = {name: self._stored(name, entry) for name, entry in header.items()}
+
+    @cached_property
+    def mapped(self) -> mmap.mmap:
+        """The whole file as memory, copy on write."""
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def read(self, start: int, into: memoryview) -> None:
+        """Fill `into` from byte `start` on."""
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            done = 0
+            while done < len(into):
+                count = file.readinto(into[done:])
+                if not count:
+                    raise self._cut_off(f"it ends at byte {start + done:,}")
+                done += count
+
+    def _header(self) -> tuple[dict[str, Any], int]:
+        if self.size < 8:
+            raise self._cut_off(f"it has {self.size} bytes")
+        with self.path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(MAX_HEADER, self.size - 8):
+                raise self._cut_off(f"its header claims {length:,} bytes, the file has {self.size:,}")
+            text = file.read(length)
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BareloopError(f"{self.path}: its header is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise BareloopError(f"{self.path}: its header is not a JSON object")
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _stored(self, name: str, entry: Any) -> Stored:
+        match entry:
+            case {"dtype": str(kind), "shape": [*shape], "data_offsets": [int(start), int(end)]} if len(
+                shape
+            ) <= MAX_DIMENSIONS and all(type(size) is int and 0 <= size < 2**63 for size in shape):
+                pass
+            case _:
+                raise BareloopError(f"{self.path}: the header's entry for {name} is malformed")
+        if kind not in DTYPES:
+            raise BareloopError(f"{self.path}: {name} has dtype {kind}; known: {', '.join(DTYPES)}")
+        needed = math.prod(shape) * DTYPES[kind].itemsize
+        if start < 0 or end - start != needed:
+            raise BareloopError(
+                f"{self.path}: {name} {shape} in {kind} takes {needed:,} bytes, and the header names {end - start:,}"
+            )
+        if self.data_start + end > self.size:
+            raise self._cut_off(f"{name} ends at byte {self.data_start + end:,}, the file at {self.size:,}")
+        return Stored(self, DTYPES[kind], tuple(shape), self.data_start + start)
+
+    def _cut_off(self, what: str) -> BareloopError:
+        return BareloopError(f"{self.path} was cut off or is no safetensors file ({what}); fetch it again")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file, which begins at byte `start`."""
+
+    file: SafetensorsFile
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def aligned(self) -> bool:
+        """Whether it can be used where it stands."""
+        return self.start % self.dtype.itemsize == 0 and math.prod(self.shape) > 0
+
+    def view(self) -> Tensor:
+        """The tensor where it stands, in the page cache; writing to it changes nothing on disk."""
+        count = math.prod(self.shape)
+        return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
+
+    def some_rows(self, first: int, last: int) -> Stored:
+        """Rows first to last of the tensor."""
+        row = self.nbytes // self.shape[0]
+        return replace(self, shape=(last - first, *self.shape[1:]), start=self.start + first * row)
+
+    def equals(self, other: Stored) -> bool:
+        """Whether another tensor has the same dtype, shape and numbers."""
+        if type(self) is not type(other) or (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        ours, theirs = torch.empty(BUFFER, dtype=torch.uint8), torch.empty(BUFFER, dtype=torch.uint8)
+        for first in range(0, self.nbytes, BUFFER):
+            size = min(BUFFER, self.nbytes - first)
+            for stored, buffer in ((self, ours), (other, theirs)):
+                stored.file.read(stored.start + first, _bytes(buffer[:size]))
+            if not torch.equal(ours[:size], theirs[:size]):
+                return False
+        return True
+
+    def read_into(self, place: Tensor) -> None:
+        """Fill `place`, contiguous and of this shape, converting where dtypes or devices differ."""
+        if place.device.type == "cpu" and place.dtype == self.dtype:
+            self.file.read(self.start, _bytes(place))
+            return
+        flat = place.view(-1)
+        buffer = torch.empty(max(1, min(BUFFER // self.dtype.itemsize, len(flat))), dtype=self.dtype)
+        for first in range(0, len(flat), len(buffer)):
+            piece = buffer[: len(flat) - first]
+            self.file.read(self.start + first * self.dtype.itemsize, _bytes(piece))
+            flat[first : first + len(piece)].copy_(piece)
+
+
+def fingerprint(folder: Path) -> str:
+    """A SHA-256 that tells one folder's weights from another's, from at most `HASHED_WHOLE` bytes of each file.
+
+    Of a larger file the header, the size and evenly spaced blocks count: another training shows, not every byte.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({stored.file.path for stored in open_checkpoint(folder).values()}):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            if size <= HASHED_WHOLE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+                continue
+            (header,) = struct.unpack("<Q", file.read(8))
+            digest.update(file.read(header))
+            for place in range(8 + header, size, (size - 8 - header) // SAMPLES):
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def open_checkpoint(folder: Path) -> dict[str, Stored]:
+    """All tensors of a folder by name: `model.safetensors`, or the shards that its index names."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise BareloopError(f"{folder / INDEX} has no weight_map from tensors to files")
+        shards = sorted(set(index.values()))
+        outside = [name for name in shards if Path(name).name != name]
+        if outside:
+            raise BareloopError(f"{folder / INDEX} names {outside[0]!r}, which is not a file of its own folder")
+        present = {path.name for path in folder.iterdir()}
+        missing = [name for name in shards if name not in present]
+        if missing:
+            raise BareloopError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {some(missing)}; fetch them")
+        return {
+            name: stored
+            for shard in shards
+            for name, stored in SafetensorsFile(folder / shard).tensors.items()
+            if index.get(name, shard) == shard
+        }
+    if (folder / SINGLE).exists():
+        return SafetensorsFile(folder / SINGLE).tensors
+    raise BareloopError(f"{folder} has no {SINGLE} and no {INDEX}")
+
+
+def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Tensors -> `model.safetensors`, or shards and their index; no more than one shard is in memory."""
+    files: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    total = size = 0
+
+    def write() -> None:
+        from safetensors.torch import save_file
+
+        path = folder / f"shard-{len(files)}"
+        save_file(shard, path, {"format": "pt"})
+        path.chmod(0o644)  # it writes for the owner alone
+        files.append((path, list(shard)))
+        shard.clear()
+
+    for name, tensor in named:
+        if size and size + tensor.nbytes > MAX_SHARD:
+            write()
+            size = 0
+        shard[name] = tensor
+        size += tensor.nbytes
+        total += tensor.nbytes
+    write()
+    if len(files) == 1:
+        files[0][0].rename(folder / SINGLE)
+        return
+    index: dict[str, str] = {}
+    for number, (path, names) in enumerate(files, 1):
+        file = f"model-{number:05}-of-{len(files):05}.safetensors"
+        path.rename(folder / file)
+        index |= dict.fromkeys(names, file)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def some(names: list[str], most: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,1 @@
+"""What the programs share: flags, progress, one-line errors; the completion and inspection programs."""

@@ -1,0 +1,186 @@
+"""What `python -m engine "prompt"` does: stream one text, decode a file of prompts in one batch, compare models."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine import kernels
+from engine.checkpoints.hub import find_model
+from engine.cli.parser import model_options, printable, sampling_options
+from engine.cli.progress import tokens_per_second
+from engine.decoding.loop import Event, decode
+from engine.decoding.sampling import SamplingParams, defaults
+from engine.llm import LLM
+from engine.runtime.clocks import read_bandwidth
+from engine.runtime.errors import BareloopError, UsageError
+
+
+@dataclass
+class Result:
+    """One prompt, what a model made of it, and the times."""
+
+    model: str
+    prompt: str
+    prompt_tokens: int
+    events: list[Event] = field(default_factory=list)
+    first_token: float = 0.0  # seconds from the prompt to the first token
+    seconds: float = 0.0  # from the first token to the last
+
+    @property
+    def text(self) -> str:
+        return "".join(event.text for event in self.events)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return tokens_per_second(len(self.events), self.seconds)
+
+    def as_json(self) -> str:
+        """One line with everything."""
+        return json.dumps(
+            {
+                "model": self.model,
+                "prompt": self.prompt,
+                "text": self.text,
+                "token_ids": [event.token_id for event in self.events],
+                "finish_reason": self.events[-1].finish_reason,
+                "prompt_tokens": self.prompt_tokens,
+                "completion_tokens": len(self.events),
+                "logprobs": [event.logprob for event in self.events] if self.events[0].top_logprobs else None,
+                "top_logprobs": [event.top_logprobs for event in self.events] if self.events[0].top_logprobs else None,
+                "ttft_seconds": round(self.first_token, 4),
+                "tokens_per_second": round(self.tokens_per_second, 2),
+            },
+            ensure_ascii=False,
+        )
+
+
+def complete(options: Any) -> None:
+    """Answer the prompts of the command line with every model named."""
+    prompts = read_prompts(options)
+    for name in options.model:
+        find_model(name, options.allow_pickle)
+    several = len(options.model) > 1
+    streams = not several and len(prompts) == 1 and not options.json
+    results = []
+    for name in options.model:
+        llm = LLM.load(name, **model_options(options))
+        own = answer(llm, name, prompts, options, streams)
+        for result in own if options.json else ():
+            print(result.as_json(), flush=True)
+        if own[0].events[0].top_logprobs and not options.json:
+            print_logprobs(llm, own)
+        report(llm, own)
+        results += own
+    if several and not options.json:
+        print_comparison(results)
+    elif not streams and not options.json:
+        for result in results:
+            print(f"{printable(result.prompt)}\n{printable(result.text)}\n")
+
+
+def read_prompts(options: Any) -> list[str]:
+    """From the flag or the argument, the file's lines, or stdin."""
+    given = [options.prompt is not None, options.file is not None]
+    if sum(given) > 1:
+        raise UsageError("give one of: a prompt, --file")
+    if options.file is not None:
+        try:
+            lines = Path(options.file).expanduser().read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BareloopError(f"cannot read the prompts in {options.file}: {error}") from error
+        prompts = [line for line in lines if line.strip()]
+    elif options.prompt is not None:
+        prompts = [options.prompt]
+    elif sys.stdin.isatty():
+        raise UsageError('give a prompt: python -m engine --model MODEL "Once upon a time"')
+    else:
+        prompts = [sys.stdin.buffer.read().decode("utf-8", errors="replace")]
+    if not prompts or not all(prompts):
+        raise UsageError("the prompt is empty")
+    return prompts
+
+
+def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: bool) -> list[Result]:
+    """Feed all prompts, decode them together; a single one appears on stdout as it comes."""
+    params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)))
+    ids = [encode(llm, prompt, options) for prompt in prompts]
+    results = [Result(name, prompt, len(own)) for prompt, own in zip(prompts, ids, strict=True)]
+    start = time.perf_counter()
+    sequences = llm.fed(ids)
+    try:
+        for event in decode(sequences, params, continues=not options.chat):
+            result = results[event.sequence]
+            now = time.perf_counter() - start
+            if not result.events:
+                result.first_token = now
+            result.events.append(event)
+            result.seconds = now - result.first_token
+            if streams:
+                print(printable(event.text), end="", flush=True)
+    finally:
+        if streams:
+            print(flush=True)
+    return results
+
+
+def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
+    """The ids of a prompt: plain text to continue, or a message in the model's chat template."""
+    if not options.chat:
+        return llm.encode(prompt)
+    system = [{"role": "system", "content": options.system}] if options.system else []
+    return llm.chat_template.encode([*system, {"role": "user", "content": prompt}])
+
+
+def report(llm: LLM, results: Sequence[Result]) -> None:
+    """Times on stderr, and how near the memory's limit each token came."""
+    tokens = sum(len(result.events) for result in results)
+    seconds = max(result.seconds for result in results)
+    steps = max(len(result.events) for result in results) - 1
+    line = f"{sum(r.prompt_tokens for r in results)} + {tokens} tokens, TTFT {results[0].first_token * 1000:.0f} ms"
+    if steps > 0 and seconds > 0:
+        context = results[0].prompt_tokens + len(results[0].events) // 2
+        rate = sum(cost.nbytes for cost in llm.model.costs(context)) * steps / seconds
+        limit = read_bandwidth(llm.device)
+        line += f", {(tokens - len(results)) / seconds:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
+        line += f" ({100 * rate / limit:.0f} % of the {limit / 1e9:.0f} GB/s that memory is read at)"
+    if llm.device.type == "cpu":
+        line += f", {kernels.state(llm.dtype)}"
+    print(line, file=sys.stderr)
+
+
+def print_logprobs(llm: LLM, results: Sequence[Result]) -> None:
+    """Every token with its probability and the alternatives."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def spell(token: int) -> str:
+        return repr(llm.tokenizer.decode([token], skip_special_tokens=False))
+
+    table = Table("token", "probability", "alternatives")
+    for result in results:
+        for event in result.events:
+            others = ", ".join(f"{spell(token)} {math.exp(value):.1%}" for token, value in event.top_logprobs or ())
+            chance = f"{math.exp(event.logprob or 0.0):.1%}"
+            table.add_row(Text(spell(event.token_id)), chance, Text(others))
+    Console().print(table)
+
+
+def print_comparison(results: Sequence[Result]) -> None:
+    """The same questions side by side."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("model", "prompt", "text", "tokens/s", show_lines=True)
+    for result in results:
+        text = Text(printable(result.text).strip())
+        table.add_row(Text(result.model), Text(result.prompt), text, f"{result.tokens_per_second:.1f}")
+    Console().print(table)

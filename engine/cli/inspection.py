@@ -1,0 +1,167 @@
+"""What a checkpoint is and what a token costs, told from its headers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.checkpoints.loading import plan_loading
+from engine.checkpoints.opening import open_model
+from engine.checkpoints.safetensors import Stored
+from engine.layers.rope import RopeConfig
+from engine.models import FAMILIES
+from engine.models.config import ModelConfig
+from engine.models.config_reader import Keys, token_ids
+from engine.runtime.device import dtype_name
+from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.files import read_json
+from engine.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def inspect(
+    name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = "none"
+) -> Iterator[Table]:
+    """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
+
+    `context` is the number of tokens before it, by default 1,024 or what the window holds. Checks every tensor's
+    name and shape on the way.
+    """
+    from rich.table import Table
+
+    opened = open_model(name, dtype, allow_pickle, quant)
+    folder, config, model = opened.folder, opened.config, opened.model
+    plan_loading(opened)
+    most = config.max_position_embeddings - 1
+    context = min(1024, most) if context is None else context
+    if not 0 <= context <= most:
+        raise UsageError(
+            f"--context {context}: this model's window leaves room for 0 to {most:,} tokens before one more"
+        )
+
+    facts = Table(title=str(folder), show_header=False, title_justify="left")
+    files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
+    parameters = sum(cost.parameters for cost in model.costs(context))
+    facts.add_row("family", opened.family.model_type)
+    facts.add_row("parameters", f"{parameters:,}")
+    facts.add_row(
+        "stored as",
+        f"{', '.join(_dtype_names(opened.tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes",
+    )
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    form = "" if opened.quant == "none" else f", weights in {opened.quant}"
+    facts.add_row("computes in", f"{dtype_name(opened.dtype)}{form}: {held:,} bytes of weights")
+    facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
+    for label, value in _shape(config):
+        facts.add_row(label, value)
+    yield facts
+
+    yield _special_tokens(folder, config)
+
+    costs = Table(title=f"one decoded token after {context:,} others", title_justify="left")
+    for column in ("part", "parameters", "bytes read", "FLOPs"):
+        costs.add_column(column, justify="left" if column == "part" else "right")
+    total = [0, 0, 0]
+    for cost in model.costs(context):
+        numbers = (cost.parameters, cost.nbytes, cost.flops)
+        costs.add_row(cost.part, *(f"{number:,}" for number in numbers))
+        total = [a + b for a, b in zip(total, numbers, strict=True)]
+    costs.add_section()
+    costs.add_row("total", *(f"{number:,}" for number in total))
+    yield costs
+
+
+SAMPLE = {  # of every family's config.json, in our names of the keys
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+def families() -> Table:
+    """What each family of models is made of, from its declaration."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("family", "norms", "positions", "mixing of tokens", "MLP", "state", "tensors"):
+        table.add_column(column, no_wrap=column in ("family", "tensors"))
+    for family in FAMILIES.values():
+        raw = {family.spelled.get(name, name): value for name, value in SAMPLE.items()}
+        config = family.configure(Keys({**raw, "text_config": raw, "model_type": family.model_type}, family.spelled))
+        traits = config.traits()
+        layer = next(names[0] for module, names in family.names.items() if "*" in module).partition("*")[0]
+        table.add_row(
+            family.model_type, traits.norms, traits.positions, traits.mixing, traits.mlp, traits.state, f"{layer}*"
+        )
+    return table
+
+
+def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The family's own fields, as its config names them."""
+    skipped = {"model_type", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_ids", "raw"}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in skipped or value is None or (field.default is not MISSING and value == field.default):
+            continue
+        if isinstance(value, RopeConfig):
+            factor = f", factor {value.factor:g}" if value.factor else ""
+            value = f"{value.type}, theta {value.theta:g}{factor}"
+        elif field.name == "windows":
+            value = _runs(value)
+        elif isinstance(value, tuple) and len(set(value)) == 1:
+            value = f"{value[0]:g} in every layer"
+        yield field.name.replace("_", " "), str(value)
+
+
+def _runs(windows: Iterable[int | None]) -> str:
+    """Windows by layer, equal neighbours together."""
+    runs: list[tuple[int, int, int | None]] = []
+    for layer, window in enumerate(windows):
+        if runs and runs[-1][2] == window:
+            runs[-1] = (runs[-1][0], layer, window)
+        else:
+            runs.append((layer, layer, window))
+    if len(runs) > 4:
+        counts = Counter(window for first, last, window in runs for _ in range(first, last + 1))
+        return "; ".join(f"{count} layers: {window or 'full'}" for window, count in counts.items())
+    return "; ".join(f"layers {first}-{last}: {window or 'full'}" for first, last, window in runs)
+
+
+def _special_tokens(folder: Path, config: ModelConfig) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="special tokens", title_justify="left")
+    for column in ("role", "token", "id"):
+        table.add_column(column)
+    path = folder / "generation_config.json"
+    more = token_ids(read_json(path).get("eos_token_id"), path.name) if path.exists() else ()
+    ids = {"bos": (config.bos_token_id,), "end of sequence": (*config.eos_token_ids, *more)}
+    try:
+        tokenizer = Tokenizer.load(folder)
+    except BareloopError as error:
+        table.caption = str(error)
+        spelled: dict[int, str] = {}
+    else:
+        table.caption = f"tokenizer: {tokenizer.vocab_size:,} tokens"
+        spelled = {number: str(token) for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        for role, token in tokenizer.special_tokens.items():
+            table.add_row(role.replace("_", " "), Text(token), str(tokenizer.token_id(token)))
+    for role, numbers in ids.items():
+        for number in dict.fromkeys(numbers):
+            if number is not None:
+                table.add_row(f"{role} (config)", Text(spelled.get(number, "")), str(number))
+    return table
+
+
+def _dtype_names(stored: Iterable[Stored]) -> list[str]:
+    return sorted({dtype_name(tensor.dtype) for tensor in stored})

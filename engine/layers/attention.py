@@ -1,0 +1,234 @@
+"""Attention: the projections of one layer, and one `attend` for whole prompts, chunks, decoding and forks.
+
+A step's queries see two things: the past, which its rows hold in a state, and each other, causally within
+a row. Softmax over the union is the softmax over each part, weighted by the parts' sums of exponentials
+(as in FlashAttention); so a prefix that many rows share is attended to once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.cache.kv import RowView, View
+from engine.cache.state import Step
+from engine.layers.linear import Linear
+from engine.layers.rope import rotate
+
+QUERY_BLOCK = 128  # queries that a CPU attends with at once under a mask
+
+# The view of the tokens that somebody reads after the last layer, and their places in the step; None: all of them.
+Tail = tuple[View, Tensor] | None
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """One layer's shape and choices: H query heads share Hkv heads of keys and values (Ainslie et al. 2023)."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    out_bias: bool
+    qk_norm: Callable[[int], nn.Module] | None  # makes a norm of this size
+    qk_norm_heads: bool  # each head of q and k on its own, or all heads as one vector
+    clip: float | None  # q, k and v lie within ± this
+    window: int | None  # how far back it sees; None: to the beginning
+    scale: float  # of the scores
+    softcap: float | None  # scores s become c tanh(s / c)
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped queries."""
+
+    def __init__(self, config: AttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.qkv = Linear(config.hidden_size, q_size, kv_size, kv_size, bias=config.qkv_bias)
+        self.out = Linear(q_size, config.hidden_size, bias=config.out_bias)
+        if config.qk_norm is not None:
+            sizes = (config.head_dim, config.head_dim) if config.qk_norm_heads else (q_size, kv_size)
+            self.q_norm, self.k_norm = config.qk_norm(sizes[0]), config.qk_norm(sizes[1])
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, layer: int, tail: Tail
+    ) -> Tensor:
+        """x [N, hidden] -> [N, hidden]; the step's keys and values go into layer `layer` of the view.
+
+        With a `tail`, all of them do, but only its tokens attend: -> [tokens of the tail, hidden].
+        """
+        config = self.config
+        qkv = self.qkv(x)
+        if config.clip is not None:
+            qkv = qkv.clamp(-config.clip, config.clip)
+        q, k, v = qkv.split(self.qkv.splits, dim=-1)
+        if config.qk_norm is not None and not config.qk_norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = q.unflatten(-1, (config.num_heads, config.head_dim))  # [N, H, D]
+        k = k.unflatten(-1, (config.num_kv_heads, config.head_dim))  # [N, Hkv, D]
+        v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+        if config.qk_norm is not None and config.qk_norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if view is not None:
+            view.write(layer, k, v)
+        if tail is not None:
+            view, places = tail
+            q, k, v = q[places], k[places], v[places]
+        return self.out(attend(q, k, v, step, view, layer, config).flatten(1))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer: int, config: AttentionConfig
+) -> Tensor:
+    """softmax(scale q kᵀ) v for every token of the step, over its row's past and itself.
+
+    q [N, H, D], k and v [N, Hkv, D]; the past is in `view` (none: rows begin here). With a window W, a query
+    at position p sees keys at positions p - W + 1 … p. -> [N, H, D]
+    """
+    if view is None:
+        return _attend_fresh(q, k, v, step, config)
+    if not view.rows:
+        return q
+    if (config.window is not None and view.longest > config.window) or config.softcap is not None:
+        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
+    if not view.past:
+        return torch.cat([_attend_causal(q[r.queries], k[r.queries], v[r.queries], config) for r in view.rows])
+    if view.in_one_piece:
+        rows = ((row.queries, row.target.kv[layer, :, :, : row.offset + 1]) for row in view.rows)
+        return torch.cat([_attend_one(q[queries], kv[0], kv[1], config) for queries, kv in rows])
+    if q.device.type != "cpu":
+        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
+    return _attend_in_parts(q, k, v, view, layer, config)
+
+
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor, config: AttentionConfig) -> Tensor:
+    """Decoding: one query [1, H, D] that sees all keys and values [Hkv, T, D]. No mask, no copies."""
+    packed = q.view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
+    return _product(packed, keys[None], values[None], config).reshape(q.shape)  # some kernels lay heads out last
+
+
+def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, config: AttentionConfig) -> Tensor:
+    """Rows that begin here and leave nothing behind. Differentiable; neighbours of one length are one batch."""
+    if config.window is not None or config.softcap is not None:
+        return torch.cat([_attend_causal(q[s], k[s], v[s], config) for s in step.slices()])
+    runs = [(length, len(list(run))) for length, run in groupby(step.lengths.tolist())]
+    sizes = [length * count for length, count in runs]
+    parts = []
+    for (length, count), *qkv in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
+        queries, keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
+        out = _product(queries, keys, values, config, causal=True)
+        parts.append(out.transpose(1, 2).flatten(0, 1))  # of [count, H, length, D]
+    return torch.cat(parts)
+
+
+def _attend_causal(q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig) -> Tensor:
+    """One row from its beginning: [n, H, D] among themselves. Differentiable."""
+    return _attend_masked(q, k.transpose(0, 1), v.transpose(0, 1), 0, 0, config)
+
+
+def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfig) -> Tensor:
+    """One row with its keys in one piece, copied there if need be: windows, and all else but decoding away from
+    the CPU.
+    """
+    first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest key that a query sees
+    pieces, position = [], row.first
+    before = row.past[:-1] if row.offset else row.past  # the target itself may hold the end of the past
+    for segment, length in (*before, (row.target, row.offset + row.count)):
+        if position + length > first:
+            pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
+        position += length
+    keys, values = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    if row.count == 1:
+        return _attend_one(q[row.queries], keys, values, config)
+    return _attend_masked(q[row.queries], keys, values, row.start, first, config)
+
+
+def _attend_masked(q: Tensor, keys: Tensor, values: Tensor, start: int, first: int, config: AttentionConfig) -> Tensor:
+    """Queries [n, H, D] at positions from `start` on, over keys and values [Hkv, T, D] at positions from `first` on.
+
+    torch's kernel for CPUs computes what a causal mask hides, so there it is given a few queries at a time, with
+    the keys that these can see. -> [n, H, D]
+    """
+    queries, window = q.transpose(0, 1)[None], config.window  # [1, H, n, D]
+    count = queries.shape[2]
+    plain = window is None and start == first and config.softcap is None
+    if plain and (count <= QUERY_BLOCK or q.device.type != "cpu"):
+        return _product(queries, keys[None], values[None], config, causal=True)[0].transpose(0, 1)
+    block = QUERY_BLOCK if q.device.type == "cpu" else count
+    parts = []
+    for begin in range(0, count, block):
+        end = min(begin + block, count)
+        oldest = 0 if window is None else max(0, start + begin - window + 1 - first)  # among the keys
+        newest = start + end - first
+        position = torch.arange(start + begin, start + end, device=q.device)[:, None]
+        distance = position - torch.arange(first + oldest, first + newest, device=q.device)
+        mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        k, v = keys[None, :, oldest:newest], values[None, :, oldest:newest]
+        part = _product(queries[:, :, begin:end], k, v, config, mask)
+        parts.append(part[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+def _product(
+    q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """softmax(cap(scale q kᵀ)) v for q [B, H, n, D], k and v [B, Hkv, T, D]; `mask` [n, T] is what is seen.
+
+    torch's kernels know no cap, so where there is one the scores are written out (never with `causal`).
+    """
+    if config.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=config.scale, enable_gqa=True)
+    grouped = torch.unflatten(q, 1, (k.shape[1], -1))  # [B, Hkv, G, n, D]
+    scores = config.softcap * torch.tanh(grouped @ k[:, :, None].mT * (config.scale / config.softcap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return (scores.softmax(-1, dtype=wide).to(q.dtype) @ v[:, :, None]).flatten(1, 2)
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int, config: AttentionConfig) -> Tensor:
+    """The new tokens among themselves, then every block of the past, merged by their sums of exponentials."""
+    own = [(q[r.queries], k[r.queries].transpose(0, 1), v[r.queries].transpose(0, 1)) for r in view.rows]
+    parts = [_flash(*row, True, config.scale) for row in own]
+    total = torch.cat([log_sum for _, log_sum in parts])  # [N, H], float32 or wider
+    out = torch.cat([part for part, _ in parts]).to(total.dtype)  # [N, H, D]
+    for block in view.past:
+        keys, values = block.segment.kv[layer, :, :, : block.length]
+        new, log_sum = _flash(q[block.queries], keys, values, False, config.scale)
+        old = total[block.queries]
+        share = torch.sigmoid(log_sum - old)  # e^new / (e^new + e^old)
+        out[block.queries] = torch.lerp(out[block.queries], new.to(out.dtype), share[..., None])
+        total[block.queries] = torch.logaddexp(old, log_sum)
+    return out.to(q.dtype)
+
+
+def _flash(q: Tensor, keys: Tensor, values: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """q [n, H, D] over keys and values [Hkv, T, D] -> out [n, H, D] and the log of the sum of exponentials [n, H].
+
+    Grouped queries need no copies of the keys: without a mask the queries of a group are just more queries,
+    and with one the groups are the batch. (torch's public function does not return the sums.)
+    """
+    n, num_heads, head_dim = q.shape
+    groups = len(keys)
+    q = q.view(n, groups, num_heads // groups, head_dim)
+    if causal:
+        q = q.permute(1, 2, 0, 3)  # [Hkv, G, n, D]
+        keys, values = (x[:, None].expand(groups, q.shape[1], *x.shape[1:]) for x in (keys, values))
+    else:
+        q = q.transpose(0, 1).reshape(1, groups, -1, head_dim)  # [1, Hkv, n G, D]
+        keys, values = keys[None], values[None]
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, log_sum = flash(q, keys, values, is_causal=causal, scale=scale)
+    if causal:
+        return out.permute(2, 0, 1, 3).flatten(1, 2), log_sum.permute(2, 0, 1).flatten(1)
+    out, log_sum = out.view(groups, n, -1, head_dim), log_sum.view(groups, n, -1)
+    return out.transpose(0, 1).flatten(1, 2), log_sum.transpose(0, 1).flatten(1)

@@ -1,0 +1,1 @@
+"""What every layer of the engine stands on: devices, memory, clocks, files, errors."""

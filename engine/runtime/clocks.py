@@ -1,0 +1,62 @@
+"""Stopwatches: real, CPU and GPU seconds and CPU cycles; the bandwidth at which memory is read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from engine.runtime.cycles import CycleCounter
+from engine.runtime.memory import use_large_pages
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes a second at which memory is read there, measured now: the limit of a token that reads all weights once."""
+    numbers = use_large_pages(torch.empty(2**26, device=device)).fill_(1)  # 256 MiB, beyond any cache
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        numbers.sum().item()
+        best = min(best, time.perf_counter() - start)
+    return numbers.nbytes / best
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What some work took: seconds by the clock, of all CPU threads, and of the GPU's stream; cycles of the CPU.
+
+    The last two are None where there is no GPU, or the system does not count.
+    """
+
+    real: float
+    cpu: float
+    gpu: float | None
+    cycles: int | None
+
+
+class Stopwatch:
+    """Measures work in laps; on a GPU a lap waits until what was started there is done."""
+
+    def __init__(self, device: torch.device, counter: CycleCounter | None = None) -> None:
+        self.device = device
+        self.counter = counter
+        self._last = self._now()
+
+    def lap(self) -> Spent:
+        """What was spent since the last one, or since the start."""
+        before, now = self._last, self._now()
+        self._last = now
+        gpu = before[2].elapsed_time(now[2]) / 1000 if before[2] is not None and now[2] is not None else None
+        cycles = now[3] - before[3] if now[3] is not None and before[3] is not None else None
+        return Spent(now[0] - before[0], now[1] - before[1], gpu, cycles)
+
+    def _now(self) -> tuple[float, float, torch.cuda.Event | None, int | None]:
+        event = None
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                event.record()
+            event.synchronize()
+        cycles = self.counter.read() if self.counter is not None else None
+        return time.perf_counter(), time.process_time(), event, cycles

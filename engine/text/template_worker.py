@@ -1,0 +1,76 @@
+"""The process that renders chat templates: jinja2 in its immutable sandbox, a request a line on stdin.
+
+A template comes with a checkpoint and is a program. The sandbox keeps it from Python's internals; being a
+process with bounded memory, which `engine.text.chat_template` ends after a second, keeps it from everything else.
+Imports nothing of the engine.
+"""
+
+import json
+import sys
+from datetime import datetime
+from functools import lru_cache
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY = 512 * 2**20  # bytes of address space
+
+
+class GenerationBlocks(jinja2.ext.Extension):
+    """{% generation %} … {% endgeneration %} marks an answer for training; rendering just goes through it."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def render(source: str, variables: dict[str, object], now: str) -> str:
+    """The text of a template; `now` (ISO 8601) is the time it is told."""
+    return compiled(source, now).render(**variables)
+
+
+@lru_cache(maxsize=4)
+def compiled(source: str, now: str) -> jinja2.Template:
+    """A template that can be rendered many times."""
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(x: object, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:  # type: ignore[no-untyped-def]
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, GenerationBlocks]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = datetime.fromisoformat(now).strftime
+    return environment.from_string(source)
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except (ImportError, ValueError, OSError):
+        pass  # not on this system; the time is bounded all the same
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            answer = {"text": render(**json.loads(line))}
+        except MemoryError:
+            answer = {"error": "it used too much memory"}
+        except jinja2.TemplateError as error:
+            answer = {"refusal": str(error)}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

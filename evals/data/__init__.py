@@ -1,0 +1,1 @@
+"""Benchmark questions and texts: rows from the hub or from local files."""

@@ -1,0 +1,1 @@
+"""Run files: written as a run goes, read back, summarized and exported."""

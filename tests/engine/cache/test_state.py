@@ -1,0 +1,108 @@
+"""Whatever a state's rows go through, each answers like a fresh pass over its own tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine import LLM
+from engine.cache.state import State, Step
+
+
+def forward(llm: LLM, state: State, chunks: dict[int, list[int]]) -> torch.Tensor:
+    """Logits of all new tokens."""
+    rows = list(chunks)
+    step = Step.pack(list(chunks.values()), rows, [state.length(row) for row in rows])
+    with torch.inference_mode():
+        return llm.model.logits(llm.model.forward(step, state))
+
+
+# Random histories: whatever rows do, each answers like a fresh pass over its own tokens.
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["feed", "feed", "feed", "rewind", "fork", "release", "checkpoint"]),
+        st.integers(0, 5),
+        st.integers(0, 40),
+        st.integers(0, 5),
+    ),
+    min_size=4,
+    max_size=14,
+)
+
+
+SIZE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.3}
+DECODER = SIZE | {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+KINDS = {
+    "full": DECODER | {"model_type": "llama"},
+    "window": DECODER | {"model_type": "mistral", "sliding_window": 7},
+    "mixed": DECODER | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    "mamba": SIZE | {"model_type": "mamba"},
+    "rwkv": SIZE | {"model_type": "rwkv"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(operations=OPERATIONS)
+def test_random_histories_equal_fresh_passes(operations: Any, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engine.cache.kv.LEAST_SLACK", 4)  # so that short rows outgrow their windows
+    llm = LLM.from_config(KINDS[kind], seed=3, device="cpu")
+    state = llm.model.new_state()
+    held: dict[int, list[int]] = {state.acquire(): []}
+    for number, (what, which, amount, other) in enumerate(operations):
+        rows = list(held)
+        row = rows[which % len(rows)]
+        if what == "feed":
+            several = {row, rows[other % len(rows)]}
+            chunks = {r: [(number * 7 + r * 3 + i) % 64 for i in range(1 + (amount + r) % 40)] for r in several}
+            logits = forward(llm, state, chunks)
+            ends = torch.tensor([len(chunk) for chunk in chunks.values()]).cumsum(0) - 1
+            for end, (r, chunk) in zip(ends, chunks.items(), strict=True):
+                held[r] += chunk
+                assert torch.allclose(logits[end], llm.logits(held[r])[-1], atol=1e-4)
+        elif what == "rewind":
+            held[row] = held[row][: state.rewind(row, amount)]
+        elif what == "checkpoint":
+            state.checkpoint(row)
+        elif what == "fork" and len(rows) < 6:
+            new = state.acquire()
+            state.fork(row, [new])
+            held[new] = list(held[row])
+        elif what == "release" and len(rows) > 1:
+            state.release(row)
+            del held[row]
+        assert all(state.length(r) == len(ids) for r, ids in held.items())
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
+def test_a_recurrent_checkpoint_keeps_nothing_but_itself(kind):
+    llm = LLM.from_config(KINDS[kind], seed=3, device="cpu")
+    state = llm.model.new_state()
+    row = state.acquire()
+    for _ in range(3):
+        forward(llm, state, {row: list(range(60))})
+        state.checkpoint(row)
+    held = {
+        id(t.untyped_storage()): t.untyped_storage().nbytes()
+        for layer in state._rows[row].now.memory
+        for t in layer.values()
+    }
+    assert state.nbytes == 3 * sum(held.values())
+    assert not any(t.is_inference() for layer in state._rows[row].now.memory for t in layer.values())
+    assert state.nbytes <= state.row_bytes(180)
+
+
+def test_padded_steps_stay_small_however_ragged_their_rows():
+    from engine.decoding.loop import _pieces
+
+    starts, stops = [0] * 101, [1048, *([10] * 100)]
+    for padded in (True, False):
+        steps = list(_pieces(starts, stops, 2048, [0] * 101, padded))
+        assert [piece for step in steps for piece in step] == [(i, 0, stop) for i, stop in enumerate(stops)]
+        largest = max(len(step) * max(stop - first for _, first, stop in step) for step in steps)
+        assert largest <= 2 * 2048 or not padded
+        assert len(steps) == (2 if padded else 1)

@@ -1,0 +1,211 @@
+"""Every rule against a plain NumPy version of itself, draws against the distribution they come from."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.decoding.sampling import (
+    SamplingParams,
+    choose,
+    cutoff,
+    draw,
+    penalize,
+    top_logprobs,
+    top_p_by_histogram,
+    top_p_by_sorting,
+    uniform,
+)
+from engine.runtime.errors import UsageError
+
+ROWS = st.lists(
+    st.lists(st.integers(-400, 400).map(lambda x: x / 16), min_size=12, max_size=12), min_size=1, max_size=3
+)
+GOLDEN = [0.524181528582, 0.804794567115, 0.562847686963]  # they must never change: a seed is a promise
+IDS = st.lists(st.integers(0, 11), min_size=1, max_size=15)
+
+
+def nucleus(row: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
+    """Which entries stay: sort, add up, cut. Entries as likely as the last one that stays, stay too."""
+    row = row.astype(np.float64)
+    keep = np.ones(len(row), bool)
+    if top_k:
+        keep &= row >= np.sort(row)[::-1][min(top_k, len(row)) - 1]
+    weights = np.where(keep, np.exp(row - row.max()), 0)
+    probabilities = weights / weights.sum()
+    if top_p < 1:
+        order = np.sort(probabilities)[::-1]
+        needed = int(np.searchsorted(np.cumsum(order), top_p * (1 - 1e-12)))
+        keep &= probabilities >= order[min(needed, len(order) - 1)] * (1 - 1e-9)
+    if min_p:
+        keep &= row >= row.max() + math.log(min_p) - 1e-9
+    return keep
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    ROWS, st.integers(0, 14), st.sampled_from([0.05, 0.31, 0.77, 0.93, 1.0]), st.sampled_from([0.0, 0.013, 0.37, 1.0])
+)
+def test_filters_equal_numpy(rows, top_k, top_p, min_p):
+    logits = torch.tensor(rows)
+    params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
+    kept = (logits >= cutoff(logits, params)).numpy()
+    for row, ours in zip(np.array(rows, np.float32), kept, strict=True):
+        assert (ours == nucleus(row, top_k, top_p, min_p)).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 4.0, 30.0])
+def test_top_p_over_a_real_vocabulary_keeps_the_smallest_set_that_reaches_it(scale):
+    logits = scale * torch.randn(2, 152_000, generator=torch.Generator().manual_seed(0))
+    kept = logits >= cutoff(logits, SamplingParams(temperature=1.0, top_p=0.9))
+    probabilities = logits.double().softmax(-1)
+    mass = (probabilities * kept).sum(-1)
+    least = probabilities.masked_fill(~kept, 1).amin(-1)
+    assert (mass >= 0.9 - 1e-9).all()
+    assert scale == 0 or (mass - least < 0.9 + 1e-9).all()
+
+
+def test_a_gpu_s_way_to_top_p_is_the_same():
+    for scale in (0.3, 3.0, 12.0):
+        logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
+        for top_p in (0.1, 0.5, 0.95):
+            assert torch.equal(top_p_by_sorting(logits, top_p), top_p_by_histogram(logits, top_p))
+
+
+def test_filters_equal_transformers():
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 3 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(1))
+    params = SamplingParams(temperature=1.0, top_k=50, top_p=0.8, min_p=0.02)
+    expected = logits
+    for warper in (TopKLogitsWarper(50), TopPLogitsWarper(0.8), MinPLogitsWarper(0.02)):
+        expected = warper(None, expected)
+    assert torch.equal(logits >= cutoff(logits, params), expected > -math.inf)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ROWS, IDS, st.integers(0, 15), st.sampled_from([0.5, 1.0, 1.3]), st.sampled_from([-0.5, 0.0, 0.7]),
+    st.sampled_from([0.0, 0.4]), st.dictionaries(st.integers(0, 11), st.floats(-5, 5), max_size=3),
+)  # fmt: skip
+def test_penalties_equal_numpy(rows, ids, start, repetition, presence, frequency, bias):
+    start = min(start, len(ids))
+    params = SamplingParams(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
+    )
+    logits = torch.tensor(rows)
+    ours = penalize(logits, params, [ids] * len(rows), [start] * len(rows))
+    expected = np.array(rows, np.float64)
+    for row in expected:
+        for token in set(ids):
+            row[token] = row[token] / repetition if row[token] > 0 else row[token] * repetition
+        for token in set(ids[start:]):
+            row[token] -= presence + frequency * ids[start:].count(token)
+        for token, value in bias.items():
+            row[token] += value
+    assert np.allclose(ours.numpy(), expected, atol=1e-5)
+    assert torch.equal(logits, torch.tensor(rows))  # the model's own logits stay as they are
+
+
+def test_repetition_penalty_equals_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits, ids = torch.randn(2, 50), torch.randint(0, 50, (2, 20))
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
+    params = SamplingParams(repetition_penalty=1.3)
+    assert torch.allclose(penalize(logits, params, ids.tolist(), [0, 0]), expected)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 5}, {"temperature": 1.0, "top_p": 0.8}]
+)
+def test_draws_follow_the_distribution(params):
+    """Chi-square over 20,000 draws at 20,000 positions; the bound is passed by chance once in 10^6 runs."""
+    logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
+    sampling = SamplingParams(**({"temperature": 1.0} | params), seed=5)
+    count = 20_000
+    many = logits.expand(count, -1)
+    scaled = many / sampling.temperature
+    masked = scaled.masked_fill(scaled < cutoff(scaled[:1], sampling), -math.inf)
+    drawn = draw(masked, uniform([5] * count, range(count)))
+    expected = (masked[0].double().softmax(-1) * count).numpy()
+    observed = np.bincount(drawn.numpy(), minlength=8)
+    assert (observed[expected == 0] == 0).all()
+    live = expected > 0
+    chi_square = float((((observed - expected) ** 2)[live] / expected[live]).sum())
+    freedom = int(live.sum()) - 1
+    assert chi_square < freedom + 4.75 * math.sqrt(2 * freedom) + 12
+
+
+def test_uniform_numbers_are_uniform_and_of_seed_and_position_alone():
+    numbers = uniform([3] * 50_000, range(50_000))
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    assert abs(float(numbers.mean()) - 0.5) < 0.01
+    assert abs(float(numbers.var()) - 1 / 12) < 0.003
+    assert abs(float(torch.corrcoef(torch.stack([numbers[:-1], numbers[1:]]))[0, 1])) < 0.03
+    seeds = uniform(range(50_000), [7] * 50_000)
+    assert abs(float(torch.corrcoef(torch.stack([numbers, seeds]))[0, 1])) < 0.03
+    assert uniform([3, 4], [10, 10])[0] == numbers[10]
+    assert [round(x, 12) for x in uniform([0, 1, 2**63], [0, 1, 5]).tolist()] == GOLDEN
+
+
+def test_a_row_is_drawn_the_same_alone_and_in_a_batch():
+    logits = 3 * torch.randn(5, 300, generator=torch.Generator().manual_seed(2))
+    params = SamplingParams(temperature=0.9, top_p=0.95, min_p=0.001)
+    texts = [[1] * n for n in range(1, 6)]
+    together = choose(logits, params, texts, [0] * 5, [7] * 5)
+    for row in range(5):
+        assert choose(logits[row : row + 1], params, texts[row : row + 1], [0], [7]) == together[row]
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = 9 * torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
+    params = SamplingParams(temperature=temperature, top_p=0.9)
+    assert torch.equal(choose(logits, params, [[1]] * 4, [1] * 4, [1, 2, 3, 4]), logits.argmax(-1))
+
+
+def test_greedy_is_the_lowest_of_the_highest():
+    logits = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
+    assert choose(logits, SamplingParams(), [[0], [0]], [0, 0], [0, 0]).tolist() == [1, 0]
+
+
+def test_logprobs_are_the_model_s_own():
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    chosen, top = top_logprobs(logits, torch.tensor([2]), 2)
+    expected = logits[0].log_softmax(-1).tolist()
+    assert chosen == pytest.approx([expected[2]])
+    assert [token for token, _ in top[0]] == [1, 2]
+    assert [value for _, value in top[0]] == pytest.approx([expected[1], expected[2]])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1}, "temperature = -1: use 0 or more"),
+        ({"temperature": math.nan}, "temperature = nan"),
+        ({"top_p": 0}, "top_p = 0: use more than 0, up to 1"),
+        ({"top_k": -3}, "top_k = -3"),
+        ({"min_p": 1.5}, "min_p = 1.5: use from 0 to 1"),
+        ({"repetition_penalty": 0}, "repetition_penalty = 0"),
+        ({"presence_penalty": math.inf}, "presence_penalty = inf: use a finite number"),
+        ({"stop": ["x"] * 1000}, "stop holds 1000 strings: use up to 64"),
+        ({"stop": [""]}, "none of them empty"),
+        ({"stop": "x"}, "a list of strings"),
+        ({"logprobs": -1}, "logprobs = -1"),
+    ],
+)
+def test_values_that_make_no_sense_are_named(values, message):
+    with pytest.raises(UsageError, match=message):
+        SamplingParams(**values)
+
+
+def test_a_bias_on_a_token_that_is_none():
+    with pytest.raises(UsageError, match="token 9; the model's run from 0 to 2"):
+        penalize(torch.zeros(1, 3), SamplingParams(logit_bias={9: 1.0}), [[0]], [0])

@@ -1,0 +1,119 @@
+"""Files that are never lost: whole or not at all, one writer, full disks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import AppendFile, write_atomic
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file.json"
+    write_atomic(path, "one")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(BareloopError, match=r"cannot write .*file.json: No space left"):
+        write_atomic(path, "two")
+    assert path.read_text() == "one"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_lines_are_appended_and_a_torn_one_is_cut_off(tmp_path):
+    path = tmp_path / "a" / "file.jsonl"
+    with AppendFile(path) as file:
+        assert file.lines == []
+        file.append("one\ntwo\n")
+    path.write_bytes(path.read_bytes() + "thr\u00e9".encode()[:-1])
+    with AppendFile(path) as file:
+        assert file.lines == ["one", "two"]
+        file.append("three\n")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_a_torn_line_is_only_overwritten_by_another(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("one\ntorn")
+    with AppendFile(path) as file:
+        assert (file.lines, file.torn) == (["one"], "torn")
+    assert path.read_text() == "one\ntorn"
+    with AppendFile(path) as file:
+        file.append("2\n")
+    assert path.read_text() == "one\n2\n"
+
+
+def test_a_file_that_was_renamed_before_we_had_its_lock_is_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old\n")
+    lock = AppendFile._lock
+
+    def late(self, file):
+        if path.read_text() == "old\n":
+            path.rename(tmp_path / "aside")
+            path.write_text("new\n")
+        lock(self, file)
+
+    monkeypatch.setattr(AppendFile, "_lock", late)
+    with AppendFile(path) as file:
+        assert file.lines == ["new"]
+        file.append("more\n")
+    assert (tmp_path / "aside").read_text() == "old\n"
+    assert path.read_text() == "new\nmore\n"
+
+
+def test_what_is_no_file_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
+    write_atomic(tmp_path / "pipe", ["one\n", "two\n"])
+    assert reader.communicate()[0] == "one\ntwo\n"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomic(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "text"
+
+
+def test_there_is_one_writer(tmp_path):
+    path = tmp_path / "file"
+    with AppendFile(path), pytest.raises(BareloopError, match="another process is writing"):
+        AppendFile(path)
+    AppendFile(path).close()
+
+
+def test_what_a_full_disk_tears_is_taken_back(tmp_path):
+    """The limit on a file's size fails like a full disk: part of a write goes through, the next one raises."""
+    path = tmp_path / "file"
+    program = f"""
+import resource
+from pathlib import Path
+from engine.errors import BareloopError
+from engine.files import AppendFile
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+with AppendFile(Path({str(path)!r})) as file:
+    file.append("x" * 899 + "\\n")
+    try:
+        file.append("y" * 899 + "\\n")
+    except BareloopError as error:
+        print(error)
+    file.append("z" * 9 + "\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "cannot write" in done.stdout
+    assert "all that was written before is there" in done.stdout
+    assert path.read_text() == "x" * 899 + "\n" + "z" * 9 + "\n"
+
+
+def test_a_pipe_is_nothing_to_append_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BareloopError, match="pipe is no file to append to"):
+        AppendFile(tmp_path / "pipe")
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BareloopError, match="cannot write"):
+        AppendFile(tmp_path / "file" / "inside")
+    with pytest.raises(BareloopError, match="cannot write"):
+        write_atomic(tmp_path / "file" / "inside", "text")

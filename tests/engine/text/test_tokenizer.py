@@ -1,0 +1,110 @@
+"""Text <-> ids. The full comparison with transformers comes with the loop; here, what loading promises."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from engine.runtime.errors import BareloopError
+from engine.text.tokenizer import Tokenizer
+
+TEXTS = [
+    "Hello world",
+    "  two  spaces   three\t\ttabs \n\n\n lines \r\n end ",
+    "naïve café — “quotes” … ½ ﬁ ①",
+    "你好，世界。日本語のテキスト、한국어 텍스트",
+    "مرحبا بالعالم שלום עולם \u200f\u200e",
+    "👋🏽 👨‍👩‍👧‍👦 🇩🇪 e\u0301 \U0001f9ff",
+    "def f(x):\n\treturn {'a': x ** 2}  # ok\n\n\nif __name__ == '__main__':\n    f(3.14159)\n",
+    "1234567890 3.14e-10 0xFF $1,000.00 don't I'll we've THEY'RE",
+    "<|endoftext|> <|im_start|>user <s> </s> [INST] <|eot_id|> <unk> <0x41> <pad>",
+    "\ufffd \x00\x01\x7f \u2028 \ue000 ▁ Ġ",
+    "https://example.org/a?b=c&d=%20#e foo@bar.baz",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" + " " * 40 + "b",
+    "",
+]
+SAME = ("qwen2.5-0.5b-instruct", "llama-3.2", "olmo-2", "gpt2", "phi-2", "gpt-neox-pythia", "mistral-7b-instruct-v0.2")
+
+# Where our ids are not those of transformers' AutoTokenizer. tokenizer.json is the reference here, and with
+# `legacy: false` LlamaTokenizer replaces its normalizer (▁ before every piece of text) by a pre-tokenizer (▁ before
+# the first piece only, and none before a space): texts that begin with a space, or have one after a control token,
+# differ by a ▁. It also replaces the story model's unknown-token rule, so that unknown characters vanish there.
+DIFFERENT = ("tokenizers/llama-2", "checkpoints/llama-tinystories-656k")
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_ids_and_text_equal_transformers(shared, name):
+    from transformers import AutoTokenizer
+
+    folder = shared / "tokenizers" / name
+    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        ids = ours.encode(text)
+        assert ids == theirs(text)["input_ids"], text
+        for skip in (True, False):
+            expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert ours.decode(ids, skip_special_tokens=skip) == expected, text
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_known_differences_are_only_where_they_are_said_to_be(shared, name):
+    from transformers import AutoTokenizer
+
+    ours, theirs = Tokenizer.load(shared / name), AutoTokenizer.from_pretrained(shared / name)
+    unknown = ours.token_id("<unk>")
+    for text in TEXTS:
+        ids = ours.encode(text)
+        if not text.startswith(" ") and "<s>" not in text and unknown not in ids:
+            assert ids == theirs(text)["input_ids"], text
+
+
+def test_bos_is_added_as_the_tokenizer_says(shared):
+    llama = Tokenizer.load(shared / "tokenizers" / "llama-3.2")
+    assert llama.encode("a")[0] == 128000
+    assert llama.encode("a", add_special_tokens=False)[0] != 128000
+    assert Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct").encode("a") == [64]
+
+
+def test_truncation_and_padding_in_the_file_are_switched_off(shared, tmp_path):
+    source = shared / "tokenizers" / "gpt2" / "tokenizer.json"
+    settings = json.loads(source.read_text())
+    settings["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    settings["padding"] = {
+        "strategy": {"Fixed": 50}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "!",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    assert len(Tokenizer.load(tmp_path).encode("one two three four five six seven")) == 7
+
+
+def test_vocab_and_merges_are_read_as_gpt2_reads_them(shared, tmp_path):
+    settings = json.loads((shared / "tokenizers" / "gpt2" / "tokenizer.json").read_text())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in settings["merges"]]
+    (tmp_path / "vocab.json").write_text(json.dumps(settings["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    old, new = Tokenizer.load(tmp_path), Tokenizer.load(shared / "tokenizers" / "gpt2")
+    for text in [*TEXTS, "a<|endoftext|>b"]:
+        assert old.encode(text) == new.encode(text)
+        assert old.decode(old.encode(text)) == new.decode(new.encode(text))
+
+
+def test_special_tokens_are_known_by_role(shared):
+    qwen = Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct")
+    assert qwen.special_tokens["eos_token"] == "<|im_end|>"
+    assert qwen.token_id("<|im_end|>") == 151645
+    assert qwen.token_id("no such token") is None
+    assert Tokenizer.load(shared / "tokenizers" / "llama-2").special_tokens["bos_token"] == "<s>"
+
+
+def test_folders_that_cannot_be_read_are_one_line(shared, tmp_path):
+    with pytest.raises(BareloopError, match=r"has no tokenizer.json"):
+        Tokenizer.load(tmp_path)
+    shutil.copy(shared / "tokenizers" / "tinyllama-1.1b-chat" / "tokenizer.model", tmp_path)
+    with pytest.raises(BareloopError, match=r"only tokenizer.model \(SentencePiece\)"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": 7}')
+    with pytest.raises(BareloopError, match=r"cannot read .*tokenizer.json") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)

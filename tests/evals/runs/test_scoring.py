@@ -1,0 +1,88 @@
+"""Scores against the harness's own numbers, from the same fake log-likelihoods."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from evals import gsm8k, squad
+from evals.runs.scoring import accuracy, pooled_stderr, predict, predict_by_length
+from evals.runs.summary import summarize
+from tests.evals import lm_harness
+
+HEADER = {"task": "mmlu", "model": "fake", "shots": 0, "split": "test", "chat": False, "single_turn": False,
+          "device": "cpu", "dtype": "float32", "quant": "none"}  # fmt: skip
+PLAIN = {"loglikelihoods": [], "margin": 1.0, "truncated": False, "tokens": 1, "times": {"peak_memory": 0}}
+
+
+@pytest.mark.parametrize("run", lm_harness.RUNS)
+def test_every_metric_equals_the_harness(shared, run):
+    expected = lm_harness.run(shared, run)
+    task = lm_harness.task(shared, run)
+    records = []
+    for rows in task.questions.values():
+        for row in rows:
+            item = task.item(row, lm_harness.chatml if "chatml" in run else None)
+            if task.writing is None:
+                metrics = task.judge(row, [lm_harness.fake(*request) for request in item.requests])
+            else:
+                metrics = task.writing.judge(row, lm_harness.fake_response(item.requests[0][0], row.asked.target))[1]
+            records.append({"subject": item.subject, "index": item.index, "metrics": metrics, **PLAIN})
+    summary = summarize(HEADER | {"task": task.name}, records, task.groups)
+    assert {task.full_name(own.name) for own in summary.subjects} <= set(expected["metrics"])
+    for measure in summary.measures:
+        metric, _, chosen = measure.metric.partition(",")
+        for own in measure.subjects:
+            metrics = expected["metrics"][task.full_name(own.name)]
+            theirs = metrics[f"{metric},{chosen or 'none'}"], metrics[f"{metric}_stderr,{chosen or 'none'}"]
+            assert own.questions == metrics["sample_len"]
+            assert (own.mean, own.stderr) == pytest.approx(theirs, abs=1e-12)
+    if total := expected.get("weighted_over_these"):
+        found = (summary.overall.mean, summary.overall.stderr, summary.overall.questions)
+        assert found == pytest.approx((total["acc"], total["acc_stderr"], total["n"]), abs=1e-12)
+
+
+def test_every_judged_response_of_gsm8k_is_judged_alike(shared):
+    lines = (shared / "data" / "lm_eval_golden" / "gsm8k_filters.jsonl").read_text().splitlines()
+    assert len(lines) == 400
+    for line in map(json.loads, lines):
+        answers, metrics = gsm8k.read(line["response"], line["gold"])
+        for name in ("strict-match", "flexible-extract"):
+            assert [answers[name], metrics[f"exact_match,{name}"]] == line[name]
+
+
+@pytest.mark.parametrize(
+    ("response", "answers", "expected"),
+    [
+        (" the Denver Broncos.", ["Denver Broncos"], (1, 1, 1)),
+        ("It was Denver Broncos of 1999", ["Denver Broncos", "Broncos"], (1, 0, 4 / 8)),
+        ("Panthers", ["Denver Broncos"], (0, 0, 0)),
+        ("fifty", ["50", "Fifty"], (1, 1, 1)),
+        ("150", ["50"], (0, 0, 0)),
+        ("", ["the"], (0, 1, 0)),
+        ("", ["x"], (0, 0, 0)),
+    ],
+)
+def test_squad_by_the_official_normalisation(response, answers, expected):
+    assert tuple(squad.measures(response, answers).values()) == pytest.approx(expected)
+
+
+def test_a_choice_without_characters_never_wins_by_length():
+    assert predict_by_length([-1.0, -9.0], ["", "nine"]) == 1
+
+
+def test_the_first_choice_wins_a_tie():
+    assert predict([-2.0, -1.0, -1.0, -3.0]) == 1
+
+
+def test_one_question_has_no_standard_error():
+    assert accuracy([True])[0] == 1.0
+    assert math.isnan(accuracy([True])[1])
+    assert math.isnan(pooled_stderr([math.nan], [1]))
+
+
+def test_pooled_error_of_one_subject_is_its_own():
+    _, stderr = accuracy([True, False, False, True, True])
+    assert pooled_stderr([stderr], [5]) == pytest.approx(stderr)

@@ -1,0 +1,186 @@
+"""The structure of the project: who imports whom, and which modules load without torch."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("engine", "evals", "chat", "bench")
+MAY_IMPORT = {"engine": (), "evals": ("engine",), "chat": ("engine",), "bench": ("engine", "evals", "chat")}
+
+# Inside the engine each layer imports only from layers below it. Layers in one row do not import each other.
+ENGINE_LAYERS = (
+    ("engine.runtime",),
+    ("engine.kernels",),
+    ("engine.quant", "engine.cache", "engine.text"),
+    ("engine.layers",),
+    ("engine.models",),
+    ("engine.checkpoints", "engine.decoding"),
+    ("engine.llm", "engine"),  # `engine` itself only re-exports, lazily
+    ("engine.cli",),
+    ("engine.demo", "engine.__main__"),
+)
+EVALS_LAYERS = (
+    ("evals.data",),
+    ("evals.runs",),
+    ("evals.harness", "evals.analysis"),
+    ("evals.plotting", "evals.page"),
+    ("evals",),  # the programs
+)
+
+# These load without torch, so that `--help` is instant and files can be analysed anywhere: they and all that they
+# import at module level.
+WITHOUT_TORCH = (
+    "engine",
+    "engine.__main__",
+    *(f"engine.cli.{name}" for name in ("parser", "progress", "figures")),
+    *(f"engine.runtime.{name}" for name in ("errors", "files", "cycles")),
+    "engine.checkpoints.embedded",
+    "engine.quant",
+    *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
+    "evals.__main__",
+    "evals.data.*",
+    "evals.analysis.*",
+    "evals.plotting.*",
+    "evals.page.*",
+    *(f"evals.harness.{name}" for name in ("prompts", "fewshot", "task", "protocol", "program")),
+    "evals.runs.*",
+    *(f"evals.{name}" for name in ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")),
+    *(f"evals.{name}" for name in ("run", "compare", "plots", "report", "timing", "quantization")),
+    *(f"chat.{name}" for name in ("__main__", "context", "events", "commands", "store")),
+    *(f"bench.{name}" for name in ("peers", "plot", "ttft")),
+)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[dotted.removesuffix(".__init__")] = path
+    return found
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def module_level(tree: ast.Module) -> list[ast.AST]:
+    """The statements that run when a module is imported."""
+    found: list[ast.AST] = []
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        found.append(node)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_type_checking(node):
+            pending += ast.iter_child_nodes(node)
+    return found
+
+
+def imported(nodes: list[ast.AST]) -> set[str]:
+    """The dotted names that import statements name: a module of the project where there is one of that name."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                names.add(submodule if submodule in modules() else node.module)
+    return names
+
+
+@cache
+def imports(module: str) -> set[str]:
+    """All that a module imports, anywhere in it, for types too."""
+    return imported(list(ast.walk(ast.parse(modules()[module].read_text())))) - {module}
+
+
+@cache
+def imports_when_loaded(module: str) -> set[str]:
+    """What importing a module imports at once; its packages are loaded first."""
+    parents = {module.rpartition(".")[0]} & modules().keys()
+    return imported(module_level(ast.parse(modules()[module].read_text()))) | parents
+
+
+def loaded_by(module: str) -> set[str]:
+    """All modules, of the project and others, that importing this one loads."""
+    loaded, pending = set(), [module]
+    while pending:
+        name = pending.pop()
+        if name not in loaded:
+            loaded.add(name)
+            pending += imports_when_loaded(name) if name in modules() else ()
+    return loaded
+
+
+def unit(module: str, layers: tuple[tuple[str, ...], ...]) -> str:
+    """The longest name among the layers' that a module stands under."""
+    names = [name for layer in layers for name in layer if module == name or module.startswith(f"{name}.")]
+    return max(names, key=len)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_those_they_may(package):
+    for module in modules():
+        if module.split(".")[0] == package:
+            others = {name.split(".")[0] for name in imports(module)} & set(PACKAGES) - {package}
+            assert others <= set(MAY_IMPORT[package]), f"{module} imports {sorted(others)}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {module: {name for name in imports(module) if name in modules()} for module in modules()}
+    del graph["engine"]  # which re-exports lazily
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("layers", [ENGINE_LAYERS, EVALS_LAYERS], ids=["engine", "evals"])
+def test_layers_import_only_from_layers_below(layers):
+    height = {name: number for number, layer in enumerate(layers) for name in layer}
+    top = layers[-1][0].split(".")[0]
+    upwards = []
+    for module in modules():
+        if module.split(".")[0] != top or module == "engine":
+            continue
+        own = unit(module, layers)
+        for name in imports(module):
+            if name.split(".")[0] != top or name == "engine":
+                continue
+            other = unit(name, layers)
+            if other != own and height[other] >= height[own]:
+                upwards.append(f"{module} imports {name}")
+    assert upwards == []
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_modules_that_promise_it_load_without_torch(name):
+    package = name.removesuffix(".*")
+    chosen = [module for module in modules() if module.startswith(f"{package}.")] if name != package else [name]
+    assert chosen
+    for module in chosen:
+        assert "torch" not in {other.split(".")[0] for other in loaded_by(module)}, module
+
+
+def test_no_file_is_longer_than_350_lines():
+    tables_of_data = {ROOT / "engine/demo/facts.py"}
+    for path in [*modules().values(), *(ROOT / "tests").rglob("*.py")]:
+        assert path in tables_of_data or len(path.read_text().splitlines()) <= 350, path
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_transformers_is_only_imported_to_compare_with_it(module):
+    assert "transformers" not in {name.split(".")[0] for name in imports(module)} or module.startswith("bench.")
+
+
+def test_every_module_has_a_docstring():
+    assert [module for module, path in modules().items() if not ast.get_docstring(ast.parse(path.read_text()))] == []
