@@ -1,4 +1,4 @@
-"""python -m chat: talk with a model; its context never overflows, and every turn costs only its new tokens."""
+"""python -m chat: talk with a model. The context never overflows, and a turn computes only its new tokens."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ def parser() -> Parser:
     result = Parser("python -m chat", "Talk with a model.")
     result.add_model_options()
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
-    result.add_argument("--prompt", "-p", metavar="TEXT", help="say this, show the reply, and leave")
+    result.add_argument("--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit")
     context = result.add_argument_group("context")
-    context.add_argument("--strategy", choices=STRATEGIES, help="when the window is full (default: sliding)")
-    context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="tokens of the window (default: the model's)")
+    context.add_argument("--strategy", choices=STRATEGIES, help="what to do when the window is full (default: sliding)")
+    context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="window size in tokens (default: the model's)")
     context.add_argument(
-        "--reserve", type=int, metavar="N", help="tokens kept for the reply (default: a quarter at most)"
+        "--reserve",
+        type=int,
+        metavar="N",
+        help="tokens reserved for the reply (default: its maximum length, at most a quarter)",
     )
     context.add_argument(
         "--history",
         action=BooleanOptionalAction,
-        help="show the model the conversation, or each message alone (default: the conversation)",
+        help="give the model the whole conversation, or each message alone (default: the conversation)",
     )
     files = result.add_argument_group("conversations")
     files.add_argument(
-        "--resume", nargs="?", const="", metavar="ID", help="go on with a conversation (default: the last)"
+        "--resume", nargs="?", const="", metavar="ID", help="continue a conversation (default: the last)"
     )
-    files.add_argument("--no-save", dest="autosave", action="store_false", help="keep no file of this conversation")
+    files.add_argument("--no-save", dest="autosave", action="store_false", help="do not save this conversation")
     output = result.add_argument_group("output")
     output.add_argument(
-        "--plain", action="store_true", help="no colours, no editing: replies on stdout, all else on stderr"
+        "--plain", action="store_true", help="no colours or line editing: replies on stdout, everything else on stderr"
     )
-    output.add_argument("--json", action="store_true", help="one JSON object a line")
+    output.add_argument("--json", action="store_true", help="one JSON object per line")
     result.add_sampling_options()
     return result
 
 
 def main(options: Any) -> None:
-    """Load the model, then talk: in the terminal, or through pipes."""
+    """Load the model, then chat in the terminal or through pipes."""
     if options.model and len(options.model) > 1:
-        raise UsageError("chat talks with one model; /model changes it")
+        raise UsageError("chat uses one model; name one, and change it with /model")
     if options.ctx_size is not None and options.ctx_size < 1:
         raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
     choose_model(options)
@@ -65,14 +68,14 @@ def main(options: Any) -> None:
     flags = {"window": options.ctx_size} | {
         name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")
     }
-    given = {name: value for name, value in flags.items() if value is not None}
+    overrides = {name: value for name, value in flags.items() if value is not None}
     sampling = sampling_options(options)
-    agent = Agent(load, options.model[0], Settings(**given, sampling=sampling), autosave=options.autosave)
+    agent = Agent(load, options.model[0], Settings(**overrides, sampling=sampling), autosave=options.autosave)
     opening = list(agent.session.warnings)
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
-        agent.session.configure(**given, sampling=agent.session.settings.sampling | sampling)
-    for name in ("SIGHUP", "SIGTERM"):  # a closed window: the reply so far is kept on the way out
+        agent.session.configure(**overrides, sampling=agent.session.settings.sampling | sampling)
+    for name in ("SIGHUP", "SIGTERM"):  # a closed window: exit normally, so that the reply so far is saved
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     on_screen = sys.stdin.isatty() and sys.stdout.isatty() and not (options.plain or options.json)
@@ -90,7 +93,7 @@ def main(options: Any) -> None:
             sys.exit(EXIT_RUNTIME)
         return
     with contextlib.suppress(EOFError):  # /quit
-        pipe.show(agent.take(options.prompt))
+        pipe.show(agent.handle(options.prompt))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The slash commands: one registry, from which help and completion are made too. No torch, no screen."""
+"""The slash commands: one registry, which /help and completion read too. Loads without torch."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.context import STRATEGIES
-from chat.events import Answer, Notice
+from chat.events import ChatEvents, Notice
 from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from chat.agent import Agent
+    from chat.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Command:
-    """`run` takes the agent and what stands after the command's name."""
+    """A command: its name, the arguments as /help shows them, and the function that runs it.
+
+    `run` takes the workspace and the text after the command's name.
+    """
 
     name: str
     arguments: str
     help: str
-    run: Callable[[Agent, str], Answer]
+    run: Callable[[Workspace, str], ChatEvents]
 
 
 COMMANDS: dict[str, Command] = {}
 ALIASES = {"exit": "quit", "q": "quit", "bye": "quit", "?": "help"}
 
 
-def command(arguments: str = "") -> Callable[[Callable[[Agent, str], Answer]], Callable[[Agent, str], Answer]]:
-    """Put a function into the registry, under its name; its docstring is its help."""
+def command(
+    arguments: str = "",
+) -> Callable[[Callable[[Workspace, str], ChatEvents]], Callable[[Workspace, str], ChatEvents]]:
+    """Register a function as the command of its name; its docstring is the help text."""
 
-    def register(run: Callable[[Agent, str], Answer]) -> Callable[[Agent, str], Answer]:
+    def register(run: Callable[[Workspace, str], ChatEvents]) -> Callable[[Workspace, str], ChatEvents]:
         name = run.__name__.rstrip("_")
         COMMANDS[name] = Command(name, arguments, str(run.__doc__), run)
         return run
@@ -41,197 +46,202 @@ def command(arguments: str = "") -> Callable[[Callable[[Agent, str], Answer]], C
     return register
 
 
-def execute(agent: Agent, line: str) -> Answer:
-    """Run one line that begins with a slash; an unknown command is refused with the nearest name."""
+def execute(workspace: Workspace, line: str) -> ChatEvents:
+    """Run a line that begins with a slash. An unknown command is an error that names the closest one."""
     name, _, rest = line.removeprefix("/").partition(" ")
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
-        near = nearest(name, COMMANDS)
-        raise UsageError(f"no command /{name}; {f'did you mean /{near}?' if near else '/help lists them all'}")
-    yield from COMMANDS[name].run(agent, rest.strip())
+        match = closest(name, COMMANDS)
+        hint = f"did you mean /{match}?" if match else "/help lists all commands"
+        raise UsageError(f"unknown command /{name}; {hint}")
+    yield from COMMANDS[name].run(workspace, rest.strip())
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What was probably meant; empty where nothing is near."""
+def is_command(line: str) -> bool:
+    """Whether a line is a command: a slash and a word. A path or a `//` comment is not."""
+    return line.startswith("/") and line[1:2].isalpha() and "/" not in line.split(maxsplit=1)[0][1:]
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The most similar known name, or an empty string if none is close."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
 
 
-def say(text: str) -> Notice:
-    """What a command answers."""
+def info(text: str) -> Notice:
+    """A command's output."""
     return Notice("info", text)
 
 
 @command()
-def help_(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
+def help_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """list the commands"""
-    width = max(len(f"{one.name} {one.arguments}") for one in COMMANDS.values())
-    yield say("\n".join(f"/{f'{one.name} {one.arguments}':<{width}}  {one.help}" for one in COMMANDS.values()))
+    width = max(len(f"{entry.name} {entry.arguments}") for entry in COMMANDS.values())
+    yield info("\n".join(f"/{f'{entry.name} {entry.arguments}':<{width}}  {entry.help}" for entry in COMMANDS.values()))
 
 
 @command()
-def quit_(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
+def quit_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """leave; the conversation is kept"""
     yield from ()
     raise EOFError
 
 
 @command("[FILE]")
-def save(agent: Agent, rest: str) -> Answer:
+def save(workspace: Workspace, rest: str) -> ChatEvents:
     """write the conversation to a file"""
-    yield say(f"saved {agent.save(rest)}")
+    yield info(f"saved {workspace.save(rest)}")
 
 
 @command("[FILE]")
-def load(agent: Agent, rest: str) -> Answer:
-    """go on with a saved conversation, by its file or id (nothing: list them)"""
+def load(workspace: Workspace, rest: str) -> ChatEvents:
+    """continue a saved conversation, by file or id (without one: list them)"""
     if not rest:
-        kept = [f"{name}  {text[:60]}{'…' * (len(text) > 60)}" for name, text in store.listed()]
-        yield say("\n".join(kept) or "no conversation is kept yet")
+        rows = [f"{name}  {text[:60]}{'…' * (len(text) > 60)}" for name, text in store.listed()]
+        yield info("\n".join(rows) or "there are no saved conversations yet")
         return
     path = store.find(rest)
-    yield from agent.load(path)
+    yield from workspace.load(path)
 
 
 @command()
-def clear(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """begin a new conversation under the same system prompt"""
-    agent.begin()
-    yield say("a new conversation")
+def clear(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """start a new conversation with the same settings"""
+    workspace.begin()
+    yield info("new conversation")
 
 
 @command()
-def stats(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """messages, tokens, window, cache, speed, memory"""
-    yield say(agent.describe())
+def stats(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show messages, tokens, window, cache, speed, memory"""
+    from chat.reports import statistics
+
+    yield info(statistics(workspace))
 
 
 @command("[on|off]")
-def stream(agent: Agent, rest: str) -> Answer:
-    """show replies as they come, or whole"""
-    agent.stream = _switch(rest, agent.stream)
-    yield say(f"streaming is {_on(agent.stream)}")
+def stream(workspace: Workspace, rest: str) -> ChatEvents:
+    """show replies token by token, or whole"""
+    workspace.stream = _toggle(rest, workspace.stream)
+    yield info(f"streaming is {_on_or_off(workspace.stream)}")
 
 
 @command("[on|off]")
-def history(agent: Agent, rest: str) -> Answer:
-    """show the model the conversation, or the current message alone"""
-    agent.session.configure(history=_switch(rest, agent.session.settings.history))
-    yield say(f"history is {_on(agent.session.settings.history)}; the log is kept either way")
+def history(workspace: Workspace, rest: str) -> ChatEvents:
+    """give the model the whole conversation, or only the current message"""
+    workspace.session.configure(history=_toggle(rest, workspace.session.settings.history))
+    yield info(f"history is {_on_or_off(workspace.session.settings.history)}; all messages are kept either way")
 
 
 @command("TEXT")
-def system(agent: Agent, rest: str) -> Answer:
-    """set the system prompt ("" for none; nothing: show it)"""
+def system(workspace: Workspace, rest: str) -> ChatEvents:
+    """set the system prompt ("" removes it; without TEXT: show it)"""
     if rest:
-        agent.session.configure(system="" if rest in ('""', "''") else rest)
-    yield say(f"system prompt: {agent.session.settings.system or 'none'}")
+        workspace.session.configure(system="" if rest in ('""', "''") else rest)
+    yield info(f"system prompt: {workspace.session.settings.system or 'none'}")
 
 
 @command("NAME")
-def strategy(agent: Agent, rest: str) -> Answer:
-    """what happens when the window is full: none, truncate, sliding, summarise"""
+def strategy(workspace: Workspace, rest: str) -> ChatEvents:
+    """what to do when the window is full: none, truncate, sliding, summarise"""
     if rest:
-        agent.session.configure(strategy=rest)
-    yield say(f"strategy: {agent.session.settings.strategy} (there are: {', '.join(STRATEGIES)})")
+        workspace.session.configure(strategy=rest)
+    yield info(f"strategy: {workspace.session.settings.strategy} (choices: {', '.join(STRATEGIES)})")
 
 
 @command()
-def retry(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """another reply to the last message"""
-    yield from agent.session.retry()
+def retry(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """get another reply to the last message"""
+    yield from workspace.session.retry()
 
 
 @command()
-def undo(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """take the last message and its reply back"""
-    yield say(f"taken back: {agent.session.undo()}")
+def undo(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """remove the last message and its reply"""
+    yield info(f"removed: {workspace.session.undo()}")
 
 
 @command("TEXT")
-def edit(agent: Agent, rest: str) -> Answer:
-    """say the last message differently"""
+def edit(workspace: Workspace, rest: str) -> ChatEvents:
+    """replace the last message, and get a new reply"""
     if not rest:
         raise UsageError("/edit needs the new text of your last message")
-    yield from agent.session.edit(rest)
+    yield from workspace.session.edit(rest)
 
 
 @command()
-def continue_(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """go on with the last reply where it was cut off"""
-    yield from agent.session.proceed()
+def continue_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """continue the last reply where it was cut off"""
+    yield from workspace.session.proceed()
 
 
 @command()
-def tokens(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """every token that the model is shown, with its id"""
-    yield say(" ".join(f"{number}:{text!r}" for number, text in agent.session.tokens()))
+def tokens(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show every token of the prompt, with its id"""
+    yield info(" ".join(f"{token}:{text!r}" for token, text in workspace.session.tokens()))
 
 
 @command()
-def prompt(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """the text that the model is shown, control tokens included"""
-    yield say("".join(text for _, text in agent.session.tokens()))
+def prompt(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show the text of the prompt, with control tokens"""
+    yield info("".join(text for _, text in workspace.session.tokens()))
 
 
 @command()
-def logprobs(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """the alternatives at each place of the last reply"""
-    yield say(agent.alternatives())
+def logprobs(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show the probability of each token of the last reply, and the alternatives"""
+    from chat.reports import alternatives
+
+    yield info(alternatives(workspace.session))
 
 
 @command()
-def reasoning(agent: Agent, rest: str) -> Answer:  # noqa: ARG001
-    """what the model thought before its last reply"""
-    said = agent.session.turns[-1][1:] if agent.session.turns else []
-    yield say((said and said[0].get("reasoning")) or "the last reply came without reasoning")
+def reasoning(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show the reasoning before the last reply"""
+    replies = workspace.session.turns[-1][1:] if workspace.session.turns else []
+    yield info((replies and replies[0].get("reasoning")) or "the last reply has no reasoning")
 
 
 @command("NAME VALUE")
-def set_(agent: Agent, rest: str) -> Answer:
-    """change how tokens are chosen: temperature, top_p, seed, max_new_tokens, … (default: the model's own)"""
+def set_(workspace: Workspace, rest: str) -> ChatEvents:
+    """set a sampling parameter: temperature, top_p, seed, max_new_tokens, … (`default`: the model's own)"""
     from engine.decoding.sampling import SamplingParams
 
-    known = {one.name: one.default for one in fields(SamplingParams) if isinstance(one.default, int | float)}
+    session = workspace.session
+    known = {entry.name: entry.default for entry in fields(SamplingParams) if isinstance(entry.default, int | float)}
     known["seed"] = 0
     name, _, value = rest.replace("=", " ").partition(" ")
     name = name.replace("-", "_")
     if name not in known:
-        near = nearest(name, known)
-        raise UsageError(
-            f"no setting {name!r}; {f'did you mean {near}?' if near else 'there are: ' + ', '.join(known)}"
-        )
+        match = closest(name, known)
+        hint = f"did you mean {match}?" if match else f"use one of: {', '.join(known)}"
+        raise UsageError(f"unknown setting {name!r}; {hint}")
     if value.strip() == "default":
-        kept = {key: number for key, number in agent.session.settings.sampling.items() if key != name}
-        agent.session.configure(sampling=kept)
-        yield say(f"{name} = {getattr(agent.session.params, name)}")
+        sampling = {key: number for key, number in session.settings.sampling.items() if key != name}
+        session.configure(sampling=sampling)
+        yield info(f"{name} = {getattr(session.params, name)}")
         return
     try:
         number: Any = float(value) if isinstance(known[name], float) else int(value)
     except ValueError:
-        raise UsageError(f"{name} is a number, not {value!r}") from None
-    sampling = {**agent.session.settings.sampling, name: number}
-    agent.session.configure(sampling=sampling)
-    yield say(f"{name} = {number}")
+        kind = "a number" if isinstance(known[name], float) else "a whole number"
+        raise UsageError(f"{name} needs {kind}, not {value!r}") from None
+    session.configure(sampling={**session.settings.sampling, name: number})
+    yield info(f"{name} = {number}")
 
 
 @command("ID")
-def model(agent: Agent, rest: str) -> Answer:
-    """go on with another model"""
+def model(workspace: Workspace, rest: str) -> ChatEvents:
+    """continue with another model"""
     if not rest:
-        raise UsageError(f"/model needs a folder or a hub id; this is {agent.name}")
-    yield from agent.change_model(rest)
+        raise UsageError(f"/model needs a folder or a hub id; the current model is {workspace.name}")
+    yield from workspace.change_model(rest)
 
 
-def _switch(word: str, before: bool) -> bool:
-    if word not in ("", "on", "off"):
-        raise UsageError(f"on or off, not {word!r}")
-    return not before if not word else word == "on"
+def _toggle(argument: str, before: bool) -> bool:
+    if argument not in ("", "on", "off"):
+        raise UsageError(f"use on or off, not {argument!r}")
+    return not before if not argument else argument == "on"
 
 
-def _on(state: bool) -> str:
+def _on_or_off(state: bool) -> str:
     return "on" if state else "off"
-
-
-def is_command(line: str) -> bool:
-    """Whether a line is one: a slash and a word, so that a path or a comment is none."""
-    return line.startswith("/") and line[1:2].isalpha() and "/" not in line.split(maxsplit=1)[0][1:]

@@ -1,7 +1,7 @@
-"""python -m chat.compare: what a history is worth. The same dialogues with it, without it, and in a small window.
+"""python -m chat.compare: measure what chat history is worth, with and without it, and by every strategy.
 
-A script is a JSON list of dialogues; a dialogue is a list of messages. A message that asks for something names the
-text that a right reply holds; how far back it was said follows from the dialogue itself:
+A script is a JSON list of dialogues; a dialogue is a list of messages. A question about something said earlier names
+the text that a correct reply contains. How many turns ago that text was said follows from the dialogue:
 
     [["Hi, I'm Zorvan.", "How are you?", {"say": "What is my name?", "expect": "Zorvan"}]]
 """
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m chat.compare", "Play dialogues with and without history, and by every strategy.")
-    result.add_argument("script", nargs="?", help="a JSON list of dialogues (default: our own)")
+    result = Parser("python -m chat.compare", "Run dialogues with and without history, and by every strategy.")
+    result.add_argument("script", nargs="?", help="JSON list of dialogues (default: built-in ones)")
     result.add_model_options()
     result.add_argument(
         "--small-window",
         type=int,
         default=160,
         metavar="N",
-        help="tokens of the window of the strategies (default: 160)",
+        help="window in tokens for the strategies (default: 160)",
     )
     result.add_argument(
         "--max-new-tokens", "-n", type=int, default=48, metavar="N", help="the longest reply (default: 48)"
@@ -48,7 +48,7 @@ def parser() -> Parser:
 
 @dataclass(frozen=True)
 class Line:
-    """One message; `expect` is what a right reply to it holds, said `distance` turns before."""
+    """One message. `expect`: text that a correct reply contains, said `distance` turns before."""
 
     say: str
     expect: str = ""
@@ -56,213 +56,222 @@ class Line:
 
 
 @dataclass
-class Played:
-    """One way of playing, and what came of it."""
+class StrategyResult:
+    """Results of one way to keep history. The field names are those of compare.json."""
 
     name: str
-    asked: dict[int, int] = field(default_factory=dict)  # by distance
-    right: dict[int, int] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)  # questions by distance
+    right: dict[int, int] = field(default_factory=dict)  # correct replies by distance
     turns: int = 0
-    refused: int = 0  # turns for which `none` had no room
+    refused: int = 0  # turns that did not fit into the window (strategy `none`)
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    summary_read: int = 0  # prompt tokens that asking for summaries took
+    summary_read: int = 0  # prompt tokens computed for summary requests
     evictions: int = 0
     seconds: float = 0.0  # from each message to the last token of its reply
 
     @property
     def answered(self) -> int:
-        """Turns that had a reply."""
+        """Number of turns with a reply, at least 1."""
         return max(self.turns - self.refused, 1)
 
     @property
     def read_per_turn(self) -> float:
-        """Prompt tokens that the model had to compute."""
+        """Prompt tokens computed per turn."""
         return (self.prompt_tokens - self.cached_tokens + self.summary_read) / self.answered
 
     @property
-    def saved(self) -> float:
-        """The share of the prompts that was remembered."""
+    def cached_share(self) -> float:
+        """Share of the prompt tokens that came from the cache."""
         return self.cached_tokens / max(self.prompt_tokens, 1)
 
     def recall(self, distance: int) -> float:
+        """Share of the questions at this distance that were answered correctly."""
         return self.right.get(distance, 0) / self.asked[distance]
 
 
 def main(options: Any) -> None:
-    """Play everything, print the table, write it and its picture."""
+    """Run every strategy, print the table, write it and its plot."""
     from rich.console import Console
 
     from engine.runtime.files import local_path, write_atomic
 
-    dialogues = read_script(local_path(options.script)) if options.script else own_script()
+    dialogues = read_script(local_path(options.script)) if options.script else builtin_script()
     choose_model(options)
     if len(options.model) > 1:
-        raise UsageError("chat.compare plays with one model; run it once for each")
+        raise UsageError("chat.compare uses one model; run it once per model")
     if options.small_window < 1 or options.max_new_tokens < 1:
-        raise UsageError("--small-window and --max-new-tokens are 1 or more")
+        raise UsageError("--small-window and --max-new-tokens: use 1 or more")
 
     from engine.llm import LLM
 
     llm = LLM.load(options.model[0], **model_options(options))
-    played = play_all(llm, dialogues, options.small_window, options.max_new_tokens)
-    Console().print(table(played))
+    results = run_all(llm, dialogues, options.small_window, options.max_new_tokens)
+    Console().print(table(results))
     folder = local_path(options.output_dir)
-    report = {"model": options.model[0], "small_window": options.small_window, "ways": [asdict(one) for one in played]}
+    report = {
+        "model": options.model[0],
+        "small_window": options.small_window,
+        "ways": [asdict(result) for result in results],
+    }
     write_atomic(folder / "compare.json", json.dumps(report, indent=2) + "\n")
-    draw(played, folder / "compare")
+    draw(results, folder / "compare")
     Console(stderr=True).print(f"{folder}/compare.json, .png, .svg", style="dim", soft_wrap=True)
 
 
 def read_script(path: Path) -> list[list[Line]]:
-    """The user's dialogues; one line says what is wrong with a file."""
+    """Read the user's dialogues. Raises `BareloopError` for a file of another form."""
     from engine.runtime.files import parse_json
 
-    found = parse_json(path)
-    if not isinstance(found, list) or not found or not all(isinstance(dialogue, list) for dialogue in found):
-        raise BareloopError(f"{path} is not a list of dialogues, which are lists of messages")
-    return [lines(dialogue, f"{path}, dialogue {number}") for number, dialogue in enumerate(found, 1)]
+    content = parse_json(path)
+    if not isinstance(content, list) or not content or not all(isinstance(dialogue, list) for dialogue in content):
+        raise BareloopError(f"{path} is not a list of dialogues, each a list of messages")
+    return [lines(dialogue, f"{path}, dialogue {number}") for number, dialogue in enumerate(content, 1)]
 
 
 def lines(dialogue: Sequence[Any], where: str) -> list[Line]:
-    """Messages with their distances: an expected text was said by the last earlier message that holds it."""
+    """Messages with their distances, counted from the last earlier message that contains the expected text."""
     result: list[Line] = []
     for number, message in enumerate(dialogue, 1):
-        given = {"say": message} if isinstance(message, str) else message
+        entry = {"say": message} if isinstance(message, str) else message
         fields = {"say": str, "expect": str}
-        if not isinstance(given, dict) or not given.get("say") or given.keys() - fields:
-            raise BareloopError(f'{where}, message {number} is neither a text nor {{"say": …, "expect": …}}')
-        if not all(isinstance(value, str) for value in given.values()):
-            raise BareloopError(f"{where}, message {number}: say and expect are texts")
-        expect = given.get("expect", "")
-        told = [place for place, line in enumerate(result) if expect and holds(line.say, expect)]
-        result.append(Line(given["say"], expect, len(result) - told[-1] if told else 0))
+        if not isinstance(entry, dict) or not entry.get("say") or entry.keys() - fields:
+            raise BareloopError(f'{where}, message {number} is neither a string nor {{"say": …, "expect": …}}')
+        if not all(isinstance(value, str) for value in entry.values()):
+            raise BareloopError(f"{where}, message {number}: say and expect must be strings")
+        expect = entry.get("expect", "")
+        sources = [index for index, line in enumerate(result) if expect and contains(line.say, expect)]
+        result.append(Line(entry["say"], expect, len(result) - sources[-1] if sources else 0))
     return result
 
 
-def holds(text: str, expected: str) -> bool:
-    """Whether a text has these words, in capital letters or not."""
+def contains(text: str, expected: str) -> bool:
+    """Whether a text contains these whole words, in any case."""
     return re.search(rf"(?<!\w){re.escape(expected.lower())}(?!\w)", text.lower()) is not None
 
 
 DISTANCES = (1, 2, 4, 8, 12)
-TOLD = (  # what somebody says, and asks for later
+FACTS = (  # a statement, the question about it later, and the values
     ("My name is {}.", "What is my name?", ("Zorvan", "Mirela", "Tobin", "Kusari", "Anna")),
     ("I live in {}.", "Where do I live?", ("Rome", "Oslo", "Boston", "Lisbon", "Cairo")),
     ("My dog is called {}.", "What is my dog called?", ("Rex", "Bonzo", "Luna", "Pip", "Nero")),
     ("My favourite colour is {}.", "What is my favourite colour?", ("green", "red", "blue", "yellow", "black")),
     ("My favourite food is {}.", "What is my favourite food?", ("soup", "pizza", "rice", "bread", "cake")),
 )
-BETWEEN = (
+FILLERS = (  # messages between the two
     *("How are you?", "What is the capital of France?", "Thank you!", "Who are you?", "What can you do?"),
     *("What is the capital of Italy?", "I see.", "Are you a human?", "What is the capital of Spain?", "Interesting."),
     *("How big are you?", "What is the capital of Norway?"),
 )
 
 
-def own_script() -> list[list[Line]]:
-    """Each kind of thing, told and asked for at each distance, with other talk between."""
+def builtin_script() -> list[list[Line]]:
+    """Every kind of fact, asked for at every distance, with other messages in between."""
     return [
         lines(
             [
-                tell.format(values[place]),
-                *(BETWEEN[(place + number) % len(BETWEEN)] for number in range(distance - 1)),
-                {"say": ask, "expect": values[place]},
+                statement.format(values[index]),
+                *(FILLERS[(index + number) % len(FILLERS)] for number in range(distance - 1)),
+                {"say": question, "expect": values[index]},
             ],
-            "our own script",
+            "the built-in script",
         )
-        for tell, ask, values in TOLD
-        for place, distance in enumerate(DISTANCES)
+        for statement, question, values in FACTS
+        for index, distance in enumerate(DISTANCES)
     ]
 
 
-def play_all(llm: LLM, dialogues: Sequence[Sequence[Line]], small: int, max_new_tokens: int) -> list[Played]:
-    """With history, without it, and by every strategy in the small window."""
+def run_all(
+    llm: LLM, dialogues: Sequence[Sequence[Line]], small_window: int, max_new_tokens: int
+) -> list[StrategyResult]:
+    """Run all dialogues with history, without it, and by every strategy in the small window."""
     from chat.events import Settings
 
     sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
     ways = {
         "history": Settings(sampling=sampling),
         "no history": Settings(history=False, sampling=sampling),
-        **{name: Settings(strategy=name, window=small, sampling=sampling) for name in STRATEGIES},
+        **{name: Settings(strategy=name, window=small_window, sampling=sampling) for name in STRATEGIES},
     }
     with Progress("dialogues", len(ways) * len(dialogues)) as progress:
-        return [play(llm, name, settings, dialogues, progress) for name, settings in ways.items()]
+        return [run_dialogues(llm, name, settings, dialogues, progress) for name, settings in ways.items()]
 
 
-def play(llm: LLM, name: str, settings: Settings, dialogues: Sequence[Sequence[Line]], progress: Progress) -> Played:
-    """Every dialogue from its beginning, greedy."""
+def run_dialogues(
+    llm: LLM, name: str, settings: Settings, dialogues: Sequence[Sequence[Line]], progress: Progress
+) -> StrategyResult:
+    """Run every dialogue in a new session, greedily."""
     from chat.context import ContextOverflowError
     from chat.events import Reply
     from chat.session import Session
 
-    played = Played(name)
+    result = StrategyResult(name)
     for dialogue in dialogues:
         session = Session(llm, settings)
         for line in dialogue:
-            played.turns += 1
+            result.turns += 1
             text = ""
             try:
                 replies = [event for event in session.send(line.say) if isinstance(event, Reply)]
             except ContextOverflowError:
-                played.refused += 1
+                result.refused += 1
             else:
                 reply = replies[-1]
                 text = reply.text
-                played.prompt_tokens += reply.prompt_tokens
-                played.cached_tokens += reply.cached_tokens
-                played.completion_tokens += reply.completion_tokens
-                played.seconds += reply.ttft + reply.seconds
+                result.prompt_tokens += reply.prompt_tokens
+                result.cached_tokens += reply.cached_tokens
+                result.completion_tokens += reply.completion_tokens
+                result.seconds += reply.ttft + reply.seconds
             if line.expect:
-                played.asked[line.distance] = played.asked.get(line.distance, 0) + 1
-                played.right[line.distance] = played.right.get(line.distance, 0) + holds(text, line.expect)
-        played.evictions += session.statistics.evictions
-        played.summary_read += session.statistics.summary_read
+                result.asked[line.distance] = result.asked.get(line.distance, 0) + 1
+                result.right[line.distance] = result.right.get(line.distance, 0) + contains(text, line.expect)
+        result.evictions += session.statistics.evictions
+        result.summary_read += session.statistics.summary_read
         session.sequence.close()
         progress.advance(1, name)
-    return played
-
-
-def distances(played: Sequence[Played]) -> list[int]:
-    """All at which something was asked."""
-    return sorted({distance for one in played for distance in one.asked})
-
-
-def table(played: Sequence[Played]) -> Table:
-    """One row a way of playing."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    title = "recall by distance in turns; cost of a turn"
-    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    result.add_column("way", no_wrap=True)
-    columns = distances(played)
-    for name in (*map(str, columns), "read", "saved", "s/turn", "drops", "refused"):
-        result.add_column(name, justify="right", no_wrap=True)
-    for one in played:
-        result.add_row(
-            one.name,
-            *(f"{one.recall(distance):.0%}" for distance in columns),
-            f"{one.read_per_turn:.0f}",
-            f"{one.saved:.0%}",
-            f"{one.seconds / one.answered:.2f}",
-            str(one.evictions),
-            str(one.refused),
-        )
-        if one.name == "no history":
-            result.add_section()
-    result.caption = "read: prompt tokens computed a turn; saved: the share remembered"
     return result
 
 
-def draw(played: Sequence[Played], path: Path) -> None:
-    """Recall by distance, and what a turn costs."""
+def distances(results: Sequence[StrategyResult]) -> list[int]:
+    """All distances at which there was a question."""
+    return sorted({distance for result in results for distance in result.asked})
+
+
+def table(results: Sequence[StrategyResult]) -> Table:
+    """One row per way to keep history."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    title = "recall by distance in turns; cost per turn"
+    rows = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    rows.add_column("way", no_wrap=True)
+    columns = distances(results)
+    for name in (*map(str, columns), "read", "saved", "s/turn", "drops", "refused"):
+        rows.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        rows.add_row(
+            result.name,
+            *(f"{result.recall(distance):.0%}" for distance in columns),
+            f"{result.read_per_turn:.0f}",
+            f"{result.cached_share:.0%}",
+            f"{result.seconds / result.answered:.2f}",
+            str(result.evictions),
+            str(result.refused),
+        )
+        if result.name == "no history":
+            rows.add_section()
+    rows.caption = "read: prompt tokens computed per turn; saved: share of the prompts that was cached"
+    return rows
+
+
+def draw(results: Sequence[StrategyResult], path: Path) -> None:
+    """Plot recall by distance, and the cost of a turn."""
     from engine.cli.figures import PALETTE, picture
 
-    columns, names = distances(played), [one.name for one in played]
-    with picture(path, 10.0, 0.9 + 0.45 * len(played), panels=2) as (_, (left, right)):
-        shares = [[one.recall(distance) for distance in columns] for one in played]
+    columns, names = distances(results), [result.name for result in results]
+    with picture(path, 10.0, 0.9 + 0.45 * len(results), panels=2) as (_, (left, right)):
+        shares = [[result.recall(distance) for distance in columns] for result in results]
         left.imshow(shares, cmap="Blues", vmin=0, vmax=1.7, aspect="auto")
         left.set(title="Recall", xlabel="turns since it was said")
         left.set_xticks(range(len(columns)), [str(d) for d in columns])
@@ -270,9 +279,9 @@ def draw(played: Sequence[Played], path: Path) -> None:
         for row, listed in enumerate(shares):
             for column, share in enumerate(listed):
                 left.text(column, row, f"{share:.0%}", ha="center", va="center")
-        bars = right.barh(names, [one.read_per_turn for one in played], color=PALETTE[0])
-        right.bar_label(bars, [f"{one.saved:.0%} remembered" for one in played], padding=4)
-        right.set(title="Prompt tokens computed a turn")
+        bars = right.barh(names, [result.read_per_turn for result in results], color=PALETTE[0])
+        right.bar_label(bars, [f"{result.cached_share:.0%} cached" for result in results], padding=4)
+        right.set(title="Prompt tokens computed per turn")
         right.invert_yaxis()
         right.margins(x=0.5)
         for axes in (left, right):

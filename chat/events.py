@@ -1,4 +1,4 @@
-"""What a conversation yields as it goes on: notices, pieces of text, whole replies. And its settings."""
+"""What a conversation yields while it runs (notices, pieces of text, whole replies), and its settings. No torch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may change in mid-conversation."""
+    """What a user may change during a conversation."""
 
     system: str = ""
     strategy: str = "sliding"
     history: bool = True
     window: int | None = None  # tokens; None: the model's
-    reserve: int | None = None  # tokens; None: the reply's, at most a quarter of the window
-    sampling: dict[str, Any] = field(default_factory=dict)  # fields of SamplingParams over the model's own defaults
+    reserve: int | None = None  # tokens kept free for the reply; None: its length, at most a quarter of the window
+    sampling: dict[str, Any] = field(default_factory=dict)  # fields of SamplingParams; override the model's defaults
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise UsageError(f"no strategy {self.strategy!r}; there are: {', '.join(STRATEGIES)}")
+            raise UsageError(f"unknown strategy {self.strategy!r}; use one of: {', '.join(STRATEGIES)}")
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know: what was dropped, summarised, or went wrong."""
+    """Something the user should know: what was dropped or summarised, or what went wrong."""
 
     kind: str  # info, warning, error, dropped, summary, reasoning, loop, stopped, greeting
     text: str
@@ -47,7 +47,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole reply. `finish_reason`: stop, length, loop, or cancelled."""
+    """A whole reply. `finish_reason` is stop, length, loop (it repeated itself) or cancelled."""
 
     turn: int
     text: str
@@ -63,7 +63,8 @@ class Reply:
 
     @property
     def tokens_per_second(self) -> float:
+        """Decoding rate, without the time to the first token."""
         return tokens_per_second(self.completion_tokens, self.seconds)
 
 
-Answer = Generator[Notice | Piece | Reply, None, None]  # what a message or a command comes to
+ChatEvents = Generator[Notice | Piece | Reply, None, None]  # the response to a message or a command

@@ -1,4 +1,4 @@
-"""Talking through pipes: replies on stdout, each ended by an empty line; everything else on stderr. Or JSON lines."""
+"""Chat through pipes: replies on stdout, each followed by an empty line; notices on stderr. Or JSON lines on stdout."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ class Pipe:
         self.as_json = as_json
 
     def talk(self, lines: TextIO) -> bool:
-        """Take line after line; what cannot be done is told, and the next is taken. -> whether all could be done."""
-        fine = True
+        """Handle line after line; an error is reported, and the next line handled. Return whether all succeeded."""
+        succeeded = True
         for line in self._read(lines):
             if not line.strip():
                 continue
             try:
-                with contextlib.closing(self.agent.take(line.rstrip("\r\n"))) as events:
+                with contextlib.closing(self.agent.handle(line.rstrip("\r\n"))) as events:
                     self.show(events)
             except EOFError:
                 break
             except KeyboardInterrupt:
                 if not sys.stdin.isatty():
                     raise
-                self._tell(Notice("stopped", "stopped"))
+                self._notify(Notice("stopped", "stopped"))
             except BareloopError as error:
-                fine = False
-                self._tell(Notice("error", str(error)))
-        return fine
+                succeeded = False
+                self._notify(Notice("error", str(error)))
+        return succeeded
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
-        """Write what happens as it happens."""
+        """Write events as they come."""
         for event in events:
             match event:
                 case Piece(text) if self.agent.stream and not self.as_json:
@@ -52,7 +52,7 @@ class Pipe:
                 case Reply():
                     self._write(("" if self.agent.stream else printable(event.text)) + "\n\n")
                 case Notice():
-                    self._tell(event)
+                    self._notify(event)
 
     def _read(self, lines: TextIO) -> Iterator[str]:
         while True:
@@ -66,7 +66,7 @@ class Pipe:
     def _write(self, text: str) -> None:
         print(text, end="", flush=True)
 
-    def _tell(self, notice: Notice) -> None:
+    def _notify(self, notice: Notice) -> None:
         if self.as_json:
             self._write(json.dumps({"type": notice.kind, "text": notice.text}, ensure_ascii=False) + "\n")
         else:
@@ -74,7 +74,7 @@ class Pipe:
 
 
 def as_dict(reply: Reply) -> dict[str, object]:
-    """A reply as a line of JSON."""
+    """A reply as a JSON object."""
     return {
         "type": "reply",
         "turn": reply.turn,

@@ -1,4 +1,4 @@
-"""How a base model, which has no chat template, is shown a conversation: as a play."""
+"""The prompt format for base models, which have no chat template: a script of User and Assistant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAMES = {"user": "User", "assistant": "Assistant"}
 
 
 class PlainTemplate:
-    """`User: …`, `Assistant: …`, a line each; the system prompt stands above."""
+    """One line per message, `User: …` or `Assistant: …`, below the system prompt."""
 
     STOP = ("\nUser:", "\nAssistant:")
 
@@ -19,7 +19,7 @@ class PlainTemplate:
         self.tokenizer = tokenizer
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text, which ends where the assistant speaks next, or inside its reply if that came last."""
+        """The prompt's text. It ends where the assistant speaks next, or inside the reply to be continued."""
         lines = [
             f"{message['content']}\n"
             if message["role"] == "system"
@@ -31,6 +31,6 @@ class PlainTemplate:
         return "\n".join(lines)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation. What looks like a control token inside a message stays plain text."""
-        begin = self.tokenizer.encode("")
-        return [*begin, *self.tokenizer.encode_plain(self.render(messages))]
+        """Token ids of the prompt. Text in a message that looks like a control token is encoded as plain text."""
+        prefix = self.tokenizer.encode("")
+        return [*prefix, *self.tokenizer.encode_plain(self.render(messages))]

@@ -1,55 +1,55 @@
-"""A reply that begins with `<think> … </think>`, told apart as it streams: what a model thinks, and what it says."""
+"""Split a streamed reply that begins with `<think> … </think>` into its reasoning and its answer."""
 
 from __future__ import annotations
 
 OPEN, CLOSE = "<think>", "</think>"
 
 
-class Reasoning:
-    """Give it a reply's text piece by piece; where it `thinks` already, the prompt has opened the block."""
+class ReasoningSplitter:
+    """Splits a reply piece by piece. `in_reasoning`: the prompt has already written the opening tag."""
 
-    def __init__(self, thinks: bool = False) -> None:
-        self.thinks: bool | None = True if thinks else None  # None: nothing but white space has come yet
-        self.thoughts = ""
+    def __init__(self, in_reasoning: bool = False) -> None:
+        self.in_reasoning: bool | None = True if in_reasoning else None  # None: only white space so far
+        self.reasoning = ""
         self.answer = ""
-        self._rest = ""  # what may yet become a tag, or is white space before the answer
+        self._pending = ""  # text that may become a tag, or white space before the answer
 
     def push(self, text: str) -> str:
-        """Take more text, and return what of the answer is now certain."""
-        self._rest += text
-        if self.thinks is None:
-            begun = self._rest.lstrip()
-            if len(begun) < len(OPEN) and OPEN.startswith(begun):
+        """Add text. Return the part of the answer that is now certain."""
+        self._pending += text
+        if self.in_reasoning is None:
+            start = self._pending.lstrip()
+            if len(start) < len(OPEN) and OPEN.startswith(start):
                 return ""
-            self.thinks = begun.startswith(OPEN)
-            self._rest = begun.removeprefix(OPEN) if self.thinks else self._rest
-        if self.thinks:
-            thought, closed, after = self._rest.partition(CLOSE)
+            self.in_reasoning = start.startswith(OPEN)
+            self._pending = start.removeprefix(OPEN) if self.in_reasoning else self._pending
+        if self.in_reasoning:
+            thought, closed, after = self._pending.partition(CLOSE)
             if not closed:
-                held = max((n for n in range(1, len(CLOSE)) if thought.endswith(CLOSE[:n])), default=0)
-                self._rest = thought[len(thought) - held :]
-                self.thoughts += thought[: len(thought) - held]
+                partial = max((n for n in range(1, len(CLOSE)) if thought.endswith(CLOSE[:n])), default=0)
+                self._pending = thought[len(thought) - partial :]
+                self.reasoning += thought[: len(thought) - partial]
                 return ""
-            self.thoughts += thought
-            self.thinks, self._rest = False, after
-        said = self._rest.lstrip() if self.thoughts and not self.answer else self._rest
-        self._rest = ""
-        self.answer += said
-        return said
+            self.reasoning += thought
+            self.in_reasoning, self._pending = False, after
+        text = self._pending.lstrip() if self.reasoning and not self.answer else self._pending
+        self._pending = ""
+        self.answer += text
+        return text
 
-    def end(self) -> str:
-        """The reply is over: what was held back is what it looks like."""
-        held, self._rest = self._rest, ""
-        if self.thinks:
-            self.thoughts += held
+    def flush(self) -> str:
+        """End the reply: pending text is no tag. Return the part of it that belongs to the answer."""
+        pending, self._pending = self._pending, ""
+        if self.in_reasoning:
+            self.reasoning += pending
             return ""
-        self.answer += held
-        return held
+        self.answer += pending
+        return pending
 
 
 def split(text: str) -> tuple[str, str]:
-    """The thoughts of a whole reply, without the white space around them, and what it says."""
-    reply = Reasoning()
-    reply.push(text)
-    reply.end()
-    return reply.thoughts.strip(), reply.answer
+    """Split a whole reply into its reasoning, stripped, and its answer."""
+    splitter = ReasoningSplitter()
+    splitter.push(text)
+    splitter.flush()
+    return splitter.reasoning.strip(), splitter.answer

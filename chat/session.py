@@ -1,10 +1,10 @@
-"""A conversation as a state machine: what was said, what the model is shown, how it answers. No input, no output.
+"""A conversation as a state machine: the turns, the prompt made of them, the replies. No input or output.
 
     session = Session(llm, Settings(system="Be kind."))
-    for event in session.send("Hi!"):       # Notice, Piece, …, at last a Reply
+    for event in session.send("Hi!"):       # Notice, Piece, …, finally a Reply
         ...
 
-It may be left at any event (Ctrl-C, a closed window): what was answered so far stays, marked as partial.
+It may be abandoned at any event (Ctrl-C, a closed window): the part of the reply so far is kept, marked as partial.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from datetime import datetime
 from typing import Any
 
 from chat.context import (
-    EARLIER,
     HIGH_WATER,
+    SUMMARY_PREFIX,
     Budget,
-    Fitted,
+    FittedPrompt,
     Message,
     fit,
-    folds_system,
-    shown,
+    prompt_messages,
+    rejects_system_role,
     summary_limit,
     wants_summary,
 )
-from chat.events import Answer, Notice, Piece, Reply, Settings
+from chat.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
-from chat.reasoning import OPEN, Reasoning, split
+from chat.reasoning import OPEN, ReasoningSplitter, split
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.llm import LLM
@@ -37,19 +37,19 @@ from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
 from engine.text.chat_template import ChatTemplate
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
-LOOP_TOKENS, LOOP_TIMES = 48, 4  # a reply that ends in so many tokens of one repeated run, so many times, is stuck
+LOOP_TOKENS, LOOP_REPEATS = 48, 4  # a reply is stuck if its last 48 tokens repeat one run at least four times
 
 
 @dataclass
 class Statistics:
-    """What /stats adds up."""
+    """Counters for /stats."""
 
     replies: list[Reply] = field(default_factory=list)
     evictions: int = 0
     dropped_turns: int = 0
     dropped_tokens: int = 0
     summaries: int = 0
-    summary_read: int = 0  # prompt tokens that asking for them took
+    summary_read: int = 0  # prompt tokens computed for summary requests
 
 
 class Session:
@@ -58,110 +58,113 @@ class Session:
     def __init__(self, llm: LLM, settings: Settings | None = None, now: datetime | None = None) -> None:
         self.llm = llm
         self.settings = settings or Settings()
-        self.now = now or datetime.now()  # what a template prints as the date, frozen
-        self.turns: list[list[dict[str, Any]]] = []  # all that was said; nothing is ever taken out to make room
-        self.start = 0  # the first turn that is still shown
+        self.now = now or datetime.now()  # the date that the template prints; fixed, so that the prefix stays cached
+        self.turns: list[list[dict[str, Any]]] = []  # the whole conversation; evicted turns stay in it
+        self.start = 0  # index of the first turn in the prompt
         self.summary = ""  # of the turns before it
         self.statistics = Statistics()
         self.limit = llm.affordable_length()  # tokens
-        self.template = _template(llm, self.now)
+        self.template = _load_template(llm, self.now)
         self._encoded: tuple[Sequence[Message], list[int]] | None = None
-        self.folds = folds_system(self.count)
+        self.fold_system = rejects_system_role(self.count)
         self.sequence = llm.sequence()
 
     @property
     def warnings(self) -> list[Notice]:
         """What a user should know before the first message."""
-        found = []
+        texts = []
         if isinstance(self.template, PlainTemplate):
-            found.append("a base model, without a chat template: it continues a play of User and Assistant")
-        wanted, most = self.settings.window or self.llm.max_length, self.llm.max_length
-        if self.limit < min(wanted, most):
-            found.append(
-                f"memory holds a window of {self.limit:,} tokens here, {min(wanted, most):,} were wanted; "
-                "a smaller model or dtype leaves room for more"
+            texts.append("a base model without a chat template: the chat is written as a script of User and Assistant")
+        wanted, maximum = self.settings.window or self.llm.max_length, self.llm.max_length
+        if self.limit < min(wanted, maximum):
+            texts.append(
+                f"memory is enough for a window of {self.limit:,} tokens, not {min(wanted, maximum):,}; "
+                "use a smaller model or dtype"
             )
-        elif wanted > most:
-            found.append(f"the model's window holds {most:,} tokens, not {wanted:,}")
-        return [Notice("warning", text) for text in found]
+        elif wanted > maximum:
+            texts.append(f"the model's window is {maximum:,} tokens, not {wanted:,}")
+        return [Notice("warning", text) for text in texts]
 
     @property
     def budget(self) -> Budget:
-        """Of the next prompt; raises where the reserve leaves no room."""
+        """Budget of the next prompt. Raises `ContextOverflowError` if the reserve leaves no room."""
         window = min(self.limit, self.settings.window or self.limit)
         return Budget.of(window, self.params.max_new_tokens, self.settings.reserve)
 
     @property
     def params(self) -> SamplingParams:
-        """The model's own defaults, the user's settings over them."""
+        """The model's own defaults, overridden by the user's settings."""
         params = SamplingParams(**(defaults(self.llm.default_params) | self.settings.sampling))
         if isinstance(self.template, PlainTemplate):
             params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
         return params
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Tokens of these messages as the model reads them."""
+        """Number of tokens of these messages in the model's template."""
         return len(self._encode(messages))
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """Their ids; what was counted last is what is shown next."""
+        """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt."""
         if self._encoded is None or self._encoded[0] != messages:
             self._encoded = (messages, self.template.encode(messages))
         return self._encoded[1]
 
-    def send(self, text: str) -> Answer:
-        """Say something and get a reply. Where it cannot fit, this raises and nothing has changed."""
+    def send(self, text: str) -> ChatEvents:
+        """Send a message and get a reply. Raises, and changes nothing, if it cannot fit into the window."""
         if not text.strip():
             raise UsageError("the message is empty")
-        yield from self._take([{"role": "user", "content": text}])
+        yield from self._add_turn([{"role": "user", "content": text}])
 
-    def retry(self) -> Answer:
-        """Another reply to the last message."""
-        self._check_said()
+    def retry(self) -> ChatEvents:
+        """Get another reply to the last message."""
+        self._require_turns()
         if self.params.temperature == 0:
-            yield Notice("info", "greedy: the same reply comes again; /set temperature 0.7 changes that")
+            yield Notice("info", "temperature is 0, so the reply will be the same; /set temperature 0.7 changes that")
         yield from self.edit(self.turns[-1][0]["content"])
 
-    def edit(self, text: str) -> Answer:
-        """Say the last message differently, and get a reply to that."""
-        self._check_said()
+    def edit(self, text: str) -> ChatEvents:
+        """Replace the last message, and get a reply to the new one."""
+        self._require_turns()
         if not text.strip():
             raise UsageError("the message is empty")
-        said = self.turns.pop()
-        others = len(self.turns)
+        replaced = self.turns.pop()
+        turns_before = len(self.turns)
         try:
-            yield from self._take([{"role": "user", "content": text}])
+            yield from self._add_turn([{"role": "user", "content": text}])
         finally:
-            if len(self.turns) == others:  # nothing came instead
-                self.turns.append(said)
+            if len(self.turns) == turns_before:  # there was no reply: restore the old turn
+                self.turns.append(replaced)
 
-    def proceed(self) -> Answer:
-        """Go on with the last reply, where it was cut off."""
-        self._check_said()
+    def proceed(self) -> ChatEvents:
+        """Continue the last reply where it was cut off."""
+        self._require_turns()
         if len(self.turns[-1]) < 2:
             raise UsageError("there is no reply to continue; use /retry")
         reply = self.turns[-1][1]
         if not reply.get("finish_reason"):
-            raise UsageError("the reply is complete; say something, or /retry")
+            raise UsageError("the reply is complete; send a message, or /retry")
         if not reply["content"]:
-            raise UsageError("the reply was cut before it said anything; use /retry")
-        asked = time.perf_counter()
-        yield from self._answer(self._fit(), asked, self.turns[-1][1]["content"])
+            raise UsageError("the reply was stopped before its first word; use /retry")
+        sent = time.perf_counter()
+        yield from self._reply(self._fit(), sent, self.turns[-1][1]["content"])
 
     def undo(self) -> str:
-        """Take the last turn back, and return its message."""
-        self._check_said()
-        said = self.turns.pop()
+        """Remove the last turn, and return its message."""
+        self._require_turns()
+        removed = self.turns.pop()
         self.start = min(self.start, max(0, len(self.turns) - 1))
-        return str(said[0]["content"])
+        return str(removed[0]["content"])
 
     def clear(self) -> None:
-        """Begin anew, with the same settings."""
+        """Start over with the same settings and the present date."""
         self.turns, self.start, self.summary = [], 0, ""
         self.statistics = Statistics()
+        self.now = datetime.now()
+        self.template = _load_template(self.llm, self.now)
+        self._encoded = None
 
     def configure(self, **changes: Any) -> None:
-        """Change settings; raises, and changes nothing, where they make no sense."""
+        """Change fields of `settings`. Raises, and changes nothing, if a value is invalid."""
         before = self.settings
         self.settings = replace(before, **changes)
         try:
@@ -170,104 +173,104 @@ class Session:
             self.settings = before
             raise
 
-    def shown(self) -> list[Message]:
-        """What the model has been shown of the conversation, the last reply included."""
+    def visible_messages(self) -> list[Message]:
+        """The messages that are in the prompt, including the last reply."""
         turns = self.turns[self.start :] if self.settings.history else self.turns[-1:]
-        return shown(self.settings.system, turns, self._summary, self.folds)
+        return prompt_messages(self.settings.system, turns, self._visible_summary, self.fold_system)
 
     def tokens(self) -> list[tuple[int, str]]:
-        """The ids that the model has been shown, and what each stands for."""
-        self._check_said()
-        ids = self._encode(self.shown())
-        return [(number, self.llm.tokenizer.decode([number], skip_special_tokens=False)) for number in ids]
+        """Ids and texts of the tokens in the prompt, including the last reply."""
+        self._require_turns()
+        ids = self._encode(self.visible_messages())
+        return [(token, self.llm.tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
 
     @property
-    def _summary(self) -> str:
+    def _visible_summary(self) -> str:
         return self.summary if self.settings.history else ""
 
-    def _check_said(self) -> None:
+    def _require_turns(self) -> None:
         if not self.turns:
-            raise UsageError("nothing has been said yet")
+            raise UsageError("there are no messages yet")
 
-    def _take(self, turn: list[dict[str, Any]]) -> Answer:
-        asked = time.perf_counter()
+    def _add_turn(self, turn: list[dict[str, Any]]) -> ChatEvents:
+        sent = time.perf_counter()
         self.turns.append(turn)
         try:
-            fitted = self._fit()
+            prompt = self._fit()
             if self.settings.history and wants_summary(
-                self.count(self.shown()), len(self.turns) - self.start, self.budget, self.settings.strategy
+                self.count(self.visible_messages()), len(self.turns) - self.start, self.budget, self.settings.strategy
             ):
                 yield from self._summarise()
-                fitted = self._fit(HIGH_WATER)
-            yield from self._answer(fitted, asked)
+                prompt = self._fit(HIGH_WATER)
+            yield from self._reply(prompt, sent)
         finally:
-            if len(turn) == 1:  # nothing was answered: the conversation stays one of whole turns
+            if len(turn) == 1:  # there was no reply: keep only whole turns
                 self.turns.pop()
 
-    def _drop(self, fitted: Fitted) -> Notice:
-        self.start = fitted.start
+    def _drop(self, prompt: FittedPrompt) -> Notice:
+        self.start = prompt.start
         self.statistics.evictions += 1
-        self.statistics.dropped_turns += fitted.dropped
-        self.statistics.dropped_tokens += fitted.dropped_tokens
-        turns = f"{fitted.dropped} turn{'s' * (fitted.dropped > 1)}"
-        share = fitted.tokens / self.budget.window
-        return Notice("dropped", f"dropped {turns}, {fitted.dropped_tokens:,} tokens; {share:.0%} full")
+        self.statistics.dropped_turns += prompt.dropped
+        self.statistics.dropped_tokens += prompt.dropped_tokens
+        turns = f"{prompt.dropped} turn{'s' * (prompt.dropped > 1)}"
+        filled = prompt.tokens / self.budget.window
+        return Notice("dropped", f"dropped {turns}, {prompt.dropped_tokens:,} tokens; window {filled:.0%} full")
 
-    def _fit(self, high: float = 1.0) -> Fitted:
+    def _fit(self, high: float = 1.0) -> FittedPrompt:
         settings, turns, start = self.settings, self.turns, self.start
         if not settings.history:
             turns, start = turns[-1:], 0
-        return fit(
-            settings.system, turns, self.budget, settings.strategy, self.count, start, self._summary, self.folds, high
-        )
+        summary, fold = self._visible_summary, self.fold_system
+        return fit(settings.system, turns, self.budget, settings.strategy, self.count, start, summary, fold, high)
 
-    def _answer(self, fitted: Fitted, asked: float, begun: str = "") -> Answer:
-        """Let the model speak. However this is left, what it said is kept."""
-        if fitted.dropped:
-            yield self._drop(fitted)
+    def _reply(self, prompt: FittedPrompt, sent: float, continued: str = "") -> ChatEvents:
+        """Generate the reply. However this generator ends, the text so far is kept.
+
+        `sent` is when the message was sent (`time.perf_counter`); `continued` is the reply's text so far.
+        """
+        if prompt.dropped:
+            yield self._drop(prompt)
         turn = self.turns[-1]
-        ids = self._encode(fitted.messages)
+        ids = self._encode(prompt.messages)
         limit = min(self.params.max_new_tokens, self.budget.window - len(ids))
         params = replace(self.params, max_new_tokens=max(1, limit))
         finish = "cancelled"
-        said = Reasoning(thinks=not begun and self._opens_reasoning(ids))
+        splitter = ReasoningSplitter(in_reasoning=not continued and self._prompt_opens_reasoning(ids))
         events: list[Event] = []
         first = last = time.perf_counter()
         cached = 0
         try:
             cached = self.sequence.feed(ids)
-            for event in self.sequence.decode(params, continues=bool(begun)):
+            for event in self.sequence.decode(params, continues=bool(continued)):
                 last = time.perf_counter()
                 first = first if events else last
                 events.append(event)
                 if event.finish_reason:
                     finish = event.finish_reason
-                elif stuck([one.token_id for one in events[-LOOP_TOKENS:]]):
+                elif is_stuck([event.token_id for event in events[-LOOP_TOKENS:]]):
                     finish = "loop"
-                text = said.push(event.text) + (said.end() if finish != "cancelled" else "")
-                if text and said.thoughts and said.answer == text:
+                text = splitter.push(event.text) + (splitter.flush() if finish != "cancelled" else "")
+                if text and splitter.reasoning and splitter.answer == text:
                     yield Notice("reasoning", f"thought for {last - first:.1f} s; /reasoning shows it")
                 if text:
                     yield Piece(text)
                 if finish == "loop":
-                    yield Notice(
-                        "loop", "the reply repeats itself and was stopped; try /set temperature 0.7, then /retry"
-                    )
+                    yield Notice("loop", "stopped: the reply repeats itself; try /set temperature 0.7, then /retry")
                     break
-            if said.thoughts and not said.answer:
-                yield Notice("reasoning", "the reply ended before it had thought to the end; /reasoning shows it")
+            if splitter.reasoning and not splitter.answer:
+                yield Notice("reasoning", "the reply ended inside its reasoning; /reasoning shows it")
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
-                raise BareloopError("no memory for more; what was said is kept; /clear or a smaller model") from error
+                raise BareloopError("out of memory; the conversation is kept; use /clear or a smaller model") from error
             raise
         finally:
-            said.end()
-            before = turn[1].get("reasoning", "") if begun else ""
-            reasoning, answer = f"{before}\n{said.thoughts}".strip(), begun + said.answer
+            splitter.flush()
+            before = turn[1].get("reasoning", "") if continued else ""
+            reasoning, answer = f"{before}\n{splitter.reasoning}".strip(), continued + splitter.answer
             if answer or reasoning or finish != "cancelled":
                 marks = {"reasoning": reasoning, "finish_reason": "" if finish == "stop" else finish}
-                kept = {key: value for key, value in marks.items() if value}
-                turn[1:] = [{"role": "assistant", "content": answer, **kept}]
+                nonempty = {key: value for key, value in marks.items() if value}
+                turn[1:] = [{"role": "assistant", "content": answer, **nonempty}]
             reply = Reply(
                 turn=len(self.turns),
                 text=answer,
@@ -277,7 +280,7 @@ class Session:
                 completion_tokens=len(events),
                 cached_tokens=cached,
                 window=self.budget.window,
-                ttft=first - asked,
+                ttft=first - sent,
                 seconds=last - first,
                 events=events,
             )
@@ -285,42 +288,43 @@ class Session:
                 self.statistics.replies.append(reply)
         yield reply
 
-    def _opens_reasoning(self, ids: Sequence[int]) -> bool:
-        """Whether a template has opened the block at the prompt's end, as some do."""
+    def _prompt_opens_reasoning(self, ids: Sequence[int]) -> bool:
+        """Whether the template has already written the opening tag at the prompt's end, as some do."""
         return self.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
 
     def _summarise(self) -> Iterator[Notice]:
-        """Ask for a summary at the end of what the model has read, so that it reads only the request."""
+        """Ask the model for a summary. The request is appended to the cached prompt, so only it is computed."""
         request = [[{"role": "user", "content": SUMMARY_REQUEST}]]
-        messages = shown(self.settings.system, [*self.turns[self.start : -1], *request], self.summary, self.folds)
-        ids = self.template.encode(messages)
+        turns = [*self.turns[self.start : -1], *request]
+        ids = self.template.encode(prompt_messages(self.settings.system, turns, self.summary, self.fold_system))
         limit = summary_limit(self.budget)
         if len(ids) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
             return
         self.statistics.summary_read += len(ids) - self.sequence.feed(ids)
         params = replace(self.params, temperature=0.0, max_new_tokens=limit)
-        written = "".join(event.text for event in self.sequence.decode(params, continues=False))
-        summary = split(written)[1].strip().removeprefix(EARLIER).strip()
+        text = "".join(event.text for event in self.sequence.decode(params, continues=False))
+        summary = split(text)[1].strip().removeprefix(SUMMARY_PREFIX).strip()
         if not summary:
-            yield Notice("warning", "the summary came out empty; old turns are dropped without one")
+            yield Notice("warning", "the summary was empty; old turns are dropped without one")
             return
         self.summary = summary
         self.statistics.summaries += 1
-        yield Notice("summary", f"summary of what is dropped: {summary}")
+        yield Notice("summary", f"summary of the dropped turns: {summary}")
 
 
-def stuck(ids: Sequence[int]) -> bool:
-    """Whether the last tokens are one run, repeated."""
+def is_stuck(ids: Sequence[int]) -> bool:
+    """Whether the last `LOOP_TOKENS` tokens repeat one run at least `LOOP_REPEATS` times."""
     tail = list(ids[-LOOP_TOKENS:])
     if len(tail) < LOOP_TOKENS:
         return False
-    return any(tail[period:] == tail[:-period] for period in range(1, LOOP_TOKENS // LOOP_TIMES + 1))
+    return any(tail[period:] == tail[:-period] for period in range(1, LOOP_TOKENS // LOOP_REPEATS + 1))
 
 
-def _template(llm: LLM, now: datetime) -> ChatTemplate | PlainTemplate:
+def _load_template(llm: LLM, now: datetime) -> ChatTemplate | PlainTemplate:
+    """The model's chat template, or the plain script for a model without one."""
     tokenizer = llm.tokenizer
-    assert llm.folder is not None  # or there were no tokenizer
+    assert llm.folder is not None  # a model with a tokenizer was loaded from a folder
     try:
         return ChatTemplate.load(llm.folder, tokenizer, now)
     except BareloopError:

@@ -1,4 +1,4 @@
-"""Saved conversations: one JSON file each, written whole, for its owner's eyes alone. No torch."""
+"""Saved conversations: one JSON file each, replaced atomically, readable only by its owner. Loads without torch."""
 
 from __future__ import annotations
 
@@ -16,71 +16,73 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, parse_json, write_atomic
 
 FORMAT, VERSION = "bareloop conversation", 1
-SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which no text has
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair; valid text has none
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """All that it takes to go on where one stopped."""
+    """Everything needed to continue a conversation."""
 
-    turns: list[list[dict[str, Any]]]  # a user's message, then the assistant's, with what else is known of it
+    turns: list[list[dict[str, Any]]]  # a user message, then the assistant's, with reasoning and finish_reason
     settings: Settings = field(default_factory=Settings)
-    start: int = 0  # the first turn that the model is still shown
-    summary: str = ""  # of those before it
+    start: int = 0  # index of the first turn in the prompt
+    summary: str = ""  # of the turns before it
     model: str = ""
     fingerprint: str = ""  # of the model's weights
     template: str = ""  # SHA-256 of the chat template
-    date: str = ""  # what the template prints as the date
+    date: str = ""  # the date that the template prints, ISO 8601
 
 
 def folder() -> Path:
-    """Where conversations are kept by themselves."""
+    """The folder of automatically saved conversations."""
     import platformdirs
 
     return platformdirs.user_data_path("bareloop", appauthor=False) / "conversations"
 
 
 def new_id(now: datetime) -> str:
-    """A conversation's name, which sorts by time."""
+    """A conversation's id, which sorts by time."""
     return now.strftime("%Y-%m-%d-%H%M%S-%f")[:-3]
 
 
 def latest() -> Path:
-    """The last conversation that was saved by itself."""
-    found = sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """The conversation that was saved last."""
+    paths = sorted(folder().glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not paths:
         raise BareloopError(f"there is no conversation to resume in {folder()}")
-    return found[-1]
+    return paths[-1]
 
 
-def listed(most: int = 12) -> list[tuple[str, str]]:
-    """The newest conversations: their ids, and how they begin."""
-    found = []
-    for path in sorted(folder().glob("*.json"), reverse=True)[:most]:
+def listed(limit: int = 12) -> list[tuple[str, str]]:
+    """Ids and first messages of the newest conversations."""
+    rows = []
+    for path in sorted(folder().glob("*.json"), reverse=True)[:limit]:
         try:
             turns = load(path).turns
         except BareloopError as error:
-            found.append((path.stem, f"({error})"))
+            rows.append((path.stem, f"({error})"))
             continue
-        found.append((path.stem, turns[0][0]["content"] if turns else "(nothing was said)"))
-    return found
+        rows.append((path.stem, turns[0][0]["content"] if turns else "(no messages)"))
+    return rows
 
 
 def find(name: str) -> Path:
-    """A conversation by its file, or by the beginning of its id."""
+    """Find a conversation by its file, or by the beginning of its id."""
     path = local_path(name)
     if path.is_file():
         return path
-    found = sorted(folder().glob(f"{glob.escape(name)}*.json")) if name and "/" not in name else []
-    if len(found) != 1:
-        what = f"{len(found)} conversations begin with {name!r}" if found else f"no file and no conversation {name!r}"
-        raise BareloopError(f"{what}; conversations are kept in {folder()}")
-    return found[0]
+    matches = sorted(folder().glob(f"{glob.escape(name)}*.json")) if name and "/" not in name else []
+    if len(matches) != 1:
+        problem = (
+            f"{len(matches)} conversations begin with {name!r}" if matches else f"no file or conversation {name!r}"
+        )
+        raise BareloopError(f"{problem}; conversations are kept in {folder()}")
+    return matches[0]
 
 
 def save(conversation: Conversation, path: Path) -> None:
-    """Write it; there is the old one or the new one at any moment."""
+    """Write a conversation to a file, atomically."""
     messages = [message for turn in conversation.turns for message in turn]
     content = {"format": FORMAT, "version": VERSION, **asdict(conversation), "messages": messages}
     del content["turns"]
@@ -88,7 +90,7 @@ def save(conversation: Conversation, path: Path) -> None:
 
 
 def load(path: Path) -> Conversation:
-    """Read what `save` wrote, or a plain list of {"role", "content"}; anything else is refused in one line."""
+    """Read a file written by `save`, or a JSON list of {"role", "content"}. Raises `BareloopError` otherwise."""
     from engine.decoding.sampling import SamplingParams
 
     content = parse_json(path)
@@ -96,34 +98,35 @@ def load(path: Path) -> Conversation:
         system, turns = _turns(content, path)
         return Conversation(turns, Settings(system=system))
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BareloopError(f"{path} is no conversation: neither one of bareloop's nor a list of messages")
+        raise BareloopError(f"{path} is neither a saved conversation nor a list of messages")
     if content.get("version") != VERSION:
-        raise BareloopError(f"{path} has version {content.get('version')!r}, and this program reads {VERSION}")
+        raise BareloopError(f"{path} has version {content.get('version')!r}; this program reads version {VERSION}")
     _, turns = _turns(content.get("messages"), path)
     names = ("start", "summary", "model", "fingerprint", "template", "date")
     try:
-        rest = {name: content[name] for name in names}
+        values = {name: content[name] for name in names}
         settings = Settings(**content["settings"])
         SamplingParams(**settings.sampling)
-        conversation = Conversation(turns, settings, **rest)
+        conversation = Conversation(turns, settings, **values)
         datetime.fromisoformat(conversation.date)
     except (KeyError, TypeError, ValueError, BareloopError) as error:
         raise BareloopError(f"{path} is damaged: {error}") from error
-    fields = [
+    setting_types = [
         (settings.system, str),
         (settings.history, bool),
-        *((number, int) for number in (settings.window, settings.reserve) if number is not None),
+        *((tokens, int) for tokens in (settings.window, settings.reserve) if tokens is not None),
     ]
-    if not all(type(value) is kind for value, kind in fields):
-        raise BareloopError(f"{path} is damaged: its settings are none")
-    kinds = [(conversation.start, int), *((rest[name], str) for name in names[1:])]
-    if not all(type(value) is kind for value, kind in kinds) or not 0 <= conversation.start <= max(0, len(turns) - 1):
+    if not all(type(value) is expected for value, expected in setting_types):
+        raise BareloopError(f"{path} is damaged: a setting has the wrong type")
+    field_types = [(conversation.start, int), *((values[name], str) for name in names[1:])]
+    types_match = all(type(value) is expected for value, expected in field_types)
+    if not types_match or not 0 <= conversation.start <= max(0, len(turns) - 1):
         raise BareloopError(f"{path} is damaged: its fields do not fit its {len(turns)} turns")
     return conversation
 
 
 def _turns(messages: Any, path: Path) -> tuple[str, list[list[dict[str, Any]]]]:
-    """A list of messages -> the system prompt, and turns."""
+    """Split a list of messages into the system prompt and turns."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise BareloopError(f"{path} has no list of messages")
     system, turns = "", list[list[dict[str, Any]]]()
@@ -133,21 +136,19 @@ def _turns(messages: Any, path: Path) -> tuple[str, list[list[dict[str, Any]]]]:
                 pass
             case _:
                 raise BareloopError(
-                    f"{path}, message {number} has no role of {', '.join(ROLES)} with a text as content"
+                    f"{path}, message {number}: needs a role ({', '.join(ROLES)}) and a text as content"
                 )
         if role == "system" and number == 1:
             system = text
         elif role == "user" and (not turns or len(turns[-1]) == 2):
-            turns.append([_known(message)])
+            turns.append([_known_keys(message)])
         elif role == "assistant" and turns and len(turns[-1]) == 1:
-            turns[-1].append(_known(message))
+            turns[-1].append(_known_keys(message))
         else:
-            raise BareloopError(
-                f"{path}, message {number}: a {role}'s message cannot stand here; user and assistant alternate"
-            )
+            raise BareloopError(f"{path}, message {number}: unexpected role {role}; user and assistant must alternate")
     return system, turns
 
 
-def _known(message: Mapping[str, Any]) -> dict[str, Any]:
-    known = ("role", "content", "reasoning", "finish_reason")
-    return {key: message[key] for key in known if isinstance(message.get(key), str)}
+def _known_keys(message: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("role", "content", "reasoning", "finish_reason")
+    return {key: message[key] for key in names if isinstance(message.get(key), str)}

@@ -1,4 +1,4 @@
-"""The screen: input with history and completion, replies as Markdown while they come, a meter below."""
+"""The terminal: input with history and completion, replies streamed as Markdown, a status line at the bottom."""
 
 from __future__ import annotations
 
@@ -35,56 +35,58 @@ FENCE = "```"
 
 
 class Terminal:
-    """A conversation on a screen."""
+    """A conversation in a terminal."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
         self.console = Console(highlight=False)
         self.meter = "/help lists the commands; Ctrl-C stops a reply, Ctrl-D leaves"
-        self.leaving = False  # Ctrl-C has been pressed at an empty prompt
+        self.leaving = False  # Ctrl-C was pressed at an empty prompt; the second one leaves
         self.input: PromptSession[str] = PromptSession(
             history=_input_history(agent.autosave),
-            completer=Commands(),
+            completer=CommandCompleter(),
             complete_while_typing=False,
             key_bindings=keys(self),
             bottom_toolbar=lambda: "Ctrl-C again, or Ctrl-D, leaves" if self.leaving else self.meter,
         )
 
     def talk(self) -> None:
-        """Until the user leaves."""
+        """Read and handle lines until the user leaves."""
         while True:
             draft, self.agent.draft = self.agent.draft, ""
             try:
                 line = self.input.prompt("> ", default=draft)
                 self.leaving = False
                 if line.strip():
-                    self.take(line)
+                    self.handle(line)
             except EOFError:
                 return
 
-    def take(self, line: str) -> None:
-        """Show what one line does; Ctrl-C ends the reply and keeps what was said."""
+    def handle(self, line: str) -> None:
+        """Handle one line and show its events. Ctrl-C stops the reply and keeps its text."""
         turns = self.agent.session.turns
-        before = len(turns)
-        with contextlib.closing(self.agent.take(line)) as events:
+        turns_before = len(turns)
+        with contextlib.closing(self.agent.handle(line)) as events:
             try:
                 self.show(events)
             except KeyboardInterrupt:
                 events.close()
                 cut = bool(turns) and turns[-1][-1].get("finish_reason") == "cancelled"
-                if is_command(line.strip()) or len(turns) > before:
-                    self.tell(Notice("stopped", f"stopped{'; /continue goes on, /retry begins again' * cut}"))
+                if is_command(line.strip()) or len(turns) > turns_before:
+                    self.notify(Notice("stopped", f"stopped{'; /continue resumes it, /retry starts over' * cut}"))
                 else:
                     self.agent.draft = line
-                    self.tell(Notice("stopped", "stopped before a word came; the message is taken back"))
+                    self.notify(
+                        Notice("stopped", "stopped before the first token; your message is back in the input line")
+                    )
             except BareloopError as error:
-                self.tell(Notice("error", str(error)))
-        with contextlib.suppress(BareloopError):  # what is wrong is told when a message is sent
+                self.notify(Notice("error", str(error)))
+        with contextlib.suppress(BareloopError):  # the error is shown when a message is sent
             self.meter = meter(self.agent.session)
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
-        """Write what happens as it happens: finished blocks stay, what may still change stands in a live line below."""
-        blocks = Blocks()
+        """Write events as they come: finished blocks are printed, the unfinished one is redrawn in place below them."""
+        blocks = MarkdownBlocks()
         with Live(Spinner("dots", style="dim"), console=self.console, transient=True) as live:
             try:
                 for event in events:
@@ -92,63 +94,63 @@ class Terminal:
                         case Piece(text) if self.agent.stream:
                             for block in blocks.push(printable(text)):
                                 self.console.print(markdown(block))
-                            live.update(self._end_of(blocks.rest))
+                            live.update(self._last_lines(blocks.pending))
                         case Piece(text):
-                            blocks.rest += printable(text)
+                            blocks.pending += printable(text)
                         case Notice():
                             self._finish(blocks)
-                            self.tell(event)
+                            self.notify(event)
             finally:
                 live.update("")
                 self._finish(blocks)
 
-    def tell(self, notice: Notice) -> None:
-        """A dim line, or a command's answer as it is."""
+    def notify(self, notice: Notice) -> None:
+        """Print a notice: dim, an error in red, the output of a command unstyled."""
         style = "" if notice.kind == "info" else "red" if notice.kind == "error" else "dim"
         self.console.print(Text(printable(notice.text), style=style))
 
-    def _finish(self, blocks: Blocks) -> None:
-        """Write what has not been written yet; after an interrupt, too."""
-        rest = blocks.take()
-        if rest.strip():
-            self.console.print(markdown(rest))
+    def _finish(self, blocks: MarkdownBlocks) -> None:
+        """Print the unfinished block; also after an interrupt."""
+        text = blocks.flush()
+        if text.strip():
+            self.console.print(markdown(text))
 
-    def _end_of(self, text: str) -> Text:
-        """What of a text fits on the screen."""
+    def _last_lines(self, text: str) -> Text:
+        """The end of a text, as many lines as fit on the screen."""
         lines = Text(text).wrap(self.console, self.console.width)
         return Text("\n").join(lines[-max(1, self.console.height - 3) :])
 
 
-class Blocks:
-    """Markdown as it streams: blocks that are finished are given out once, the rest waits."""
+class MarkdownBlocks:
+    """Splits streamed Markdown into finished blocks."""
 
     def __init__(self) -> None:
-        self.rest = ""
+        self.pending = ""  # the unfinished block
 
     def push(self, text: str) -> Iterator[str]:
-        """Take more text, and give the blocks that it finishes: up to an empty line outside of code."""
-        self.rest += text
+        """Add text. Yield the blocks that it finishes; a block ends at an empty line outside of code."""
+        self.pending += text
         start, fenced, position = 0, False, 0
-        done = []
-        for line in self.rest.splitlines(keepends=True):
+        finished = []
+        for line in self.pending.splitlines(keepends=True):
             position += len(line)
             if line.lstrip().startswith(FENCE):
                 fenced = not fenced
             elif not line.strip() and line.endswith("\n") and not fenced:
-                if self.rest[start:position].strip():
-                    done.append(self.rest[start:position])
+                if self.pending[start:position].strip():
+                    finished.append(self.pending[start:position])
                 start = position
-        self.rest = self.rest[start:]
-        yield from done
+        self.pending = self.pending[start:]
+        yield from finished
 
-    def take(self) -> str:
-        """All that has not been given out; what comes next is another text."""
-        taken, self.rest = self.rest, ""
-        return taken
+    def flush(self) -> str:
+        """Return the unfinished block and start over."""
+        text, self.pending = self.pending, ""
+        return text
 
 
-class Commands(Completer):
-    """Names of commands, and what may follow some of them."""
+class CommandCompleter(Completer):
+    """Completes command names, and the arguments of some commands."""
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
@@ -157,19 +159,19 @@ class Commands(Completer):
         name, space, rest = text[1:].partition(" ")
         if not space:
             yield from (
-                Completion(one.name, -len(name), display_meta=one.help)
-                for one in COMMANDS.values()
-                if one.name.startswith(name)
+                Completion(command.name, -len(name), display_meta=command.help)
+                for command in COMMANDS.values()
+                if command.name.startswith(name)
             )
         elif name in ("load", "save"):
             yield from PathCompleter(expanduser=True).get_completions(Document(rest), complete_event)
         else:
-            words = {"strategy": STRATEGIES, "stream": ("on", "off"), "history": ("on", "off")}.get(name, ())
-            yield from (Completion(word, -len(rest)) for word in words if word.startswith(rest))
+            choices = {"strategy": STRATEGIES, "stream": ("on", "off"), "history": ("on", "off")}.get(name, ())
+            yield from (Completion(choice, -len(rest)) for choice in choices if choice.startswith(rest))
 
 
 def markdown(text: str) -> Markdown:
-    """A reply as Markdown in which nothing that a model wrote is lost: tags are text, and lines stay lines."""
+    """Render a reply as Markdown without losing text: HTML tags are shown, and line breaks are kept."""
     result = Markdown("")
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     result.parsed = parser.parse(text)
@@ -180,28 +182,28 @@ def markdown(text: str) -> Markdown:
     return result
 
 
-class _Kept(FileHistory):
-    """Lines of input in a file; where it cannot be written, they are only remembered."""
+class _TolerantFileHistory(FileHistory):
+    """Input history in a file; a line that cannot be written is kept in memory only."""
 
     def store_string(self, string: str) -> None:
         with contextlib.suppress(OSError):
             super().store_string(string)
 
 
-def _input_history(kept: bool) -> History:
-    place = store.folder().parent / "input"
+def _input_history(persistent: bool) -> History:
+    path = store.folder().parent / "input"
     try:
-        if kept:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.touch(mode=0o600)
-            return _Kept(str(place))
+        if persistent:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            return _TolerantFileHistory(str(path))
     except OSError:
         pass
     return InMemoryHistory()
 
 
 def keys(terminal: Terminal) -> KeyBindings:
-    """Ctrl-C empties the line; twice on an empty one it leaves. Alt-Enter begins a new line."""
+    """Ctrl-C clears the line; pressed twice on an empty line it leaves. Alt-Enter inserts a line break."""
     bindings = KeyBindings()
 
     @bindings.add("c-c")
@@ -222,20 +224,20 @@ def keys(terminal: Terminal) -> KeyBindings:
 
 
 def meter(session: Session) -> str:
-    """How full the window is, and how fast the last reply was and how much of its prompt was remembered."""
+    """The status line: how full the window is; speed and cached prompt tokens of the last reply."""
     window = session.budget.window
-    used = session.count(session.shown()) if session.turns else 0
-    filled = f"{used:,}/{window:,} ({used / window:.0%})"
+    used = session.count(session.visible_messages()) if session.turns else 0
+    usage = f"{used:,}/{window:,} ({used / window:.0%})"
     if not session.statistics.replies:
-        return filled
+        return usage
     last = session.statistics.replies[-1]
-    return f"{filled} · {last.tokens_per_second:.0f} tok/s · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
+    return f"{usage} · {last.tokens_per_second:.0f} tok/s · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
 
 
 def talk(agent: Agent, opening: Iterable[Any] = ()) -> None:
-    """Greet, show what a loaded conversation says, and talk."""
+    """Greet the user, show the opening notices, and read lines until the user leaves."""
     terminal = Terminal(agent)
     window = agent.session.budget.window
-    terminal.tell(Notice("greeting", f"{agent.name}, window {window:,} tokens; /help lists the commands"))
+    terminal.notify(Notice("greeting", f"{agent.name}, window {window:,} tokens; /help lists the commands"))
     terminal.show(opening)
     terminal.talk()

@@ -1,4 +1,4 @@
-"""What is remembered across turns changes no reply: twenty turns with evictions, edits, and history off and on."""
+"""The cache across turns changes no reply: twenty turns with evictions, edits, and history off and on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MESSAGES = (
     *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),
     *("What is my name?", "Thanks!", "What is the unit of power?", "I live in Rome.", "What is my dog called?"),
 )
-NEAR = 1e-4  # natural log: closer than this, either of two tokens may be chosen
+NEAR = 1e-4  # difference of log-probabilities (natural log) below which either token may win
 SAMPLING = {"temperature": 0.0, "max_new_tokens": 16, "logprobs": 2}
 
 
-RANDOM = {  # small models of other kinds
+RANDOM = {  # configurations of small random models with other kinds of state
     "windowed": {
         "model_type": "mistral",
         "intermediate_size": 96,
@@ -38,7 +38,7 @@ RANDOM = {  # small models of other kinds
 
 @pytest.fixture(scope="module", params=["full", *RANDOM])
 def llm(request, shared, tmp_path_factory) -> LLM:
-    """A story teller; and random models that see 40 tokens back, or remember in other ways, with a chat template."""
+    """A trained story model; random models with a window of 40 tokens or a recurrent state, with a chat template."""
     if request.param == "full":
         return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
     tokenizer = vocabulary.build(0)
@@ -51,27 +51,27 @@ def llm(request, shared, tmp_path_factory) -> LLM:
 
 
 def turns(session: Session) -> Iterator[Reply]:
-    """A dialogue of twenty turns: some are said differently, some with history off."""
+    """Replies of twenty turns: two messages are edited, three turns have history off."""
     for number, text in enumerate(MESSAGES * 2):
         session.configure(history=number not in (8, 9, 15))
         try:
-            answers = [session.send(text)]
+            streams = [session.send(text)]
             if number in (6, 12):
-                answers.append(session.edit(f"{text} I mean it."))
-            for answer in answers:
-                yield [event for event in answer if isinstance(event, Reply)][-1]
+                streams.append(session.edit(f"{text} I mean it."))
+            for stream in streams:
+                yield [event for event in stream if isinstance(event, Reply)][-1]
         except ContextOverflowError:
             assert session.settings.strategy == "none"
             session.clear()
 
 
 def cold(session: Session) -> Reply:
-    """The last reply again, by a session that remembers nothing."""
+    """The last reply again, from a session with an empty cache."""
     other = Session(session.llm, session.settings)
     other.turns = [[dict(message) for message in turn] for turn in session.turns]
     other.start, other.summary = session.start, session.summary
     reply = [event for event in other.retry() if isinstance(event, Reply)][-1]
-    assert reply.cached_tokens == 0 or other.statistics.summaries  # asking for a summary is a turn of its own
+    assert reply.cached_tokens == 0 or other.statistics.summaries  # a summary request fills the cache first
     return reply
 
 

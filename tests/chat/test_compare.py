@@ -1,4 +1,4 @@
-"""Dialogues with and without history: what is counted, and bad scripts."""
+"""Dialogues with and without history: distances, recall, costs, and bad scripts."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from chat import compare
 from engine.runtime.errors import BareloopError
 
 
-def test_the_distance_is_that_to_the_last_message_that_says_it():
-    found = compare.lines(["I'm Zorvan.", "Call me Bo.", "Hi!", {"say": "Who am I?", "expect": "Bo"}], "here")
-    assert [line.distance for line in found] == [0, 0, 0, 2]
+def test_distance_counts_from_the_last_message_that_contains_the_expected_text():
+    lines = compare.lines(["I'm Zorvan.", "Call me Bo.", "Hi!", {"say": "Who am I?", "expect": "Bo"}], "here")
+    assert [line.distance for line in lines] == [0, 0, 0, 2]
     assert compare.lines([{"say": "Capital of France?", "expect": "Paris"}], "here")[0].distance == 0
 
 
-def test_words_are_found_whole():
-    assert compare.holds("Your name is Bo.", "bo")
-    assert not compare.holds("Bold.", "Bo")
+def test_only_whole_words_match():
+    assert compare.contains("Your name is Bo.", "bo")
+    assert not compare.contains("Bold.", "Bo")
 
 
-def test_our_own_script_asks_at_every_distance():
-    asked = [line.distance for dialogue in compare.own_script() for line in dialogue if line.expect]
+def test_the_builtin_script_asks_five_questions_at_every_distance():
+    asked = [line.distance for dialogue in compare.builtin_script() for line in dialogue if line.expect]
     assert {distance: asked.count(distance) for distance in set(asked)} == dict.fromkeys(compare.DISTANCES, 5)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{}", "not a list of dialogues"),
         ("[[1]]", "message 1 is neither"),
         ('[["Hi!", {"say": "What?", "want": "x"}]]', "dialogue 1, message 2 is neither"),
-        ('[[{"say": "What?", "expect": 3}]]', "say and expect are texts"),
+        ('[[{"say": "What?", "expect": 3}]]', "say and expect must be strings"),
         ("nonsense", "not JSON"),
     ],
 )
-def test_a_bad_script_is_one_line(tmp_path, content, told):
+def test_a_bad_script_is_refused_in_one_line(tmp_path, content, message):
     (tmp_path / "script.json").write_text(content)
-    with pytest.raises(BareloopError, match=told):
+    with pytest.raises(BareloopError, match=message):
         compare.read_script(tmp_path / "script.json")
 
 
-def test_a_model_that_repeats_what_it_is_shown_recalls_with_history_alone(shared, tmp_path, monkeypatch):
+def test_a_model_that_echoes_its_prompt_recalls_only_with_history(shared, tmp_path, monkeypatch):
     from chat.events import Reply
     from chat.session import Session
     from engine import LLM
 
     def echo(self, text):
         self.turns.append([{"role": "user", "content": text}])
-        shown = " ".join(message["content"] for message in self.shown())
-        yield Reply(len(self.turns), shown, "", "stop", 10, 1, 4, self.budget.window, 0.5, 0.5)
+        text = " ".join(message["content"] for message in self.visible_messages())
+        yield Reply(len(self.turns), text, "", "stop", 10, 1, 4, self.budget.window, 0.5, 0.5)
 
     monkeypatch.setattr(Session, "send", echo)
     llm = LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
-    played = compare.play_all(llm, compare.own_script()[:5], 100, 5)
-    by_name = {one.name: one for one in played}
+    results = compare.run_all(llm, compare.builtin_script()[:5], 100, 5)
+    by_name = {result.name: result for result in results}
     assert by_name["history"].right == by_name["history"].asked == dict.fromkeys(compare.DISTANCES, 1)
     assert sum(by_name["no history"].right.values()) == 0
     assert by_name["history"].read_per_turn == 6
-    assert by_name["history"].saved == 0.4
-    compare.draw(played, tmp_path / "compare")
+    assert by_name["history"].cached_share == 0.4
+    compare.draw(results, tmp_path / "compare")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
     assert (tmp_path / "compare.svg").read_text().startswith("<?xml")
-    assert compare.table(played).row_count == 6
+    assert compare.table(results).row_count == 6
 
 
 def test_the_program_writes_its_report(shared, tmp_path, capsys):

@@ -1,10 +1,10 @@
-"""Replies that begin with a reasoning block, however they are cut into pieces."""
+"""Replies that begin with a reasoning block, split into pieces of any size."""
 
 from __future__ import annotations
 
 import pytest
 
-from chat.reasoning import Reasoning, split
+from chat.reasoning import ReasoningSplitter, split
 
 REPLIES = {
     "<think>\nhm\n</think>\n\nYes.": ("\nhm\n", "Yes."),
@@ -18,19 +18,19 @@ REPLIES = {
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("text", REPLIES)
-def test_thoughts_and_answer_are_told_apart(text, size):
-    reply = Reasoning()
-    said = [reply.push(text[start : start + size]) for start in range(0, len(text), size)]
-    said.append(reply.end())
-    assert (reply.thoughts, reply.answer) == REPLIES[text]
-    assert "".join(said) == reply.answer
+def test_reasoning_and_answer_are_separated_whatever_the_piece_size(text, size):
+    splitter = ReasoningSplitter()
+    parts = [splitter.push(text[start : start + size]) for start in range(0, len(text), size)]
+    parts.append(splitter.flush())
+    assert (splitter.reasoning, splitter.answer) == REPLIES[text]
+    assert "".join(parts) == splitter.answer
 
 
-def test_a_prompt_may_have_opened_the_block():
-    reply = Reasoning(thinks=True)
-    assert [reply.push(text) for text in ("hm", "</think>", "\n\nYes", ".")] == ["", "", "Yes", "."]
-    assert reply.thoughts == "hm"
+def test_the_prompt_may_have_written_the_opening_tag():
+    splitter = ReasoningSplitter(in_reasoning=True)
+    assert [splitter.push(text) for text in ("hm", "</think>", "\n\nYes", ".")] == ["", "", "Yes", "."]
+    assert splitter.reasoning == "hm"
 
 
-def test_a_whole_reply_is_split():
+def test_split_separates_a_whole_reply():
     assert split("<think>\nhm\n</think>\n\nYes.") == ("hm", "Yes.")

@@ -1,4 +1,4 @@
-"""The session: what is cached, what is dropped, and that nothing is lost however a reply is left."""
+"""The session: what is cached, what is dropped, and that an abandoned reply loses nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
-from chat.session import Session, stuck
+from chat.session import Session, is_stuck
 from engine import LLM
 from engine.decoding.loop import Event
 from engine.runtime.errors import BareloopError, UsageError
@@ -19,70 +19,70 @@ TALK = (
 
 @pytest.fixture(scope="module")
 def llm(shared) -> LLM:
-    """A tiny story teller: a base model, so that the conversation is a play."""
+    """A tiny base model, so that the conversation is a plain script."""
     return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def knowing() -> LLM:
-    """The embedded model, which answers as one would."""
+def demo() -> LLM:
+    """The embedded demo model, which answers questions."""
     return LLM.load("demo", dtype="float32")
 
 
-def said(events) -> tuple[list[Notice], Reply]:
-    """What a turn yields: its notices, and the reply, which its pieces end."""
-    listed = list(events)
-    (reply,) = [event for event in listed if isinstance(event, Reply)]
-    assert reply.text.endswith("".join(event.text for event in listed if isinstance(event, Piece)))
-    return [event for event in listed if isinstance(event, Notice)], reply
+def collect(events) -> tuple[list[Notice], Reply]:
+    """The notices and the reply of a turn; the pieces are the end of the reply's text."""
+    events = list(events)
+    (reply,) = [event for event in events if isinstance(event, Reply)]
+    assert reply.text.endswith("".join(event.text for event in events if isinstance(event, Piece)))
+    return [event for event in events if isinstance(event, Notice)], reply
 
 
-def test_each_turn_reads_only_what_is_new(knowing):
-    session = Session(knowing)
+def test_each_turn_computes_only_its_new_tokens(demo):
+    session = Session(demo)
     for text in TALK:
-        _, reply = said(session.send(text))
-        assert reply.prompt_tokens - reply.cached_tokens <= len(knowing.tokenizer.encode(text)) + 4
+        _, reply = collect(session.send(text))
+        assert reply.prompt_tokens - reply.cached_tokens <= len(demo.tokenizer.encode(text)) + 4
 
 
-def test_it_remembers_a_name_unless_history_is_off(knowing):
+def test_the_demo_recalls_a_name_only_with_history(demo):
     for name in ("Zorvan", "Mirela", "Tobin", "Anna", "Kusari"):
-        session = Session(knowing)
-        said(session.send(f"Hi, I'm {name}."))
-        assert name in said(session.send("What is my name?"))[1].text
+        session = Session(demo)
+        collect(session.send(f"Hi, I'm {name}."))
+        assert name in collect(session.send("What is my name?"))[1].text
         session.configure(history=False)
-        assert name not in said(session.send("What is my name?"))[1].text
+        assert name not in collect(session.send("What is my name?"))[1].text
         assert len(session.turns) == 3
 
 
-def test_evictions_are_announced_and_nothing_is_taken_from_the_log(llm):
+def test_evictions_are_announced_and_all_turns_are_kept(llm):
     session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
-    told = [notice for text in TALK for notice in said(session.send(text))[0]]
+    notices = [notice for text in TALK for notice in collect(session.send(text))[0]]
     assert [message["content"] for turn in session.turns for message in turn[:1]] == list(TALK)
-    assert sum(int(notice.text.split()[1]) for notice in told if notice.kind == "dropped") == session.start > 0
-    assert "tokens; " in told[0].text
+    assert sum(int(notice.text.split()[1]) for notice in notices if notice.kind == "dropped") == session.start > 0
+    assert "tokens; " in notices[0].text
 
 
-def test_a_summary_keeps_what_is_dropped(llm):
+def test_the_summary_of_dropped_turns_is_in_the_system_prompt(llm):
     session = Session(llm, Settings(window=200, strategy="summarise", sampling={"max_new_tokens": 30}))
-    told = [notice for text in TALK for notice in said(session.send(text))[0]]
-    assert any(notice.kind == "summary" for notice in told)
-    assert session.summary in session.shown()[0]["content"]
+    notices = [notice for text in TALK for notice in collect(session.send(text))[0]]
+    assert any(notice.kind == "summary" for notice in notices)
+    assert session.summary in session.visible_messages()[0]["content"]
 
 
-def test_a_reply_that_is_left_keeps_what_it_said_and_the_next_turn_is_valid(llm):
+def test_an_abandoned_reply_keeps_its_text_and_the_next_turn_is_valid(llm):
     session = Session(llm)
     events = session.send("Who are you?")
     first = next(events)
     events.close()
     assert session.turns[-1][1] == {"role": "assistant", "content": first.text, "finish_reason": "cancelled"}
-    assert said(session.proceed())[1].text.startswith(first.text)
-    said(session.send("What is my name?"))
-    assert [message["role"] for message in session.shown()] == ["user", "assistant"] * 2
+    assert collect(session.proceed())[1].text.startswith(first.text)
+    collect(session.send("What is my name?"))
+    assert [message["role"] for message in session.visible_messages()] == ["user", "assistant"] * 2
 
 
-def test_a_message_that_is_left_before_a_word_came_is_as_if_unsaid(llm, monkeypatch):
+def test_a_message_interrupted_before_the_first_token_is_removed(llm, monkeypatch):
     session = Session(llm)
-    said(session.send("Who are you?"))
+    collect(session.send("Who are you?"))
 
     def interrupted(ids):
         raise KeyboardInterrupt
@@ -95,44 +95,46 @@ def test_a_message_that_is_left_before_a_word_came_is_as_if_unsaid(llm, monkeypa
         assert len(session.turns[0]) == 2
 
 
-def test_history_off_shows_the_current_message_alone(llm):
+def test_without_history_the_prompt_has_only_the_current_message(llm):
     session = Session(llm, Settings(history=False, sampling={"max_new_tokens": 5}))
     for text in TALK[:3]:
-        said(session.send(text))
-        assert [message["content"] for message in session.shown()[:1]] == [text]
+        collect(session.send(text))
+        assert [message["content"] for message in session.visible_messages()[:1]] == [text]
     session.configure(history=True)
-    assert len(session.shown()) == 6
+    assert len(session.visible_messages()) == 6
 
 
-def test_a_message_that_is_left_at_an_eviction_is_as_if_unsaid(llm):
+def test_a_message_abandoned_at_an_eviction_is_removed(llm):
     session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
     for number, text in enumerate(TALK * 2):
         events = session.send(text)
         if isinstance(next(events), Notice):
             events.close()
             assert len(session.turns) == number
-            assert [message["role"] for message in session.shown()] == ["user", "assistant"] * (number - session.start)
+            assert [message["role"] for message in session.visible_messages()] == ["user", "assistant"] * (
+                number - session.start
+            )
             return
         list(events)
-    pytest.fail("nothing was ever dropped")
+    pytest.fail("no turn was ever dropped")
 
 
 def test_undo_edit_and_clear(llm):
     session = Session(llm, Settings(system="Be polite."))
-    said(session.send("Hello!"))
-    said(session.send("What is the capital of France?"))
-    said(session.edit("What is the capital of Italy?"))
+    collect(session.send("Hello!"))
+    collect(session.send("What is the capital of France?"))
+    collect(session.edit("What is the capital of Italy?"))
     assert session.undo() == "What is the capital of Italy?"
     assert len(session.turns) == 1
     session.clear()
     assert (session.turns, session.settings.system) == ([], "Be polite.")
-    with pytest.raises(UsageError, match="nothing has been said yet"):
+    with pytest.raises(UsageError, match="there are no messages yet"):
         session.undo()
 
 
-def test_too_long_a_message_is_refused_and_nothing_has_changed(llm):
+def test_a_message_that_is_too_long_is_refused_and_changes_nothing(llm):
     session = Session(llm, Settings(window=100))
-    said(session.send("Hello!"))
+    collect(session.send("Hello!"))
     with pytest.raises(ContextOverflowError, match="room for 75"):
         list(session.send("word " * 200))
     assert len(session.turns) == 1
@@ -142,38 +144,38 @@ def test_too_long_a_message_is_refused_and_nothing_has_changed(llm):
 
 
 def test_a_reply_that_repeats_itself_is_stuck():
-    assert stuck([1, 2, 3] * 16)
-    assert stuck([7] * 48)
-    assert not stuck(list(range(100)))
-    assert not stuck([7] * 40)
+    assert is_stuck([1, 2, 3] * 16)
+    assert is_stuck([7] * 48)
+    assert not is_stuck(list(range(100)))
+    assert not is_stuck([7] * 40)
 
 
-def test_reasoning_is_folded_and_kept_out_of_history(llm, monkeypatch):
+def test_reasoning_is_split_off_and_kept_out_of_the_prompt(llm, monkeypatch):
     session = Session(llm)
-    words = ["<think>", "hm", "</th", "ink>", "\n\n", "Yes", "."]
-    events = [Event(0, 5, word, finish_reason="stop" if word == "." else None) for word in words]
+    pieces = ["<think>", "hm", "</th", "ink>", "\n\n", "Yes", "."]
+    events = [Event(0, 5, word, finish_reason="stop" if word == "." else None) for word in pieces]
     monkeypatch.setattr(session.sequence, "decode", lambda params, continues: iter(events))
-    notices, reply = said(session.send("Well?"))
+    notices, reply = collect(session.send("Well?"))
     assert (reply.text, reply.reasoning) == ("Yes.", "hm")
     assert [notice.kind for notice in notices] == ["reasoning"]
-    assert session.shown()[-1] == {"role": "assistant", "content": "Yes."}
+    assert session.visible_messages()[-1] == {"role": "assistant", "content": "Yes."}
     assert session.turns[-1][1]["reasoning"] == "hm"
 
 
-def test_the_window_is_no_larger_than_memory(llm, monkeypatch):
+def test_the_window_is_limited_by_free_memory(llm, monkeypatch):
     monkeypatch.setattr("engine.llm.free_memory", lambda device: 2 * 100 * llm.model.new_state().row_bytes(1))
     session = Session(llm)
     assert session.budget.window == 100
-    assert "memory holds a window of 100 tokens" in session.warnings[-1].text
+    assert "memory is enough for a window of 100 tokens" in session.warnings[-1].text
 
 
-def test_a_window_that_the_model_has_not_is_told(llm):
+def test_a_window_beyond_the_model_s_is_reported(llm):
     session = Session(llm, Settings(window=10**6))
     assert session.budget.window == llm.max_length
-    assert f"holds {llm.max_length:,} tokens, not 1,000,000" in session.warnings[-1].text
+    assert f"window is {llm.max_length:,} tokens, not 1,000,000" in session.warnings[-1].text
 
 
-def test_memory_that_runs_out_in_mid_reply_keeps_what_was_said(llm, monkeypatch):
+def test_out_of_memory_during_a_reply_keeps_its_text(llm, monkeypatch):
     session = Session(llm)
 
     def decode(params, continues):
@@ -181,26 +183,26 @@ def test_memory_that_runs_out_in_mid_reply_keeps_what_was_said(llm, monkeypatch)
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(session.sequence, "decode", decode)
-    with pytest.raises(BareloopError, match="no memory for more; what was said is kept"):
+    with pytest.raises(BareloopError, match="out of memory; the conversation is kept"):
         list(session.send("Well?"))
     assert session.turns[-1][1] == {"role": "assistant", "content": "So far", "finish_reason": "cancelled"}
     monkeypatch.undo()
-    assert said(session.proceed())[1].text.startswith("So far")
+    assert collect(session.proceed())[1].text.startswith("So far")
 
 
-def test_a_window_that_overflows_at_once_is_summed_up_too(llm):
-    """From below the mark at which a summary is asked for to beyond the room in one turn."""
+def test_a_conversation_that_overflows_in_one_turn_is_summarised_or_warns(llm):
+    """One turn takes the prompt from below the high-water mark to beyond the room."""
     session = Session(llm, Settings(window=300, strategy="summarise", sampling={"max_new_tokens": 30}))
-    told = []
+    notices = []
     for text in ("Hi, I'm Zorvan. " * 6, "I see. " * 14, "I see. " * 30):
-        told += said(session.send(text))[0]
+        notices += collect(session.send(text))[0]
     assert session.statistics.dropped_turns
-    assert {notice.kind for notice in told} & {"summary", "warning"}
+    assert {notice.kind for notice in notices} & {"summary", "warning"}
 
 
-def test_a_reply_that_is_complete_is_not_gone_on_with(llm):
+def test_a_complete_reply_cannot_be_continued(llm):
     session = Session(llm, Settings(sampling={"max_new_tokens": 4}))
-    said(session.send("Hello!"))
+    collect(session.send("Hello!"))
     session.turns[-1][1].pop("finish_reason", None)
     with pytest.raises(UsageError, match="the reply is complete"):
         list(session.proceed())

@@ -1,0 +1,17 @@
+"""Fixtures of the chat tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from chat.agent import Agent
+from chat.events import Settings
+from engine import LLM
+
+
+@pytest.fixture
+def agent(shared, tmp_path, monkeypatch) -> Agent:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = str(shared / "checkpoints" / "llama-tinystories-656k")
+    return Agent(LLM.load, folder, Settings(sampling={"max_new_tokens": 6}))
