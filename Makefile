@@ -1,22 +1,31 @@
-# Every target makes .venv where it is missing or out of date, then does its work.
+# Every target makes .venv if it is missing or out of date, then does its work.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: test check mmlu bench
-test: $(STAMP)
+.DEFAULT_GOAL := test
+.PHONY: help test check mmlu bench gpu-check
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@echo "  Variables: ARGS=\"…\" is passed on; MODEL=… and DATA=… for mmlu; PYTHON=… makes .venv with another Python."
+
+test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -q $(ARGS)
 
-check: $(STAMP)
+check: $(STAMP)  ## lint (ruff), check the formatting and the types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-mmlu: $(STAMP)
+mmlu: $(STAMP)  ## score a model on MMLU: make mmlu MODEL=Qwen/Qwen2.5-0.5B
 	$(BIN)/python -m evals.mmlu $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-bench: $(STAMP)
+bench: $(STAMP)  ## run the benchmarks (about two minutes)
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)
+
+gpu-check: $(STAMP)  ## check and measure everything that runs on an NVIDIA GPU (at most eight minutes)
+	$(BIN)/python -m bench.gpu_check --report results/gpu_check $(ARGS)
 
 # torch first and alone: its pinned version decides between CPU and CUDA builds, not the resolver.
 $(STAMP): pyproject.toml constraints.txt

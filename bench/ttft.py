@@ -86,7 +86,7 @@ def measure(folder: Path, options: Any) -> list[Turn]:
             rounds.append([])
             for turn in talk(session, options.turns, options.message_tokens, number):
                 rounds[-1].append(turn)
-                prompts[turn.turn] = session.template.encode(session.shown()[:-1])
+                prompts[turn.turn] = session.template.encode(session.visible_messages()[:-1])
                 progress.advance(1, f"turn {turn.turn}: {turn.seconds:.2f} s")
             session.sequence.close()
         result = [

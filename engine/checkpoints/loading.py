@@ -66,7 +66,7 @@ def load_weights(opened: Opened, device: torch.device) -> None:
     for name, matrix in matrices.items():
         for leaf, tensor in _quantized(matrix, sources[name], opened.config, device).items():
             loaded[id(getattr(matrix, leaf))] = nn.Parameter(tensor, requires_grad=False)
-    _replace_parameters(model, loaded)
+    replace_parameters(model, loaded)
     if opened.is_saved and device.type == "cpu" and opened.quant in OWN and not kernels.serve():
         leave_panels(model)
 
@@ -88,7 +88,7 @@ def initialize_weights(
         elif parameter.dim() > 1:
             weight.normal_(0.0, std, generator=generator)
         made[id(parameter)] = nn.Parameter(weight.to(device, dtype))
-    _replace_parameters(model, made)
+    replace_parameters(model, made)
 
 
 def _way_out(opened: Opened, needed: int, free: int, device: torch.device) -> str:
@@ -157,7 +157,7 @@ def _can_map(sources: list[tuple[Stored, Part]], dtype: torch.dtype, device: tor
     return len(sources) == 1 and part.layout is None and only.aligned and only.dtype == dtype and device.type == "cpu"
 
 
-def _replace_parameters(model: nn.Module, new: Mapping[int, nn.Parameter]) -> None:
+def replace_parameters(model: nn.Module, new: Mapping[int, nn.Parameter]) -> None:
     """Swap every parameter for the new one under its id; what was tied stays tied."""
     for module in list(model.modules()):
         for leaf, old in list(module.named_parameters(recurse=False)):

@@ -16,8 +16,8 @@ from engine import LLM, SamplingParams
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys, torch
-from engine.formats.panels import Panels, quantize4, quantize8
-from engine.kernels import gpu
+from engine.quant.panels import Panels, quantize4, quantize8
+from engine.kernels.gpu import panels as gpu
 
 device = torch.device(sys.argv[1])
 for group, rows, columns in ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32)):

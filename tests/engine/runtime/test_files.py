@@ -88,8 +88,8 @@ def test_what_a_full_disk_tears_is_taken_back(tmp_path):
     program = f"""
 import resource
 from pathlib import Path
-from engine.errors import BareloopError
-from engine.files import AppendFile
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import AppendFile
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 with AppendFile(Path({str(path)!r})) as file:
     file.append("x" * 899 + "\\n")
