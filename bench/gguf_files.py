@@ -1,4 +1,4 @@
-"""A checkpoint's weights as GGUF files, so that llama.cpp computes with the same numbers; without its tokenizer."""
+"""Convert a checkpoint to GGUF, without its tokenizer, so that llama.cpp computes with the same weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.files import read_json
 
 FORMATS = ("BF16", "Q8_0", "Q4_0")
-ARCHITECTURES = ("llama", "qwen2", "olmo2")  # whose names and layouts of tensors are known here
+ARCHITECTURES = ("llama", "qwen2", "olmo2")  # architectures with a known tensor mapping
 
 
 def gguf_file(folder: Path, form: str) -> Path:
-    """The file of a checkpoint in a format, written to the cache on first use."""
+    """The GGUF file of a checkpoint in a format, written to the cache on first use."""
     config = read_json(folder / "config.json")
     if config["model_type"] not in ARCHITECTURES:
-        raise BareloopError(f"no GGUF for {config['model_type']}; there is one for {', '.join(ARCHITECTURES)}")
+        raise BareloopError(f"no GGUF conversion for {config['model_type']}; supported: {', '.join(ARCHITECTURES)}")
     stamp = "".join(f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.safetensors")))
     key = hashlib.sha256(f"{folder.resolve()} {stamp}".encode()).hexdigest()[:12]
     path = cache_folder().with_name("gguf") / f"{folder.name}-{key}-{form}.gguf"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli.parser import Parser, run
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import local_path, write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +76,7 @@ def main(options: Any) -> None:
         name for name in [*(options.parts or ()), *([options.part] if options.part else ())] if name not in PARTS
     ]
     if unknown:
-        raise UsageError(f"unknown part {unknown[0]!r}; use {', '.join(PARTS)}")
+        raise UsageError(f"unknown part {quote(unknown[0])}; use {', '.join(PARTS)}")
     if options.part:
         from bench import gpu_parts
 

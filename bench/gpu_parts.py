@@ -13,11 +13,11 @@ from bench.measure import Limits, decoding
 from bench.shapes import SHAPES
 from engine import LLM, SamplingParams
 from engine.checkpoints.loading import replace_parameters
-from engine.checkpoints.weight_formats import assign
+from engine.checkpoints.weight_formats import assign_formats
 from engine.decoding.loop import decode
 from engine.layers.linear import Matrix
 from engine.models import configure
-from engine.quant.base import TOGETHER
+from engine.quant.base import ROW_MULTIPLE
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.device import choose_device, choose_dtype, synchronize
 from engine.runtime.memory import peak_memory
@@ -93,7 +93,7 @@ def correctness(device: str, shape: str) -> dict[str, Any]:  # noqa: ARG001
         assert errors[family] <= TOLERANCE, f"{family}: logits differ by {errors[family]:.1e} of the largest"
         sequence = other.sequence()
         sequence.feed(prompts[2][:-1])
-        cached = sequence.read(prompts[2], last=1)[-1].float().cpu()  # one token after a cached prefix
+        cached = sequence.feed_with_logits(prompts[2], last=1)[-1].float().cpu()  # one token after a cached prefix
         difference = float((cached - expected[-1]).abs().max() / expected.abs().max())
         assert difference <= TOLERANCE, f"{family}: with a cache logits differ by {difference:.1e} of the largest"
         for name, params in (("greedy", greedy), ("sampled", sampled)):
@@ -186,11 +186,11 @@ def speed(llm: LLM) -> dict[str, Any]:
         prompts = [random_ids(vocabulary, CONTEXT, seed) for seed in range(rows)]
         params = SamplingParams(max_new_tokens=NEW_TOKENS + 8, ignore_eos=True)
         stamps = []
-        for event in decode(llm.fed(prompts), params):
+        for event in decode(llm.prefilled_sequences(prompts), params):
             if event.sequence == rows - 1:
                 stamps.append(time.perf_counter())
         seconds = (stamps[-1] - stamps[7]) / (len(stamps) - 8)  # a step; the first ones warm up
-        limits.look()
+        limits.measure()
         rate = decoding(llm, CONTEXT + NEW_TOKENS // 2, rows).nbytes / seconds
         figures[f"decode {rows}, tokens/s"] = rows / seconds
         figures[f"decode {rows}, GB/s"] = rate / 1e9
@@ -218,7 +218,7 @@ def random_llm(shape: str, device: str, quant: str = "none") -> LLM:
     family, config = configure(SHAPES[shape])
     with torch.device("meta"):
         model = family.build(config).to(choose_dtype(dtype, dtype))
-    assign(model, quant, place)
+    assign_formats(model, quant, place)
     generator = torch.Generator(place).manual_seed(SEED)
     made: dict[int, torch.nn.Parameter] = {}
 
@@ -229,7 +229,7 @@ def random_llm(shape: str, device: str, quant: str = "none") -> LLM:
         parameters: Mapping[str, Tensor] = dict(module.named_parameters(recurse=False))
         if isinstance(module, Matrix) and module.format is not None:
             tensors = module.format.begin(place)
-            step = 64 * TOGETHER
+            step = 64 * ROW_MULTIPLE
             for first in range(0, module.rows, step):
                 rows = min(step, module.rows - first)
                 part = torch.empty(rows, module.columns, device=place).normal_(0, 0.02, generator=generator)

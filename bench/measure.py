@@ -1,4 +1,4 @@
-"""One measured figure beside what the machine could do in the same minute."""
+"""Benchmarks with the hardware's limits, measured in the same minutes, beside each figure."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from engine.models.family import Cost
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.device import dtype_name, synchronize
 
-MATRIX = 2048  # rows and columns of the product that stands for the most that can be computed
-EVERY = 8  # rounds between two looks at the limits
+MATRIX = 2048  # size of the matrix product that measures the compute limit
+LIMITS_INTERVAL = 8  # rounds between two measurements of the limits
 
 
 @dataclass
 class Limits:
-    """How fast memory is read and matrices are multiplied here; measured often, because other work comes and goes."""
+    """Memory bandwidth and matrix product rate of the device, measured repeatedly, as the load of the machine varies."""
 
     device: torch.device
     dtype: torch.dtype
-    bandwidths: list[float] = field(default_factory=list)  # bytes a second
-    products: list[float] = field(default_factory=list)  # operations a second
+    bandwidths: list[float] = field(default_factory=list)  # bytes per second
+    products: list[float] = field(default_factory=list)  # FLOPs per second
 
-    def look(self) -> None:
+    def measure(self) -> None:
         """Measure both now."""
         self.bandwidths.append(read_bandwidth(self.device))
         a = torch.ones(MATRIX, MATRIX, device=self.device, dtype=self.dtype)
@@ -42,15 +42,15 @@ class Limits:
         synchronize(self.device)
         self.products.append(2 * MATRIX**3 / (time.perf_counter() - start))
 
-    def forget(self) -> None:
-        """Begin anew."""
+    def reset(self) -> None:
+        """Discard all measurements."""
         self.bandwidths.clear()
         self.products.clear()
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one round does."""
+    """The work of one round."""
 
     tokens: int
     nbytes: int  # read from memory
@@ -58,18 +58,18 @@ class Work:
 
 
 def past_bytes(costs: Sequence[Cost]) -> int:
-    """What a token reads of what its own row remembers: what is neither a weight nor a head that shares one."""
+    """Bytes of its own row's cache that a token reads: the costs that are neither weights nor a tied head."""
     return sum(cost.nbytes for cost in costs if cost.parameters == 0 and "head" not in cost.part)
 
 
 def decoding(llm: LLM, context: int, rows: int) -> Work:
-    """A token for each of some rows: the weights are read once, every row's keys and values by itself."""
+    """Decode one token per row: the weights are read once, the keys and values of every row."""
     costs = list(llm.model.costs(context))
     return Work(rows, sum(c.nbytes for c in costs) + (rows - 1) * past_bytes(costs), rows * sum(c.flops for c in costs))
 
 
 def prefilling(llm: LLM, tokens: int, after: int = 0) -> Work:
-    """So many tokens `after` others: the weights are read once, and only the last token asks for the head."""
+    """Prefill `tokens` after `after` others: the weights are read once, the head is used for the last token only."""
     costs = list(llm.model.costs(after + tokens // 2))
     head = sum(cost.flops for cost in costs if "head" in cost.part)
     each = sum(cost.flops for cost in costs) - head
@@ -77,21 +77,21 @@ def prefilling(llm: LLM, tokens: int, after: int = 0) -> Work:
 
 
 def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work: Work, rounds: int) -> None:
-    """Rounds of `run` after one that warms up, the device waited for within; all figures go to `extra_info`."""
-    limits.forget()
+    """Time rounds of `run`, after a warm-up round, with the device synchronized; all figures go to `extra_info`."""
+    limits.reset()
     number = 0
 
     def setup() -> None:
         nonlocal number
-        if number % EVERY == 0:
-            limits.look()
+        if number % LIMITS_INTERVAL == 0:
+            limits.measure()
         number += 1
 
-    def waited() -> None:
+    def run_and_wait() -> None:
         run()
         synchronize(llm.device)
 
-    benchmark.pedantic(waited, setup=setup, rounds=rounds, warmup_rounds=1)
+    benchmark.pedantic(run_and_wait, setup=setup, rounds=rounds, warmup_rounds=1)
     seconds = benchmark.stats.stats.data
     middle = median(seconds)
     bandwidth, product = median(limits.bandwidths), median(limits.products)
@@ -110,23 +110,23 @@ def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work
         "device": llm.device.type,
         "dtype": dtype_name(llm.dtype),
         "format": dtype_name(llm.dtype) if llm.quant == "none" else llm.quant,
-        "kernels": kernels.state(llm.dtype) if llm.device.type == "cpu" else "",
+        "kernels": kernels.describe(llm.dtype) if llm.device.type == "cpu" else "",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit(),
     }
 
 
-def how(form: str) -> dict[str, Any]:
-    """A dtype, or a weight format (of a bfloat16 model), as `LLM.load` takes them."""
+def load_options(form: str) -> dict[str, Any]:
+    """Keyword arguments of `LLM.load` for a dtype, or for a weight format (of a bfloat16 model)."""
     return {"dtype": form} if form in ("bfloat16", "float32", "float16") else {"dtype": "bfloat16", "quant": form}
 
 
 @cache
 def commit() -> str:
-    """Of the project; empty where it is installed without its history."""
+    """The commit of the project; empty if it is installed without its history."""
     folder = Path(__file__).parents[1]
-    asked = subprocess.run(
+    process = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], check=False, cwd=folder, capture_output=True, text=True
     )
-    return asked.stdout.strip()
+    return process.stdout.strip()

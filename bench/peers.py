@@ -1,6 +1,7 @@
-"""python -m bench.peers: the engine beside transformers and llama.cpp, the same weights, alternating in one sitting.
+"""python -m bench.peers: the engine beside transformers and llama.cpp, with the same weights, alternating in one run.
 
-Every engine runs in a process of its own, which waits while the others are timed.
+Every engine runs in its own process, which waits while the others are timed. One that crashes is left out, with its
+signal; the others go on.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,45 +21,60 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import Parser, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-# run(ids, new): the seconds at which each of the new tokens was there, from the moment that the prompt was given.
+# run(ids, new): seconds from the prompt to each of the new tokens.
 Run = Callable[[list[int], int], list[float]]
-Make = Callable[[Path, int, int], Run]  # of a model's folder, threads and tokens of the window
+Load = Callable[[Path, int, int], Run]  # model folder, threads, window in tokens
 
-KEPT: list[Any] = []  # callbacks of which llama.cpp holds bare pointers
-BITS = {"bfloat16": 16, "float32": 32, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5}  # of a weight, in engines other than ours
+CALLBACKS: list[Any] = []  # kept alive, as llama.cpp has only pointers to them
+BITS = {
+    "bfloat16": 16,
+    "float32": 32,
+    "BF16": 16,
+    "Q8_0": 8.5,
+    "Q4_0": 4.5,
+}  # bits per weight of the other engines' formats
 
 
 def parser() -> Parser:
     """The program's flags."""
     known = ", ".join(ENGINES)
-    result = Parser("python -m bench.peers", "Decode and prefill beside transformers and llama.cpp.")
-    result.add_argument("--model", "-m", default="qwen2.5-0.5b", help="a shape or a folder (default: qwen2.5-0.5b)")
+    result = Parser("python -m bench.peers", "Compare decode and prefill with transformers and llama.cpp.")
     result.add_argument(
-        "--engines", nargs="+", metavar="NAME", help=f"default: what is installed, without float32, of {known}"
+        "--model", "-m", default="qwen2.5-0.5b", help="a shape or a model folder (default: qwen2.5-0.5b)"
     )
-    result.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="before decoding (default: 128)")
-    result.add_argument("--new-tokens", type=int, default=32, metavar="N", help="decoded in a round (default: 32)")
+    result.add_argument(
+        "--engines", nargs="+", metavar="NAME", help=f"default: those installed, without float32; known: {known}"
+    )
+    result.add_argument(
+        "--prompt-tokens", type=int, default=128, metavar="N", help="tokens before decoding (default: 128)"
+    )
+    result.add_argument(
+        "--new-tokens", type=int, default=32, metavar="N", help="tokens decoded per round (default: 32)"
+    )
     result.add_argument("--prefill-tokens", type=int, default=512, metavar="N", help="default: 512")
-    result.add_argument("--rounds", type=int, default=7, help="of all engines in turn; medians are shown (default: 7)")
-    result.add_argument("--threads", type=int, help="default: as many as torch takes")
+    result.add_argument(
+        "--rounds", type=int, default=7, help="rounds of all engines in turn; medians are shown (default: 7)"
+    )
+    result.add_argument("--threads", type=int, help="default: as many as torch uses")
     result.add_argument("--output-dir", default="results/peers", metavar="FOLDER", help="default: results/peers")
     return result
 
 
 @dataclass
-class Measured:
-    """What one engine took, a number for each round."""
+class Measurement:
+    """The times of one engine, one number per round. `error`: why it stopped, if it did."""
 
     engine: str
-    nbytes: int  # that a token reads
-    decode: list[float] = field(default_factory=list)  # seconds a token, the median of a round
+    nbytes: int  # read per token
+    decode: list[float] = field(default_factory=list)  # seconds per token, the median of a round
     prefill: list[float] = field(default_factory=list)  # seconds to the first token
-    bandwidth: list[float] = field(default_factory=list)  # bytes a second that memory is read at, in the same round
+    bandwidth: list[float] = field(default_factory=list)  # bytes per second read from memory in the same round
+    error: str = ""
 
 
 def main(options: Any) -> None:
@@ -72,17 +89,24 @@ def main(options: Any) -> None:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use 2 or more")
     unknown = [name for name in options.engines or () if name not in ENGINES]
     if unknown:
-        raise UsageError(f"no engine {unknown[0]!r}; there are: {', '.join(ENGINES)}")
+        raise UsageError(f"unknown engine {quote(unknown[0])}; use {', '.join(ENGINES)}")
     measured = measure(checkpoint(options.model), options)
-    Console().print(table(measured, options))
+    complete = [entry for entry in measured if entry.decode]
+    if complete:
+        Console().print(table(complete, options))
     path = local_path(options.output_dir) / f"{Path(options.model).name}.json"
     settings = {name: getattr(options, name) for name in ("model", "prompt_tokens", "new_tokens", "prefill_tokens")}
-    write_atomic(path, json.dumps({**settings, "engines": [asdict(one) for one in measured]}, indent=2) + "\n")
+    write_atomic(path, json.dumps({**settings, "engines": [asdict(entry) for entry in measured]}, indent=2) + "\n")
     Console(stderr=True).print(str(path), style="dim", soft_wrap=True)
+    if not complete:
+        raise BareloopError("no engine could be measured: " + "; ".join(entry.error for entry in measured))
 
 
-def measure(folder: Path, options: Any) -> list[Measured]:
-    """All engines in turn, round by round, each beside the bandwidth of its moment."""
+def measure(folder: Path, options: Any) -> list[Measurement]:
+    """Measure all engines in turn, round by round, each next to the memory bandwidth at that time.
+
+    An engine that fails is reported and left out from then on; its rounds so far are kept.
+    """
     import torch
 
     from engine.runtime.clocks import read_bandwidth
@@ -93,23 +117,34 @@ def measure(folder: Path, options: Any) -> list[Measured]:
     ids = torch.randint(0, config["vocab_size"], (longest,), generator=torch.Generator().manual_seed(0)).tolist()
     threads = options.threads or torch.get_num_threads()
     window = longest + options.new_tokens + 8
-    workers = {}
-    for name in options.engines or usual():
+    context = options.prompt_tokens + options.new_tokens // 2
+    workers: dict[str, Worker] = {}
+    result: dict[str, Measurement] = {}
+
+    def fail(name: str, error: BareloopError) -> None:
+        workers.pop(name, None)
+        result[name].error = str(error)
+        print(f"left out: {error}", file=sys.stderr)
+
+    for name in options.engines or installed_engines():
+        result[name] = Measurement(name, 0)
         try:
             workers[name] = Worker(name, folder, threads, window)
+            result[name].nbytes = token_bytes(folder, name, context)
         except BareloopError as error:
-            if options.engines:
-                raise
-            print(f"left out: {error}", file=sys.stderr)
-    context = options.prompt_tokens + options.new_tokens // 2
-    result = {name: Measured(name, token_bytes(folder, name, context)) for name in workers}
+            fail(name, error)
     with Progress("runs", len(workers) * (options.rounds + 1)) as progress:
         for number in range(options.rounds + 1):  # the first one warms up
-            for name, worker in workers.items():
+            for name, worker in list(workers.items()):
                 bandwidth = read_bandwidth(torch.device("cpu"))
-                times = worker.run(ids[: options.prompt_tokens], options.new_tokens)
+                try:
+                    times = worker.run(ids[: options.prompt_tokens], options.new_tokens)
+                    prefill = worker.run(ids[: options.prefill_tokens], 1)[0]
+                except BareloopError as error:
+                    fail(name, error)
+                    progress.advance(options.rounds + 1 - number, f"{name} failed")
+                    continue
                 gaps = [after - before for before, after in pairwise(times)]
-                prefill = worker.run(ids[: options.prefill_tokens], 1)[0]
                 if number:
                     result[name].decode.append(median(gaps))
                     result[name].prefill.append(prefill)
@@ -121,59 +156,67 @@ def measure(folder: Path, options: Any) -> list[Measured]:
 
 
 def token_bytes(folder: Path, engine: str, context: int) -> int:
-    """What a token reads in an engine's format: all weights but the embedding's other rows, and the past."""
-    from bench.measure import how, past_bytes
+    """Bytes read per token in an engine's format: all weights except the other rows of the embedding, and the cache."""
+    from bench.measure import load_options, past_bytes
     from engine.checkpoints.opening import open_model
 
     name, _, form = engine.partition("-")
     if name == "bareloop":
-        return sum(cost.nbytes for cost in open_model(folder, **how(form)).model.costs(context))
-    wide = "float32" if form == "float32" else "bfloat16"  # of what is remembered, whatever the weights are in
-    costs = list(open_model(folder, wide).model.costs(context))
-    kept = past_bytes(costs)
-    weights = sum(cost.nbytes for cost in costs) - kept
-    return kept + round(weights * BITS[form] / BITS[wide])
+        return sum(cost.nbytes for cost in open_model(folder, **load_options(form)).model.costs(context))
+    cache_dtype = "float32" if form == "float32" else "bfloat16"  # whatever the format of the weights
+    costs = list(open_model(folder, cache_dtype).model.costs(context))
+    cache = past_bytes(costs)
+    weights = sum(cost.nbytes for cost in costs) - cache
+    return cache + round(weights * BITS[form] / BITS[cache_dtype])
 
 
 class Worker:
-    """An engine in its own process."""
+    """An engine in its own process. Its methods raise `BareloopError` if the engine fails or dies."""
 
     def __init__(self, name: str, folder: Path, threads: int, window: int) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, name, folder, threads, window), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(target=serve, args=(child_pipe, name, folder, threads, window), daemon=True)
         self.process.start()
-        theirs.close()
+        child_pipe.close()
         self._answer()
 
     def run(self, ids: list[int], new: int) -> list[float]:
         """Seconds to each of the new tokens."""
-        self.pipe.send((ids, new))
+        try:
+            self.pipe.send((ids, new))
+        except OSError:  # it is dead: `_answer` says how it ended
+            pass
         return self._answer()
 
     def close(self) -> None:
-        self.pipe.send(None)
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
         self.process.join()
 
     def _answer(self) -> Any:
         try:
             answer = self.pipe.recv()
-        except EOFError:
-            raise BareloopError(f"{self.name} ended without an answer") from None
+        except (EOFError, OSError):
+            self.process.join()
+            status = self.process.exitcode or 0
+            how = f"crashed ({signal.Signals(-status).name})" if status < 0 else f"exited with status {status}"
+            raise BareloopError(f"{self.name} {how}") from None
         if isinstance(answer, str):
             raise BareloopError(f"{self.name}: {answer}")
         return answer
 
 
 def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None:
-    """Load an engine, say so, and run what is asked for until nothing more is."""
+    """The worker process: load an engine, confirm, and run requests until None comes."""
     try:
         run_once = ENGINES[name](folder, threads, window)
         pipe.send(None)
         while (job := pipe.recv()) is not None:
             pipe.send(run_once(*job))
-    except EOFError:  # nobody asks any more
+    except EOFError:  # the parent process has ended
         return
     except Exception as error:
         with contextlib.suppress(OSError):
@@ -181,37 +224,37 @@ def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None
             pipe.send(f"{error}; pip install bareloop[peers]" if missing else f"{type(error).__name__}: {error}")
 
 
-def stamped(tokens: Iterator[Any]) -> list[float]:
-    """The seconds at which each is there."""
+def timestamps(tokens: Iterator[Any]) -> list[float]:
+    """Seconds from now to each token."""
     start = time.perf_counter()
     return [time.perf_counter() - start for _ in tokens]
 
 
-def bareloop(form: str) -> Make:
-    """Ours, from its own stream of events."""
+def bareloop(form: str) -> Load:
+    """Our engine, by its stream of events."""
 
-    def make(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
+    def load(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
         import torch
 
-        from bench.measure import how
+        from bench.measure import load_options
         from engine import LLM, SamplingParams, kernels
 
         torch.set_num_threads(threads)
-        llm = LLM.load(folder, device="cpu", **how(form))
+        llm = LLM.load(folder, device="cpu", **load_options(form))
         kernels.wait()
 
         def run_once(ids: list[int], new: int) -> list[float]:
-            return stamped(llm.stream(ids, SamplingParams(max_new_tokens=new, ignore_eos=True)))
+            return timestamps(llm.stream(ids, SamplingParams(max_new_tokens=new, ignore_eos=True)))
 
         return run_once
 
-    return make
+    return load
 
 
-def transformers(dtype: str) -> Make:
-    """Its `generate`, stamped by a criterion that never stops it."""
+def transformers(dtype: str) -> Load:
+    """transformers' `generate`, timed by a stopping criterion that never stops it."""
 
-    def make(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
+    def load(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
         import torch
         from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
@@ -221,9 +264,9 @@ def transformers(dtype: str) -> Make:
         def run_once(ids: list[int], new: int) -> list[float]:
             times: list[float] = []
 
-            def stamp(written: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG001
+            def stamp(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # noqa: ARG001
                 times.append(time.perf_counter() - start)
-                return torch.zeros(len(written), dtype=torch.bool)
+                return torch.zeros(len(ids), dtype=torch.bool)
 
             start = time.perf_counter()
             criteria = StoppingCriteriaList([stamp])
@@ -233,13 +276,13 @@ def transformers(dtype: str) -> Make:
 
         return run_once
 
-    return make
+    return load
 
 
-def llama_cpp(form: str) -> Make:
-    """llama.cpp by its C functions: greedy, and nothing between two of its steps but numpy's argmax."""
+def llama_cpp(form: str) -> Load:
+    """llama.cpp through its C API: greedy, with only numpy's argmax between two steps."""
 
-    def make(folder: Path, threads: int, window: int) -> Run:
+    def load(folder: Path, threads: int, window: int) -> Run:
         import ctypes
 
         import llama_cpp.llama_cpp as lib
@@ -252,7 +295,7 @@ def llama_cpp(form: str) -> Make:
         lib.llama_log_set(quiet, None)
         model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         if not model:
-            raise BareloopError(f"it cannot load {path}")
+            raise BareloopError(f"llama.cpp cannot load {path}")
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = window, 512, 512
         params.n_threads = params.n_threads_batch = threads
@@ -275,13 +318,13 @@ def llama_cpp(form: str) -> Make:
                 token = step([token])
                 yield token
 
-        KEPT.append(quiet)
-        return lambda ids, new: stamped(tokens(ids, new))
+        CALLBACKS.append(quiet)
+        return lambda ids, new: timestamps(tokens(ids, new))
 
-    return make
+    return load
 
 
-ENGINES: dict[str, Make] = {
+ENGINES: dict[str, Load] = {
     "bareloop-bfloat16": bareloop("bfloat16"),
     "bareloop-float32": bareloop("float32"),
     "bareloop-int8": bareloop("int8"),
@@ -295,8 +338,8 @@ ENGINES: dict[str, Make] = {
 PACKAGES = {"bareloop": ["engine"], "transformers": ["transformers"], "llama.cpp": ["llama_cpp", "gguf"]}
 
 
-def usual() -> list[str]:
-    """The engines that are installed, but for float32."""
+def installed_engines() -> list[str]:
+    """The engines that are installed, without float32."""
     from importlib.util import find_spec
 
     def installed(name: str) -> bool:
@@ -305,8 +348,8 @@ def usual() -> list[str]:
     return [name for name in ENGINES if installed(name) and "float32" not in name]
 
 
-def table(measured: list[Measured], options: Any) -> Table:
-    """Medians, and how many times as fast the first engine is: the median of the ratios of all rounds."""
+def table(measured: list[Measurement], options: Any) -> Table:
+    """Medians, and how many times as fast the first engine is (the median of the ratios of all rounds)."""
     from rich.table import Table
 
     decode, prefill = f"after {options.prompt_tokens}", f"prefill {options.prefill_tokens}"
@@ -315,19 +358,24 @@ def table(measured: list[Measured], options: Any) -> Table:
     for name in (f"tokens/s {decode}", "ratio", "GB/s", "of the limit", f"tokens/s, {prefill}", "ratio"):
         result.add_column(name, justify="right")
     ours = measured[0]
-    for one in measured:
-        rate = [one.nbytes / seconds for seconds in one.decode]
-        share = median(mine / limit for mine, limit in zip(rate, one.bandwidth, strict=True))
+    for entry in measured:
+        rate = [entry.nbytes / seconds for seconds in entry.decode]
+        share = median(own / limit for own, limit in zip(rate, entry.bandwidth, strict=True))
         result.add_row(
-            one.engine,
-            f"{1 / median(one.decode):.1f}",
-            f"{median(theirs / mine for theirs, mine in zip(one.decode, ours.decode, strict=True)):.2f}",
+            entry.engine,
+            f"{1 / median(entry.decode):.1f}",
+            f"{ratio(entry.decode, ours.decode):.2f}",
             f"{median(rate) / 1e9:.1f}",
             f"{share:.0%}",
-            f"{options.prefill_tokens / median(one.prefill):.0f}",
-            f"{median(theirs / mine for theirs, mine in zip(one.prefill, ours.prefill, strict=True)):.2f}",
+            f"{options.prefill_tokens / median(entry.prefill):.0f}",
+            f"{ratio(entry.prefill, ours.prefill):.2f}",
         )
     return result
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """The median ratio of times in the rounds that both have."""
+    return median(their / our for their, our in zip(theirs, ours, strict=False))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Random checkpoints of real shapes, kept in the user's cache folder: what a benchmark measures needs no download.
+"""Random checkpoints with the shapes of real models, in the user's cache folder, so that benchmarks need no download.
 
-Their tokenizer is the demo model's, so that they can be talked with; what they say means nothing.
+Their tokenizer is the demo model's, so that a chat can run; their output is meaningless.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import user_cache
 
 QWEN2 = {
@@ -116,11 +116,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of a shape's checkpoint in bfloat16, made on first use; a folder of the user's is itself."""
+    """The folder of a shape's checkpoint in bfloat16, created on first use; or the user's model folder itself."""
     if name not in SHAPES:
         if Path(name).is_dir():
             return Path(name)
-        raise BareloopError(f"no shape {name!r}; there are: {', '.join(SHAPES)}, or give a model's folder")
+        raise BareloopError(f"unknown shape {quote(name)}; use {', '.join(SHAPES)}, or a model folder")
     folder = cache_folder() / name
     if not folder.exists():
         write(SHAPES[name], folder)
@@ -128,7 +128,7 @@ def checkpoint(name: str) -> Path:
 
 
 def write(config: dict[str, Any], folder: Path) -> None:
-    """Seeded random weights; tokens that the tokenizer does not have are never likelier than those it has."""
+    """Write seeded random weights. Tokens that the tokenizer lacks have zero logits, so that they are rarely chosen."""
     import torch
 
     from engine import LLM
@@ -145,5 +145,5 @@ def write(config: dict[str, Any], folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where checkpoints are kept."""
+    """The folder of the checkpoints."""
     return user_cache("shapes")

@@ -1,4 +1,4 @@
-"""How long a checkpoint takes from its files to a model, and how much memory at the peak.
+"""Time and peak memory of loading a checkpoint.
 
 pytest --benchmark-only bench/test_load.py
 """
@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bench.measure import how
+from bench.measure import load_options
 from bench.shapes import checkpoint
 
-# Runs in a process of its own, so that the peak is the load's: prints seconds, peak bytes beyond the imports
-# and bytes of weights. VmHWM counts mapped pages too; a sum over all weights brings every one of them in.
+# Run in a subprocess, so that the peak is that of loading. Prints seconds, peak bytes beyond the imports, and bytes of
+# weights. VmHWM counts mapped pages, too, so all weights are touched.
 PROGRAM = """
 import sys, time, torch
 from engine import LLM
@@ -36,23 +36,23 @@ print(seconds, peak() - before, sum(parameter.nbytes for parameter in llm.model.
 @pytest.mark.benchmark(group="load")
 @pytest.mark.parametrize("form", ["bfloat16", "float32", "int8", "int4"])
 def test_load(benchmark: Any, request: pytest.FixtureRequest, form: str) -> None:
-    """`bfloat16` is as stored, others convert every weight; the file is in the page cache after one round."""
+    """`bfloat16` is as stored, the others convert every weight. After the first round the file is in the page cache."""
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
     folder = checkpoint(request.config.getoption("--bench-model"))
-    told, wanted = [], how(form)
+    outputs, wanted = [], load_options(form)
 
     def load() -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(folder), wanted["dtype"], wanted.get("quant", "none")],
             capture_output=True,
             text=True,
             check=True,
         )
-        told.append([float(word) for word in done.stdout.split()])
+        outputs.append([float(word) for word in process.stdout.split()])
 
     benchmark.pedantic(load, rounds=3)
-    seconds, peak, weights = (sorted(column)[1] for column in zip(*told, strict=True))
+    seconds, peak, weights = (sorted(column)[1] for column in zip(*outputs, strict=True))
     benchmark.extra_info |= {
         "model": folder.name,
         "load_seconds": seconds,

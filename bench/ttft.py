@@ -1,4 +1,4 @@
-"""python -m bench.ttft: how long each turn of a chat waits for its first token, beside transformers without reuse."""
+"""python -m bench.ttft: time to the first token of each turn of a chat, beside transformers without cache reuse."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
     from chat.session import Session
 
-EARLY, LATE = 2, 30  # the turns that are compared: the first with a history, and one with 3,000 tokens of it
+EARLY, LATE = 2, 30  # the compared turns: the first with a history, and one with 3,000 tokens of history
 PEER_TURNS = (2, 5, 10, 15, 20, 25, 30)
 
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m bench.ttft", "Time to the first token of each turn of a conversation.")
+    result = Parser("python -m bench.ttft", "Measure the time to the first token of each turn of a conversation.")
     result.add_argument(
         "--model", "-m", default="qwen2.5-0.5b", help="a shape or a folder with a tokenizer (default: qwen2.5-0.5b)"
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     result.add_argument("--turns", type=int, default=LATE, help=f"default: {LATE}")
-    result.add_argument("--message-tokens", type=int, default=80, metavar="N", help="of each message (default: 80)")
-    result.add_argument("--reply-tokens", type=int, default=16, metavar="N", help="of each reply (default: 16)")
+    result.add_argument("--message-tokens", type=int, default=80, metavar="N", help="tokens per message (default: 80)")
+    result.add_argument("--reply-tokens", type=int, default=16, metavar="N", help="tokens per reply (default: 16)")
     result.add_argument("--rounds", type=int, default=3, help="conversations; medians are shown (default: 3)")
     result.add_argument("--no-peer", dest="peer", action="store_false", help="without transformers")
     result.add_argument("--output-dir", default="results/ttft", metavar="FOLDER", help="default: results/ttft")
@@ -42,7 +42,7 @@ def parser() -> Parser:
 
 @dataclass
 class Turn:
-    """One turn: tokens of its prompt, how many were cached, seconds to the first token; transformers' seconds."""
+    """One turn: prompt tokens, cached tokens, and seconds to the first token, also with transformers."""
 
     turn: int
     prompt_tokens: int
@@ -52,7 +52,7 @@ class Turn:
 
 
 def main(options: Any) -> None:
-    """Talk, measure, print, write and draw."""
+    """Measure, print the table, write it and its plot."""
     from rich.console import Console
 
     from bench.shapes import checkpoint
@@ -70,7 +70,7 @@ def main(options: Any) -> None:
 
 
 def measure(folder: Path, options: Any) -> list[Turn]:
-    """The medians of some conversations, and transformers' time for the same prompts."""
+    """Medians over several conversations, and transformers' time for the same prompts."""
     from chat.events import Settings
     from chat.session import Session
     from engine import LLM
@@ -95,7 +95,7 @@ def measure(folder: Path, options: Any) -> list[Turn]:
         ]
         if peer_turns:
             first_token = transformers_model(folder, llm.device)
-            first_token(prompts[peer_turns[0]])  # warm
+            first_token(prompts[peer_turns[0]])  # warm-up
             for number in peer_turns:
                 start = time.perf_counter()
                 first_token(prompts[number])
@@ -105,7 +105,7 @@ def measure(folder: Path, options: Any) -> list[Turn]:
 
 
 def talk(session: Session, turns: int, tokens: int, seed: int) -> Iterator[Turn]:
-    """A conversation of messages of equal length."""
+    """Run a conversation with messages of equal length."""
     from chat.events import Reply
 
     random = Random(seed)
@@ -116,7 +116,7 @@ def talk(session: Session, turns: int, tokens: int, seed: int) -> Iterator[Turn]
 
 
 def message(session: Session, tokens: int, random: Random) -> str:
-    """Text of so many tokens."""
+    """A random text of at least this many tokens."""
     words: list[str] = []
     while len(session.llm.tokenizer.encode(" ".join(words), add_special_tokens=False)) < tokens:
         words.append(random.choice(("what", "is", "the", "capital", "of", "and", "my", "name", "one", "dog")))
@@ -124,7 +124,7 @@ def message(session: Session, tokens: int, random: Random) -> str:
 
 
 def transformers_model(folder: Path, device: Any) -> Any:
-    """first_token(ids): by transformers, as its chat does, with nothing remembered from the turn before."""
+    """Return first_token(ids), which runs transformers without the cache of the previous turn, as its chat does."""
     try:
         import torch
         from transformers import AutoModelForCausalLM
@@ -139,7 +139,7 @@ def transformers_model(folder: Path, device: Any) -> Any:
 
 
 def table(turns: list[Turn]) -> Table:
-    """Some turns, and how the late one stands to the early one."""
+    """Selected turns, and the ratio of the late turn to the early one."""
     from rich.table import Table
 
     result = Table(title="time to the first token", title_justify="left")
@@ -163,10 +163,10 @@ def table(turns: list[Turn]) -> Table:
 
 
 def draw(turns: list[Turn], path: Path) -> None:
-    """Seconds by turn."""
-    from engine.cli.figures import PALETTE, picture
+    """Plot seconds by turn."""
+    from engine.cli.figures import PALETTE, plot_file
 
-    with picture(path) as (_, (axes,)):
+    with plot_file(path) as (_, (axes,)):
         axes.plot([turn.turn for turn in turns], [turn.seconds for turn in turns], marker="o", label="bareloop")
         peers = [(turn.turn, turn.peer_seconds) for turn in turns if turn.peer_seconds]
         if peers:

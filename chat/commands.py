@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chat import store
 from chat.context import STRATEGIES
 from chat.events import ChatEvents, Notice
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
     from chat.workspace import Workspace
@@ -53,7 +53,7 @@ def execute(workspace: Workspace, line: str) -> ChatEvents:
     if name not in COMMANDS:
         match = closest(name, COMMANDS)
         hint = f"did you mean /{match}?" if match else "/help lists all commands"
-        raise UsageError(f"unknown command /{name}; {hint}")
+        raise UsageError(f"unknown command {quote(f'/{name}')}; {hint}")
     yield from COMMANDS[name].run(workspace, rest.strip())
 
 
@@ -214,7 +214,7 @@ def set_(workspace: Workspace, rest: str) -> ChatEvents:
     if name not in known:
         match = closest(name, known)
         hint = f"did you mean {match}?" if match else f"use one of: {', '.join(known)}"
-        raise UsageError(f"unknown setting {name!r}; {hint}")
+        raise UsageError(f"unknown setting {quote(name)}; {hint}")
     if value.strip() == "default":
         sampling = {key: number for key, number in session.settings.sampling.items() if key != name}
         session.configure(sampling=sampling)
@@ -224,7 +224,7 @@ def set_(workspace: Workspace, rest: str) -> ChatEvents:
         number: Any = float(value) if isinstance(known[name], float) else int(value)
     except ValueError:
         kind = "a number" if isinstance(known[name], float) else "a whole number"
-        raise UsageError(f"{name} needs {kind}, not {value!r}") from None
+        raise UsageError(f"{name} needs {kind}, not {quote(value)}") from None
     session.configure(sampling={**session.settings.sampling, name: number})
     yield info(f"{name} = {number}")
 
@@ -239,7 +239,7 @@ def model(workspace: Workspace, rest: str) -> ChatEvents:
 
 def _toggle(argument: str, before: bool) -> bool:
     if argument not in ("", "on", "off"):
-        raise UsageError(f"use on or off, not {argument!r}")
+        raise UsageError(f"use on or off, not {quote(argument)}")
     return not before if not argument else argument == "on"
 
 

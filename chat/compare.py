@@ -267,10 +267,10 @@ def table(results: Sequence[StrategyResult]) -> Table:
 
 def draw(results: Sequence[StrategyResult], path: Path) -> None:
     """Plot recall by distance, and the cost of a turn."""
-    from engine.cli.figures import PALETTE, picture
+    from engine.cli.figures import PALETTE, plot_file
 
     columns, names = distances(results), [result.name for result in results]
-    with picture(path, 10.0, 0.9 + 0.45 * len(results), panels=2) as (_, (left, right)):
+    with plot_file(path, 10.0, 0.9 + 0.45 * len(results), panels=2) as (_, (left, right)):
         shares = [[result.recall(distance) for distance in columns] for result in results]
         left.imshow(shares, cmap="Blues", vmin=0, vmax=1.7, aspect="auto")
         left.set(title="Recall", xlabel="turns since it was said")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
 from engine.cli.progress import tokens_per_second
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
     from engine.decoding.loop import Event
@@ -27,7 +27,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise UsageError(f"unknown strategy {self.strategy!r}; use one of: {', '.join(STRATEGIES)}")
+            raise UsageError(f"unknown strategy {quote(self.strategy)}; use one of: {', '.join(STRATEGIES)}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.events import Settings
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import local_path, parse_json, write_atomic
 
 FORMAT, VERSION = "bareloop conversation", 1
@@ -75,7 +75,9 @@ def find(name: str) -> Path:
     matches = sorted(folder().glob(f"{glob.escape(name)}*.json")) if name and "/" not in name else []
     if len(matches) != 1:
         problem = (
-            f"{len(matches)} conversations begin with {name!r}" if matches else f"no file or conversation {name!r}"
+            f"{len(matches)} conversations begin with {quote(name)}"
+            if matches
+            else f"no file or conversation {quote(name)}"
         )
         raise BareloopError(f"{problem}; conversations are kept in {folder()}")
     return matches[0]
@@ -100,7 +102,7 @@ def load(path: Path) -> Conversation:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BareloopError(f"{path} is neither a saved conversation nor a list of messages")
     if content.get("version") != VERSION:
-        raise BareloopError(f"{path} has version {content.get('version')!r}; this program reads version {VERSION}")
+        raise BareloopError(f"{path} has version {quote(content.get('version'))}; this program reads version {VERSION}")
     _, turns = _turns(content.get("messages"), path)
     names = ("start", "summary", "model", "fingerprint", "template", "date")
     try:

@@ -4,7 +4,7 @@
     llm = LLM.load("path/to/model")
     print(llm.generate(["Once upon a time"])[0].text)
 
-Names are loaded when they are first used, so that importing the package needs no torch.
+Names are imported when they are first used, so that importing the package does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""python -m engine: continue a text, answer a question, compare models, or look into one with --inspect."""
+"""python -m engine: continue a text, answer a question, compare models, or show a model's shape with --inspect."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from engine.runtime.errors import UsageError
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m engine", "Continue a text with a model, or look into the model's folder.")
+    result = Parser("python -m engine", "Continue a text with a model, or show what the model consists of.")
     result.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue (default: stdin)")
     result.add_model_options()
-    result.add_argument("--prompt", "-p", help="the same, for a prompt that could be taken for a model's name")
-    result.add_argument("--file", metavar="FILE", help="prompts, one a line, decoded together")
-    result.add_argument("--chat", action="store_true", help="ask it as a question, by the model's chat template")
+    result.add_argument("--prompt", "-p", help="the text to continue, if it could be taken for a model's name")
+    result.add_argument("--file", metavar="FILE", help="file of prompts, one per line, decoded together")
+    result.add_argument(
+        "--chat", action="store_true", help="send the prompt as a message, in the model's chat template"
+    )
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
-    result.add_argument("--json", action="store_true", help="one JSON object a text, with ids and times")
+    result.add_argument("--json", action="store_true", help="print one JSON object per prompt, with ids and times")
     result.add_sampling_options()
-    result.add_argument("--inspect", action="store_true", help="print family, shapes, tokens and costs instead")
-    result.add_argument("--families", action="store_true", help="print what each family of models is made of instead")
-    result.add_argument("--save-quantized", metavar="FOLDER", help="write the model in the format of --quant instead")
-    result.add_argument("--context", type=int, help="with --inspect: tokens before the one whose cost is shown")
+    result.add_argument("--inspect", action="store_true", help="only print family, shapes, special tokens and costs")
+    result.add_argument("--families", action="store_true", help="only print a table of the model families")
+    result.add_argument("--save-quantized", metavar="FOLDER", help="only write the model in the format of --quant")
+    result.add_argument(
+        "--context", type=int, help="with --inspect: number of tokens before the one whose cost is shown"
+    )
     return result
 
 
 def main(options: Any) -> None:
-    """Do what the flags say."""
+    """Run the part that the flags select."""
     if options.text is None and options.prompt is None and len(options.model or ()) > 1 and " " in options.model[-1]:
-        options.text = options.model.pop()  # -m MODEL "some text": no model's name has a space in it
+        options.text = options.model.pop()  # -m MODEL "some text": no model name has a space
     if options.text is not None and options.prompt is not None:
         raise UsageError("give one prompt, as an argument or with --prompt")
     options.prompt = options.text if options.prompt is None else options.prompt
@@ -62,16 +66,16 @@ def main(options: Any) -> None:
 
 
 def save_quantized(options: Any) -> None:
-    """Quantize one model, and write what loads in the time of its size."""
+    """Quantize one model and write it to a folder."""
     from engine import LLM
     from engine.checkpoints.opening import open_model
-    from engine.checkpoints.saving import check_new
+    from engine.checkpoints.saving import require_new_folder
     from engine.runtime.files import local_path
 
     if len(options.model) != 1:
         raise UsageError("--save-quantized writes one model; name one")
     folder = local_path(options.save_quantized)
-    check_new(folder)
+    require_new_folder(folder)
     if open_model(options.model[0], options.dtype, options.allow_pickle, options.quant).quant == "none":
         raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
     llm = LLM.load(options.model[0], **model_options(options))

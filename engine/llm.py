@@ -39,7 +39,7 @@ from engine.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one call."""
+    """Token counts of one call."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -47,17 +47,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one prompt; `text` is None for a model without a tokenizer."""
+    """The continuation of one prompt. `text` is None for a model without a tokenizer."""
 
     text: str | None
-    token_ids: list[int]  # without the prompt; with the token that ended it
-    logprobs: list[float] | None  # of each token, if asked for
-    finish_reason: str  # "stop" (a token or string that ends a text) or "length"
+    token_ids: list[int]  # without the prompt, with the token that ended it
+    logprobs: list[float] | None  # of each token, if requested
+    finish_reason: str  # "stop" (an EOS token, stop token or stop string) or "length"
     usage: Usage
 
 
 class LLM:
-    """A loaded model. Make one with `LLM.load` (a checkpoint) or `LLM.from_config` (random weights)."""
+    """A loaded model. Create one with `LLM.load` (a checkpoint) or `LLM.from_config` (random weights)."""
 
     def __init__(
         self, model: Model, family: Family, config: ModelConfig, folder: Path | None, quant: str = "none"
@@ -67,6 +67,7 @@ class LLM:
         self.family = family
         self.config = config
         self.folder = folder
+        model.source = str(folder or family.model_type)
         if self.device.type == "cpu":
             keep_freed_memory()
             kernels.start()
@@ -79,21 +80,21 @@ class LLM:
         quant: str = "none",
         allow_pickle: bool = False,
     ) -> LLM:
-        """Load a folder in Hugging Face layout, or a hub repository by its id.
+        """Load a folder in Hugging Face layout, or a hub repository by its id; `demo` is the embedded model.
 
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
-        `quant`: the weight format (`engine.quant.QUANTS`), of matrices that are quantized while they are read.
-        `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, its tensors and nothing else.
-        Raises `BareloopError` with one line for whatever is wrong with any of it.
+        `quant`: the weight format (one of `engine.quant.QUANTS`); matrices are quantized while they are read.
+        `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, with torch's weights-only unpickler.
+        Raises `BareloopError` with one line for every bad input.
         """
-        where = choose_device(device)
-        opened = open_model(name, dtype, allow_pickle, quant, where)
-        load_weights(opened, where)
+        torch_device = choose_device(device)
+        opened = open_model(name, dtype, allow_pickle, quant, torch_device)
+        load_weights(opened, torch_device)
         return LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
 
     @staticmethod
     def from_config(config: Mapping[str, Any], seed: int = 0, device: str = "auto", dtype: str = "float32") -> LLM:
-        """A model with seeded random weights, ready to train; `config` is what config.json would hold."""
+        """Create a model with seeded random weights, ready to train. `config`: the content of a config.json."""
         family, parsed = configure(config)
         with torch.device("meta"):
             model = family.build(parsed)
@@ -112,39 +113,39 @@ class LLM:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer; raises one line where it has none."""
+        """The checkpoint's tokenizer. Raises `BareloopError` if it has none."""
         if self.folder is None:
-            raise BareloopError("a model made from a config has no tokenizer; give and take token ids")
+            raise BareloopError("a model created from a config has no tokenizer; use token ids")
         return Tokenizer.load(self.folder)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The checkpoint's chat template; raises one line where it has none."""
+        """The checkpoint's chat template. Raises `BareloopError` if it has none."""
         tokenizer = self.tokenizer
-        assert self.folder is not None  # or there were no tokenizer
+        assert self.folder is not None  # a model with a tokenizer was loaded from a folder
         return ChatTemplate.load(self.folder, tokenizer)
 
     @cached_property
     def default_params(self) -> Mapping[str, Any]:
-        """generation_config.json as it stands, empty where there is none. No call follows it by itself."""
+        """The content of generation_config.json, or empty. Calls do not use it; the programs do."""
         path = self.folder / "generation_config.json" if self.folder else None
         return read_json(path) if path and path.exists() else {}
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a text, from config.json and generation_config.json."""
-        more = token_ids(self.default_params.get("eos_token_id"), "generation_config.json: eos_token_id")
-        return tuple(dict.fromkeys((*self.config.eos_token_ids, *more)))
+        additional = token_ids(self.default_params.get("eos_token_id"), "generation_config.json: eos_token_id")
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *additional)))
 
     @property
     def max_length(self) -> int:
-        """Tokens that the window holds."""
+        """Size of the window in tokens."""
         return self.config.max_position_embeddings
 
     def affordable_length(self) -> int:
-        """Tokens of the longest sequence that the window and the free memory hold, now.
+        """Length in tokens of the longest sequence that fits into the window and the memory that is free now.
 
-        Its keys and values are there twice while their room grows.
+        Twice its cache is counted, as growing a segment copies it.
         """
         free = free_memory(self.device)
         if free is None:
@@ -153,21 +154,23 @@ class LLM:
         return max(1, bisect_right(range(1, self.max_length + 1), free, key=lambda n: 2 * state.row_bytes(n)))
 
     def sequence(self, state: State | None = None) -> TokenSequence:
-        """An empty sequence, with a state of its own unless it shares one with others."""
+        """An empty sequence, in a new state unless one is given."""
         tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None
         state = self.model.new_state() if state is None else state
         return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
 
-    def fed(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
-        """A sequence for each prompt, fed, all of one state: ready to decode together."""
+    def prefilled_sequences(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
+        """One sequence per prompt, in one state, prefilled and ready to decode together."""
         state = self.model.new_state()
         sequences = [self.sequence(state) for _ in prompts]
-        for sequence, ids in zip(sequences, prompts, strict=True):  # each alone, so that none changes another's bits
+        for sequence, ids in zip(
+            sequences, prompts, strict=True
+        ):  # one by one, so that no prompt changes another's bits
             sequence.feed(ids)
         return sequences
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
-        """The ids of a prompt; ids stay as they are."""
+        """Token ids of a prompt; ids are returned unchanged."""
         if not isinstance(prompt, str | list | tuple):
             raise BareloopError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -175,85 +178,88 @@ class LLM:
     def generate(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
     ) -> list[Completion]:
-        """Continue every prompt (text or token ids), all together; one `Completion` each, in their order."""
+        """Continue all prompts (text or token ids) together: one `Completion` each, in their order.
+
+        A prompt's completion does not depend on the others; in bfloat16 this holds for up to 8 prompts.
+        """
         if isinstance(prompts, str):
             raise BareloopError("generate takes a list of prompts: generate([text])")
         return self._generate([self.encode(prompt) for prompt in prompts], params or SamplingParams(), continues=True)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
-        """The next answer in a conversation of {"role": …, "content": …}, by the checkpoint's own template.
+        """The reply to a conversation of {"role": …, "content": …}, in the checkpoint's chat template.
 
-        A last message of the assistant's is the beginning of the answer, which goes on from there.
+        If the last message is the assistant's, the reply continues it.
         """
         ids = self.chat_template.encode(messages)
         continues = bool(messages) and messages[-1].get("role") == "assistant"
         return self._generate([ids], params or SamplingParams(), continues)[0]
 
     def _generate(self, ids: list[list[int]], params: SamplingParams, continues: bool) -> list[Completion]:
-        sequences = self.fed(ids)
+        sequences = self.prefilled_sequences(ids)
         events: list[list[Event]] = [[] for _ in ids]
         for event in decode(sequences, params, continues):
             events[event.sequence].append(event)
         return [
             Completion(
-                text="".join(event.text for event in own) if sequence.tokenizer else None,
-                token_ids=[event.token_id for event in own],
-                logprobs=[e.logprob for e in own if e.logprob is not None] if params.logprobs else None,
-                finish_reason=str(own[-1].finish_reason),
-                usage=Usage(len(prompt), len(own)),
+                text="".join(event.text for event in reply) if sequence.tokenizer else None,
+                token_ids=[event.token_id for event in reply],
+                logprobs=[e.logprob for e in reply if e.logprob is not None] if params.logprobs else None,
+                finish_reason=str(reply[-1].finish_reason),
+                usage=Usage(len(prompt), len(reply)),
             )
-            for sequence, prompt, own in zip(sequences, ids, events, strict=True)
+            for sequence, prompt, reply in zip(sequences, ids, events, strict=True)
         ]
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
-        """Continue one prompt, an `Event` for each token as it comes. Leave whenever you like."""
+        """Continue one prompt: yield an `Event` per token. It may be abandoned at any event."""
         sequence = self.sequence()
         sequence.feed(self.encode(prompt))
         yield from sequence.decode(params or SamplingParams())
 
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """The scores of every next token: float32 [time, vocab], on the CPU."""
+        """The logits after every token: float32 [time, vocab], on the CPU."""
         sequence = self.sequence()
-        return sequence.read(self.encode(ids), last=len(ids)).float().cpu()
+        return sequence.feed_with_logits(self.encode(ids), last=len(ids)).float().cpu()
 
     def score(
         self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int | None = None
     ) -> list[Score]:
-        """Log-likelihoods of (context ids, continuation ids), neither empty, as lm-evaluation-harness takes them.
+        """Log-likelihoods of (context ids, continuation ids), neither empty, as in lm-evaluation-harness.
 
-        Of a pair that is too long the last `max_length + 1` tokens are kept. The log-softmax is taken, and
-        summed, in the model's dtype. What requests share is computed once (neighbours with one context, and the
-        beginnings of contexts); `batch_tokens` bounds the tokens of one forward.
+        A pair that is too long keeps its last `max_length + 1` tokens. Log-softmax and sum are computed in the model's
+        dtype. Shared parts are computed once (consecutive requests with one context, and common beginnings of
+        contexts); `batch_tokens` bounds the tokens of a forward pass.
         """
         pairs = [(self.encode(context), self.encode(continuation)) for context, continuation in requests]
         questions = [list(group) for _, group in groupby(pairs, key=lambda pair: pair[0])]
         scorer = self.scorer(batch_tokens)
         scores: dict[int, list[Score]] = {}
         for batch in scorer.plan(questions):
-            scores |= zip((prompt.place for prompt in batch.prompts), scorer.score(batch), strict=True)
-        return [score for place in range(len(questions)) for score in scores[place]]
+            scores |= zip((prompt.index for prompt in batch.prompts), scorer.score(batch), strict=True)
+        return [score for index in range(len(questions)) for score in scores[index]]
 
     def scorer(self, batch_tokens: int | None = None) -> Scorer:
-        """What `score` uses: it plans, then scores a batch at a time, for long work that is saved as it goes."""
+        """The scorer behind `score`. It plans, then scores batch by batch, for long runs that save as they go."""
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def pack(self) -> None:
-        """Make ready for long scoring on a CPU: its kernels are there from the first question to the last, and its
-        weights in blocks (see `Linear.pack`), where the memory for it is free twice over.
+        """Prepare for a long run on a CPU: wait for the C++ kernels, so that all of it is computed in one way, and pack
+        the weights (see `Linear.pack`) if twice the memory for that is free.
         """
         if self.device.type == "cpu":
             kernels.wait()
         layers = [module for module in self.model.modules() if isinstance(module, Linear)]
-        layers = [layer for layer in layers if layer is not self.model.head]  # which sees few rows
+        layers = [layer for layer in layers if layer is not self.model.head]  # which gets few rows
         free = free_memory(self.device)
         if free is not None and free > 2 * sum(layer.weight.nbytes for layer in layers):
             for layer in layers:
                 layer.pack()
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that this engine and transformers load; it must be new or empty.
+        """Write a folder that this engine and transformers load. It must be new or empty.
 
-        That of a quantized model only this engine loads, in the time that reading takes.
+        The folder of a quantized model is for this engine only, and loads in the time of reading it.
         """
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)

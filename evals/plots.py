@@ -1,4 +1,4 @@
-"""python -m evals.plots: pictures of what run files say, as PNG and SVG. No model, no torch."""
+"""python -m evals.plots: plots of the results in run files, as PNG and SVG. No model, no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from engine.cli.figures import pdf, png, svg, write
 from engine.cli.parser import Parser, run
 from engine.runtime.files import local_path, write_atomic
-from evals.plotting.accuracy import accuracy
-from evals.plotting.common import Picture, colours, stem
-from evals.plotting.costs import costs_figure
-from evals.plotting.patterns import choices, misses, overlap, reliability
-from evals.plotting.subjects import errors, heat_map, subjects
-from evals.runs.collection import Group, Run, groups, load, parts
+from evals.plotting.accuracy import plot_accuracy
+from evals.plotting.common import Plot, file_stem, run_colours
+from evals.plotting.costs import plot_costs
+from evals.plotting.patterns import plot_choices, plot_misses, plot_overlap, plot_reliability
+from evals.plotting.subjects import plot_errors, plot_heat_map, plot_subjects
+from evals.runs.collection import Group, Run, group_runs, load_runs, split_unpooled
 
-__all__ = ["Picture", "costs_figure", "drawn", "figures", "png", "svg"]
+__all__ = ["Plot", "available_plots", "draw_plots", "plot_costs", "png", "svg"]
 
 
 def parser() -> Parser:
-    """The program's flags."""
-    result = Parser("python -m evals.plots", "Draw what run files say: accuracies, mistakes, confidence, costs.")
+    """Return the program's parser."""
+    result = Parser("python -m evals.plots", "Plot the results in run files: accuracies, mistakes, confidence, costs.")
     result.add_argument(
         "--result-dir",
         action="extend",
@@ -30,56 +30,56 @@ def parser() -> Parser:
         help="folders of run files, or run files (default: results)",
     )
     result.add_argument("--output-dir", default="results/plots", metavar="FOLDER", help="default: results/plots")
-    result.add_argument("--pdf", metavar="FILE", help="also write all pictures to one PDF document")
+    result.add_argument("--pdf", metavar="FILE", help="also write all plots to one PDF document")
     return result
 
 
 def main(options: Any) -> None:
-    """Every picture of every group of runs, and one of what all runs took."""
-    runs = load(options.result_dir or ["results"])
-    folder, made = local_path(options.output_dir), []
-    for group in groups(runs):
-        shown = parts(group)
-        for part in shown:
-            subject = part.subjects[0] if len(shown) > 1 else ""
-            missing: dict[str, list[str]] = {}
-            for name, picture in drawn(part, runs):
-                if isinstance(picture, str):
-                    missing.setdefault(picture, []).append(name)
+    """Write all plots of every group of runs, and one of the costs of all runs."""
+    runs = load_runs(options.result_dir or ["results"])
+    folder, plots = local_path(options.output_dir), []
+    for group in group_runs(runs):
+        parts = split_unpooled(group)
+        for part in parts:
+            subject = part.subjects[0] if len(parts) > 1 else ""
+            names_by_reason: dict[str, list[str]] = {}
+            for name, plot in draw_plots(part, runs):
+                if isinstance(plot, str):
+                    names_by_reason.setdefault(plot, []).append(name)
                 else:
-                    write(picture.figure, folder / f"{stem(group, subject)}_{picture.name}")
-                    made.append(picture)
-            if missing:
-                told = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in missing.items())
-                print(f"{part.title}: no picture of {told}", file=sys.stderr)
-    made.append(costs_figure(runs))
-    write(made[-1].figure, folder / made[-1].name)
-    print(f"{len(made)} pictures as PNG and SVG in {folder}")
+                    write(plot.figure, folder / f"{file_stem(group, subject)}_{plot.name}")
+                    plots.append(plot)
+            if names_by_reason:
+                missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in names_by_reason.items())
+                print(f"{part.title}: no plot of {missing}", file=sys.stderr)
+    plots.append(plot_costs(runs))
+    write(plots[-1].figure, folder / plots[-1].name)
+    print(f"{len(plots)} plots as PNG and SVG in {folder}")
     if options.pdf:
         file = local_path(options.pdf)
-        write_atomic(file, pdf(picture.figure for picture in made))
+        write_atomic(file, pdf(plot.figure for plot in plots))
         print(f"all of them in {file}")
 
 
-def figures(group: Group, everyone: Sequence[Run] = ()) -> Iterator[Picture]:
-    """The pictures that this group of runs can show; subjects that are no whole are groups of their own, by `parts`.
+def available_plots(group: Group, all_runs: Sequence[Run] = ()) -> Iterator[Plot]:
+    """Draw the plots for which a group has the data. See `draw_plots`."""
+    return (plot for _, plot in draw_plots(group, all_runs) if isinstance(plot, Plot))
 
-    With `everyone`, all runs that there are, a model has the same colour in the pictures of all groups.
+
+def draw_plots(group: Group, all_runs: Sequence[Run] = ()) -> Iterator[tuple[str, Plot | str]]:
+    """Yield the topic of each plot with the plot, or with the reason why there is none.
+
+    A group from `split_unpooled`. If `all_runs` are given, a model has the same colour in the plots of all groups.
     """
-    return (picture for _, picture in drawn(group, everyone) if isinstance(picture, Picture))
-
-
-def drawn(group: Group, everyone: Sequence[Run] = ()) -> Iterator[tuple[str, Picture | str]]:
-    """What every picture is of, with the picture, or with the reason why there is none."""
-    own = colours(group.runs, everyone)
-    yield "accuracy", accuracy(group, own)
-    yield "subjects", subjects(group, own)
-    yield "heat map", heat_map(group)
-    yield "errors", errors(group)
-    yield "misses", misses(group)
-    yield "overlap", overlap(group)
-    yield "choices", choices(group, own)
-    yield "reliability", reliability(group, own)
+    colours = run_colours(group.runs, all_runs)
+    yield "accuracy", plot_accuracy(group, colours)
+    yield "subjects", plot_subjects(group, colours)
+    yield "heat map", plot_heat_map(group)
+    yield "errors", plot_errors(group)
+    yield "misses", plot_misses(group)
+    yield "overlap", plot_overlap(group)
+    yield "choices", plot_choices(group, colours)
+    yield "reliability", plot_reliability(group, colours)
 
 
 if __name__ == "__main__":

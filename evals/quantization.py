@@ -28,7 +28,7 @@ from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import AppendFile, write_atomic
 from evals import mmlu
-from evals.analysis.quality import Row, as_json, markdown, perplexity, read_rows, table
+from evals.analysis.quality import FormatResult, as_json, markdown, perplexity, read_rows, table
 from evals.data.texts import WIKITEXT_PART, beginning, cut, find_text
 from evals.harness.evaluate import command, evaluate
 from evals.harness.identity import hashes, machine, results_folder
@@ -166,7 +166,7 @@ def with_questions(job: Job, task: Task) -> Job:
 
 def measure_all(
     options: Any, job: Job, formats: Sequence[str], task: Task | None, counter: CycleCounter
-) -> tuple[list[Row], dict[str, str]]:
+) -> tuple[list[FormatResult], dict[str, str]]:
     """Measure every format that is not measured yet; -> the rows in order, and why others are not among them."""
     from engine import kernels
 
@@ -218,7 +218,7 @@ def obstacle(options: Any, form: str) -> str | None:
 
 def measure(
     options: Any, job: Job, reference: Tensor | None, steps: tuple[int, int], task: Task | None, counter: CycleCounter
-) -> tuple[Row, Tensor]:
+) -> tuple[FormatResult, Tensor]:
     """One format; -> its row, and the likeliest token at each place.
 
     `reference` holds those of the unquantized model, `steps` the windows that were read before and those in all.
@@ -244,7 +244,7 @@ def measure(
             progress.advance(1, f"{options.quant}: perplexity {perplexity(loss, tokens):.3f}")
     likeliest = torch.cat(parts)
     nbytes = sum(parameter.nbytes for parameter in llm.model.parameters())
-    row = Row(
+    row = FormatResult(
         format=options.quant,
         nbytes=nbytes,
         bits=8 * nbytes / job.weights,
@@ -281,7 +281,7 @@ def decode_rate(llm: LLM, ids: Sequence[int]) -> float:
     return 1 / median(after - before for before, after in pairwise(times))
 
 
-def tell(job: Job, rows: Sequence[Row], missing: Mapping[str, str]) -> None:
+def tell(job: Job, rows: Sequence[FormatResult], missing: Mapping[str, str]) -> None:
     """Print the table, and write it beside the rows as Markdown and JSON."""
     import torch
     from rich.console import Console
@@ -293,7 +293,7 @@ def tell(job: Job, rows: Sequence[Row], missing: Mapping[str, str]) -> None:
     console.print(f"{name}: {job.about}", markup=False, soft_wrap=True)
     console.print(table(rows))
     for form, why in missing.items():
-        console.print(f"{form} is not here: {why}", markup=False, soft_wrap=True)
+        console.print(f"{form} was not measured: {why}", markup=False, soft_wrap=True)
     facts = {"model": job.model, "command": command(), "date": date, "torch": torch.__version__}
     told = [f"    {command()}", f"{date}, {job.settings['machine']}, torch {torch.__version__}; {job.about}."]
     files = {

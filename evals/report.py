@@ -1,6 +1,6 @@
-"""python -m evals.report: one page of what run files say, and of every question, to open in a browser. No torch.
+"""python -m evals.report: one HTML page with the results of run files and every question. No torch.
 
-The page is a single file that loads nothing: tables, pictures, the questions as JSON, and the program that shows them.
+The page is a single file that loads nothing else: tables, plots, the questions as JSON, and a script to browse them.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from engine.cli.progress import Progress
 from engine.runtime.errors import UsageError
 from engine.runtime.files import local_path, write_atomic
 from evals.analysis.comparison import Comparison, compare
-from evals.analysis.findings import count, notes, words
-from evals.analysis.tables import lettered
+from evals.analysis.findings import findings, notes, plural
+from evals.analysis.tables import has_letters
 from evals.page import tables
-from evals.page.questions import by_model, controls, embedded, questions
+from evals.page.questions import controls, embeddable_json, model_controls, question_columns
 from evals.page.tables import Table
-from evals.runs.collection import Run, groups, load, parts
+from evals.runs.collection import Run, group_runs, load_runs, split_unpooled
 
 if TYPE_CHECKING:
-    from evals.plots import Picture
+    from evals.plots import Plot
 
-ROOM = Path(__file__).parent / "page"
-HARDEST = 20  # questions of a table
-ROWS = 25  # closed rows of questions for which there is room before any is shown
-PICTURES = {  # those of each part
+PAGE_FOLDER = Path(__file__).parent / "page"
+HARDEST = 20  # questions in the table of the hardest
+ROWS = 25  # height reserved for the question browser, in closed rows, so that the page does not jump
+PLOTS = {  # names of the plots in each part of a section
     "accuracy": ("accuracy", "subjects", "heat_map", "errors"),
     "mistakes": ("misses", "overlap"),
     "confidence": ("choices", "reliability"),
 }
-FONTS = "'DejaVu Sans', Verdana, sans-serif"  # Verdana is as wide, and on most machines
-SAVE = "The texts of these questions were not saved: --save-question-data writes them beside a run file."
-SAVE_SOME = "The texts of some questions were not saved: --save-question-data writes them beside a run file."
+FONTS = "'DejaVu Sans', Verdana, sans-serif"  # Verdana has the same widths and is more common
+NO_TEXTS = "The texts of these questions were not saved: --save-question-data writes them beside a run file."
+SOME_TEXTS = "The texts of some questions were not saved: --save-question-data writes them beside a run file."
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """A picture as a page shows it."""
+class EmbeddedPlot:
+    """A plot as it is embedded in the page."""
 
     name: str
     title: str
@@ -55,19 +55,19 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of what is said of a group of runs."""
+    """A part of a group's section: findings, tables and plots on one topic."""
 
     name: str
     title: str
-    answers: Sequence[Sequence[str]] = ()  # a question without its mark, and its answer
+    answers: Sequence[Sequence[str]] = ()  # pairs of a question without its question mark and its answer
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    pictures: list[Drawing] = field(default_factory=list)
+    plots: list[EmbeddedPlot] = field(default_factory=list)
 
 
 def parser() -> Parser:
-    """The program's flags."""
-    result = Parser("python -m evals.report", "Write one page of what run files say, to open in a browser.")
+    """Return the program's parser."""
+    result = Parser("python -m evals.report", "Write an HTML page with the results of run files.")
     result.add_argument(
         "results", nargs="*", default=["results"], metavar="RESULTS", help="run files and folders (default: results)"
     )
@@ -76,117 +76,126 @@ def parser() -> Parser:
 
 
 def main(options: Any) -> None:
-    """Read, compute, write."""
+    """Load the runs and write the page."""
     path = local_path(options.output)
     if path.is_dir():
         raise UsageError(f"--output {path} is a folder; name a file, such as {path / 'report.html'}")
-    runs = load(options.results)
-    if path.resolve() in {own.resolve() for one in runs for own in (one.path, one.questions_file)}:
+    runs = load_runs(options.results)
+    if path.resolve() in {source.resolve() for single in runs for source in (single.path, single.questions_file)}:
         raise UsageError(f"--output {path} is one of the files that the report is made of; name another")
-    write_atomic(path, page(runs).encode(errors="replace"))  # a text may hold half a character, as JSON can
+    write_atomic(path, page(runs).encode(errors="replace"))  # JSON texts may contain lone surrogates
     print(f"report: {path}", file=sys.stderr)
 
 
 def page(runs: Sequence[Run]) -> str:
-    """The page's HTML; raises one line for runs that make no groups."""
+    """Return the page's HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from evals.plots import costs_figure
+    from evals.plots import plot_costs
 
-    found = groups(runs)
-    held = [part for group in found for part in parts(group)]
-    slugs = _unique([re.sub(r"[^a-z0-9]+", "-", group.title.lower()).strip("-") for group in held])
+    groups = group_runs(runs)
+    parts = [part for group in groups for part in split_unpooled(group)]
+    slugs = _unique([re.sub(r"[^a-z0-9]+", "-", group.title.lower()).strip("-") for group in parts])
     comparisons, sections = [], []
-    with Progress("report", len(held)) as progress:
-        for group, slug in zip(held, slugs, strict=True):
+    with Progress("report", len(parts)) as progress:
+        for group, slug in zip(parts, slugs, strict=True):
             comparisons.append(compare(group, hardest=HARDEST))
             sections.append(_section(comparisons[-1], slug, runs))
             progress.advance(1, group.title)
-    script, style = ((ROOM / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
+    script, style = ((PAGE_FOLDER / f"page.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     environment = Environment(
-        loader=FileSystemLoader(ROOM), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(PAGE_FOLDER),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     return environment.get_template("page.html.jinja").render(
         title="Benchmark report",
-        about=f"{count(len(runs), 'run')} in {count(len(found), 'group')}",
+        about=f"{plural(len(runs), 'run')} in {plural(len(groups), 'group')}",
         overview=tables.overview(comparisons, slugs) if len(comparisons) > 1 else None,
         sections=sections,
-        costs=[tables.costs(found), tables.files(found)],
-        cost_pictures=[_drawing(costs_figure(runs), "costs")],
+        costs=[tables.costs(groups), tables.files(groups)],
+        cost_plots=[_embed(plot_costs(runs), "costs")],
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def _section(own: Comparison, slug: str, runs: Sequence[Run]) -> dict[str, Any]:
-    """All that the page says of a group of runs."""
+def _section(comparison: Comparison, slug: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the template's variables for one group of runs."""
     from markupsafe import Markup
 
-    from evals.plots import figures
+    from evals.plots import available_plots
 
-    group = own.group
-    made = _parts(own, slug)
-    places = {name: part for part in made for name in PICTURES.get(part.name, ())}
-    for picture in figures(group, runs):
-        places.get(picture.name, made[-1]).pictures.append(_drawing(picture, slug))
-    texts = sum(key in group.texts for key in group.keys)
-    counts = [count(len(group.runs), "run"), count(len(group.keys), "question"), count(len(group.subjects), "subject")]
+    group = comparison.group
+    parts = _parts(comparison, slug)
+    part_of = {name: part for part in parts for name in PLOTS.get(part.name, ())}
+    for plot in available_plots(group, runs):
+        part_of.get(plot.name, parts[-1]).plots.append(_embed(plot, slug))
+    saved = sum(key in group.texts for key in group.keys)
+    counts = [
+        plural(len(group.runs), "run"),
+        plural(len(group.keys), "question"),
+        plural(len(group.subjects), "subject"),
+    ]
     return {
         "title": group.title,
         "slug": slug,
         "about": ", ".join(counts),
-        "parts": made,
+        "parts": parts,
         "subjects": group.subjects,
         "controls": controls(group),
-        "by_model": by_model(group),
+        "model_controls": model_controls(group),
         "rows": min(ROWS, len(group.keys)),
-        "hint": SAVE if texts == 0 else SAVE_SOME if texts < len(group.keys) else "",
-        "data": Markup(embedded({"group": slug, "letters": lettered(own), **questions(group)})),
+        "hint": NO_TEXTS if saved == 0 else SOME_TEXTS if saved < len(group.keys) else "",
+        "data": Markup(embeddable_json({"group": slug, "letters": has_letters(comparison), **question_columns(group)})),
     }
 
 
-def _parts(own: Comparison, slug: str) -> list[Part]:
-    """Words and tables; what compares is left out where there is one run."""
-    several = len(own.group.runs) > 1
-    made = (
-        [Part("answers", "Answers", [line.partition("? ")[::2] for line in words(own)], notes(own))] if several else []
-    )
-    made.append(Part("accuracy", "Accuracy", tables=[tables.metrics(own), tables.subjects(own, slug)]))
-    if several:
-        common = [tables.misses(own, slug), tables.overlap(own, slug)]
-        common += [tables.alone(own, slug)] if len(own.group.runs) > 2 else []
-        made.append(Part("differences", "Differences", tables=[tables.pairs(own, slug)]))
-        made.append(Part("mistakes", "Mistakes", tables=[*common, tables.hardest(own, slug)]))
-    if confidence := list(tables.confidence(own)):
-        made.append(Part("confidence", "Confidence", tables=confidence))
-    return made
+def _parts(comparison: Comparison, slug: str) -> list[Part]:
+    """Return the parts of a section. A single run has no parts that compare runs."""
+    runs, parts = len(comparison.group.runs), []
+    if runs > 1:
+        answers = [line.partition("? ")[::2] for line in findings(comparison)]
+        parts.append(Part("answers", "Answers", answers, notes(comparison)))
+    accuracy = [tables.metrics(comparison), tables.subjects(comparison, slug)]
+    parts.append(Part("accuracy", "Accuracy", tables=accuracy))
+    if runs > 1:
+        mistakes = [tables.misses(comparison, slug), tables.overlap(comparison, slug)]
+        mistakes += [tables.one_against_all(comparison, slug)] if runs > 2 else []
+        parts.append(Part("differences", "Differences", tables=[tables.pairs(comparison, slug)]))
+        parts.append(Part("mistakes", "Mistakes", tables=[*mistakes, tables.hardest(comparison, slug)]))
+    if confidence := list(tables.confidence(comparison)):
+        parts.append(Part("confidence", "Confidence", tables=confidence))
+    return parts
 
 
-def _drawing(picture: Picture, slug: str) -> Drawing:
-    """A picture as it stands in the page: ids that no other picture has, and as wide as there is room."""
+def _embed(plot: Plot, slug: str) -> EmbeddedPlot:
+    """Convert a plot to an element of the page."""
     import matplotlib as mpl
     from markupsafe import Markup
 
     from evals.plots import svg
 
-    name = f"{slug}-picture-{picture.name}"
-    with mpl.rc_context({"svg.fonttype": "none"}):  # text stays text: to be found, copied, read aloud
-        drawn = inline(svg(picture.figure), name, picture.title)
-    return Drawing(name, picture.title, picture.caption, Markup(drawn))
+    name = f"{slug}-plot-{plot.name}"
+    with mpl.rc_context({"svg.fonttype": "none"}):  # keep text as text: to search, copy and read aloud
+        element = inline_svg(svg(plot.figure), name, plot.title)
+    return EmbeddedPlot(name, plot.title, plot.caption, Markup(element))
 
 
-def inline(svg: str, name: str, title: str) -> str:
-    """An SVG file -> an element of a page, with a name for those who do not see it.
+def inline_svg(svg: str, name: str, title: str) -> str:
+    """Convert an SVG file to an element of an HTML page, with `title` for screen readers.
 
-    Ids begin with `name`, so that those of several pictures differ. What is for files is left out, as is the style,
-    which would be the whole page's.
+    Ids get the prefix `name`, because ids are shared by the whole page. The XML header, metadata and styles are
+    dropped; a <style> would apply to the whole page.
     """
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
-    body = re.sub(r' id="([^"]+)"', lambda own: f' id="{name}-{own[1]}"' if own[1] in used else "", body)
+    body = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     width = re.search(r'width="([\d.]+)pt"', body)
     body = re.sub(r' (?:width|height)="[\d.]+pt"', "", body, count=2)
@@ -196,8 +205,8 @@ def inline(svg: str, name: str, title: str) -> str:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names of which none is there twice."""
-    return [name if names.index(name) == place else f"{name}-{place + 1}" for place, name in enumerate(names)]
+    """Append a number to names that have occurred before."""
+    return [name if names.index(name) == index else f"{name}-{index + 1}" for index, name in enumerate(names)]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from engine.runtime.files import local_path, write_atomic
 from evals.data.catalogue import BENCHMARKS
 from evals.harness.program import check_run_options, refuse_shared_folders
 from evals.harness.subprocess_call import apart
-from evals.runs.measurements import markdown
+from evals.runs.collection import format_rank
+from evals.runs.measurements import markdown_table
 from evals.runs.summary import run_name
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def main(options: Any) -> None:
     tasks, models = list(dict.fromkeys(options.tasks or ["mmlu"])), list(dict.fromkeys(options.model))
     options.model = models
     refuse_shared_folders(options)
-    quants = list(dict.fromkeys(canonical(name) for name in options.quant or ["none"]))
+    quants = sorted({canonical(name) for name in options.quant or ["none"]}, key=format_rank)
     cells = [Cell(*own) for own in product(tasks, models, quants)]
     words = {cell: flags(options, cell) for cell in cells}
     done: dict[Cell, Summary] = {}
@@ -175,7 +176,7 @@ def tell(folder: Path, tasks: Sequence[str], cells: Sequence[Cell], done: Mappin
         table.add_row(*map(Text, line))
     print_table("accuracy, %", table)
     path = folder / f"matrix_{'_'.join(tasks)}.md"
-    write_atomic(path, "\n".join(markdown(heads, lines, 1)) + "\n")
+    write_atomic(path, "\n".join(markdown_table(heads, lines, 1)) + "\n")
     print(f"table: {path}", file=sys.stderr)
 
 

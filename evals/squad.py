@@ -138,8 +138,8 @@ def beside(settings: Sequence[int], found: Sequence[Sequence[Summary]]) -> Table
 
 def rates(own: Summary) -> tuple[str, str]:
     """Tokens a second of a run's prompts and answers."""
-    assert own.writing is not None
-    return f"{own.writing.prompt_tokens_per_second:,.0f}", f"{own.writing.tokens_per_second:,.1f}"
+    assert own.generation is not None
+    return f"{own.generation.prompt_tokens_per_second:,.0f}", f"{own.generation.tokens_per_second:,.1f}"
 
 
 if __name__ == "__main__":

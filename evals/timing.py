@@ -20,14 +20,25 @@ from engine.cli.parser import Parser, choose_model, model_options, run
 from engine.cli.progress import Progress
 from engine.quant import ALIASES, BITSANDBYTES, QUANTS, canonical
 from engine.runtime.cycles import CycleCounter
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import write_atomic
 from evals.harness.evaluate import command, evaluate
 from evals.harness.identity import make_header, results_folder
 from evals.harness.program import DEVICES, check_run_options
 from evals.harness.subprocess_call import apart
 from evals.mmlu import DATA, SUBJECTS, load_task
-from evals.runs.measurements import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
+from evals.plotting.timing import plot_measurements
+from evals.runs.measurements import (
+    Configuration,
+    Measurement,
+    MeasurementFile,
+    Result,
+    heading,
+    markdown_table,
+    speedups,
+    table,
+    unmeasured,
+)
 from evals.runs.run_file import read
 from evals.runs.summary import short_name, summarize
 
@@ -46,7 +57,7 @@ class Plan:
     """What is known before anything is measured."""
 
     settings: dict[str, dict[str, Any]]  # of each model: all that its times depend on, beside the cell
-    obstacles: dict[Cell, str]  # cells that this machine does not have, with the reasons
+    obstacles: dict[Configuration, str]  # cells that this machine does not have, with the reasons
 
 
 def parser() -> Parser:
@@ -83,10 +94,10 @@ def main(options: Any) -> None:
     failed = []
     for model in options.model:
         rows = study(options, model, plan)
-        if any(row.measured for row in rows):
+        if any(row.measurement for row in rows):
             tell(options, model, plan.settings[model], rows)
         else:
-            failed.append(f"nothing could be measured of {model} ({rows[0].cell}: {rows[0].reason})")
+            failed.append(f"nothing could be measured of {model} ({rows[0].configuration}: {rows[0].reason})")
     if failed:
         raise BareloopError("; ".join(failed))
 
@@ -97,7 +108,7 @@ def check(options: Any) -> None:
     options.devices = list(dict.fromkeys(options.devices or DEVICES))
     for device in options.devices:
         if device.partition(":")[0] not in DEVICES:
-            raise UsageError(f"unknown device {device!r}; use cpu, cuda, cuda:N or mps")
+            raise UsageError(f"unknown device {quote(device)}; use cpu, cuda, cuda:N or mps")
     options.formats = list(dict.fromkeys(canonical(name) for name in options.formats or FORMATS))
 
 
@@ -116,16 +127,16 @@ def prepare(options: Any) -> Plan:
         opened = open_model(model, options.dtype, options.allow_pickle)
         header = make_header(task, options, model, opened, torch.device("cpu"), 0)
         own = {"subjects": list(task.questions), "limit": options.limit, "machine": machine}
-        settings[model] = {name: header[name] for name in HEADER} | own | {"format": opened.told_format}
+        settings[model] = {name: header[name] for name in HEADER} | own | {"format": opened.format_name}
     return Plan(settings, {cell: reason for cell in cells(options) if (reason := obstacle(cell))})
 
 
-def cells(options: Any) -> list[Cell]:
+def cells(options: Any) -> list[Configuration]:
     """All that were asked for, in their order."""
-    return [Cell(device, name) for device in options.devices for name in options.formats]
+    return [Configuration(device, name) for device in options.devices for name in options.formats]
 
 
-def obstacle(cell: Cell) -> str:
+def obstacle(cell: Configuration) -> str:
     """Why this machine does not have a cell; empty where it has."""
     from engine.quant import bitsandbytes as bnb
     from engine.runtime.device import choose_device
@@ -149,13 +160,13 @@ def cpu_name() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
-def study(options: Any, model: str, plan: Plan) -> list[Row]:
+def study(options: Any, model: str, plan: Plan) -> list[Result]:
     """Measure what the machine has and no earlier sitting did; each cell is saved as soon as it is there."""
     ready = [cell for cell in cells(options) if cell not in plan.obstacles]
-    rows = {cell: Row(cell, reason=reason) for cell, reason in plan.obstacles.items()}
+    rows = {cell: Result(cell, reason=reason) for cell, reason in plan.obstacles.items()}
     path = results_folder(options, model) / "timing.jsonl"
-    with Store(path, plan.settings[model], options.fresh) as store:
-        rows |= {cell: Row(cell, store.found[cell]) for cell in ready if cell in store.found}
+    with MeasurementFile(path, plan.settings[model], options.fresh) as store:
+        rows |= {cell: Result(cell, store.measurements[cell]) for cell in ready if cell in store.measurements}
         missing = [cell for cell in ready if cell not in rows]
         before = len(ready) - len(missing)
         if before:
@@ -167,20 +178,20 @@ def study(options: Any, model: str, plan: Plan) -> list[Row]:
                 try:
                     own = apart(measure, options, model, cell, debug=options.debug)
                 except KeyboardInterrupt:
-                    done = sum(row.measured is not None for row in rows.values())
+                    done = sum(row.measurement is not None for row in rows.values())
                     told = f"interrupted: {done} of {len(ready)} cells are saved in {path}"
                     raise KeyboardInterrupt(f"{told}; to go on: {command()}") from None
                 except BareloopError as error:
-                    rows[cell] = Row(cell, reason=str(error))
+                    rows[cell] = Result(cell, reason=str(error))
                     progress.advance(1, f"{cell}: {error}")
                 else:
-                    rows[cell] = Row(cell, own)
+                    rows[cell] = Result(cell, own)
                     store.append(cell, own)
                     progress.advance(1, f"{cell}: {own.real:.2f} s")
     return [rows[cell] for cell in cells(options)]
 
 
-def measure(options: Any, model: str, cell: Cell) -> Measured:
+def measure(options: Any, model: str, cell: Configuration) -> Measurement:
     """Load, score, and tell what it took; in a process that has done nothing else."""
     counter = CycleCounter()  # before torch starts its threads
     import torch
@@ -206,7 +217,7 @@ def measure(options: Any, model: str, cell: Cell) -> Measured:
         header, records = read(evaluate(task, options, model, counter, llm))
     summary = summarize(header, records.values(), task.groups)
     overall = summary.overall
-    return Measured(
+    return Measurement(
         questions=overall.questions,
         accuracy=overall.mean,
         stderr=None if math.isnan(overall.stderr) else overall.stderr,
@@ -222,7 +233,7 @@ def measure(options: Any, model: str, cell: Cell) -> Measured:
     )
 
 
-def tell(options: Any, model: str, settings: dict[str, Any], rows: Sequence[Row]) -> None:
+def tell(options: Any, model: str, settings: dict[str, Any], rows: Sequence[Result]) -> None:
     """The table, on the screen and as Markdown, JSON and a picture."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -244,19 +255,23 @@ def tell(options: Any, model: str, settings: dict[str, Any], rows: Sequence[Row]
         console.print("not measured: {} ({}): {}".format(*left_out), markup=False, soft_wrap=True)
 
     text = [f"# {title}", about, f"{settings['machine']}; {date}", f"    {command()}"]
-    text += ["\n".join(markdown(heads, lines, 2)), "![Time and memory](timing.png)"]
+    text += ["\n".join(markdown_table(heads, lines, 2)), "![Time and memory](timing.png)"]
     if left := unmeasured(rows):
-        text += ["Not measured:", "\n".join(markdown(["device", "format", "reason"], left, 3))]
+        text += ["Not measured:", "\n".join(markdown_table(["device", "format", "reason"], left, 3))]
     write_atomic(folder / "timing.md", "\n\n".join(text) + "\n")
     faster = speedups(rows)
     listed = [
-        asdict(row.cell)
-        | ({**asdict(row.measured), "speedup": faster.get(row.cell)} if row.measured else {"reason": row.reason})
+        asdict(row.configuration)
+        | (
+            {**asdict(row.measurement), "speedup": faster.get(row.configuration)}
+            if row.measurement
+            else {"reason": row.reason}
+        )
         for row in rows
     ]
     report = {"model": model, "date": date, "command": command(), "settings": settings, "cells": listed}
     write_atomic(folder / "timing.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    draw(rows, f"{title}\n{about}", folder / "timing")
+    plot_measurements(rows, f"{title}\n{about}", folder / "timing")
     print(f"{folder}/timing.md, .json, .png and .svg", file=sys.stderr)
 
 

@@ -120,9 +120,9 @@ def kernels_are_there() -> None:
     kernels.wait()
     if os.environ.get(build.VARIABLE):
         return
-    for isa in set(build.able()) - {"torch"}:  # for their own tests, while others run
-        if not build.library(isa).exists() and build.obstacle(isa) is None:
-            build.in_background(isa)
+    for isa in set(build.supported_isas()) - {"torch"}:  # for their own tests, while others run
+        if not build.library_path(isa).exists() and build.obstacle(isa) is None:
+            build.build_in_background(isa)
 
 
 @pytest.fixture(scope="session", params=list(VARIANTS))

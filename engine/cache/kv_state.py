@@ -1,4 +1,4 @@
-"""The state of attention: one cache of keys and values per window, with the same rows."""
+"""KVState: the state of attention, one KV cache per window size, with the same rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from engine.cache.state import State, Step
 
 
 class KVState(State):
-    """One cache for the layers that see everything, one for those with a window, with the same rows."""
+    """One cache for the layers with full attention, one for each window size."""
 
-    rewinds_anywhere = True  # within the window, where all layers have one
+    rewinds_anywhere = True  # if all layers have windows: within the slack
 
     def __init__(
         self,
@@ -28,15 +28,15 @@ class KVState(State):
     ) -> None:
         windows = windows or (None,) * layers
         self.device = torch.device(device)
-        kinds = list(dict.fromkeys(windows))
+        sizes = list(dict.fromkeys(windows))
         self.caches = [
-            Cache((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in kinds
+            Cache((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in sizes
         ]
-        self.places = [(kinds.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
+        self.locations = [(sizes.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
         self._next = 0
 
     def acquire(self) -> int:
-        row, self._next = self._next, self._next + 1  # never used again, so that a stale one is an error
+        row, self._next = self._next, self._next + 1  # never reused, so that a stale number is an error
         for cache in self.caches:
             cache.acquire(row)
         return row
@@ -56,7 +56,7 @@ class KVState(State):
         return sum(cache.row_bytes(tokens) for cache in self.caches)
 
     def checkpoint(self, row: int) -> None:
-        """Keys and values can return anywhere: free."""
+        """Nothing to do: keys and values can be rewound to any token."""
 
     def rewind(self, row: int, position: int) -> int:
         position = min(max(position, 0), self.length(row))
@@ -77,35 +77,35 @@ class KVState(State):
             cache.reserve(row, tokens)
 
     def view(self, step: Step) -> StateView:
-        """The step's rows, with room for its tokens. Rows are distinct, and each brings at least one token."""
+        """The step's rows, with room for its tokens. Rows must be distinct, with at least one token each."""
         step.check()
-        return StateView([cache.view(step) for cache in self.caches], self.places)
+        return StateView([cache.view(step) for cache in self.caches], self.locations)
 
 
 @dataclass(frozen=True)
 class StateView:
-    """What one forward sees of a state, by layer."""
+    """The caches that one forward pass uses, by layer."""
 
     views: list[View]
-    places: Sequence[tuple[int, int]]  # of each layer: its cache, and where it stands there
+    locations: Sequence[tuple[int, int]]  # of each layer: index of its cache, and its layer index there
 
     def of(self, layer: int) -> tuple[View, int]:
-        """A layer's view, and the number of the layer there."""
-        cache, place = self.places[layer]
-        return self.views[cache], place
+        """A layer's view of its cache, and the layer's index there."""
+        cache, index = self.locations[layer]
+        return self.views[cache], index
 
-    def lone(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]] | None:
-        """Of all caches what `View.lone` tells, end to end, and each layer's cache and its place there."""
-        found = [lone for view in self.views if (lone := view.lone()) is not None]
-        if len(found) < len(self.views):
+    def single_segment_rows(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]] | None:
+        """`View.single_segment_rows` of all caches, end to end; each layer's cache index, and its layer index there."""
+        of_views = [rows for view in self.views if (rows := view.single_segment_rows()) is not None]
+        if len(of_views) < len(self.views):
             return None
-        tensors = [tensor for lone in found for tensor in lone[0]]
-        first = [place for lone in found for place in lone[1]]
-        last = [place for lone in found for place in lone[2]]
-        kinds, places = (list(numbers) for numbers in zip(*self.places, strict=True))
-        return tensors, first, last, kinds, places
+        tensors = [tensor for rows in of_views for tensor in rows[0]]
+        first = [offset for rows in of_views for offset in rows[1]]
+        last = [offset for rows in of_views for offset in rows[2]]
+        caches, layers = (list(numbers) for numbers in zip(*self.locations, strict=True))
+        return tensors, first, last, caches, layers
 
     def commit(self) -> None:
-        """The forward is through: its tokens now belong to their rows."""
+        """Add the step's tokens to their rows, after the forward pass."""
         for view in self.views:
             view.commit()

@@ -1,4 +1,4 @@
-"""One forward's work, and the contract of what a model remembers between two of them."""
+"""Step: the tokens of one forward pass. State: the interface of what a model keeps between two of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """One forward's worth of work: the new tokens of all rows, end to end, with no padding.
+    """The work of one forward pass: the new tokens of all rows, end to end, without padding.
 
-    `tokens` [N] and `positions` [N] live on the model's device; `rows` [R] (of the state) and `lengths` [R]
-    (of each row's share, sum N) stay on the CPU, because they decide shapes.
+    `tokens` [N] and `positions` [N] are on the model's device. `rows` [R] (of the state) and `lengths` [R] (tokens per
+    row, sum N) stay on the CPU, because they determine shapes.
     """
 
     tokens: Tensor
@@ -30,7 +30,7 @@ class Step:
         starts: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
     ) -> Step:
-        """Token lists, one a row, each beginning at its position in `starts` (0 where none are given)."""
+        """Pack one token list per row. `starts`: position of each row's first token (default 0)."""
         lengths = [len(chunk) for chunk in chunks]
         starts = starts if starts is not None else [0] * len(chunks)
         positions = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
@@ -42,13 +42,13 @@ class Step:
         )
 
     def check(self) -> None:
-        """Rows are distinct, and each brings at least one token."""
+        """Raise `ValueError` unless rows are distinct and have at least one token each."""
         rows, lengths = self.rows.tolist(), self.lengths.tolist()
         if len(set(rows)) != len(rows) or min(lengths, default=0) < 1:
             raise ValueError(f"a step has distinct rows with a token or more each, not rows {rows}, lengths {lengths}")
 
     def slices(self) -> Iterator[slice]:
-        """Each row's tokens within the step."""
+        """The slice of each row's tokens."""
         start = 0
         for length in self.lengths.tolist():
             yield slice(start, start + length)
@@ -56,47 +56,47 @@ class Step:
 
 
 class State(ABC):
-    """What a model remembers of any number of rows.
+    """What a model keeps of any number of rows (sequences) between steps.
 
-    Attention keeps keys and values (`kv.KVState`), which can go back to any token; recurrent models keep what they
-    have made of the tokens (`recurrent.RecurrentState`), and go back to where a checkpoint was made.
+    Attention keeps keys and values (`KVState`), which can be rewound to any token. Recurrent models keep a few tensors
+    (`RecurrentState`), and can be rewound only to checkpoints.
     """
 
     device: torch.device
-    rewinds_anywhere: bool  # or only to checkpoints
+    rewinds_anywhere: bool  # False: only to checkpoints
 
     @abstractmethod
     def acquire(self) -> int:
-        """A new empty row."""
+        """Add an empty row, and return its number."""
 
     @abstractmethod
     def release(self, row: int) -> None:
-        """Forget a row; storage that no other row shares is freed."""
+        """Remove a row. Storage that no other row shares is freed."""
 
     @abstractmethod
     def length(self, row: int) -> int:
-        """Tokens that the row remembers, which is also the position of its next one."""
+        """Number of tokens in the row, which is also the position of the next one."""
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes held, counting shared storage once."""
+        """Bytes in use, counting shared storage once."""
 
     @abstractmethod
     def row_bytes(self, tokens: int) -> int:
-        """Bytes that a row of so many tokens takes."""
+        """Bytes of a row with this many tokens."""
 
     @abstractmethod
     def checkpoint(self, row: int) -> None:
-        """Make the row's present length a place that `rewind` can return to."""
+        """Allow `rewind` to return to the row's current length."""
 
     @abstractmethod
     def rewind(self, row: int, position: int) -> int:
-        """Go back to the deepest restorable length <= position, and return it."""
+        """Shorten the row to the largest restorable length <= position, and return that length."""
 
     @abstractmethod
     def fork(self, source: int, rows: Sequence[int]) -> None:
-        """Make each of `rows` remember what `source` does, in the same storage; what they held is forgotten."""
+        """Replace the content of `rows` by that of `source`, sharing its storage."""
 
     def reserve(self, row: int, tokens: int) -> None:  # noqa: B027
-        """Make room for `tokens` more, so that feeding them in several steps moves nothing."""
+        """Allocate room for `tokens` more, so that appending them in several steps does not copy."""

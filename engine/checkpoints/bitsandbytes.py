@@ -1,4 +1,4 @@
-"""Checkpoints quantized by bitsandbytes, read as numbers: quantized again, they give the same codes."""
+"""Checkpoints quantized by bitsandbytes: dequantized while they are read. Quantized again, they give the same codes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STATE = ".quant_state.bitsandbytes__"
 
 @dataclass(frozen=True)
 class Dequantized(Stored):
-    """A matrix in a checkpoint of bitsandbytes', as the numbers that it stands for; from row `first` on."""
+    """A quantized matrix of a checkpoint by bitsandbytes, which reads as dense rows from `first` on."""
 
-    parts: Mapping[str, Stored]  # its tensors, by bitsandbytes' names
+    parts: Mapping[str, Stored]  # its tensors by bitsandbytes' names
     info: Mapping[str, Any]
     first: int = 0
 
@@ -29,20 +29,20 @@ class Dequantized(Stored):
     def aligned(self) -> bool:
         return False
 
-    def some_rows(self, first: int, last: int) -> Dequantized:
+    def row_range(self, first: int, last: int) -> Dequantized:
         return replace(self, shape=(last - first, *self.shape[1:]), first=self.first + first)
 
     def equals(self, other: Stored) -> bool:
         return isinstance(other, Dequantized) and self.parts["codes"].equals(other.parts["codes"])
 
-    def read_into(self, place: Tensor) -> None:
-        place.copy_(self._eight() if "SCB" in self.parts else self._four())
+    def read_into(self, target: Tensor) -> None:
+        target.copy_(self._read_8_bit() if "SCB" in self.parts else self._read_4_bit())
 
-    def _eight(self) -> Tensor:
+    def _read_8_bit(self) -> Tensor:
         codes, largest = (_read(self.parts[name], self.first, self.first + self.shape[0]) for name in ("codes", "SCB"))
         return codes * (largest[:, None] / 127)
 
-    def _four(self) -> Tensor:
+    def _read_4_bit(self) -> Tensor:
         size, columns = int(self.info["blocksize"]), self.shape[1]
         begin, end = self.first * columns, (self.first + self.shape[0]) * columns
         block, last = begin // size, -(-end // size)
@@ -51,14 +51,14 @@ class Dequantized(Stored):
         scales = _read(self.parts["absmax"], block, last)
         if "nested_absmax" in self.parts:
             nested, table = (_read(self.parts[name]) for name in ("nested_absmax", "nested_quant_map"))
-            places = torch.arange(block, last) // int(self.info["nested_blocksize"])
-            scales = table[scales.int()] * nested[places] + float(self.info["nested_offset"])
-        numbers = _read(self.parts["quant_map"])[codes] * scales.repeat_interleave(size)[: len(codes)]
-        return numbers[begin - block * size :][: end - begin].view(self.shape)
+            indices = torch.arange(block, last) // int(self.info["nested_blocksize"])
+            scales = table[scales.int()] * nested[indices] + float(self.info["nested_offset"])
+        values = _read(self.parts["quant_map"])[codes] * scales.repeat_interleave(size)[: len(codes)]
+        return values[begin - block * size :][: end - begin].view(self.shape)
 
 
-def as_numbers(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """A checkpoint of bitsandbytes' with its quantized matrices as numbers; the others as they are."""
+def dequantized_tensors(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors of a checkpoint by bitsandbytes, its quantized matrices as `Dequantized`."""
     result: dict[str, Stored] = {}
     companions = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
     for name, stored in tensors.items():
@@ -72,7 +72,9 @@ def as_numbers(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
         elif name.endswith(".weight") and f"{base}.SCB" in tensors:
             parts = {"codes": stored, "SCB": tensors[f"{base}.SCB"]}
             if len(stored.shape) != 2 or parts["SCB"].shape != stored.shape[:1]:
-                raise BareloopError(f"{stored.file.path}: {name} and its SCB do not fit; fetch the checkpoint again")
+                raise BareloopError(
+                    f"{stored.file.path}: {name} and its SCB do not match; download the checkpoint again"
+                )
             result[name] = Dequantized(stored.file, torch.float32, stored.shape, stored.start, parts, {})
         elif STATE not in name and not name.endswith((*companions, ".SCB", ".weight_format")):
             result[name] = stored
@@ -80,7 +82,7 @@ def as_numbers(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def _info(stored: Stored, name: str) -> dict[str, Any]:
-    """What bitsandbytes writes beside a matrix, as JSON in bytes."""
+    """Parse bitsandbytes' description of a matrix, JSON in a tensor of bytes."""
     try:
         info = json.loads(bytes(_read(stored).tolist()))
         rows, columns = info["shape"]
@@ -89,13 +91,15 @@ def _info(stored: Stored, name: str) -> dict[str, Any]:
             return {"shape": (rows, columns), "blocksize": info["blocksize"], **nested}
     except (ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
         pass
-    raise BareloopError(f"{stored.file.path}: {name} is no description of a matrix that bitsandbytes quantized")
+    raise BareloopError(f"{stored.file.path}: {name} is not a valid description of a matrix by bitsandbytes")
 
 
 def _check_parts(parts: Mapping[str, Stored], info: Mapping[str, Any], name: str) -> None:
-    """Raise one line where a matrix of 4 bits lacks something, or has too little or too much of it."""
+    """Raise `BareloopError` if a tensor of a 4-bit matrix is missing or has the wrong size."""
     if info["blocksize"] != BLOCK:
-        raise BareloopError(f"{name} has a scale for {info['blocksize']} weights, which is not implemented; {BLOCK} is")
+        raise BareloopError(
+            f"{name} has one scale per {info['blocksize']} weights, which is not implemented; {BLOCK} is"
+        )
     count = info["shape"][0] * info["shape"][1]
     blocks = -(-count // BLOCK)
     wanted = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
@@ -106,12 +110,12 @@ def _check_parts(parts: Mapping[str, Stored], info: Mapping[str, Any], name: str
         wanted |= {"nested_absmax": -(-blocks // size), "nested_quant_map": 256}
     for part, size in wanted.items():
         if part not in parts or not parts[part].shape or parts[part].shape[0] != size:
-            raise BareloopError(f"{name}: its {part} is missing or has not {size:,} entries; fetch it again")
+            raise BareloopError(f"{name}: its {part} is missing or does not have {size:,} entries; download it again")
 
 
 def _read(stored: Stored, first: int = 0, last: int | None = None) -> Tensor:
-    """A tensor, or some rows of it; of a matrix with one column, as a vector."""
-    part = stored.some_rows(first, stored.shape[0] if last is None else last)
+    """Read a tensor, or some of its rows; a matrix with one column as a vector."""
+    part = stored.row_range(first, stored.shape[0] if last is None else last)
     tensor = torch.empty(part.shape, dtype=part.dtype)
     part.read_into(tensor)
     return tensor.flatten() if tensor.shape[1:] == (1,) else tensor

@@ -1,4 +1,4 @@
-"""A model's name -> a local folder: a folder as it is, or a snapshot of a hub repository, the cache first."""
+"""Resolve a model's name to a folder: a local one, or a snapshot of a hub repository, from the cache if complete."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from engine.checkpoints import embedded
-from engine.checkpoints.pickles import CONVERTED, PICKLE, PICKLE_INDEX, pickles
+from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pickles
 from engine.checkpoints.safetensors import INDEX, SINGLE
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, read_json
@@ -27,13 +27,13 @@ REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
-    """The folder of a model: `name` itself where it is a folder, else the hub's repository of this id.
+    """The folder of a model: `name` itself if it is a folder, else the hub repository with this id.
 
-    "demo" is the embedded model; a folder of that name is ./demo.
+    "demo" is the embedded model; use ./demo for a folder of that name.
 
-    A complete snapshot in the cache is used without asking the hub; otherwise only the files that are needed
-    are fetched, pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
-    huggingface_hub.
+    A complete snapshot in the cache is used without asking the hub. Otherwise only the necessary files are downloaded,
+    pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
+    huggingface_hub. Raises `BareloopError` if there is no such model, or it cannot be downloaded.
     """
     if not str(name):
         raise BareloopError("the model's name is empty; name a folder or a hub id")
@@ -42,10 +42,10 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     folder = local_path(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            of_rwkv = f"; RWKV's own .pth files are read from a converted repository: {CONVERTED}"
+            rwkv_hint = f"; for RWKV's original .pth files use a converted repository: {CONVERTED_RWKV}"
             raise BareloopError(
-                f"{folder} has no config.json, so it is no model; name a Hugging Face model folder"
-                f"{of_rwkv if any(folder.glob('*.pth')) else ''}"
+                f"{folder} has no config.json, so it is not a model; name a Hugging Face model folder"
+                f"{rwkv_hint if any(folder.glob('*.pth')) else ''}"
             )
         return folder
     if folder.exists():
@@ -82,7 +82,7 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
     except errors.HFValidationError:
         raise BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        if cached is not None and pickles(cached):  # which may have been converted
+        if cached is not None and pickles(cached):  # may already be converted
             return cached
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             reason = "HF_HUB_OFFLINE is set"
@@ -90,7 +90,7 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
             reason = f"the hub cannot be reached ({type(error.__cause__ or error).__name__})"
         raise BareloopError(
             f"{repository} is not a folder here and not complete in the cache, and {reason}; "
-            "name a local folder, or go online once to fetch it"
+            "name a local folder, or go online once to download it"
         ) from error
 
 

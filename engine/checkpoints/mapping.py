@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint each parameter comes from: renames, stacking, tied embeddings."""
+"""Map checkpoint tensors to parameters: names, stacked projections, tied embeddings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from engine.checkpoints.safetensors import Stored, some
+from engine.checkpoints.safetensors import Stored, abbreviate
 from engine.layers.linear import Linear, Matrix
 from engine.models.config import ModelConfig
 from engine.models.family import Family, Layout
@@ -17,8 +17,8 @@ from engine.runtime.errors import BareloopError
 
 
 @dataclass(frozen=True)
-class Part:
-    """Where some rows of a parameter come from: one tensor of the checkpoint, `shape` as it stands there."""
+class Source:
+    """The checkpoint tensor for some rows of a parameter. `shape` and `layout` are those in the checkpoint."""
 
     name: str
     rows: slice
@@ -26,20 +26,20 @@ class Part:
     layout: Layout | None = None
 
 
-WHOLE = Part("", slice(None), ())  # all rows, as they stand
+ALL_ROWS = Source("", slice(None), ())  # in our own layout
 
 
-def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
-    """For every parameter of the model, the checkpoint's tensors that it is stacked from, in order.
+def parameter_sources(model: nn.Module, family: Family) -> dict[str, tuple[Source, ...]]:
+    """For every parameter the checkpoint tensors that are stacked in it, in order.
 
-    The parameter of a matrix in a format is its weight, as numbers.
+    Of a quantized matrix only the weight is listed, with its dense shape.
     """
-    result: dict[str, tuple[Part, ...]] = {}
-    for full_name, parameter in model.named_parameters():  # a tied one comes once
+    result: dict[str, tuple[Source, ...]] = {}
+    for full_name, parameter in model.named_parameters():  # a tied parameter is listed once
         path, _, leaf = full_name.rpartition(".")
         module = model.get_submodule(path)
         whole = tuple(parameter.shape)
-        if isinstance(module, Matrix) and leaf in module.held():
+        if isinstance(module, Matrix) and leaf in module.weight_tensors():
             if leaf != "weight":
                 continue
             whole = (module.rows, module.columns)
@@ -49,7 +49,7 @@ def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
         names, layout = family.names[pattern], family.layouts.get(pattern)
         sizes = splits if len(names) > 1 else (sum(splits),)
         result[full_name] = tuple(
-            Part(
+            Source(
                 f"{name.replace('*', number)}.{leaf}",
                 slice(stop - size, stop),
                 shape if layout is None else layout.shape(shape),
@@ -61,12 +61,12 @@ def parts(model: nn.Module, family: Family) -> dict[str, tuple[Part, ...]]:
     return result
 
 
-def settle_tie(
+def resolve_tied_head(
     config: ModelConfig, family: Family, tensors: Mapping[str, Stored]
 ) -> tuple[ModelConfig, Mapping[str, Stored]]:
-    """A tied checkpoint brings the embedding, or only the head, or both: leave just the embedding.
+    """Reduce a tied checkpoint, which may have the embedding, the head or both, to the embedding.
 
-    Where both are there and differ, they are not tied, whatever config.json says (as in transformers).
+    If it has both and they differ, they are not tied, whatever config.json says (as in transformers).
     """
     if not config.tie_word_embeddings:
         return config, tensors
@@ -78,25 +78,27 @@ def settle_tie(
     return config, {name: stored for name, stored in tensors.items() if name != head}
 
 
-def match(model: nn.Module, family: Family, tensors: Mapping[str, Stored]) -> dict[str, list[tuple[Stored, Part]]]:
-    """The stored tensors of every parameter, with the parts that they are.
+def match_tensors(
+    model: nn.Module, family: Family, tensors: Mapping[str, Stored]
+) -> dict[str, list[tuple[Stored, Source]]]:
+    """The stored tensors of every parameter, with their sources.
 
     Raises one `BareloopError` that names all missing, misshapen and unexpected tensors.
     """
-    layout = parts(model, family)
-    wanted = {part.name: part for listed in layout.values() for part in listed}
+    sources = parameter_sources(model, family)
+    wanted = {source.name: source for group in sources.values() for source in group}
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted and not name.endswith(family.ignored)]
     misshapen = [
-        f"{name} is {dtype_name(tensors[name].dtype)} {list(tensors[name].shape)}, not float {list(part.shape)}"
-        for name, part in wanted.items()
-        if name in tensors and (tensors[name].shape != part.shape or not tensors[name].dtype.is_floating_point)
+        f"{name} is {dtype_name(tensors[name].dtype)} {list(tensors[name].shape)}, not float {list(source.shape)}"
+        for name, source in wanted.items()
+        if name in tensors and (tensors[name].shape != source.shape or not tensors[name].dtype.is_floating_point)
     ]
     problems = [
-        f"{len(listed)} {kind} ({some(listed)})"
-        for kind, listed in (("missing", missing), ("misshapen", misshapen), ("unexpected", unexpected))
-        if listed
+        f"{len(names)} {kind} ({abbreviate(names)})"
+        for kind, names in (("missing", missing), ("misshapen", misshapen), ("unexpected", unexpected))
+        if names
     ]
     if problems:
         raise BareloopError(f"the tensors do not fit config.json ({family.model_type}): {'; '.join(problems)}")
-    return {name: [(tensors[part.name], part) for part in listed] for name, listed in layout.items()}
+    return {name: [(tensors[source.name], source) for source in group] for name, group in sources.items()}

@@ -1,4 +1,4 @@
-"""Find a model and read its headers: everything is known, no weight is in memory."""
+"""Find a model, and read its config and the headers of its files. No weights are loaded yet."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.checkpoints.bitsandbytes import Dequantized, as_numbers
+from engine.checkpoints.bitsandbytes import Dequantized, dequantized_tensors
 from engine.checkpoints.hub import find_model
-from engine.checkpoints.mapping import parts, settle_tie
+from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
 from engine.checkpoints.safetensors import Stored, open_checkpoint
-from engine.checkpoints.weight_formats import assign
+from engine.checkpoints.weight_formats import assign_formats
 from engine.models import configure
 from engine.models.config import ModelConfig
 from engine.models.family import Family, Model
@@ -28,7 +28,7 @@ from engine.runtime.files import read_json
 
 @dataclass(frozen=True)
 class Opened:
-    """A model folder with its headers read: everything is known, no weight is in memory."""
+    """A model folder whose config and headers have been read, with the model on the meta device."""
 
     folder: Path
     family: Family
@@ -37,11 +37,11 @@ class Opened:
     dtype: torch.dtype
     model: Model  # on the meta device
     quant: str  # the weight format
-    is_saved: bool  # in a folder of `save`'s, quantized
+    is_saved: bool  # quantized, in a folder that `LLM.save` wrote
 
     @property
-    def told_format(self) -> str:
-        """What its weights are in, as the flags spell it."""
+    def format_name(self) -> str:
+        """The weight format or dtype, as in the flags."""
         return dtype_name(self.dtype) if self.quant == "none" else self.quant
 
 
@@ -52,26 +52,28 @@ def open_model(
     quant: str = "none",
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Opened:
-    """Find a model by folder or hub id and build it without its weights, as it will be on the device.
+    """Find a model by folder or hub id, and build it without weights, with the formats that it will have on the device.
 
-    `auto` is the dtype that config.json names, else the one that most of the file is in. A checkpoint that is
-    quantized keeps its own weight format.
+    dtype `auto`: as in config.json, else that of most of the file. A quantized checkpoint keeps its own weight format.
+    Raises `UsageError` if another one is requested.
     """
     quant = canonical(quant)
     folder = find_model(name, allow_pickle)
     raw = read_json(folder / "config.json")
     prequantized = read_prequantized(raw)
     if prequantized is not None and quant not in ("none", prequantized.quant):
-        raise UsageError(f"{folder} is in {prequantized.quant} already, and not turned into {quant}; leave --quant out")
+        raise UsageError(
+            f"{folder} is already quantized to {prequantized.quant}, which cannot become {quant}; leave out --quant"
+        )
     quant = quant if prequantized is None else prequantized.quant
     family, config = configure({key: value for key, value in raw.items() if key != "quantization_config"})
     tensors: Mapping[str, Stored] = open_checkpoint(find_tensors(folder, allow_pickle))
     saved = prequantized is not None and prequantized.is_ours
     if prequantized is not None and not saved:
-        tensors = as_numbers(tensors)
+        tensors = dequantized_tensors(tensors)
     if not saved:
         named = {family.canonical(name): tensor for name, tensor in tensors.items()}
-        config, tensors = settle_tie(config, family, named)
+        config, tensors = resolve_tied_head(config, family, named)
     sizes = Counter({"float32": 0})
     for tensor in tensors.values():
         if tensor.dtype.is_floating_point and not isinstance(tensor, Dequantized):
@@ -79,18 +81,18 @@ def open_model(
     chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):
         model = family.build(config).to(chosen)
-    plain = set() if prequantized is None else _left_plain(model, family, tensors, saved)
-    assign(model, quant, device, None if prequantized is None else prequantized.ends, plain)
+    dense = set() if prequantized is None else _dense_weights(model, family, tensors, saved)
+    assign_formats(model, quant, device, None if prequantized is None else prequantized.end_bits, dense)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 
 
-def _left_plain(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:
-    """The names of weights that a quantized checkpoint holds as numbers; of those that are stacked, in any part."""
+def _dense_weights(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:
+    """Names of the weights that a quantized checkpoint does not quantize; a stacked weight if any part is not."""
     if saved:
         weights = (name for name in tensors if name.endswith(".weight"))
         return {name for name in weights if f"{name.removesuffix('weight')}scales" not in tensors}
     return {
         name
-        for name, listed in parts(model, family).items()
-        if not all(isinstance(tensors.get(part.name), Dequantized) for part in listed)
+        for name, sources in parameter_sources(model, family).items()
+        if not all(isinstance(tensors.get(source.name), Dequantized) for source in sources)
     }

@@ -1,5 +1,5 @@
-"""Checkpoints that exist only as pickles (`pytorch_model.bin`): read once, without running their code, and kept as
-safetensors in the user's cache, from which they are mapped like any other.
+"""Checkpoints that exist only as pickles (`pytorch_model.bin`): converted once, without running their code, to
+safetensors in the user's cache.
 """
 
 from __future__ import annotations
@@ -14,106 +14,109 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.checkpoints.safetensors import INDEX, SINGLE, some, write_tensors
+from engine.checkpoints.safetensors import INDEX, SINGLE, abbreviate, write_tensors
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import read_json, user_cache
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-BLINKDL = "blocks.0.att.key.weight"  # a tensor's name in RWKV's own .pth files
-CONVERTED = "RWKV/rwkv-4-169m-pile, RWKV/rwkv-4-430m-pile, RWKV/rwkv-4-1b5-pile, RWKV/rwkv-4-3b-pile"
+RWKV_ORIGINAL = "blocks.0.att.key.weight"  # a tensor name in RWKV's original .pth files
+CONVERTED_RWKV = "RWKV/rwkv-4-169m-pile, RWKV/rwkv-4-430m-pile, RWKV/rwkv-4-1b5-pile, RWKV/rwkv-4-3b-pile"
 
 
 def find_tensors(folder: Path, allow_pickle: bool = False) -> Path:
-    """The folder whose safetensors hold a model's weights: its own, or the one to which its pickles were converted.
+    """The folder with a model's safetensors: its own, or the cached conversion of its pickles.
 
-    They are converted only with `allow_pickle`, by torch's weights-only unpickler; what is converted stays.
+    Pickles are converted only with `allow_pickle`, by torch's weights-only unpickler. A conversion is kept.
+    Raises `BareloopError` if there are no weights, or only pickles without permission.
     """
     if (folder / SINGLE).exists() or (folder / INDEX).exists():
         return folder
     files = pickles(folder)
     if not files:
         others = sorted(path.name for pattern in ("*.pth", "*.gguf", "*.safetensors") for path in folder.glob(pattern))
-        found = f"; it has {some(others)}, which cannot be read" if others else ""
+        other_files = f"; it has {abbreviate(others)}, which cannot be read" if others else ""
         raise BareloopError(
-            f"{folder} has no {SINGLE} and no {INDEX}{found}; if the hub's repository has only {PICKLE}, "
+            f"{folder} has no {SINGLE} and no {INDEX}{other_files}; if the hub's repository has only {PICKLE}, "
             "add --allow-pickle"
         )
-    place = _cache() / _key(files)
-    if not place.exists():
+    converted = _cache() / _key(files)
+    if not converted.exists():
         if not allow_pickle:
             raise BareloopError(
-                f"{folder} has only {some([path.name for path in files])}, and pickles can run code when they are "
-                "read; add --allow-pickle (allow_pickle=True) to read the tensors alone and keep them as safetensors"
+                f"{folder} has only {abbreviate([path.name for path in files])}, and unpickling can run code; "
+                "add --allow-pickle (allow_pickle=True) to read only the tensors, and keep them as safetensors"
             )
-        _convert(files, place)
-    return place
+        _convert(files, converted)
+    return converted
 
 
 def pickles(folder: Path) -> list[Path]:
-    """The pickles of a folder, all of them there, or none."""
+    """The pickles of a folder; empty if any is missing."""
     if (folder / PICKLE_INDEX).exists():
         index = read_json(folder / PICKLE_INDEX).get("weight_map")
         names = set(index.values()) if isinstance(index, dict) else set()
         if not names or not all(isinstance(name, str) and _is_plain(name) for name in names):
-            raise BareloopError(f"{folder / PICKLE_INDEX} has no weight_map from tensors to files of its own folder")
-        found = [folder / name for name in sorted(names)]
-        return found if all(path.is_file() for path in found) else []
+            raise BareloopError(f"{folder / PICKLE_INDEX} has no weight_map from tensors to files in the same folder")
+        paths = [folder / name for name in sorted(names)]
+        return paths if all(path.is_file() for path in paths) else []
     return [folder / PICKLE] if (folder / PICKLE).is_file() else []
 
 
 def _is_plain(name: str) -> bool:
-    """Whether it names a file of the folder that it stands in."""
+    """Whether a name is that of a file in the same folder."""
     return name not in ("", ".", "..") and Path(name).name == name
 
 
-def _convert(files: list[Path], place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+def _convert(files: list[Path], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         write_tensors(_tensors(files), draft)
-        draft.rename(place)
+        draft.rename(folder)
     except OSError as error:
-        if not place.exists():  # else another process was faster
-            raise BareloopError(f"cannot write {place}: {error.strerror}") from error
+        if not folder.exists():  # otherwise another process was faster
+            raise BareloopError(f"cannot write {folder}: {error.strerror}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """What the pickles hold, by name, a file at a time. Nothing in them is trusted."""
+    """The tensors of the pickles by name, one file at a time. The content is not trusted."""
     for path in files:
         try:
-            found = _unpickled(path)
-            if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-                raise TypeError("it is no dictionary of tensors")
-            if BLINKDL in found:
+            content = _unpickle(path)
+            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+                raise TypeError("not a dictionary of tensors")
+            if RWKV_ORIGINAL in content:
                 break
-            for name, tensor in found.items():
+            for name, tensor in content.items():
                 if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
-                    raise TypeError(f"{name} is no plain tensor")
+                    raise TypeError(f"{name} is not a dense tensor")
                 if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.device.type != "cpu":
-                    raise TypeError(f"{name} claims more than there is")
+                    raise TypeError(f"{name} is larger than its storage")
         except Exception as error:  # a damaged pickle can raise anything
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise BareloopError(f"{path} is damaged, or more than tensors: {reason}") from error
-        for name, tensor in found.items():
+            raise BareloopError(f"{path} is damaged, or has more than tensors: {reason}") from error
+        for name, tensor in content.items():
             yield name, tensor.contiguous().clone()
     else:
         return
-    raise BareloopError(f"{path} is in the form of RWKV's own .pth files; a converted one is read: {CONVERTED}")
+    raise BareloopError(
+        f"{path} has the format of RWKV's original .pth files; use a converted repository: {CONVERTED_RWKV}"
+    )
 
 
-def _unpickled(path: Path) -> Any:
+def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError as error:
         if "mmap" not in str(error):
             raise
-        return torch.load(path, map_location="cpu", weights_only=True)  # the form before torch 1.6
+        return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
 
 
 def _key(files: list[Path]) -> str:
-    """A name for these very files: a hub's blob is named by its content, any other file by its place and times."""
+    """A cache key for these files: a hub's blob is named by its content, any other file by its path and time."""
     digest = hashlib.sha256()
     for path in files:
         real = path.resolve()

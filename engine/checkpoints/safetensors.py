@@ -1,7 +1,7 @@
 """safetensors files, read directly.
 
 The format (github.com/huggingface/safetensors): 8 bytes with the header's length, the header as JSON
-(name -> dtype, shape, byte range), then the tensors' bytes. Nothing in a header is trusted.
+(name -> dtype, shape, byte range), then the tensors' bytes. Headers are not trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import read_json
 
 DTYPES = {
@@ -38,14 +38,14 @@ DTYPES = {
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 MAX_DIMENSIONS = 16
 BUFFER = 16 * 2**20  # bytes converted at once
-HASHED_WHOLE = 256 * 2**20  # bytes
-SAMPLES, SAMPLE = 4096, 2**16  # blocks of a larger file that count, and their bytes
+HASH_ALL_BYTES = 256 * 2**20  # files up to this size are hashed completely
+SAMPLES, SAMPLE_BYTES = 4096, 2**16  # blocks of a larger file that are hashed
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
 
 
 class SafetensorsFile:
-    """One file: its header, checked, and its bytes on demand."""
+    """One file: its validated header, and access to its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,28 +58,28 @@ class SafetensorsFile:
 
     @cached_property
     def mapped(self) -> mmap.mmap:
-        """The whole file as memory, copy on write."""
+        """The whole file mapped into memory, copy on write."""
         with self.path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, start: int, into: memoryview) -> None:
-        """Fill `into` from byte `start` on."""
+        """Read bytes from `start` on into a buffer."""
         with self.path.open("rb", buffering=0) as file:
             file.seek(start)
             done = 0
             while done < len(into):
                 count = file.readinto(into[done:])
                 if not count:
-                    raise self._cut_off(f"it ends at byte {start + done:,}")
+                    raise self._truncated(f"it ends at byte {start + done:,}")
                 done += count
 
     def _header(self) -> tuple[dict[str, Any], int]:
         if self.size < 8:
-            raise self._cut_off(f"it has {self.size} bytes")
+            raise self._truncated(f"it has {self.size} bytes")
         with self.path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(MAX_HEADER, self.size - 8):
-                raise self._cut_off(f"its header claims {length:,} bytes, the file has {self.size:,}")
+                raise self._truncated(f"its header claims {length:,} bytes, the file has {self.size:,}")
             text = file.read(length)
         try:
             header = json.loads(text)
@@ -106,16 +106,16 @@ class SafetensorsFile:
                 f"{self.path}: {name} {shape} in {kind} takes {needed:,} bytes, and the header names {end - start:,}"
             )
         if self.data_start + end > self.size:
-            raise self._cut_off(f"{name} ends at byte {self.data_start + end:,}, the file at {self.size:,}")
+            raise self._truncated(f"{name} ends at byte {self.data_start + end:,}, the file at {self.size:,}")
         return Stored(self, DTYPES[kind], tuple(shape), self.data_start + start)
 
-    def _cut_off(self, what: str) -> BareloopError:
-        return BareloopError(f"{self.path} was cut off or is no safetensors file ({what}); fetch it again")
+    def _truncated(self, detail: str) -> BareloopError:
+        return BareloopError(f"{self.path} is truncated or not a safetensors file ({detail}); download it again")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor in a file, which begins at byte `start`."""
+    """One tensor in a file, starting at byte `start`."""
 
     file: SafetensorsFile
     dtype: torch.dtype
@@ -128,21 +128,21 @@ class Stored:
 
     @property
     def aligned(self) -> bool:
-        """Whether it can be used where it stands."""
+        """Whether it can be used in the mapped file."""
         return self.start % self.dtype.itemsize == 0 and math.prod(self.shape) > 0
 
     def view(self) -> Tensor:
-        """The tensor where it stands, in the page cache; writing to it changes nothing on disk."""
+        """The tensor in the mapped file (page cache). Writing to it does not change the file."""
         count = math.prod(self.shape)
         return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
 
-    def some_rows(self, first: int, last: int) -> Stored:
-        """Rows first to last of the tensor."""
+    def row_range(self, first: int, last: int) -> Stored:
+        """Rows `first` to `last` of the tensor."""
         row = self.nbytes // self.shape[0]
         return replace(self, shape=(last - first, *self.shape[1:]), start=self.start + first * row)
 
     def equals(self, other: Stored) -> bool:
-        """Whether another tensor has the same dtype, shape and numbers."""
+        """Whether another tensor has the same dtype, shape and values."""
         if type(self) is not type(other) or (self.dtype, self.shape) != (other.dtype, other.shape):
             return False
         ours, theirs = torch.empty(BUFFER, dtype=torch.uint8), torch.empty(BUFFER, dtype=torch.uint8)
@@ -154,12 +154,12 @@ class Stored:
                 return False
         return True
 
-    def read_into(self, place: Tensor) -> None:
-        """Fill `place`, contiguous and of this shape, converting where dtypes or devices differ."""
-        if place.device.type == "cpu" and place.dtype == self.dtype:
-            self.file.read(self.start, _bytes(place))
+    def read_into(self, target: Tensor) -> None:
+        """Read into `target`, contiguous and of this shape, with conversion between dtypes or devices."""
+        if target.device.type == "cpu" and target.dtype == self.dtype:
+            self.file.read(self.start, _bytes(target))
             return
-        flat = place.view(-1)
+        flat = target.view(-1)
         buffer = torch.empty(max(1, min(BUFFER // self.dtype.itemsize, len(flat))), dtype=self.dtype)
         for first in range(0, len(flat), len(buffer)):
             piece = buffer[: len(flat) - first]
@@ -168,28 +168,29 @@ class Stored:
 
 
 def fingerprint(folder: Path) -> str:
-    """A SHA-256 that tells one folder's weights from another's, from at most `HASHED_WHOLE` bytes of each file.
+    """A SHA-256 that identifies a folder's weights, from at most `HASH_ALL_BYTES` bytes of each file.
 
-    Of a larger file the header, the size and evenly spaced blocks count: another training shows, not every byte.
+    Of a larger file the header, the size and evenly spaced blocks are hashed: enough to detect other weights, but not a
+    single changed byte.
     """
     digest = hashlib.sha256()
     for path in sorted({stored.file.path for stored in open_checkpoint(folder).values()}):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            if size <= HASHED_WHOLE:
+            if size <= HASH_ALL_BYTES:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
                 continue
             (header,) = struct.unpack("<Q", file.read(8))
             digest.update(file.read(header))
-            for place in range(8 + header, size, (size - 8 - header) // SAMPLES):
-                file.seek(place)
-                digest.update(file.read(SAMPLE))
+            for offset in range(8 + header, size, (size - 8 - header) // SAMPLES):
+                file.seek(offset)
+                digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 
 def open_checkpoint(folder: Path) -> dict[str, Stored]:
-    """All tensors of a folder by name: `model.safetensors`, or the shards that its index names."""
+    """All tensors of a folder by name, from `model.safetensors` or the shards in its index."""
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
@@ -197,11 +198,13 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
         shards = sorted(set(index.values()))
         outside = [name for name in shards if Path(name).name != name]
         if outside:
-            raise BareloopError(f"{folder / INDEX} names {outside[0]!r}, which is not a file of its own folder")
+            raise BareloopError(f"{folder / INDEX} names {quote(outside[0])}, which is not a file in the same folder")
         present = {path.name for path in folder.iterdir()}
         missing = [name for name in shards if name not in present]
         if missing:
-            raise BareloopError(f"{folder} lacks {len(missing)} of {len(shards)} shards: {some(missing)}; fetch them")
+            raise BareloopError(
+                f"{len(missing)} of {len(shards)} shards are missing in {folder}: {abbreviate(missing)}; download them"
+            )
         return {
             name: stored
             for shard in shards
@@ -214,7 +217,7 @@ def open_checkpoint(folder: Path) -> dict[str, Stored]:
 
 
 def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Tensors -> `model.safetensors`, or shards and their index; no more than one shard is in memory."""
+    """Write tensors to `model.safetensors`, or to shards and an index. At most one shard is in memory."""
     files: list[tuple[Path, list[str]]] = []
     shard: dict[str, Tensor] = {}
     total = size = 0
@@ -224,7 +227,7 @@ def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 
         path = folder / f"shard-{len(files)}"
         save_file(shard, path, {"format": "pt"})
-        path.chmod(0o644)  # it writes for the owner alone
+        path.chmod(0o644)  # save_file makes it readable only by the owner
         files.append((path, list(shard)))
         shard.clear()
 
@@ -248,10 +251,10 @@ def write_tensors(named: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     (folder / INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-def some(names: list[str], most: int = 5) -> str:
-    """The first few of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def abbreviate(names: list[str], limit: int = 5) -> str:
+    """The first few names, and the number of the others."""
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
 
 
 def _bytes(tensor: Tensor) -> memoryview:

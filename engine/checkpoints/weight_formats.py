@@ -1,4 +1,4 @@
-"""Which format each matrix of a model takes."""
+"""Decide the weight format of each matrix of a model."""
 
 from __future__ import annotations
 
@@ -9,51 +9,53 @@ import torch
 from engine import kernels
 from engine.layers.linear import Linear, Matrix
 from engine.models.family import Model
-from engine.quant import BITSANDBYTES, OWN
+from engine.quant import BITSANDBYTES, BUILTIN
 from engine.quant.base import Format
 from engine.quant.panels import END_GROUP, GROUP, PANEL, Panels
-from engine.quant.torch_packed import torch_format
+from engine.quant.torch_packed import torch_packed_format
 
 
-def assign(
-    model: Model, quant: str, device: torch.device, saved_ends: int | None = None, plain: Collection[str] = ()
+def assign_formats(
+    model: Model, quant: str, device: torch.device, saved_end_bits: int | None = None, dense: Collection[str] = ()
 ) -> None:
-    """Give every matrix of a model on the meta device its format; `none` leaves it as it is.
+    """Set the format of every matrix of a model on the meta device; `none` leaves all dense.
 
-    In int4 the embedding and the head, on which a model's words depend most, have smaller groups; bitsandbytes leaves
-    both as they are. Matrices whose shape a format does not take have 8 bits, or stay as they are. A saved model is
-    in panels wherever it goes, its embedding and head of `saved_ends` bits; weights named in `plain` stay as they are.
+    In int4 the embedding and the head, to which the output is most sensitive, have smaller groups; bitsandbytes keeps
+    both dense. A matrix whose shape a format does not support gets 8 bits, or stays dense. A saved model is in panels
+    on every device, with `saved_end_bits` for embedding and head; weights named in `dense` stay dense.
     """
     if quant == "none":
         return
     ends, tied = (model.embed, model.head), model.head.weight is model.embed.weight
-    panels = saved_ends is not None or device.type != "cpu" or (quant in OWN and kernels.serve())
+    panels = saved_end_bits is not None or device.type != "cpu" or (quant in BUILTIN and kernels.available())
     if quant in BITSANDBYTES:
-        from engine.quant import bitsandbytes as bnb
+        from engine.quant import bitsandbytes
 
-        bnb.check(device)
+        bitsandbytes.check(device)
     for name, matrix in model.named_modules():
         is_end = any(matrix is end for end in ends)
         is_inner = isinstance(matrix, Linear) and not matrix.exact
-        if not isinstance(matrix, Matrix) or f"{name}.weight" in plain or not (is_end or is_inner):
+        if not isinstance(matrix, Matrix) or f"{name}.weight" in dense or not (is_end or is_inner):
             continue
         shape = matrix.rows, matrix.columns, matrix.dtype
         if quant in BITSANDBYTES:
-            form = None if is_end else bnb.choose(quant, *shape)
+            weight_format = None if is_end else bitsandbytes.choose_format(quant, *shape)
         elif is_end:
-            form = integers(8 if quant == "int8" else saved_ends or (4 if panels else 8), END_GROUP, *shape, panels)
+            weight_format = builtin_format(
+                8 if quant == "int8" else saved_end_bits or (4 if panels else 8), END_GROUP, *shape, panels
+            )
         else:
-            form = integers(8 if quant == "int8" else 4, GROUP, *shape, panels)
-        if form is not None:
-            matrix.hold(form, form.empty(torch.device("meta")))
+            weight_format = builtin_format(8 if quant == "int8" else 4, GROUP, *shape, panels)
+        if weight_format is not None:
+            matrix.set_format(weight_format, weight_format.empty(torch.device("meta")))
     if tied:
         model.head.share(model.embed)
 
 
-def integers(bits: int, group: int, rows: int, columns: int, dtype: torch.dtype, panels: bool) -> Format | None:
-    """One of our own formats, of so many bits, or of 8, or none: as the shape allows."""
+def builtin_format(bits: int, group: int, rows: int, columns: int, dtype: torch.dtype, panels: bool) -> Format | None:
+    """int8 or int4 for a matrix of this shape. 4 bits become 8 if the shape requires it; None if neither fits."""
     if columns % 4:
         return None
     if bits == 4 and (columns % group or rows % PANEL):
         bits = 8
-    return Panels(rows, columns, dtype, bits, group) if panels else torch_format(bits, rows, columns, dtype)
+    return Panels(rows, columns, dtype, bits, group) if panels else torch_packed_format(bits, rows, columns, dtype)

@@ -1,4 +1,4 @@
-"""What `python -m engine "prompt"` does: stream one text, decode a file of prompts in one batch, compare models."""
+"""`python -m engine "prompt"`: stream one completion, decode a file of prompts in one batch, or compare models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.runtime.errors import BareloopError, UsageError
 
 @dataclass
 class Result:
-    """One prompt, what a model made of it, and the times."""
+    """One prompt, the model's completion, and the times."""
 
     model: str
     prompt: str
@@ -42,7 +42,7 @@ class Result:
         return tokens_per_second(len(self.events), self.seconds)
 
     def as_json(self) -> str:
-        """One line with everything."""
+        """A line of JSON with all fields."""
         return json.dumps(
             {
                 "model": self.model,
@@ -62,7 +62,7 @@ class Result:
 
 
 def complete(options: Any) -> None:
-    """Answer the prompts of the command line with every model named."""
+    """Complete the prompts of the command line with every named model."""
     prompts = read_prompts(options)
     for name in options.model:
         find_model(name, options.allow_pickle)
@@ -71,13 +71,13 @@ def complete(options: Any) -> None:
     results = []
     for name in options.model:
         llm = LLM.load(name, **model_options(options))
-        own = answer(llm, name, prompts, options, streams)
-        for result in own if options.json else ():
+        of_model = answer(llm, name, prompts, options, streams)
+        for result in of_model if options.json else ():
             print(result.as_json(), flush=True)
-        if own[0].events[0].top_logprobs and not options.json:
-            print_logprobs(llm, own)
-        report(llm, own)
-        results += own
+        if of_model[0].events[0].top_logprobs and not options.json:
+            print_logprobs(llm, of_model)
+        report(llm, of_model)
+        results += of_model
     if several and not options.json:
         print_comparison(results)
     elif not streams and not options.json:
@@ -86,9 +86,8 @@ def complete(options: Any) -> None:
 
 
 def read_prompts(options: Any) -> list[str]:
-    """From the flag or the argument, the file's lines, or stdin."""
-    given = [options.prompt is not None, options.file is not None]
-    if sum(given) > 1:
+    """The prompts: the argument or --prompt, the lines of --file, or stdin."""
+    if options.prompt is not None and options.file is not None:
         raise UsageError("give one of: a prompt, --file")
     if options.file is not None:
         try:
@@ -108,12 +107,12 @@ def read_prompts(options: Any) -> list[str]:
 
 
 def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: bool) -> list[Result]:
-    """Feed all prompts, decode them together; a single one appears on stdout as it comes."""
+    """Feed all prompts and decode them together. With `streams` the text is printed as it comes."""
     params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)))
     ids = [encode(llm, prompt, options) for prompt in prompts]
-    results = [Result(name, prompt, len(own)) for prompt, own in zip(prompts, ids, strict=True)]
+    results = [Result(name, prompt, len(tokens)) for prompt, tokens in zip(prompts, ids, strict=True)]
     start = time.perf_counter()
-    sequences = llm.fed(ids)
+    sequences = llm.prefilled_sequences(ids)
     try:
         for event in decode(sequences, params, continues=not options.chat):
             result = results[event.sequence]
@@ -131,7 +130,7 @@ def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: b
 
 
 def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
-    """The ids of a prompt: plain text to continue, or a message in the model's chat template."""
+    """Token ids of a prompt: plain text, or with --chat a message in the model's chat template."""
     if not options.chat:
         return llm.encode(prompt)
     system = [{"role": "system", "content": options.system}] if options.system else []
@@ -139,7 +138,7 @@ def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
 
 
 def report(llm: LLM, results: Sequence[Result]) -> None:
-    """Times on stderr, and how near the memory's limit each token came."""
+    """Print times on stderr, and the share of the memory bandwidth that decoding used."""
     tokens = sum(len(result.events) for result in results)
     seconds = max(result.seconds for result in results)
     steps = max(len(result.events) for result in results) - 1
@@ -149,32 +148,32 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
         rate = sum(cost.nbytes for cost in llm.model.costs(context)) * steps / seconds
         limit = read_bandwidth(llm.device)
         line += f", {(tokens - len(results)) / seconds:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
-        line += f" ({100 * rate / limit:.0f} % of the {limit / 1e9:.0f} GB/s that memory is read at)"
+        line += f" ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
     if llm.device.type == "cpu":
-        line += f", {kernels.state(llm.dtype)}"
+        line += f", {kernels.describe(llm.dtype)}"
     print(line, file=sys.stderr)
 
 
 def print_logprobs(llm: LLM, results: Sequence[Result]) -> None:
-    """Every token with its probability and the alternatives."""
+    """Print every token with its probability and the alternatives."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    def spell(token: int) -> str:
+    def show(token: int) -> str:
         return repr(llm.tokenizer.decode([token], skip_special_tokens=False))
 
     table = Table("token", "probability", "alternatives")
     for result in results:
         for event in result.events:
-            others = ", ".join(f"{spell(token)} {math.exp(value):.1%}" for token, value in event.top_logprobs or ())
-            chance = f"{math.exp(event.logprob or 0.0):.1%}"
-            table.add_row(Text(spell(event.token_id)), chance, Text(others))
+            others = ", ".join(f"{show(token)} {math.exp(value):.1%}" for token, value in event.top_logprobs or ())
+            probability = f"{math.exp(event.logprob or 0.0):.1%}"
+            table.add_row(Text(show(event.token_id)), probability, Text(others))
     Console().print(table)
 
 
 def print_comparison(results: Sequence[Result]) -> None:
-    """The same questions side by side."""
+    """Print the models' completions side by side."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -1,7 +1,7 @@
-"""One plotting style for every picture: quiet axes, a palette for colour-blind eyes, PNG and SVG. No torch.
+"""One plotting style for all figures: quiet axes, a colour-blind-safe palette, PNG and SVG. Loads without torch.
 
-`picture` is for a plot or two that lay themselves out. `page` and `place` are for pictures of many parts, measured in
-inches: `text_width` and `fold` say how much room a name takes, before anything is drawn.
+`plot_file` is for one or two plots with automatic layout. `page` and `add_axes` are for figures of many parts, measured
+in inches; `text_width` and `fold` tell how much room a text takes, before anything is drawn.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, the darkest first.
+# Okabe and Ito's colours, darkest first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
-INK, QUIET, PALE = "#1A1A1A", "#5F5F5F", "#E5E5E5"  # what is read, what goes with it, what guides the eye
-FONT = "DejaVu Sans"  # comes with matplotlib: a text is as wide everywhere
-SMALLEST = 8.0  # points, of any text
+INK, QUIET, PALE = "#1A1A1A", "#5F5F5F", "#E5E5E5"  # text, secondary text, grid
+FONT = "DejaVu Sans"  # ships with matplotlib, so that text has the same width everywhere
+MIN_FONT_SIZE = 8.0  # points
 STYLE = {
     "font.family": FONT,
     "font.size": 10,
@@ -38,17 +38,21 @@ STYLE = {
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
     "legend.frameon": False,
-    "svg.hashsalt": "bareloop",  # the same picture is the same file
+    "svg.hashsalt": "bareloop",  # so that the same figure gives the same file
 }
 DPI = 160  # of PNG
-MARGIN, TITLE, NOTE = 0.15, 12.0, 9.0  # inches round a page's heading; points of its two parts
-BREAKS = r"(?: %|[^ /])+[ /]?|[ /]", r"[^-_]+[-_]?|[-_]", "."  # the pieces that a line is made of; 95 % is one
-LINE = 1.25 / 72  # inches that a line of text takes, for each point of its size
+MARGIN, TITLE, NOTE = 0.15, 12.0, 9.0  # inches around a page's heading; font sizes of title and note in points
+BREAKS = (
+    r"(?: %|[^ /])+[ /]?|[ /]",
+    r"[^-_]+[-_]?|[-_]",
+    ".",
+)  # where lines may break, in order of preference; 95 % is kept together
+LINE = 1.25 / 72  # height of a line in inches, per point of font size
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style, for what is made or drawn inside; also as `@style()` over a function."""
+    """Apply the style to figures that are created or drawn inside; also a decorator, `@style()`."""
     import matplotlib as mpl
     from cycler import cycler
 
@@ -58,15 +62,15 @@ def style() -> Iterator[None]:
 
 
 @contextmanager
-def picture(
+def plot_file(
     path: Path, width: float = 7.0, height: float = 4.0, panels: int = 1
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of this size in inches, with panels side by side; written as PNG and SVG where `path` has no suffix.
+    """Create a figure of this size in inches with panels side by side, and write it to `path` + .png and .svg.
 
-        with picture(folder / "recall") as (figure, (axes,)):
+        with plot_file(folder / "recall") as (figure, (axes,)):
             axes.plot(...)
 
-    Both files are whole or not there. Raises `BareloopError` where they cannot be written.
+    The files are written atomically. Raises `BareloopError` if they cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -77,7 +81,7 @@ def picture(
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG and SVG, to `path` with these endings."""
+    """Write a figure to `path` + .png and .svg."""
     write_atomic(path.with_name(path.name + ".png"), png(figure))
     write_atomic(path.with_name(path.name + ".svg"), svg(figure))
 
@@ -93,7 +97,7 @@ def svg(figure: Figure) -> str:
 
 
 def pdf(figures: Iterable[Figure]) -> bytes:
-    """Figures as one PDF file, each on a page of its own size."""
+    """Figures as one PDF file, one per page."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     content = io.BytesIO()
@@ -111,35 +115,37 @@ def _image(figure: Figure, kind: str) -> bytes:
 
 
 def page(title: str, note: str, width: float, height: float) -> Figure:
-    """An empty figure under a heading. `width` and `height` are what is free for `place`, in inches.
+    """An empty figure with a heading. `width` and `height`, in inches, are the space below it, for `add_axes`.
 
-    The note under the title says in a few words what the marks are. Long ones take more lines.
+    `note` explains the marks in a few words, below the title. Long texts are wrapped.
     """
     from matplotlib.figure import Figure
 
-    told: list[tuple[str, dict[str, Any]]] = [
+    texts: list[tuple[str, dict[str, Any]]] = [
         (fold(title, width - 2 * MARGIN, TITLE, bold=True), {"size": TITLE, "weight": "bold", "color": INK}),
         (fold(note, width - 2 * MARGIN, NOTE), {"size": NOTE, "color": QUIET}),
     ]
-    sizes = [lines(text) * LINE * how["size"] for text, how in told]
-    whole = height + 2 * MARGIN + sum(sizes)
-    figure = Figure(figsize=(width, whole))
-    top = whole - MARGIN
-    for (text, how), size in zip(told, sizes, strict=True):
-        figure.text(MARGIN / width, top / whole, text, ha="left", va="top", linespacing=1.15, parse_math=False, **how)
+    sizes = [lines(text) * LINE * options["size"] for text, options in texts]
+    total = height + 2 * MARGIN + sum(sizes)
+    figure = Figure(figsize=(width, total))
+    top = total - MARGIN
+    for (text, options), size in zip(texts, sizes, strict=True):
+        figure.text(
+            MARGIN / width, top / total, text, ha="left", va="top", linespacing=1.15, parse_math=False, **options
+        )
         top -= size
     return figure
 
 
-def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place of the figure, all in inches."""
-    across, up = figure.get_size_inches()
-    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+def add_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes at this position, all in inches."""
+    figure_width, figure_height = figure.get_size_inches()
+    return figure.add_axes((left / figure_width, bottom / figure_height, width / figure_width, height / figure_height))
 
 
 @lru_cache(maxsize=4096)
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """How wide a line of text is drawn, in inches, rounded up by a fiftieth, as renderers round; `size` in points."""
+    """Width of a line of text in inches, plus 2 % for the rounding of renderers; `size` in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -148,12 +154,12 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def fold(text: str, width: float, size: float, bold: bool = False) -> str:
-    """A text in lines of at most this width in inches: broken at spaces and slashes, else at - and _, else anywhere."""
+    """Wrap a text to a width in inches: at spaces and slashes, else at - and _, else anywhere."""
 
-    def pieces(text: str, places: Sequence[str]) -> Iterator[str]:
-        for piece in re.findall(places[0], text):
-            if len(places) > 1 and text_width(piece.rstrip(), size, bold) > width:
-                yield from pieces(piece, places[1:])
+    def pieces(text: str, patterns: Sequence[str]) -> Iterator[str]:
+        for piece in re.findall(patterns[0], text):
+            if len(patterns) > 1 and text_width(piece.rstrip(), size, bold) > width:
+                yield from pieces(piece, patterns[1:])
             else:
                 yield piece
 
@@ -166,5 +172,5 @@ def fold(text: str, width: float, size: float, bold: bool = False) -> str:
 
 
 def lines(text: str) -> int:
-    """How many lines a folded text has."""
+    """Number of lines of a wrapped text."""
     return text.count("\n") + 1 if text else 0

@@ -1,4 +1,4 @@
-"""What a checkpoint is and what a token costs, told from its headers."""
+"""`--inspect` and `--families`: a checkpoint's shapes and the cost of a token, from its headers alone."""
 
 from __future__ import annotations
 
@@ -27,22 +27,20 @@ if TYPE_CHECKING:
 def inspect(
     name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = "none"
 ) -> Iterator[Table]:
-    """Tables on a model: what it is, its special tokens, and the cost of one decoded token by part.
+    """Tables about a model: its shape, its special tokens, and the cost of one decoded token by part.
 
-    `context` is the number of tokens before it, by default 1,024 or what the window holds. Checks every tensor's
-    name and shape on the way.
+    `context`: number of tokens before that one, by default 1,024 or the whole window. All tensors' names and shapes are
+    checked. Raises `BareloopError` if they do not match config.json.
     """
     from rich.table import Table
 
     opened = open_model(name, dtype, allow_pickle, quant)
     folder, config, model = opened.folder, opened.config, opened.model
     plan_loading(opened)
-    most = config.max_position_embeddings - 1
-    context = min(1024, most) if context is None else context
-    if not 0 <= context <= most:
-        raise UsageError(
-            f"--context {context}: this model's window leaves room for 0 to {most:,} tokens before one more"
-        )
+    maximum = config.max_position_embeddings - 1
+    context = min(1024, maximum) if context is None else context
+    if not 0 <= context <= maximum:
+        raise UsageError(f"--context {context}: this model's window allows 0 to {maximum:,} tokens before one more")
 
     facts = Table(title=str(folder), show_header=False, title_justify="left")
     files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
@@ -53,9 +51,9 @@ def inspect(
         "stored as",
         f"{', '.join(_dtype_names(opened.tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes",
     )
-    held = sum(parameter.nbytes for parameter in model.parameters())
-    form = "" if opened.quant == "none" else f", weights in {opened.quant}"
-    facts.add_row("computes in", f"{dtype_name(opened.dtype)}{form}: {held:,} bytes of weights")
+    nbytes = sum(parameter.nbytes for parameter in model.parameters())
+    weight_format = "" if opened.quant == "none" else f", weights in {opened.quant}"
+    facts.add_row("computes in", f"{dtype_name(opened.dtype)}{weight_format}: {nbytes:,} bytes of weights")
     facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
     for label, value in _shape(config):
         facts.add_row(label, value)
@@ -76,7 +74,7 @@ def inspect(
     yield costs
 
 
-SAMPLE = {  # of every family's config.json, in our names of the keys
+SAMPLE = {  # a config.json for every family, with our names of the keys
     "vocab_size": 32,
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -87,7 +85,7 @@ SAMPLE = {  # of every family's config.json, in our names of the keys
 
 
 def families() -> Table:
-    """What each family of models is made of, from its declaration."""
+    """A table of the families' building blocks, from their declarations."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -95,8 +93,8 @@ def families() -> Table:
     for column in ("family", "norms", "positions", "mixing of tokens", "MLP", "state", "tensors"):
         table.add_column(column, no_wrap=column in ("family", "tensors"))
     for family in FAMILIES.values():
-        raw = {family.spelled.get(name, name): value for name, value in SAMPLE.items()}
-        config = family.configure(Keys({**raw, "text_config": raw, "model_type": family.model_type}, family.spelled))
+        raw = {family.key_names.get(name, name): value for name, value in SAMPLE.items()}
+        config = family.configure(Keys({**raw, "text_config": raw, "model_type": family.model_type}, family.key_names))
         traits = config.traits()
         layer = next(names[0] for module, names in family.names.items() if "*" in module).partition("*")[0]
         table.add_row(
@@ -106,7 +104,7 @@ def families() -> Table:
 
 
 def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """The family's own fields, as its config names them."""
+    """The fields of the family's config that differ from their defaults."""
     skipped = {"model_type", "max_position_embeddings", "dtype", "bos_token_id", "eos_token_ids", "raw"}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -123,7 +121,7 @@ def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 
 def _runs(windows: Iterable[int | None]) -> str:
-    """Windows by layer, equal neighbours together."""
+    """Windows by layer, with equal neighbours merged."""
     runs: list[tuple[int, int, int | None]] = []
     for layer, window in enumerate(windows):
         if runs and runs[-1][2] == window:
@@ -144,22 +142,22 @@ def _special_tokens(folder: Path, config: ModelConfig) -> Table:
     for column in ("role", "token", "id"):
         table.add_column(column)
     path = folder / "generation_config.json"
-    more = token_ids(read_json(path).get("eos_token_id"), path.name) if path.exists() else ()
-    ids = {"bos": (config.bos_token_id,), "end of sequence": (*config.eos_token_ids, *more)}
+    additional = token_ids(read_json(path).get("eos_token_id"), path.name) if path.exists() else ()
+    ids = {"bos": (config.bos_token_id,), "end of sequence": (*config.eos_token_ids, *additional)}
     try:
         tokenizer = Tokenizer.load(folder)
     except BareloopError as error:
         table.caption = str(error)
-        spelled: dict[int, str] = {}
+        texts: dict[int, str] = {}
     else:
         table.caption = f"tokenizer: {tokenizer.vocab_size:,} tokens"
-        spelled = {number: str(token) for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
+        texts = {index: str(token) for token, index in tokenizer.backend.get_vocab(with_added_tokens=True).items()}
         for role, token in tokenizer.special_tokens.items():
             table.add_row(role.replace("_", " "), Text(token), str(tokenizer.token_id(token)))
-    for role, numbers in ids.items():
-        for number in dict.fromkeys(numbers):
-            if number is not None:
-                table.add_row(f"{role} (config)", Text(spelled.get(number, "")), str(number))
+    for role, indices in ids.items():
+        for index in dict.fromkeys(indices):
+            if index is not None:
+                table.add_row(f"{role} (config)", Text(texts.get(index, "")), str(index))
     return table
 
 

@@ -1,4 +1,4 @@
-"""What every program shares: flags, one-line errors, exit codes, progress. No torch here: --help is instant."""
+"""What every program shares: flags, one-line errors, exit codes. Loads without torch, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import Any, NoReturn
 
 from engine.checkpoints import embedded
 from engine.quant import QUANTS, canonical
-from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
+from engine.runtime.errors import BareloopError, UsageError, clip_quotes, is_out_of_memory
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, `--long_flag` for `--long-flag`, and no abbreviations of flags."""
+    """argparse with one-line errors, `--long_flag` accepted as `--long-flag`, and no abbreviated flags."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_model_options(self, without: Sequence[str] = ()) -> None:
-        """--model, --device, --dtype, --quant, --allow-pickle: what `LLM.load` takes, but for those left out."""
+        """Add the flags for `LLM.load`: --model, --device, --dtype, --quant, --allow-pickle; not those in `without`."""
         self.add_argument(
             "--model",
             "-m",
             action="extend",
             nargs="+",
             metavar="MODEL",
-            help=f"model folder or hub id; several in turn (default: {embedded.NAME}, a tiny embedded one)",
+            help=f"model folder or hub id; several are used in turn (default: {embedded.NAME}, a tiny embedded model)",
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             "--dtype",
             default="auto",
             choices=("auto", "float32", "bfloat16", "float16"),
-            help="of weights and activations (default: auto, as config.json says)",
+            help="of weights and activations (default: auto, as in config.json)",
         )
         self.add_argument(
             "--allow-pickle", action="store_true", help="read checkpoints that have only pytorch_model.bin"
@@ -55,41 +55,45 @@ class Parser(argparse.ArgumentParser):
             )
 
     def add_sampling_options(self) -> None:
-        """The fields of `SamplingParams`; what is not given is left to the model's generation_config.json."""
+        """Add the fields of `SamplingParams`; the model's generation_config.json is the default."""
         sampling = self.add_argument_group("sampling (default: the model's generation_config.json, else greedy)")
         sampling.add_argument("--temperature", "--temp", type=float, help="0 is greedy")
-        sampling.add_argument("--top-k", type=int, help="only the k likeliest tokens")
-        sampling.add_argument("--top-p", type=float, help="only the likeliest tokens that reach p together")
-        sampling.add_argument("--min-p", type=float, help="only tokens at least p times as likely as the likeliest")
-        sampling.add_argument("--repetition-penalty", type=float, help="1 is none")
-        sampling.add_argument("--presence-penalty", type=float, help="0 is none")
-        sampling.add_argument("--frequency-penalty", type=float, help="0 is none")
+        sampling.add_argument("--top-k", type=int, help="only the k most likely tokens")
+        sampling.add_argument("--top-p", type=float, help="only the most likely tokens with total probability p")
+        sampling.add_argument(
+            "--min-p", type=float, help="only tokens at least p times as likely as the most likely one"
+        )
+        sampling.add_argument("--repetition-penalty", type=float, help="1 for none")
+        sampling.add_argument("--presence-penalty", type=float, help="0 for none")
+        sampling.add_argument("--frequency-penalty", type=float, help="0 for none")
         sampling.add_argument("--seed", type=int, help="the same seed gives the same text")
         sampling.add_argument("--max-new-tokens", "--max-tokens", "-n", type=int, help="default: 256")
         sampling.add_argument("--stop", action="extend", nargs="+", metavar="TEXT", help="strings that end the text")
-        sampling.add_argument("--logprobs", type=int, metavar="N", help="show the N likeliest tokens at each place")
+        sampling.add_argument(
+            "--logprobs", type=int, metavar="N", help="show the N most likely tokens at each position"
+        )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's, after `_` in the names of long flags has become `-`."""
-        words = list(sys.argv[1:] if args is None else args)
-        return super().parse_args([_with_dashes(word) for word in words], namespace)
+        """Parse as argparse does, after replacing `_` by `-` in the names of long flags."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        return super().parse_args([_with_dashes(argument) for argument in arguments], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """One line and exit code 2."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Print one line and exit with status 2."""
+        self.exit(EXIT_USAGE, f"{self.prog}: {clip_quotes(message)} (see {self.prog} --help)\n")
 
 
 def run(parser: Parser, main: Callable[[Any], object], args: Sequence[str] | None = None) -> NoReturn:
-    """Parse, run, and leave with the right exit code: 0 fine, 1 run time, 2 usage, 130 interrupted.
+    """Parse the arguments, run `main`, and exit: 0 success, 1 runtime error, 2 usage error, 130 interrupted.
 
-    Whatever fails in an expected way ends in one line on stderr; `--debug` shows the traceback.
+    An expected failure prints one line on stderr; `--debug` shows the traceback.
     """
     options = parser.parse_args(args)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model writes what a narrow locale cannot
+        sys.stdout.reconfigure(errors="replace")  # a model may generate characters that the locale lacks
     try:
         main(options)
-    except BrokenPipeError:  # the reader of our output has left
+    except BrokenPipeError:  # the reader of our output has exited
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_RUNTIME)
@@ -104,7 +108,7 @@ def run(parser: Parser, main: Callable[[Any], object], args: Sequence[str] | Non
 
 
 def choose_model(options: Any) -> None:
-    """Where no model is named, the embedded one, with a line that says so."""
+    """Select the embedded model if none is named, and print a line that says so."""
     if options.model:
         return
     from rich.console import Console
@@ -115,7 +119,7 @@ def choose_model(options: Any) -> None:
 
 
 def model_options(options: Any) -> dict[str, Any]:
-    """What the flags say of how a model is loaded, as `LLM.load` takes it."""
+    """The flags that are keyword arguments of `LLM.load`."""
     return {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
 
 
@@ -131,26 +135,28 @@ def sampling_options(options: Any) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """A model's text without the control characters that would steer a terminal."""
+    """A model's text without control characters, if stdout is a terminal, which would interpret them."""
     return "".join(c if c in "\n\t" or c.isprintable() else "\ufffd" for c in text) if sys.stdout.isatty() else text
 
 
 def _quant(name: str) -> str:
+    """Type of --quant: the format's canonical name."""
     try:
         return canonical(name)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _with_dashes(word: str) -> str:
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
+def _with_dashes(argument: str) -> str:
+    """Replace `_` by `-` in the name of a long flag."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value
 
 
 def _one_line(error: BaseException) -> str | None:
-    """What to tell the user, or None for a defect of ours, which shows its traceback."""
+    """The message for the user, or None for a bug, which shows its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
     if isinstance(error, BareloopError):

@@ -1,10 +1,10 @@
-"""Many prompts side by side: what they share is computed once, the rest in packed steps.
+"""Prefill many prompts: shared parts are computed once, the rest in packed steps.
 
-    root     what all of them begin with: few-shot examples
-    stem     what some of them go on with: the paragraph that their questions are about
+    root     the common beginning of all prompts: few-shot examples
+    stem     the common continuation of some of them: the paragraph that their questions are about
     row      one prompt
 
-The plan depends on the prompts alone, so the same prompts give the same bits whenever they are fed together.
+The plan depends only on the prompts, so the same prompts give the same bits whenever they are prefilled together.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ import torch
 from engine.decoding.loop import PREFILL_CHUNK, Sequence, prefill
 from engine.decoding.scoring import groups
 
-LEAST_SHARED = 32  # tokens that a stem must save; it costs a forward, together with the other stems
+STEM_COST = 32  # tokens that a stem must save to be worth its forward pass, which it shares with the other stems
 
 
-class Fed(NamedTuple):
-    """Sequences that are ready to decode, and the tokens that were computed for it."""
+class PrefilledBatch(NamedTuple):
+    """Sequences that are ready to decode, and the number of tokens that were computed."""
 
     rows: list[Sequence]
     computed: int
 
 
-def feed_together(root: Sequence, texts: Seq[Seq[int]], chunk: int = PREFILL_CHUNK) -> Fed:
-    """A fork of `root` for each text, at its end and ready to decode. All texts begin with what `root` holds.
+def prefill_batch(root: Sequence, texts: Seq[Seq[int]], chunk: int = PREFILL_CHUNK) -> PrefilledBatch:
+    """Fork `root` for each text and feed it, ready to decode. All texts must begin with the ids of `root`.
 
-    `chunk` bounds the tokens of a forward. Raises `BareloopError` where a text is empty or outgrows the window.
+    `chunk` bounds the tokens of a forward pass. Raises `BareloopError` if a text is empty or longer than the window.
     """
-    held = len(root.ids)
-    found = groups([text[held:-1] for text in texts], LEAST_SHARED)
-    shared = [(held + depth, members) for depth, members in found if depth]
+    root_length = len(root.ids)
+    grouped = groups([text[root_length:-1] for text in texts], STEM_COST)
+    shared = [(root_length + depth, members) for depth, members in grouped if depth]
     stems = root.fork(len(shared))
-    begun = [texts[members[0]][:length] for length, members in shared]
+    stem_texts = [texts[members[0]][:length] for length, members in shared]
     if stems:
-        prefill(stems, begun, [1] * len(stems), chunk)
-    computed = sum(map(len, begun)) - held * len(stems)
+        prefill(stems, stem_texts, [1] * len(stems), chunk)
+    computed = sum(map(len, stem_texts)) - root_length * len(stems)
     rows: dict[int, Sequence] = {}
     for stem, (_, members) in zip(stems, shared, strict=True):
         rows |= zip(members, stem.fork(len(members)), strict=True)
         stem.close()
-    alone = [place for place in range(len(texts)) if place not in rows]
-    rows |= zip(alone, root.fork(len(alone)), strict=True)
-    ordered = [rows[place] for place in range(len(texts))]
-    starts, ends = prefill(ordered, texts, [1] * len(texts), chunk, returns=True)
+    ungrouped = [index for index in range(len(texts)) if index not in rows]
+    rows |= zip(ungrouped, root.fork(len(ungrouped)), strict=True)
+    ordered = [rows[index] for index in range(len(texts))]
+    starts, ends = prefill(ordered, texts, [1] * len(texts), chunk, checkpoints=True)
     with torch.inference_mode():
         for row, logits in zip(ordered, root.model.logits(torch.cat(ends)), strict=True):
             row.logits = logits
-    return Fed(ordered, computed + sum(map(len, texts)) - sum(starts))
+    return PrefilledBatch(ordered, computed + sum(map(len, texts)) - sum(starts))

@@ -1,12 +1,13 @@
 """THE LOOP: feed a prompt in chunks, choose a token, feed it, choose the next.
 
-A `Sequence` is one conversation with a model: exactly the token ids that its row of the state remembers,
-and the logits after the last of them. `decode` advances any number of sequences in packed steps.
+A `Sequence` is one conversation with a model: the token ids that are in its row of the state, and the logits after
+the last of them. `decode` advances any number of sequences together, one token each per step.
 """
 
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -16,24 +17,25 @@ from torch import Tensor
 
 from engine import kernels
 from engine.cache.state import State, Step
-from engine.decoding.sampling import SamplingParams, choose, top_logprobs
+from engine.decoding.sampling import INVALID, SamplingParams, choose, top_logprobs
 from engine.models.family import Model
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 from engine.text.detokenizer import StopStrings
 from engine.text.tokenizer import Tokenizer
 
-PREFILL_CHUNK = 512  # tokens a forward; bounds the memory of activations, at full speed on a CPU
+PREFILL_CHUNK = 512  # tokens per forward pass: bounds the memory of activations, at full speed on a CPU
 
 
 @dataclass(frozen=True)
 class Event:
-    """One new token of one sequence. The last one says why it ends: `stop` or `length`.
+    """One new token of one sequence. The last event has a finish reason: `stop` or `length`.
 
-    `text` is what the token made certain: of a character in several tokens nothing until it is whole, of a
-    possible stop string nothing until it is none. Log-probabilities are natural, and there only if asked for.
+    `text` is the text that this token completes: a character of several tokens comes with its last token, and text that
+    may be the start of a stop string is held back until that is decided. Log-probabilities are natural logarithms, and
+    None unless they were requested.
     """
 
-    sequence: int  # its place in the list that is decoded
+    sequence: int  # index in the list that is decoded
     token_id: int
     text: str = ""
     logprob: float | None = None
@@ -42,7 +44,7 @@ class Event:
 
 
 class Sequence:
-    """One row of a state, and what it holds."""
+    """One row of a state, with the token ids that are in it."""
 
     def __init__(
         self,
@@ -59,22 +61,22 @@ class Sequence:
         self.tokenizer = tokenizer
         self.row = state.acquire()
         self.closed = False
-        self.ids: list[int] = []  # what the row remembers
+        self.ids: list[int] = []  # the tokens in the row
         self.logits: Tensor | None = None  # [V], of the token after them
 
     def feed(self, ids: Seq[int]) -> int:
-        """Make the sequence stand at the end of `ids`, and return how many of them were still remembered.
+        """Make `ids` the content of the row, and return how many of them were cached.
 
-        What they share with the tokens held is kept, the rest is computed in chunks: at least one token.
-        Raises `BareloopError` where they are none, or more than the window holds.
+        The longest common prefix with the present content is kept, the rest is computed in chunks, at least one token.
+        Raises `BareloopError` if `ids` is empty or longer than the window.
         """
-        (cached,), (hidden,) = prefill([self], [ids], [1], returns=True)
+        (cached,), (hidden,) = prefill([self], [ids], [1], checkpoints=True)
         with torch.inference_mode():
             self.logits = self.model.logits(hidden)[0]
         return cached
 
-    def read(self, ids: Seq[int], last: int) -> Tensor:
-        """As `feed`, and the logits [last, V] after each of the `last` tokens of `ids`."""
+    def feed_with_logits(self, ids: Seq[int], last: int) -> Tensor:
+        """`feed`, and return the logits [last, V] after each of the `last` tokens of `ids`."""
         _, (hidden,) = prefill([self], [ids], [last])
         with torch.inference_mode():
             logits = self.model.logits(hidden)
@@ -82,7 +84,7 @@ class Sequence:
         return logits
 
     def fork(self, count: int) -> list[Sequence]:
-        """`count` more sequences that stand where this one does and share its storage."""
+        """Return `count` new sequences with the same content, which share its storage."""
         self.check_open()
         forks = [
             Sequence(self.model, self.state, self.max_length, self.eos_token_ids, self.tokenizer) for _ in range(count)
@@ -93,24 +95,33 @@ class Sequence:
         return forks
 
     def decode(self, params: SamplingParams, continues: bool = True) -> Iterator[Event]:
-        """Choose and feed tokens until a stop rule ends it; it may be left at any event and fed again."""
+        """Generate tokens until a stop rule applies. It may be abandoned at any event, and the sequence fed again."""
         return decode([self], params, continues)
 
+    def clear(self) -> None:
+        """Remove all tokens. Used when the row may have NaN in its cache."""
+        self.state.rewind(self.row, 0)
+        self.ids.clear()
+        self.logits = None
+
     def close(self) -> None:
-        """Give the row's memory back; the sequence is of no further use."""
+        """Release the row's memory. The sequence cannot be used afterwards."""
         if not self.closed:
             self.closed, self.logits = True, None
             self.state.release(self.row)
 
-    def rewind(self, ids: Seq[int], keep: int) -> int:
-        """Go back to what is held of `ids` without the last `keep`, make room for the rest, and return its length."""
+    def rewind_for(self, ids: Seq[int], outputs: int) -> int:
+        """Rewind to the longest prefix of `ids` that leaves at least the last `outputs` tokens to be computed.
+
+        Room for the rest is reserved. Return the length of the prefix.
+        """
         self.check_open()
-        if not ids or not 1 <= keep <= len(ids):
-            raise BareloopError(f"a prompt needs at least {max(keep, 1)} token(s), and this one has {len(ids)}")
+        if not ids or not 1 <= outputs <= len(ids):
+            raise BareloopError(f"a prompt needs at least {max(outputs, 1)} token(s), and this one has {len(ids)}")
         if len(ids) > self.max_length:
-            raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window holds {self.max_length:,}")
+            raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window is {self.max_length:,}")
         check_ids(ids, self.model.config.vocab_size)
-        shared = min(common_prefix(ids, self.ids), len(ids) - keep)
+        shared = min(common_prefix(ids, self.ids), len(ids) - outputs)
         self.logits = None
         start = self.state.rewind(self.row, shared)
         del self.ids[start:]
@@ -118,54 +129,56 @@ class Sequence:
         return start
 
     def check_open(self) -> None:
-        """Refuse a sequence that has given its row back."""
+        """Raise `BareloopError` if the sequence is closed."""
         if self.closed:
-            raise BareloopError("this sequence is closed; make another")
+            raise BareloopError("this sequence is closed; create another")
 
 
 def prefill(
     sequences: Seq[Sequence],
     texts: Seq[Seq[int]],
-    keep: Seq[int],
+    outputs: Seq[int],
     chunk: int = PREFILL_CHUNK,
-    returns: bool = False,
+    checkpoints: bool = False,
 ) -> tuple[list[int], list[Tensor]]:
-    """Make every sequence (of one state) stand at the end of its text, all together in steps of up to `chunk` tokens.
+    """Make each text the content of its sequence (all of one state), together in steps of up to `chunk` tokens.
 
-    What each still remembers of its text is kept, but for the last `keep` tokens. -> how many that were, and the
-    hidden states [keep, D] of the last ones. Their `logits` are left to the caller.
+    The longest cached prefix of each is kept, but at least its last `outputs` tokens are computed. -> lengths of the
+    cached prefixes, and the hidden states [outputs, D] of each text's last tokens. `logits` of the sequences are left
+    to the caller.
 
-    With `returns`, a state that can only go back to checkpoints gets them, one before the last `keep` tokens among
-    them: so the same text, or one that goes on after it, can be fed again.
+    `checkpoints`: a state that can only be rewound to checkpoints gets them, one of them before the last `outputs`
+    tokens, so that the same text, or a continuation of it, can be fed again.
     """
-    starts = [sequence.rewind(ids, last) for sequence, ids, last in zip(sequences, texts, keep, strict=True)]
+    starts = [sequence.rewind_for(ids, count) for sequence, ids, count in zip(sequences, texts, outputs, strict=True)]
     hidden: list[list[Tensor]] = [[] for _ in sequences]
-    padded = not sequences[0].state.rewinds_anywhere  # recurrent rows go side by side, filled up to the longest
-    marks = returns and padded
-    cuts = [len(ids) - last if marks else 0 for ids, last in zip(texts, keep, strict=True)]
+    padded = not sequences[0].state.rewinds_anywhere  # recurrent rows are padded to the longest
+    checkpoints = checkpoints and padded
+    cuts = [len(ids) - count if checkpoints else 0 for ids, count in zip(texts, outputs, strict=True)]
     with torch.inference_mode():
-        for pieces in _pieces(starts, [len(ids) for ids in texts], chunk, cuts, padded):
-            owners = [sequences[index] for index, _, _ in pieces]
-            state = owners[0].state
+        for pieces in _plan_steps(starts, [len(ids) for ids in texts], chunk, cuts, padded):
+            members = [sequences[index] for index, _, _ in pieces]
+            state = members[0].state
             chunks = [list(texts[index][first:stop]) for index, first, stop in pieces]
-            step = Step.pack(chunks, [owner.row for owner in owners], [first for _, first, _ in pieces], state.device)
-            wanted = [max(0, stop - max(first, len(texts[i]) - keep[i])) for i, first, stop in pieces]
-            parts = torch.split(owners[0].model.forward(step, state, last=wanted), wanted)
-            for (index, _, _), owner, ids, part in zip(pieces, owners, chunks, parts, strict=True):
-                owner.ids += ids
+            rows, positions = [member.row for member in members], [first for _, first, _ in pieces]
+            step = Step.pack(chunks, rows, positions, state.device)
+            last = [max(0, stop - max(first, len(texts[i]) - outputs[i])) for i, first, stop in pieces]
+            parts = torch.split(members[0].model.forward(step, state, last=last), last)
+            for (index, _, _), member, ids, part in zip(pieces, members, chunks, parts, strict=True):
+                member.ids += ids
                 hidden[index].append(part)
-                if marks:
-                    state.checkpoint(owner.row)
+                if checkpoints:
+                    state.checkpoint(member.row)
         return starts, [torch.cat(parts) for parts in hidden]
 
 
-def _pieces(
+def _plan_steps(
     starts: Seq[int], stops: Seq[int], chunk: int, cuts: Seq[int], padded: bool
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """(index, first, stop) of what each step feeds: `chunk` tokens in all, the texts one after the other.
+    """Yield the pieces (index, first, stop) of each step: `chunk` tokens in total, one text after the other.
 
-    No piece reaches beyond its text's cut, if it begins before it. Where steps are `padded`, one ends before filling
-    up would make it more than twice as large.
+    A piece that starts before its text's cut ends there at the latest. If steps are `padded`, one ends before padding
+    would more than double it.
     """
     step: list[tuple[int, int, int]] = []
     room, longest = chunk, 0
@@ -191,21 +204,21 @@ def _pieces(
 
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:
-    """How many tokens two texts share at their beginning."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Length of the longest common prefix."""
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def check_ids(ids: Seq[int], vocab_size: int) -> None:
-    """Refuse what are no ids, and ids that the vocabulary does not have."""
-    if not all(type(number) is int for number in ids):
-        odd = next(number for number in ids if type(number) is not int)
-        raise BareloopError(f"token ids are whole numbers, and these hold {odd!r}")
+    """Raise `BareloopError` unless all ids are ints in the vocabulary."""
+    if not all(type(token) is int for token in ids):
+        wrong = next(token for token in ids if type(token) is not int)
+        raise BareloopError(f"token ids are whole numbers, and these contain {quote(wrong)}")
     if not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise BareloopError(f"token ids run from 0 to {vocab_size - 1}, and these from {min(ids)} to {max(ids)}")
+        raise BareloopError(f"token ids are 0 to {vocab_size - 1}, and these are {min(ids)} to {max(ids)}")
 
 
 class _Reply:
-    """What one sequence has written so far, and when to stop."""
+    """The text that one sequence has generated so far, and its stop rules."""
 
     def __init__(self, sequence: Sequence, params: SamplingParams, continues: bool) -> None:
         if params.stop and sequence.tokenizer is None:
@@ -220,15 +233,15 @@ class _Reply:
         self.detokenizer = sequence.tokenizer.detokenizer(continues) if sequence.tokenizer else None
         self.stops = StopStrings(params.stop)
 
-    def take(self, token: int) -> tuple[str, str | None]:
-        """The text that a chosen token makes certain, and the finish reason if it is the last."""
+    def push(self, token: int) -> tuple[str, str | None]:
+        """The text that a chosen token completes, and the finish reason if it is the last."""
         text, reason = "", None
         if self.detokenizer is not None:
             text = self.stops.push(self.detokenizer.push(token))
-        written = len(self.sequence.ids) - self.start + 1
+        count = len(self.sequence.ids) - self.start + 1
         if token in self.stop_ids or self.stops.found is not None:
             reason = "stop"
-        elif written >= self.params.max_new_tokens or len(self.sequence.ids) >= self.sequence.max_length:
+        elif count >= self.params.max_new_tokens or len(self.sequence.ids) >= self.sequence.max_length:
             reason = "length"
         if reason is not None and self.detokenizer is not None:
             text += self.stops.push(self.detokenizer.flush())
@@ -237,18 +250,19 @@ class _Reply:
 
 
 def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = True) -> Iterator[Event]:
-    """Advance all sequences (of one state, each fed) together, a packed step a token, until each has stopped.
+    """Advance all sequences (of one state, each fed) together, one token each per step, until each has stopped.
 
-    Every event leaves every sequence consistent: its chosen token is fed only when the caller comes back.
-    `continues`: the text goes on after the prompt's, so that a space between them is kept.
+    Every event leaves every sequence consistent: the chosen token is fed only when the caller asks for the next event.
+    `continues`: the text continues the prompt's, so that a space between them is kept.
+    Raises `BareloopError` if the logits of a sequence are not finite numbers.
     """
     if len({(id(sequence.state), sequence.row) for sequence in sequences}) < len(sequences) or any(
         sequence.state is not sequences[0].state for sequence in sequences
     ):
-        raise BareloopError("sequences that decode together are distinct rows of one state")
+        raise BareloopError("sequences that decode together must be distinct rows of one state")
     for sequence in sequences:
         sequence.check_open()
-        sequence.state.rewind(sequence.row, len(sequence.ids))  # an interrupt may have hit between forward and ids
+        sequence.state.rewind(sequence.row, len(sequence.ids))  # after an interrupt between the forward pass and `ids`
     kernels.adopt()
     active = {index: _Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
     while active:
@@ -259,16 +273,22 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
         with torch.inference_mode():
             chosen = choose(logits, params, texts, starts, [reply.seed for reply in replies])  # <- the next token
         tokens = dict(zip(list(active), chosen.tolist(), strict=True))
+        if INVALID in tokens.values():
+            invalid = [active[index].sequence for index in tokens if tokens[index] == INVALID]
+            error = _not_finite(invalid[0])
+            for sequence in invalid:
+                sequence.clear()
+            raise error
         logprobs = top_logprobs(logits, chosen, params.logprobs) if params.logprobs else None
-        for place, (index, token) in enumerate(tokens.items()):
-            text, reason = active[index].take(token)
+        for row, (index, token) in enumerate(tokens.items()):
+            text, reason = active[index].push(token)
             if reason is not None:
                 del active[index]
-            own, top = (logprobs[0][place], logprobs[1][place]) if logprobs else (None, None)
-            yield Event(index, token, text, own, top, reason)
+            logprob, top = (logprobs[0][row], logprobs[1][row]) if logprobs else (None, None)
+            yield Event(index, token, text, logprob, top, reason)
         active = {index: reply for index, reply in active.items() if not reply.sequence.closed}
         if active:
-            _feed_one([reply.sequence for reply in active.values()], [tokens[index] for index in active])
+            _feed_tokens([reply.sequence for reply in active.values()], [tokens[index] for index in active])
 
 
 def _logits(sequence: Sequence) -> Tensor:
@@ -277,18 +297,35 @@ def _logits(sequence: Sequence) -> Tensor:
     return sequence.logits
 
 
-def _feed_one(sequences: Seq[Sequence], tokens: Seq[int]) -> None:
-    """One token each, in one packed step."""
-    first = sequences[0]
-    step = Step.pack(
-        [[token] for token in tokens],
-        [sequence.row for sequence in sequences],
-        [len(sequence.ids) for sequence in sequences],
-        first.state.device,
-    )
+def _feed_tokens(sequences: Seq[Sequence], tokens: Seq[int]) -> None:
+    """Feed one token to each sequence, in one step."""
+    model, state = sequences[0].model, sequences[0].state
+    rows, positions = [sequence.row for sequence in sequences], [len(sequence.ids) for sequence in sequences]
+    step = Step.pack([[token] for token in tokens], rows, positions, state.device)
     with torch.inference_mode():
-        logits = first.model.logits(first.model.forward(step, first.state))
+        logits = model.logits(model.forward(step, state))
     for sequence, token, row in zip(sequences, tokens, logits, strict=True):
-        sequence.logits = None  # an interrupt between the lines below must not leave ids with old logits
+        sequence.logits = None  # so that an interrupt here does not leave new ids with old logits
         sequence.ids.append(token)
         sequence.logits = row
+
+
+def _not_finite(sequence: Sequence) -> BareloopError:
+    """The error for logits that are NaN or infinite, with the first position at which they are.
+
+    The position is found by bisection over prefixes: once a position is invalid, all later ones are.
+    """
+    model, ids = sequence.model, sequence.ids
+
+    def is_invalid(length: int) -> bool:
+        probe = Sequence(model, model.new_state(), sequence.max_length)
+        _, (hidden,) = prefill([probe], [ids[:length]], [1])
+        with torch.inference_mode():
+            return not bool(model.logits(hidden).amax().isfinite())
+
+    position = min(bisect_left(range(1, len(ids) + 1), True, key=is_invalid), len(ids) - 1)
+    half = model.dtype == torch.float16
+    remedy = "float16 may have overflowed: use --dtype bfloat16 or float32" if half else "the checkpoint may be damaged"
+    return BareloopError(
+        f"{model.source}: the logits are not finite numbers, first at position {position} of {len(ids):,}; {remedy}"
+    )

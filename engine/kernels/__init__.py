@@ -1,7 +1,8 @@
-"""One token's way through a model on a CPU, in C++: operators for 1 to 8 rows, built on first use.
+"""C++ operators for one to eight rows on a CPU, built on first use.
 
-Nobody waits for the build: PyTorch's own operators serve until it is done, and for ever where there is no compiler.
-`BARELOOP_ISA` forces a path: avx512, avx2, portable (NEON on ARM), or torch for none.
+Nothing waits for the build: PyTorch's own operators serve until it is done, and always where there is no compiler.
+The environment variable `BARELOOP_ISA` selects an instruction set: avx512, avx2, portable (NEON on ARM), or torch for
+PyTorch's operators.
 """
 
 from __future__ import annotations
@@ -16,34 +17,40 @@ from torch import Tensor
 
 from engine.kernels import build
 
-ROWS = 8  # of more, matrix products for many rows are faster
+MAX_ROWS = 8  # beyond that PyTorch's matrix products are faster
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 
-_ops: Any = None  # what serves: the library's operators; one a process, as are PyTorch's
-_built: Any = None  # they, as soon as they are loaded
+# One library per process, as PyTorch's operator registry is one per process, too.
+_active_ops: Any = None  # the operators in use
+_loaded_ops: Any = None  # the operators once they are loaded; `adopt` makes them active
 _isa = ""
-_why = PYTORCH  # in words, as long as there are none
-_starting, _started = threading.Lock(), False
-_watcher: threading.Thread | None = None
+_inactive_reason = PYTORCH  # what serves instead, and why
+_start_lock, _started = threading.Lock(), False
+_build_thread: threading.Thread | None = None
 
 
-def few(x: Tensor) -> Any:
-    """The operators, where they serve: up to `ROWS` rows [R, n] on the CPU, without gradients. Else None."""
-    if _ops is None or x.dim() != 2 or not 0 < len(x) <= ROWS or x.dtype not in DTYPES or x.device.type != "cpu":
+def for_input(x: Tensor) -> Any:
+    """The operators if they take this input, else None.
+
+    They take up to `MAX_ROWS` rows [R, n] of bfloat16 or float32 on the CPU, without gradients.
+    """
+    if _active_ops is None or x.dim() != 2 or not 0 < len(x) <= MAX_ROWS:
         return None
-    return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _ops
+    if x.dtype not in DTYPES or x.device.type != "cpu":
+        return None
+    return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _active_ops
 
 
-def serving(device: torch.device) -> Any:
-    """The operators that take any number of rows, where they serve; else None."""
-    return _ops if device.type == "cpu" and not torch.compiler.is_compiling() else None
+def for_device(device: torch.device) -> Any:
+    """The operators that take any number of rows (quantize, dequantize) if the device is the CPU, else None."""
+    return _active_ops if device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
 def start() -> None:
-    """Load the library; have it built in the background where it is not there yet. Does nothing the second time."""
-    global _started, _why, _watcher  # noqa: PLW0603
-    with _starting:
+    """Load the library, or start to build it in the background. Only the first call has an effect."""
+    global _started, _inactive_reason, _build_thread  # noqa: PLW0603
+    with _start_lock:
         if _started:
             return
         isa = build.choose_isa()
@@ -58,69 +65,70 @@ def start() -> None:
         if reason is not None:
             _give_up(reason)
             return
-        _why = f"{PYTORCH}, while the C++ kernels are built"
-        _watcher = threading.Thread(target=_build, args=(isa,), daemon=True)
-        _watcher.start()
-
-
-def serve() -> bool:
-    """Whether the library serves; one that is being built is waited for."""
-    wait()
-    return _ops is not None
+        _inactive_reason = f"{PYTORCH}, while the C++ kernels are built"
+        _build_thread = threading.Thread(target=_build_and_load, args=(isa,), daemon=True)
+        _build_thread.start()
 
 
 def adopt() -> None:
-    """From here on the library serves, if it is there: never from the middle of a reply."""
-    global _ops  # noqa: PLW0603
-    _ops = _built
+    """Use the library from now on, if it is loaded. Called between replies, so that each is computed in one way."""
+    global _active_ops  # noqa: PLW0603
+    _active_ops = _loaded_ops
 
 
 def wait() -> None:
-    """Return when nothing is being built any more: what is computed from here on is computed in one way."""
+    """Wait for a build in progress, so that everything from now on is computed in one way."""
     start()
-    if _watcher is not None and _watcher.is_alive():
+    if _build_thread is not None and _build_thread.is_alive():
         logging.getLogger("bareloop").warning("building the C++ kernels, once; this takes half a minute")
-        _watcher.join()
+        _build_thread.join()
     adopt()
 
 
-def state(dtype: torch.dtype = torch.bfloat16) -> str:
-    """What serves few rows of this dtype, in words."""
-    if _ops is None:
-        return _why
+def available() -> bool:
+    """Whether the operators are in use; waits for a build in progress."""
+    wait()
+    return _active_ops is not None
+
+
+def describe(dtype: torch.dtype = torch.bfloat16) -> str:
+    """What computes a few rows of this dtype, for the user."""
+    if _active_ops is None:
+        return _inactive_reason
     return f"C++ kernels ({_isa})" if dtype in DTYPES else PYTORCH
 
 
 def load(isa: str) -> Any:
-    """The operators of one path, built now if need be."""
+    """The operators for one instruction set, built now if need be."""
     build.build(isa)
     return _operators(isa)
 
 
-def _build(isa: str) -> None:
-    """In a process of its own, which goes on when this one ends."""
-    status = build.in_background(isa).wait()
+def _build_and_load(isa: str) -> None:
+    """Build in a subprocess, which goes on if this process ends."""
+    status = build.build_in_background(isa).wait()
     if status == 0:
         _load(isa)
     else:
-        _give_up(build.obstacle(isa) or f"building the C++ kernels failed ({status}): python -m engine.kernels.build")
+        failure = f"building the C++ kernels failed ({status}): python -m engine.kernels.build"
+        _give_up(build.obstacle(isa) or failure)
 
 
 def _load(isa: str) -> None:
-    global _built, _isa
+    global _loaded_ops, _isa
     try:
-        _built, _isa = _operators(isa), isa
-    except (OSError, RuntimeError, AttributeError) as error:  # torn, or of another machine that shares the cache
-        shutil.rmtree(build.library(isa).parent, ignore_errors=True)
-        _give_up(f"the C++ kernels do not load, and the next run builds them anew ({str(error).splitlines()[0]})")
+        _loaded_ops, _isa = _operators(isa), isa
+    except (OSError, RuntimeError, AttributeError) as error:  # truncated, or built on another machine with this cache
+        shutil.rmtree(build.library_path(isa).parent, ignore_errors=True)
+        _give_up(f"the C++ kernels do not load, and the next run builds them again ({str(error).splitlines()[0]})")
 
 
 def _give_up(reason: str) -> None:
-    global _why  # noqa: PLW0603
-    _why = f"{PYTORCH}: {reason}"
-    logging.getLogger("bareloop").warning("%s; a token takes PyTorch's operators, up to 3 times as long", reason)
+    global _inactive_reason  # noqa: PLW0603
+    _inactive_reason = f"{PYTORCH}: {reason}"
+    logging.getLogger("bareloop").warning("%s; PyTorch's operators take up to 3 times as long per token", reason)
 
 
 def _operators(isa: str) -> Any:
-    torch.ops.load_library(str(build.library(isa)))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(build.library_path(isa)))  # type: ignore[no-untyped-call]
     return getattr(torch.ops, build.namespace(isa))

@@ -1,6 +1,6 @@
-"""How the library is built: one for each instruction set, version of the sources and of torch, in the user's cache.
+"""Build the C++ kernels: one library per instruction set, source version and torch version, in the user's cache.
 
-python -m engine.kernels.build [ISA] builds it now, and shows what the compiler says.
+`python -m engine.kernels.build [ISA]` builds one now, and shows the compiler's output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.runtime.files import exclusive, user_cache, write_atomic
 SOURCES = Path(__file__).parent / "cpu"
 VARIABLE = "BARELOOP_ISA"
 
-# What the compiler may use; ATen's vectors follow CPU_CAPABILITY.
+# Compiler flags for each instruction set. CPU_CAPABILITY selects the width of ATen's vectors.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 FLAGS = {
@@ -34,39 +34,45 @@ FLAGS = {
 
 
 def choose_isa() -> str:
-    """The best path of this CPU, or the one that the variable names, if the CPU has it."""
+    """The instruction set named by `BARELOOP_ISA`, else the best of this CPU.
+
+    Raises `UsageError` if the named one is unknown, or this CPU does not have it.
+    """
     forced = os.environ.get(VARIABLE)
-    if forced and forced not in able():
-        known = "is no path" if forced not in FLAGS else "is a path that this CPU does not have"
-        raise UsageError(f"{VARIABLE}={forced} {known}; use {', '.join(able())}")
-    return forced or able()[0]
+    if forced and forced not in supported_isas():
+        problem = "is unknown" if forced not in FLAGS else "is not supported by this CPU"
+        raise UsageError(f"{VARIABLE}={forced} {problem}; use {', '.join(supported_isas())}")
+    return forced or supported_isas()[0]
 
 
-def able() -> list[str]:
-    """The paths of this CPU, the best one first. `portable` has vectors on ARM alone; elsewhere PyTorch is faster."""
+def supported_isas() -> list[str]:
+    """The instruction sets of this CPU, the best first.
+
+    `portable` has vectors only on ARM; elsewhere PyTorch's operators ("torch") are faster.
+    """
     vectors = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
     arm = platform.machine().lower() in ("arm64", "aarch64")
     return [*vectors, *(("portable", "torch") if arm else ("torch", "portable"))]
 
 
 def namespace(isa: str) -> str:
-    """Of the operators: `torch.ops.bareloop_avx2`."""
+    """The namespace of the operators: `torch.ops.bareloop_avx2`."""
     return f"bareloop_{isa}"
 
 
 def compiler_flags(isa: str) -> list[str]:
-    """For one path."""
-    own = FLAGS[isa]
+    """All compiler flags for one instruction set."""
+    flags = FLAGS[isa]
     if isa == "avx512" and torch.cpu._is_avx512_bf16_supported():
-        own = (*own, "-mavx512bf16")
+        flags = (*flags, "-mavx512bf16")
     if isa == "avx512" and torch.cpu._is_vnni_supported():
-        own = (*own, "-mavx512vnni")
+        flags = (*flags, "-mavx512vnni")
     threads = ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)  # torch's pool is OpenMP's
-    return ["-O3", *threads, *own, f"-DBARELOOP_OPS={namespace(isa)}"]
+    return ["-O3", *threads, *flags, f"-DBARELOOP_OPS={namespace(isa)}"]
 
 
-def library(isa: str) -> Path:
-    """Where the library of this path, these sources and this torch is, or will be."""
+def library_path(isa: str) -> Path:
+    """Where the library is or will be. The path has a hash of the sources, the flags and torch's version."""
     parts = [platform.machine(), torch.__version__, *compiler_flags(isa)]
     content = [path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]*"))]
     key = hashlib.sha256(b"\0".join([*(part.encode() for part in parts), *content])).hexdigest()
@@ -74,39 +80,41 @@ def library(isa: str) -> Path:
 
 
 def obstacle(isa: str) -> str | None:
-    """Why it cannot be built here, in one line; None if nothing is known against it."""
+    """Why the library cannot be built here, in one line; None if there is no known reason."""
     if os.name != "posix":
         return f"the C++ kernels are not built on {platform.system()}"
-    found = shutil.which(shlex.split(compiler())[0])
-    if found is None:
+    executable = shutil.which(shlex.split(compiler())[0])
+    if executable is None:
         return f"no C++ compiler ({compiler()}): install g++ or clang"
-    log, folder = _log(isa), cache_folder()
+    log, folder = _log_path(isa), cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_mtime > Path(found).stat().st_ctime:  # by this compiler
-            return f"the C++ kernels could not be built; {log} says why, and they are tried again without it"
+        if log.exists() and log.stat().st_mtime > Path(executable).stat().st_ctime:  # failed with this compiler
+            return f"the C++ kernels could not be built; see {log}, and delete it to try again"
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return f"the C++ kernels cannot be kept in {folder} ({error.strerror})"
+        return f"the C++ kernels cannot be written to {folder} ({error.strerror})"
     return None
 
 
 def compiler() -> str:
-    """Of C++: the one that CXX names. On Linux g++ before others, because its threads are torch's."""
-    usual = "g++" if sys.platform == "linux" and shutil.which("g++") else "c++"
-    return os.environ.get("CXX", "").strip() or usual
+    """The C++ compiler: `CXX` if set. On Linux g++ before others, because its OpenMP runtime is torch's."""
+    default = "g++" if sys.platform == "linux" and shutil.which("g++") else "c++"
+    return os.environ.get("CXX", "").strip() or default
 
 
 def is_built(isa: str) -> bool:
-    """Whether the library is there to be loaded."""
+    """Whether the library exists."""
     try:
-        return library(isa).exists()
-    except OSError:  # a folder of somebody else's
+        return library_path(isa).exists()
+    except OSError:  # another user's folder
         return False
 
 
-def in_background(isa: str) -> subprocess.Popen[bytes]:
-    """The build as a process that neither Ctrl-C nor our end stops, so that short runs get it done too."""
+def build_in_background(isa: str) -> subprocess.Popen[bytes]:
+    """Start the build as a process that neither Ctrl-C nor the end of this process stops, so that short runs build it
+    too.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "engine.kernels.build", isa],
         cwd=SOURCES.parents[2],
@@ -118,30 +126,33 @@ def in_background(isa: str) -> subprocess.Popen[bytes]:
 
 
 def build(isa: str, verbose: bool = False) -> None:
-    """Build it, unless it is there. One process at a time does; a killed one is nothing to wait for."""
-    target = library(isa)
+    """Build the library unless it exists. One process at a time builds; the others wait for its lock.
+
+    Raises `BareloopError` if the compiler fails; its output is in the log.
+    """
+    target = library_path(isa)
     if target.exists():
         return
-    place = target.parent
-    with exclusive(place.with_suffix(".lock")):
+    folder = target.parent
+    with exclusive(folder.with_suffix(".lock")):
         if target.exists():
             return
-        draft = place.with_suffix(".draft")
+        draft = folder.with_suffix(".draft")
         try:
-            shutil.rmtree(draft, ignore_errors=True)  # what a process left that was killed
+            shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
             draft.mkdir()
             _compile(isa, draft, verbose)
-            draft.rename(place)
-            _log(isa).unlink(missing_ok=True)
+            draft.rename(folder)
+            _log_path(isa).unlink(missing_ok=True)
         except Exception as error:
-            write_atomic(_log(isa), f"{error}\n")
-            raise BareloopError(f"the C++ kernels could not be built; {_log(isa)} says why") from error
+            write_atomic(_log_path(isa), f"{error}\n")
+            raise BareloopError(f"the C++ kernels could not be built; see {_log_path(isa)}") from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
 def _compile(isa: str, folder: Path, verbose: bool) -> None:
-    """By torch's own builder, which knows its headers and the flags that belong to them."""
+    """Compile with torch's extension builder, which knows torch's headers and their flags."""
     import ninja
     from torch.utils import cpp_extension
 
@@ -158,15 +169,15 @@ def _compile(isa: str, folder: Path, verbose: bool) -> None:
     )
 
 
-def _log(isa: str) -> Path:
-    return library(isa).parent.with_suffix(".log")
+def _log_path(isa: str) -> Path:
+    return library_path(isa).parent.with_suffix(".log")
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept."""
+    """The folder of the libraries."""
     return user_cache("kernels")
 
 
 if __name__ == "__main__":
-    os.nice(10)  # what else runs here comes first
+    os.nice(10)  # let interactive work on this machine go first
     build(sys.argv[1] if len(sys.argv) > 1 else choose_isa(), verbose=True)

@@ -1,8 +1,8 @@
 """Attention: the projections of one layer, and one `attend` for whole prompts, chunks, decoding and forks.
 
-A step's queries see two things: the past, which its rows hold in a state, and each other, causally within
-a row. Softmax over the union is the softmax over each part, weighted by the parts' sums of exponentials
-(as in FlashAttention); so a prefix that many rows share is attended to once for all of them.
+A step's queries attend to two things: the past of their row, in the cache, and the row's other new tokens, causally.
+Softmax over the union is the softmax over each part, weighted by the parts' sums of exponentials (as in
+FlashAttention); so a prefix that many rows share is read once for all of them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from engine.cache.state import Step
 from engine.layers.linear import Linear
 from engine.layers.rope import rotate
 
-QUERY_BLOCK = 128  # queries that a CPU attends with at once under a mask
+QUERY_BLOCK = 128  # queries per masked call on a CPU
 
-# The view of the tokens that somebody reads after the last layer, and their places in the step; None: all of them.
+# The view of the tokens whose outputs are needed after the last layer, and their indices in the step; None: all.
 Tail = tuple[View, Tensor] | None
 
 
@@ -36,16 +36,16 @@ class AttentionConfig:
     head_dim: int
     qkv_bias: bool
     out_bias: bool
-    qk_norm: Callable[[int], nn.Module] | None  # makes a norm of this size
-    qk_norm_heads: bool  # each head of q and k on its own, or all heads as one vector
-    clip: float | None  # q, k and v lie within ± this
-    window: int | None  # how far back it sees; None: to the beginning
+    qk_norm: Callable[[int], nn.Module] | None  # creates a norm of the given size
+    qk_norm_heads: bool  # norm each head of q and k by itself, or all heads as one vector
+    clip: float | None  # q, k and v are clamped to ± this
+    window: int | None  # attention window in tokens; None for full attention
     scale: float  # of the scores
     softcap: float | None  # scores s become c tanh(s / c)
 
 
 class Attention(nn.Module):
-    """Self-attention with grouped queries."""
+    """Grouped-query self-attention."""
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
@@ -60,9 +60,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, layer: int, tail: Tail
     ) -> Tensor:
-        """x [N, hidden] -> [N, hidden]; the step's keys and values go into layer `layer` of the view.
+        """x [N, hidden] -> [N, hidden]. The step's keys and values are written into layer `layer` of the view.
 
-        With a `tail`, all of them do, but only its tokens attend: -> [tokens of the tail, hidden].
+        With a `tail` only its tokens attend: -> [tokens of the tail, hidden].
         """
         config = self.config
         qkv = self.qkv(x)
@@ -81,18 +81,18 @@ class Attention(nn.Module):
         if view is not None:
             view.write(layer, k, v)
         if tail is not None:
-            view, places = tail
-            q, k, v = q[places], k[places], v[places]
+            view, indices = tail
+            q, k, v = q[indices], k[indices], v[indices]
         return self.out(attend(q, k, v, step, view, layer, config).flatten(1))
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer: int, config: AttentionConfig
 ) -> Tensor:
-    """softmax(scale q kᵀ) v for every token of the step, over its row's past and itself.
+    """softmax(scale q kᵀ) v for every token of the step, over its row's past and new tokens up to itself.
 
-    q [N, H, D], k and v [N, Hkv, D]; the past is in `view` (none: rows begin here). With a window W, a query
-    at position p sees keys at positions p - W + 1 … p. -> [N, H, D]
+    q [N, H, D], k and v [N, Hkv, D]; the past is in `view` (None: rows start at position 0). With a window W a query
+    at position p attends to keys at positions p - W + 1 … p. -> [N, H, D]
     """
     if view is None:
         return _attend_fresh(q, k, v, step, config)
@@ -102,7 +102,7 @@ def attend(
         return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
     if not view.past:
         return torch.cat([_attend_causal(q[r.queries], k[r.queries], v[r.queries], config) for r in view.rows])
-    if view.in_one_piece:
+    if view.plain_decoding:
         rows = ((row.queries, row.target.kv[layer, :, :, : row.offset + 1]) for row in view.rows)
         return torch.cat([_attend_one(q[queries], kv[0], kv[1], config) for queries, kv in rows])
     if q.device.type != "cpu":
@@ -111,13 +111,13 @@ def attend(
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, config: AttentionConfig) -> Tensor:
-    """Decoding: one query [1, H, D] that sees all keys and values [Hkv, T, D]. No mask, no copies."""
+    """Decoding: one query [1, H, D] over all keys and values [Hkv, T, D], without a mask or copies."""
     packed = q.view(1, len(keys), -1, q.shape[-1])  # the G query heads of a group are G queries
-    return _product(packed, keys[None], values[None], config).reshape(q.shape)  # some kernels lay heads out last
+    return _sdpa(packed, keys[None], values[None], config).reshape(q.shape)  # some kernels return another layout
 
 
 def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, config: AttentionConfig) -> Tensor:
-    """Rows that begin here and leave nothing behind. Differentiable; neighbours of one length are one batch."""
+    """Rows without a cache. Differentiable; neighbouring rows of the same length are one batch."""
     if config.window is not None or config.softcap is not None:
         return torch.cat([_attend_causal(q[s], k[s], v[s], config) for s in step.slices()])
     runs = [(length, len(list(run))) for length, run in groupby(step.lengths.tolist())]
@@ -125,24 +125,25 @@ def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, config: Attention
     parts = []
     for (length, count), *qkv in zip(runs, *(torch.split(x, sizes) for x in (q, k, v)), strict=True):
         queries, keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
-        out = _product(queries, keys, values, config, causal=True)
+        out = _sdpa(queries, keys, values, config, causal=True)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # of [count, H, length, D]
     return torch.cat(parts)
 
 
 def _attend_causal(q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig) -> Tensor:
-    """One row from its beginning: [n, H, D] among themselves. Differentiable."""
+    """One row from position 0: q, k, v [n, …] among themselves. Differentiable."""
     return _attend_masked(q, k.transpose(0, 1), v.transpose(0, 1), 0, 0, config)
 
 
 def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfig) -> Tensor:
-    """One row with its keys in one piece, copied there if need be: windows, and all else but decoding away from
-    the CPU.
+    """One row with its keys concatenated, unless they are in one segment.
+
+    Used for windows and soft caps, and on GPUs for everything but plain decoding.
     """
-    first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest key that a query sees
+    first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest visible position
     pieces, position = [], row.first
-    before = row.past[:-1] if row.offset else row.past  # the target itself may hold the end of the past
-    for segment, length in (*before, (row.target, row.offset + row.count)):
+    other_segments = row.past[:-1] if row.offset else row.past  # the target itself may have the end of the past
+    for segment, length in (*other_segments, (row.target, row.offset + row.count)):
         if position + length > first:
             pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
         position += length
@@ -155,14 +156,14 @@ def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfi
 def _attend_masked(q: Tensor, keys: Tensor, values: Tensor, start: int, first: int, config: AttentionConfig) -> Tensor:
     """Queries [n, H, D] at positions from `start` on, over keys and values [Hkv, T, D] at positions from `first` on.
 
-    torch's kernel for CPUs computes what a causal mask hides, so there it is given a few queries at a time, with
-    the keys that these can see. -> [n, H, D]
+    torch's CPU kernel also computes the masked part, so there it gets a few queries at a time, with the keys that are
+    visible to them. -> [n, H, D]
     """
     queries, window = q.transpose(0, 1)[None], config.window  # [1, H, n, D]
     count = queries.shape[2]
     plain = window is None and start == first and config.softcap is None
     if plain and (count <= QUERY_BLOCK or q.device.type != "cpu"):
-        return _product(queries, keys[None], values[None], config, causal=True)[0].transpose(0, 1)
+        return _sdpa(queries, keys[None], values[None], config, causal=True)[0].transpose(0, 1)
     block = QUERY_BLOCK if q.device.type == "cpu" else count
     parts = []
     for begin in range(0, count, block):
@@ -173,17 +174,17 @@ def _attend_masked(q: Tensor, keys: Tensor, values: Tensor, start: int, first: i
         distance = position - torch.arange(first + oldest, first + newest, device=q.device)
         mask = distance >= 0 if window is None else (distance >= 0) & (distance < window)
         k, v = keys[None, :, oldest:newest], values[None, :, oldest:newest]
-        part = _product(queries[:, :, begin:end], k, v, config, mask)
+        part = _sdpa(queries[:, :, begin:end], k, v, config, mask)
         parts.append(part[0].transpose(0, 1))
     return torch.cat(parts)
 
 
-def _product(
+def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """softmax(cap(scale q kᵀ)) v for q [B, H, n, D], k and v [B, Hkv, T, D]; `mask` [n, T] is what is seen.
+    """softmax(cap(scale q kᵀ)) v for q [B, H, n, D], k and v [B, Hkv, T, D]; `mask` [n, T] is true where visible.
 
-    torch's kernels know no cap, so where there is one the scores are written out (never with `causal`).
+    torch's kernels have no soft cap, so with one the scores are materialized (never with `causal`).
     """
     if config.softcap is None:
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=config.scale, enable_gqa=True)
@@ -196,17 +197,17 @@ def _product(
 
 
 def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int, config: AttentionConfig) -> Tensor:
-    """The new tokens among themselves, then every block of the past, merged by their sums of exponentials."""
-    own = [(q[r.queries], k[r.queries].transpose(0, 1), v[r.queries].transpose(0, 1)) for r in view.rows]
-    parts = [_flash(*row, True, config.scale) for row in own]
+    """New tokens among themselves, then every block of the past, merged by their sums of exponentials."""
+    new_rows = [(q[r.queries], k[r.queries].transpose(0, 1), v[r.queries].transpose(0, 1)) for r in view.rows]
+    parts = [_flash(*row, True, config.scale) for row in new_rows]
     total = torch.cat([log_sum for _, log_sum in parts])  # [N, H], float32 or wider
     out = torch.cat([part for part, _ in parts]).to(total.dtype)  # [N, H, D]
     for block in view.past:
         keys, values = block.segment.kv[layer, :, :, : block.length]
-        new, log_sum = _flash(q[block.queries], keys, values, False, config.scale)
+        past, log_sum = _flash(q[block.queries], keys, values, False, config.scale)
         old = total[block.queries]
-        share = torch.sigmoid(log_sum - old)  # e^new / (e^new + e^old)
-        out[block.queries] = torch.lerp(out[block.queries], new.to(out.dtype), share[..., None])
+        weight = torch.sigmoid(log_sum - old)  # e^log_sum / (e^log_sum + e^old)
+        out[block.queries] = torch.lerp(out[block.queries], past.to(out.dtype), weight[..., None])
         total[block.queries] = torch.logaddexp(old, log_sum)
     return out.to(q.dtype)
 
@@ -214,8 +215,8 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int, co
 def _flash(q: Tensor, keys: Tensor, values: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """q [n, H, D] over keys and values [Hkv, T, D] -> out [n, H, D] and the log of the sum of exponentials [n, H].
 
-    Grouped queries need no copies of the keys: without a mask the queries of a group are just more queries,
-    and with one the groups are the batch. (torch's public function does not return the sums.)
+    Grouped queries need no copies of the keys: without a mask the query heads of a group are additional queries, with
+    one the groups are the batch. (torch's public function does not return the sums.)
     """
     n, num_heads, head_dim = q.shape
     groups = len(keys)

@@ -1,8 +1,9 @@
-"""A weight matrix. How it is stored is its own affair: nothing above this file knows."""
+"""Linear and Embedding: a weight matrix in any format. Nothing above this file knows which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,11 @@ from torch.nn import functional as F
 from engine import kernels
 from engine.quant.base import Format
 
-PACKED_ROWS = 16  # of fewer, a product is bound by reading the weight once, and has its own ways
+PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
 
 
 class Matrix(nn.Module):
-    """A weight [rows, columns]: plain numbers to begin with, which train; or frozen, in the format that it is given."""
+    """A weight [rows, columns]: dense and trainable at first, or frozen in a format once one is set."""
 
     weight: nn.Parameter
     scales: nn.Parameter | None
@@ -29,28 +30,28 @@ class Matrix(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what it multiplies, and of the product."""
+        """Dtype of the input and output of products."""
         return self.weight.dtype if self.format is None else self.format.dtype
 
     @property
     def nbytes(self) -> int:
-        """Of the weight and what belongs to it; without a bias."""
-        return sum(tensor.nbytes for tensor in self.held().values())
+        """Bytes of the weight with its scales, without the bias."""
+        return sum(tensor.nbytes for tensor in self.weight_tensors().values())
 
-    def held(self) -> dict[str, nn.Parameter]:
-        """The tensors of the weight by name, without a bias."""
+    def weight_tensors(self) -> dict[str, nn.Parameter]:
+        """The tensors of the weight by name, without the bias."""
         return {name: tensor for name, tensor in self.named_parameters(recurse=False) if name != "bias"}
 
-    def hold(self, form: Format, tensors: Mapping[str, Tensor]) -> None:
-        """From here on the weight is these tensors, in this format."""
-        self.format = form
+    def set_format(self, weight_format: Format, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the weight by these tensors in this format."""
+        self.format = weight_format
         for name, tensor in tensors.items():
             self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def share(self, other: Matrix) -> None:
-        """Have another's weight as one's own (tied embeddings)."""
+        """Use another matrix's weight (tied embeddings)."""
         self.format = other.format
-        for name, tensor in other.held().items():
+        for name, tensor in other.weight_tensors().items():
             self.register_parameter(name, tensor)
 
 
@@ -66,9 +67,9 @@ class Embedding(Matrix):
 class Linear(Matrix):
     """y = x Wᵀ + b : [N, in] -> [N, sum(splits)].
 
-    Several projections of the same input are one matrix, stacked by rows: `splits` are their heights, and
-    one product reads the input once. Loading, saving and adapters find each projection by its rows.
-    `exact` ones keep their numbers in every format.
+    Several projections of the same input are stacked by rows into one matrix, so that one product reads the input
+    once; `splits` are their heights. Loading, saving and adapters find each projection by its rows. An `exact` matrix
+    is never quantized.
     """
 
     bias: nn.Parameter | None
@@ -85,24 +86,36 @@ class Linear(Matrix):
             return self.format.product(self._parameters, x)
         if self._packed is not None and len(x) >= PACKED_ROWS:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        ops = kernels.few(x)
+        ops = kernels.for_input(x)
         if ops is not None:
             return ops.linear(x, self.weight, None, self.bias)
         return F.linear(x, self.weight, self.bias)
 
     def pack(self) -> None:
-        """Keep a second copy of a frozen bfloat16 weight, in the blocks that oneDNN's product on a CPU reads.
+        """Keep a second copy of a frozen bfloat16 weight in oneDNN's blocked layout, if this CPU supports it.
 
-        Else they are made anew in every product. The results are the same bits; hundreds of rows take 6 to 10 %
-        less time. For any other weight nothing happens.
+        Otherwise oneDNN reorders the weight in every product. The results are the same bits; products of hundreds of
+        rows take 6 to 10 % less time. No effect for other dtypes and devices.
         """
         weight = self.weight.detach()
         frozen = weight.dtype == torch.bfloat16 and not self.weight.requires_grad
-        if weight.device.type == "cpu" and frozen and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if weight.device.type == "cpu" and frozen and _can_pack_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
 
-def fused(module: nn.Module) -> bool:
-    """Whether the CPU's kernels for whole blocks take all matrices of a module."""
+@cache
+def _can_pack_bfloat16() -> bool:
+    """Whether oneDNN packs bfloat16 weights on this CPU, which needs AVX-512. Tried, as torch has no public query."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=torch.bfloat16), PACKED_ROWS)
+    except RuntimeError:
+        return False
+    return True
+
+
+def takes_fused_kernels(module: nn.Module) -> bool:
+    """Whether the C++ kernels for whole blocks support the formats of all matrices in a module."""
     matrices = [inner for inner in module.modules() if isinstance(inner, Matrix)]
     return all(matrix.format is None or matrix.format.fused for matrix in matrices)

@@ -1,15 +1,29 @@
-"""The feed-forward half of a block: gated and plain MLPs."""
+"""The feed-forward branch of a block: gated and plain MLPs, and their activations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from engine.layers.linear import Linear
-from engine.layers.norms import ACTIVATIONS, FUNCTIONS
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+ACTIVATIONS = {  # names in config.json -> functions
+    **{name: name for name in ("silu", "gelu", "relu")},
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
+    "swish": "silu",
+}
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020), with gate and up as one product."""
+    """down(act(gate(x)) * up(x)) (Shazeer 2020), with gate and up stacked into one product."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool) -> None:
         super().__init__()

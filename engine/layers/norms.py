@@ -1,4 +1,4 @@
-"""The small parts of a block: norms and MLPs."""
+"""RMSNorm and LayerNorm, in the variants that families use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from engine import kernels
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * w (Zhang & Sennrich 2019), the quotient always in float32.
+    """x / rms(x) * w (Zhang & Sennrich 2019), with the quotient in float32.
 
-    Families differ in when they round to the model's dtype, Llama before the weight is applied, OLMo-2 and Gemma
-    after (`weight_in_float32`), and in whether the weight is stored less one (`plus_one`, Gemma).
+    Families differ in when they round to the model's dtype: Llama before multiplying by the weight, OLMo-2 and Gemma
+    after (`weight_in_float32`); and in whether the weight is stored minus one (`plus_one`, Gemma).
     """
 
     def __init__(self, size: int, eps: float, weight_in_float32: bool = False, plus_one: bool = False) -> None:
@@ -26,20 +26,20 @@ class RMSNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        ops = kernels.few(x)
+        ops = kernels.for_input(x)
         if ops is not None and x.dtype == self.weight.dtype:
             kind = "RMS, 1 + w" if self.plus_one else "RMS, float32" if self.weight_in_float32 else "RMS"
             return ops.rms_norm(x, self.weight, self.eps, kind)
-        wide = _widened(x)
+        wide = _at_least_float32(x)
         unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if not self.weight_in_float32:
             return self.weight * unit.to(x.dtype)
-        weight = 1.0 + _widened(self.weight) if self.plus_one else self.weight
+        weight = 1.0 + _at_least_float32(self.weight) if self.plus_one else self.weight
         return (weight * unit).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean(x)) / std(x) * w + b (Ba et al. 2016); OLMo's has no weights."""
+    """(x - mean(x)) / std(x) * w + b (Ba et al. 2016). OLMo's has no weights."""
 
     def __init__(self, size: int, eps: float, weights: bool = True) -> None:
         super().__init__()
@@ -50,12 +50,12 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weight is None or self.bias is None or self.weight.dtype == x.dtype:
             return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # of a wider residual stream
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # the residual stream is wider
         return F.layer_norm(x, self.size, weight, bias, self.eps).to(self.weight.dtype)
 
 
-def _widened(x: Tensor) -> Tensor:
-    """In float32, unless it is wider already."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Convert to float32, unless x is float64."""
     return x.float() if x.dtype != torch.float64 else x
 
 
@@ -65,17 +65,4 @@ NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "RMS, 1 + w": lambda size, eps: RMSNorm(size, eps, weight_in_float32=True, plus_one=True),
     "layer": LayerNorm,
     "layer, no weights": lambda size, eps: LayerNorm(size, eps, weights=False),
-}
-
-
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-ACTIVATIONS = {  # as config.json spells them
-    **{name: name for name in ("silu", "gelu", "relu")},
-    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu_tanh"),
-    "swish": "silu",
 }

@@ -1,7 +1,7 @@
-"""Rotary position embedding (Su et al. 2021, RoFormer), with the scalings that checkpoints ask for.
+"""Rotary position embedding (Su et al. 2021, RoFormer), with the frequency scalings that checkpoints use.
 
-A head of size D is D/2 planes; plane i of a token at position p is turned by the angle p * inv_freq[i].
-The two coordinates of a plane lie D/2 apart (two halves, not interleaved pairs).
+A head of size D is D/2 planes; plane i of a token at position p is rotated by the angle p * inv_freq[i].
+The two coordinates of a plane are D/2 apart (two halves, not interleaved pairs).
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 
 
 class Rotary:
-    """cos and sin for the tokens of a step, shared by all layers. Angles are float32 whatever the model's dtype."""
+    """cos and sin tables for the tokens of a step, shared by all layers. Angles are float32 in every dtype."""
 
     def __init__(self, config: RopeConfig, head_dim: int) -> None:
         if config.type not in FREQUENCIES:
             known = ", ".join(FREQUENCIES)
-            raise BareloopError(f"config.json: rope_type {config.type!r} is not implemented; known: {known}")
+            raise BareloopError(f"config.json: rope_type {quote(config.type)} is not implemented; known: {known}")
         self.config = config
         self.head_dim = head_dim
         self.frequencies, self.amplitude = FREQUENCIES[config.type](config, head_dim)
 
     def __call__(self, positions: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions [N] of rows with `lengths` [R] tokens each -> cos, sin [N, 1, D/2]."""
+        """positions [N] of rows with `lengths` [R] tokens -> cos, sin [N, 1, D/2]."""
         extent = positions
-        if self.config.type == "dynamic":  # its frequencies follow the row's length so far
+        if self.config.type == "dynamic":  # the frequencies depend on the row's length so far
             ends = lengths.cumsum(0) - 1
             last = positions[ends.to(positions.device)]
             extent = last.repeat_interleave(lengths.to(positions.device)) + 1
@@ -40,18 +40,18 @@ class Rotary:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn every head of x [N, H, D] by its token's angles; the result has x's dtype.
+    """Rotate every head of x [N, H, D] by its token's angles; the result has x's dtype.
 
-    Where there are fewer than D/2 angles, only the first planes turn, and the other coordinates stay.
+    With fewer than D/2 angles only the first planes are rotated.
     """
     half = cos.shape[-1]
     first, second, rest = torch.split(x.to(cos.dtype), [half, half, x.shape[-1] - 2 * half], dim=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1).to(x.dtype)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*rotated, rest) if rest.shape[-1] else rotated, dim=-1).to(x.dtype)
 
 
 # A scaling gives the frequencies as a function of each token's row length [N] -> [N or 1, D/2], and the factor
-# on cos and sin. Formulas as in transformers' modeling_rope_utils, whose float32 steps are kept in their order.
+# on cos and sin. Formulas as in transformers' modeling_rope_utils, with the float32 operations in the same order.
 Frequencies = Callable[[Tensor], Tensor]
 
 
@@ -72,7 +72,7 @@ def _fixed(inv_freq: Tensor) -> Frequencies:
 
 def _factor(config: RopeConfig) -> float:
     if config.factor is None:
-        raise BareloopError(f"config.json: rope_type {config.type!r} needs a factor in rope_parameters")
+        raise BareloopError(f"config.json: rope_type {quote(config.type)} needs a factor in rope_parameters")
     return config.factor
 
 
@@ -88,8 +88,8 @@ def _linear(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
 def _dynamic(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
     """Dynamic NTK: beyond the trained length the base grows with the row.
 
-    What a cache already holds keeps its older rotation, here as in transformers; the loop stays within the
-    trained window, where nothing changes.
+    Cached keys keep their older rotation, as in transformers. The loop stays within the trained window, where nothing
+    changes.
     """
     if head_dim <= 2:
         raise BareloopError(f"config.json: rope_type 'dynamic' needs a head_dim above 2, not {head_dim}")
@@ -105,7 +105,7 @@ def _dynamic(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
 
 
 def _llama3(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
-    """Llama 3.1: long waves are stretched by the factor, short ones kept, those between interpolated."""
+    """Llama 3.1: long wavelengths are stretched by the factor, short ones kept, those between interpolated."""
     factor, original = _factor(config), config.original_max_position_embeddings
     inv_freq = 1.0 / config.theta ** _exponents(head_dim)
     wavelength = 2 * math.pi / inv_freq
@@ -120,7 +120,7 @@ def _yarn(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
     original = config.original_max_position_embeddings
     factor = config.factor or config.max_position_embeddings / original
 
-    def plane(rotations: float) -> float:  # the plane that turns `rotations` times within the trained length
+    def plane(rotations: float) -> float:  # the plane that rotates this often within the trained length
         return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(config.theta))
 
     low, high = plane(config.beta_fast), plane(config.beta_slow)
@@ -152,7 +152,7 @@ FREQUENCIES: dict[str, Callable[[RopeConfig, int], tuple[Frequencies, float]]] =
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: the base, and how its frequencies are scaled for longer windows."""
+    """Rotary embedding: the base, and how the frequencies are scaled for longer windows."""
 
     theta: float = 10_000.0
     type: str = "default"

@@ -1,4 +1,4 @@
-"""The families, by the `model_type` of their config.json."""
+"""The model families, by the `model_type` of their config.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.models import (
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys
 from engine.models.family import Family
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -37,18 +37,18 @@ FAMILIES: dict[str, Family] = {
 
 
 def configure(raw: Mapping[str, Any]) -> tuple[Family, ModelConfig]:
-    """The family and the configuration that a config.json asks for.
+    """Parse a config.json: -> its family and configuration.
 
-    Raises `BareloopError` for an unknown `model_type`, a value out of range, and a key that would change the
-    mathematics in a way that the family does not implement.
+    Raises `BareloopError` for an unknown `model_type`, a value out of range, or a key that would change the mathematics
+    in a way that the family does not implement.
     """
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
-        named = "no model_type" if model_type is None else f"model_type {model_type!r}, which is not implemented"
-        raise BareloopError(f"config.json has {named}; known: {known}")
+        problem = "no model_type" if model_type is None else f"model_type {quote(model_type)}, which is not implemented"
+        raise BareloopError(f"config.json has {problem}; known: {known}")
     family = FAMILIES[model_type]
-    keys = Keys(raw, family.spelled)
+    keys = Keys(raw, family.key_names)
     config = family.configure(keys)
     keys.refuse_unread()
     return family, config

@@ -1,9 +1,4 @@
-"""config.json, in both of its dialects, as frozen dataclasses.
-
-transformers 4 wrote `rope_theta` beside `rope_scaling` and `torch_dtype`; version 5 writes
-`rope_parameters` and `dtype`. `Keys` reads either, keeps account of what a family has read, and
-refuses what would change the mathematics without anybody having read it.
-"""
+"""ModelConfig: what every family's configuration has. Each family extends it; config_reader.py reads config.json."""
 
 from __future__ import annotations
 
@@ -15,18 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Traits:
-    """A family in words, for a table of them all."""
+    """A description of a family in words, for `python -m engine --families`."""
 
     norms: str
     positions: str
-    mixing: str  # of tokens with each other
+    mixing: str  # how tokens exchange information
     mlp: str
     state: str
 
 
 @dataclass(frozen=True)
 class ModelConfig(ABC):
-    """What every family has. `raw` is config.json as read, for saving."""
+    """The fields that every family has. `raw` is the parsed config.json, for saving."""
 
     model_type: str
     vocab_size: int
@@ -34,7 +29,7 @@ class ModelConfig(ABC):
     num_layers: int
     max_position_embeddings: int
     tie_word_embeddings: bool
-    dtype: str | None  # as config.json names it
+    dtype: str | None  # as in config.json
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     initializer_range: float
@@ -42,4 +37,4 @@ class ModelConfig(ABC):
 
     @abstractmethod
     def traits(self) -> Traits:
-        """What the family is made of, in words."""
+        """The family's building blocks in words."""

@@ -1,4 +1,8 @@
-"""config.json while it is read: typed access to its keys, in both of its dialects."""
+"""Read a config.json: typed access to its keys, in both of its dialects.
+
+transformers 4 wrote `rope_theta`, `rope_scaling` and `torch_dtype`; version 5 writes `rope_parameters` and `dtype`.
+`Keys` reads either, records which keys a family has read, and refuses unread keys that would change the mathematics.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from typing import Any
 
 from engine.layers.rope import RopeConfig
 from engine.runtime.device import DTYPES
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 
-LARGEST = 1e12  # of any number in a config.json
+MAX_NUMBER = 1e12  # of any number in a config.json
 
-# Keys that change the forward pass of some family, with the values at which they change nothing. One that
-# the family at hand does not read may only hold such a value. (transformers ignores it silently instead.)
+# Keys that change the forward pass of some family, with the values at which they change nothing. A key that the
+# current family does not read must have one of these values. (transformers ignores it silently.)
 MATHEMATICS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "alibi": (False,),
@@ -46,81 +50,83 @@ MATHEMATICS: dict[str, tuple[Any, ...]] = {
 
 
 class Keys:
-    """One config.json while it is read: typed access with one-line errors, and an account of what was read.
+    """The keys of one config.json: typed access with one-line errors, and a record of the keys that were read.
 
-    null is the same as an absent key, except where it says "none": `window` and `token_ids`. `spelled` is for
-    families whose keys are called differently: {"hidden_size": "n_embd"}.
+    null counts as absent, except where it means "none": `window`, `optional` and `token_ids`. `key_names` maps our
+    names to the family's: {"hidden_size": "n_embd"}.
     """
 
-    def __init__(self, raw: Mapping[str, Any], spelled: Mapping[str, str] | None = None) -> None:
+    def __init__(self, raw: Mapping[str, Any], key_names: Mapping[str, str] | None = None) -> None:
         self.raw = raw
-        self.spelled = spelled or {}
+        self.key_names = key_names or {}
         self.read: set[str] = set()
 
     def name(self, name: str) -> str:
-        """What this family calls a key, which so counts as read."""
-        name = self.spelled.get(name, name)
+        """The family's name of a key. The key is recorded as read."""
+        name = self.key_names.get(name, name)
         self.read.add(name)
         return name
 
-    def check_spellings(self, name: str) -> None:
-        """Refuse a key that stands under our name and the family's with different values; either counts as read."""
-        own = self.name(name)
+    def check_both_names(self, name: str) -> None:
+        """Refuse different values under our name and the family's. Both are recorded as read."""
+        family_name = self.name(name)
         self.read.add(name)
-        values = [self.raw[key] for key in dict.fromkeys((own, name)) if self.raw.get(key) is not None]
-        if any(value != values[0] for value in values):
-            raise BareloopError(f"config.json: {own} = {values[0]!r} and {name} = {values[1]!r}; remove one")
+        values = [self.raw[key] for key in dict.fromkeys((family_name, name)) if self.raw.get(key) is not None]
+        if any(value != values[0] for value in values[1:]):
+            raise BareloopError(
+                f"config.json: {family_name} = {quote(values[0])} and {name} = {quote(values[1])}; remove one"
+            )
 
     def has(self, name: str) -> bool:
-        """Whether the key is there, be it null."""
+        """Whether the key is present, even if null."""
         return self.name(name) in self.raw
 
-    def _says_none(self, name: str) -> bool:
-        """Whether the key is there and null."""
+    def _is_null(self, name: str) -> bool:
+        """Whether the key is present and null."""
         return self.has(name) and self.get(name) is None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The raw value; `default` where it is absent or null."""
+        """The raw value; `default` if it is absent or null."""
         value = self.raw.get(self.name(name))
         return default if value is None else value
 
     def integer(self, name: str, default: int | None = None, *, least: int = 1, most: int = 2**24) -> int:
-        """A whole number from `least` to `most`; required where there is no default."""
+        """A whole number from `least` to `most`; required if there is no default."""
         value = self.get(name, default)
         name = self.name(name)
         if value is None:
             raise BareloopError(f"config.json has no {name}")
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise BareloopError(f"config.json: {name} = {value!r} is not a whole number from {least} to {most}")
+            raise BareloopError(f"config.json: {name} = {quote(value)} is not a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive finite number; required where there is no default."""
+        """A positive finite number; required if there is no default."""
         return _number(self.get(name, default), self.name(name))
 
     def optional(self, name: str, default: float | None = None) -> float | None:
-        """A positive finite number, or none: `default` where the key is absent, none where it is null."""
-        wanted = None if self._says_none(name) else self.get(name, default)
-        return None if wanted is None else self.number(name, default)
+        """A positive finite number, or None: `default` if the key is absent, None if it is null."""
+        value = None if self._is_null(name) else self.get(name, default)
+        return None if value is None else self.number(name, default)
 
     def flag(self, name: str, default: bool) -> bool:
-        """true or false."""
+        """A boolean."""
         value = self.get(name, default)
         if not isinstance(value, bool):
-            raise BareloopError(f"config.json: {name} = {value!r} is neither true nor false")
+            raise BareloopError(f"config.json: {name} = {quote(value)} is neither true nor false")
         return value
 
     def choice(self, name: str, choices: tuple[str, ...], default: str) -> str:
-        """One of `choices`."""
+        """A string, one of `choices`."""
         value = self.get(name, default)
         if value not in choices:
             raise BareloopError(
-                f"config.json: {self.name(name)} = {value!r} is not implemented; known: {', '.join(choices)}"
+                f"config.json: {self.name(name)} = {quote(value)} is not implemented; known: {', '.join(choices)}"
             )
         return str(value)
 
     def token_ids(self, name: str, default: int | None = None) -> tuple[int, ...]:
-        """A token id, a list of them, or nothing (null); `default` where the key is absent."""
+        """A token id, a list of them, or none (null); `default` if the key is absent."""
         value = self.get(name) if self.has(name) else default
         return token_ids(value, f"config.json: {name}")
 
@@ -129,11 +135,11 @@ class Keys:
         return self.integer("num_hidden_layers", most=1000)
 
     def window(self, name: str, default: int) -> int | None:
-        """A sliding window: `default` where the key is absent, none where it is null."""
-        return None if self._says_none(name) else self.integer(name, default)
+        """A sliding window in tokens: `default` if the key is absent, None if it is null."""
+        return None if self._is_null(name) else self.integer(name, default)
 
     def layer_types(self, default: Sequence[str]) -> Sequence[str]:
-        """For each layer `full_attention` or `sliding_attention`."""
+        """One of `full_attention`, `sliding_attention` per layer."""
         types, known = self.get("layer_types", default), ("full_attention", "sliding_attention")
         if not isinstance(types, Sequence) or len(types) != len(default) or any(kind not in known for kind in types):
             raise BareloopError(
@@ -141,36 +147,36 @@ class Keys:
             )
         return types
 
-    def rotary_share(self, default: float) -> float:
-        """The part of each head that turns: `partial_rotary_factor`, there or in `rope_parameters`."""
+    def rotary_fraction(self, default: float) -> float:
+        """The fraction of each head that is rotated: `partial_rotary_factor`, top-level or in `rope_parameters`."""
         nested = self.get("rope_parameters", {})
         inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
-        share = self.get("partial_rotary_factor", default if inner is None else inner)
-        if _number(share, self.name("partial_rotary_factor")) > 1:
-            raise BareloopError(f"config.json: {self.name('partial_rotary_factor')} = {share!r} exceeds 1")
-        return float(share)
+        fraction = self.get("partial_rotary_factor", default if inner is None else inner)
+        if _number(fraction, self.name("partial_rotary_factor")) > 1:
+            raise BareloopError(f"config.json: {self.name('partial_rotary_factor')} = {quote(fraction)} exceeds 1")
+        return float(fraction)
 
     def rope(
         self, max_position_embeddings: int, default_theta: float = 10_000.0, layer_type: str | None = None
     ) -> RopeConfig:
-        """The rotary embedding, from `rope_parameters` or from `rope_theta` and `rope_scaling`.
+        """The rotary embedding, from `rope_parameters`, or from `rope_theta` and `rope_scaling`.
 
-        With a `layer_type`, that of its layers, where `rope_parameters` tells them apart.
+        `layer_type` selects an entry of `rope_parameters` if those differ by layer type.
         """
         outer_theta = self.number("rope_theta", default_theta)
         new, old = self.get("rope_parameters", {}), self.get("rope_scaling", {})
         if not isinstance(new, dict) or not isinstance(old, dict):
-            raise BareloopError(f"config.json: rope_parameters = {new or old!r} is not an object")
+            raise BareloopError(f"config.json: rope_parameters = {quote(new or old)} is not an object")
         if new and old and new != old:
-            raise BareloopError("config.json: rope_parameters and rope_scaling say different things; remove one")
+            raise BareloopError("config.json: rope_parameters and rope_scaling differ; remove one")
         values = new or old
         if values and all(isinstance(v, dict) for v in values.values()):
             first, *others = values.values()
             if layer_type is None and any(other != first for other in others):
                 raise BareloopError("config.json: rope_parameters that differ by layer type are not implemented here")
             values = first if layer_type is None else values.get(layer_type, {})
-        share = self.spelled.get("partial_rotary_factor", "partial_rotary_factor")
-        if values.get("partial_rotary_factor", 1) != 1 and share not in self.read:  # by `rotary_share`
+        fraction_key = self.key_names.get("partial_rotary_factor", "partial_rotary_factor")
+        if values.get("partial_rotary_factor", 1) != 1 and fraction_key not in self.read:  # by `rotary_fraction`
             raise BareloopError("config.json: rope_parameters.partial_rotary_factor is not implemented here")
         original = self.get("original_max_position_embeddings", values.get("original_max_position_embeddings"))
 
@@ -202,7 +208,7 @@ class Keys:
         )
 
     def common(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of `ModelConfig` that every family reads alike, with its defaults."""
+        """The fields of `ModelConfig` that all families read in the same way, with the family's defaults."""
         bos = self.token_ids("bos_token_id", defaults.get("bos_token_id"))
         return {
             "model_type": str(self.get("model_type")),
@@ -218,7 +224,7 @@ class Keys:
         }
 
     def refuse_unread(self) -> None:
-        """Raise for the first key that would change the mathematics and that nobody has read."""
+        """Raise `BareloopError` for the first unread key that would change the mathematics."""
         model_type = self.raw.get("model_type")
         for name, neutral in MATHEMATICS.items():
             value = self.raw.get(name)
@@ -232,22 +238,22 @@ class Keys:
                     f"config.json: quantization_config ({method}) is not supported; use the unquantized checkpoint"
                 )
             raise BareloopError(
-                f"config.json: {name} = {value!r} is not implemented for model_type {model_type!r}; "
+                f"config.json: {name} = {quote(value)} is not implemented for model_type {quote(model_type)}; "
                 "remove the key if the checkpoint was trained without it"
             )
 
 
 def token_ids(value: Any, name: str) -> tuple[int, ...]:
     """A token id, a list of them, or None, as a tuple."""
-    listed = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(item, bool) or not isinstance(item, int) for item in listed):
-        raise BareloopError(f"{name} = {value!r} is neither a token id nor a list of them")
-    return tuple(listed)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(isinstance(item, bool) or not isinstance(item, int) for item in ids):
+        raise BareloopError(f"{name} = {quote(value)} is neither a token id nor a list of them")
+    return tuple(ids)
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-        raise BareloopError(f"config.json: {name} = {value!r} is not a positive number up to {LARGEST:g}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_NUMBER:
+        raise BareloopError(f"config.json: {name} = {quote(value)} is not a positive number up to {MAX_NUMBER:g}")
     return float(value)
 
 
@@ -256,5 +262,5 @@ def _dtype(value: Any) -> str | None:
         return None
     name = str(value).removeprefix("torch.")
     if name not in DTYPES:
-        raise BareloopError(f"config.json: dtype = {value!r} is not implemented; known: {', '.join(DTYPES)}")
+        raise BareloopError(f"config.json: dtype = {quote(value)} is not implemented; known: {', '.join(DTYPES)}")
     return name

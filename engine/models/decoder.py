@@ -1,9 +1,9 @@
-"""The trunk: one decoder-only transformer, with the choices in which its families differ.
+"""The trunk: one decoder-only transformer, with the choices in which families differ.
 
     tokens -> embedding -> n x ( x + attention(x);  x + mlp(x) ) -> norm -> head -> logits
 
-A family's file (llama.py, qwen2.py, …) turns its config.json into a `DecoderConfig` and says what its
-tensors are called in a checkpoint. There is no other place in which families differ.
+A family's file (llama.py, qwen2.py, …) turns its config.json into a `DecoderConfig` and names its tensors in a
+checkpoint. Families differ in nothing else.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from engine.cache.kv_state import KVState
 from engine.cache.state import State, Step
 from engine.layers.attention import Attention, AttentionConfig, Tail
 from engine.layers.linear import Embedding, Linear
-from engine.layers.mlp import MLP, GatedMLP
-from engine.layers.norms import ACTIVATIONS, NORMS
+from engine.layers.mlp import ACTIVATIONS, MLP, GatedMLP
+from engine.layers.norms import NORMS
 from engine.layers.rope import RopeConfig, Rotary
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
 from engine.models.family import Cost, Model
 from engine.runtime.errors import BareloopError
 
-MAX_HEAD_DIM = 2**14  # far above any checkpoint's; tables of this width are made before weights are looked at
+MAX_HEAD_DIM = 2**14  # far above any checkpoint's; rotary tables of this width are built before the weights are checked
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class DecoderConfig(ModelConfig):
     norm_eps: float
     activation: str
     scales: tuple[float, ...]  # of the attention scores, per layer
-    windows: tuple[int | None, ...]  # per layer: how far back it sees; None: to the beginning
+    windows: tuple[int | None, ...]  # attention window in tokens per layer; None for full attention
     rope: RopeConfig | None  # None: learned positions, added to the embedding
-    local_rope: RopeConfig | None = None  # of layers with a window, where theirs is another
-    rotary_size: int | None = None  # coordinates of a head that turn; None: all
-    rotary_in_float32: bool = False  # rotated in float32, rounded after
-    norm: str = "RMS"  # of `layers.NORMS`
-    norm_before: bool = True  # each branch reads norm(x)
-    norm_after: bool = False  # each branch's result is normalized before it is added
-    parallel: bool = False  # both branches read the same x, and both are added to it
-    one_norm: bool = False  # the MLP reads what the attention reads
-    qk_norm: str | None = None  # "head": each head of q and k on its own; "width": all heads as one vector
-    clip_qkv: float | None = None  # q, k and v lie within ± this
+    local_rope: RopeConfig | None = None  # of layers with a window, if it differs
+    rotary_size: int | None = None  # rotated coordinates of a head; None: all
+    rotary_in_float32: bool = False  # rotate in float32, then round
+    norm: str = "RMS"  # a key of layers.norms.NORMS
+    norm_before: bool = True  # a norm on the input of each branch
+    norm_after: bool = False  # a norm on the output of each branch
+    parallel: bool = False  # both branches have the same input, and are added together
+    one_norm: bool = False  # the MLP gets the normalized input of the attention
+    qk_norm: str | None = None  # "head": each head of q and k by itself; "width": all heads as one vector
+    clip_qkv: float | None = None  # q, k and v are clamped to ± this
     qkv_bias: bool = False
     out_bias: bool = False
     gated: bool = True  # down(act(gate(x)) * up(x)), or down(act(up(x)))
@@ -66,7 +66,7 @@ class DecoderConfig(ModelConfig):
     embedding_scale: float = 1.0
 
     def attention(self, layer: int) -> AttentionConfig:
-        """What one layer's attention needs to know."""
+        """The attention config of one layer."""
         return AttentionConfig(
             hidden_size=self.hidden_size,
             num_heads=self.num_heads,
@@ -87,16 +87,16 @@ class DecoderConfig(ModelConfig):
         return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
 
     def traits(self) -> Traits:
-        place = " and ".join(
-            word for word, is_there in (("before", self.norm_before), ("after", self.norm_after)) if is_there
+        position = " and ".join(
+            word for word, present in (("before", self.norm_before), ("after", self.norm_after)) if present
         )
-        branches = ", one for both branches" if self.one_norm else ", branches side by side" if self.parallel else ""
+        branches = ", one for both branches" if self.one_norm else ", parallel branches" if self.parallel else ""
         windowed = sum(window is not None for window in self.windows)
         positions = "learned"
         if self.rope is not None:
-            turned = f", {self.rotary_size / self.head_dim:.0%} of a head" if self.rotary_size else ""
-            positions = f"rotary{turned}{', in float32' if self.rotary_in_float32 else ''}"
-            positions += ", windows by their own" if self.local_rope is not None else ""
+            part = f", {self.rotary_size / self.head_dim:.0%} of a head" if self.rotary_size else ""
+            positions = f"rotary{part}{', in float32' if self.rotary_in_float32 else ''}"
+            positions += ", other frequencies with a window" if self.local_rope is not None else ""
         scaled = self.scales[0] == self.head_dim**-0.5
         mixing = {
             f"q and k normed by {self.qk_norm}": self.qk_norm,
@@ -104,31 +104,31 @@ class DecoderConfig(ModelConfig):
             "biases": self.qkv_bias and self.out_bias,
             "biases on q, k, v": self.qkv_bias and not self.out_bias,
             "bias on its output": self.out_bias and not self.qkv_bias,
-            "scores not scaled by the head": not scaled,
-            "scores capped": self.attention_softcap,
+            "scores not scaled by the head size": not scaled,
+            "soft-capped scores": self.attention_softcap,
             f"{windowed} of {len(self.windows)} layers with a window": windowed,
         }
         mlp = f"{'gated ' if self.gated else ''}{self.activation}{', biases' if self.mlp_bias else ''}"
         return Traits(
-            norms=f"{self.norm}; {place}{branches}",
+            norms=f"{self.norm}; {position}{branches}",
             positions=positions,
-            mixing=", ".join(["attention", *(words for words, is_there in mixing.items() if is_there)]),
+            mixing=", ".join(["attention", *(words for words, present in mixing.items() if present)]),
             mlp=mlp,
             state="keys, values",
         )
 
 
 def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> DecoderConfig:
-    """What most families read from config.json, with a family's defaults for absent keys and its own choices."""
+    """Read the keys that most families share, with the family's defaults for absent keys, and its `choices`."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
-    absent = not keys.has("num_key_value_heads")  # null means one for each head, whatever the family's default
+    absent = not keys.has("num_key_value_heads")  # null means one per query head, whatever the family's default
     kv_heads = keys.integer("num_key_value_heads", defaults.get("num_key_value_heads", heads) if absent else heads)
     if heads % kv_heads:
-        raise BareloopError(f"config.json: {heads} attention heads are no multiple of {kv_heads} key-value heads")
+        raise BareloopError(f"config.json: {heads} attention heads are not a multiple of {kv_heads} key-value heads")
     head_dim = keys.integer("head_dim", defaults.get("head_dim", max(hidden_size // heads, 1)), most=MAX_HEAD_DIM)
     max_position_embeddings = keys.integer("max_position_embeddings", defaults["max_position_embeddings"])
     layers = keys.layers()
-    read = {
+    fields = {
         "max_position_embeddings": max_position_embeddings,
         "intermediate_size": keys.integer("intermediate_size", defaults.get("intermediate_size")),
         "num_heads": heads,
@@ -140,19 +140,19 @@ def decoder_config(keys: Keys, defaults: Mapping[str, Any], **choices: Any) -> D
         "windows": (None,) * layers,
         "rope": choices["rope"] if "rope" in choices else keys.rope(max_position_embeddings),
     }
-    config = DecoderConfig(**keys.common(defaults) | read | choices)
-    turned = head_dim if config.rotary_size is None else config.rotary_size
-    if config.rope is not None and (turned % 2 or not turned):
+    config = DecoderConfig(**keys.common(defaults) | fields | choices)
+    rotated = head_dim if config.rotary_size is None else config.rotary_size
+    if config.rope is not None and (rotated % 2 or not rotated):
         raise BareloopError(
             f"config.json: head_dim = {head_dim} is odd, and rotary positions need pairs"
-            if turned == head_dim
-            else f"config.json: {turned} of a head's {head_dim} dimensions turn, and rotary positions need pairs"
+            if rotated == head_dim
+            else f"config.json: {rotated} of a head's {head_dim} dimensions are rotated, which must be an even number"
         )
     return config
 
 
 class Block(nn.Module):
-    """x + attention, then x + MLP, each with a norm before or after it; or both at once."""
+    """x += attention(x); x += mlp(x), with norms before or after each branch; or both branches in parallel."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -166,20 +166,20 @@ class Block(nn.Module):
         self.mlp_norm_after = _norm(config, config.norm_after)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, place: int, tail: Tail
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, index: int, tail: Tail
     ) -> Tensor:
-        """`place` is the layer's own in the view."""
-        read = self.attention_norm_before(x)
-        attended = self.attention_norm_after(self.attention(read, rotary, step, view, place, tail))
+        """x [N, hidden] -> [N, hidden], or the rows of `tail`. `index`: the layer's index in the view's cache."""
+        normed = self.attention_norm_before(x)
+        attended = self.attention_norm_after(self.attention(normed, rotary, step, view, index, tail))
         if tail is not None:
-            x, read = x[tail[1]], read[tail[1]]
+            x, normed = x[tail[1]], normed[tail[1]]
         if not self.parallel:
             x = x + attended
-        mlp = self.mlp_norm_after(self.mlp(read if self.one_norm else self.mlp_norm_before(x)))
+        mlp = self.mlp_norm_after(self.mlp(normed if self.one_norm else self.mlp_norm_before(x)))
         return x + attended + mlp if self.parallel else x + mlp
 
-    def holders(self) -> list[Any]:
-        """The modules whose weights the kernel takes, in its order; None for those that the family does not have."""
+    def kernel_modules(self) -> list[Any]:
+        """The modules whose weights the C++ kernel takes, in its order; None for those that the family lacks."""
         attention, mlp = self.attention, self.mlp
         products = [attention.qkv, attention.out, mlp.gate_up if isinstance(mlp, GatedMLP) else mlp.up, mlp.down]
         norms = [self.attention_norm_before, self.attention_norm_after, self.mlp_norm_before, self.mlp_norm_after]
@@ -187,7 +187,7 @@ class Block(nn.Module):
 
 
 class Decoder(Model):
-    """A decoder-only transformer. Pure: what it remembers is in the state that the caller passes."""
+    """A decoder-only transformer: a pure function of the step and the state that the caller passes."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Decoder(Model):
         self.head = Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         if config.tie_word_embeddings:
             self.head.share(self.embed)
-        with torch.device("cpu"):  # real numbers even where the modules are built on the meta device
+        with torch.device("cpu"):  # real tensors even if the modules are built on the meta device
             self.rotaries = {
                 rope: Rotary(rope, config.head_dim if config.rotary_size is None else config.rotary_size)
                 for rope in dict.fromkeys(map(config.ropes, range(config.num_layers)))
@@ -211,39 +211,41 @@ class Decoder(Model):
         config = self.config
         view = cast("KVState", state).view(step) if state is not None else None
         if last is not None and list(last) == step.lengths.tolist():
-            last = None  # all are read
+            last = None  # all positions are needed
         x = self.embed(step.tokens)
         if config.embedding_scale != 1:
-            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded as the weights are
+            x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded to the weights' dtype, as in training
         if config.rope is None:
             x = x + self.positions(step.positions)
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
-        ops = kernels.few(x) if view is not None and last is None and self.fused else None
-        if ops is not None and view is not None and (places := view.lone()) is not None:
+        ops = kernels.for_input(x) if view is not None and last is None and self.fused else None
+        if ops is not None and view is not None and (rows := view.single_segment_rows()) is not None:
             angles = [angle for table in tables.values() for angle in table]
-            weights = [own.get(name) for own in self.held for name in ("weight", "scales", "bias")]
-            x = ops.blocks(x, angles, *places, weights, *self.choices)
+            weights = [named.get(name) for named in self.kernel_tensors for name in ("weight", "scales", "bias")]
+            x = ops.blocks(x, angles, *rows, weights, *self.kernel_choices)
             view.commit()
             return self.norm(x)
         for layer, block in enumerate(self.layers):
             rope = config.ropes(layer)
-            seen, place = view.of(layer) if view is not None else (None, layer)
-            tail = seen.tail(last) if seen is not None and last is not None and layer == config.num_layers - 1 else None
-            x = block(x, None if rope is None else tables[rope], step, seen, place, tail)
+            cache_view, index = view.of(layer) if view is not None else (None, layer)
+            tail = None
+            if cache_view is not None and last is not None and layer == config.num_layers - 1:
+                tail = cache_view.tail(last)
+            x = block(x, None if rope is None else tables[rope], step, cache_view, index, tail)
         if view is not None:
             view.commit()
         return self.norm(x)
 
     @cached_property
-    def held(self) -> list[Mapping[str, Tensor | None]]:
-        """The parameters of all blocks' modules by name, as they are at any time, in the kernel's order."""
-        modules = [module for block in cast("list[Block]", list(self.layers)) for module in block.holders()]
+    def kernel_tensors(self) -> list[Mapping[str, Tensor | None]]:
+        """The live parameters of all blocks' modules by name, in the C++ kernel's order."""
+        modules = [module for block in cast("list[Block]", list(self.layers)) for module in block.kernel_modules()]
         return [{} if module is None else module._parameters for module in modules]
 
     @cached_property
-    def choices(self) -> tuple[Any, ...]:
-        """What else the kernel takes of the family."""
+    def kernel_choices(self) -> tuple[Any, ...]:
+        """The family's choices as the C++ kernel takes them."""
         config = self.config
         ropes = [config.ropes(layer) for layer in range(config.num_layers)]
         return (
@@ -273,9 +275,9 @@ class Decoder(Model):
             yield Cost.of_lookup("positions", self.positions)
         yield Cost.of_weights("attention projections", (block.attention for block in blocks))
         cache = 2 * config.num_kv_heads * config.head_dim * self.embed.dtype.itemsize
-        seen = [context + 1 if window is None else min(context + 1, window) for window in config.windows]
-        flops = 4 * config.num_heads * config.head_dim * sum(seen)
-        yield Cost(f"keys and values at {context:,} tokens", 0, cache * sum(seen), flops)
+        visible = [context + 1 if window is None else min(context + 1, window) for window in config.windows]
+        flops = 4 * config.num_heads * config.head_dim * sum(visible)
+        yield Cost(f"keys and values at {context:,} tokens", 0, cache * sum(visible), flops)
         yield Cost.of_weights("MLP", (block.mlp for block in blocks))
         yield Cost.of_weights(
             "norms",

@@ -1,4 +1,4 @@
-"""What a family of models declares, and what every model can do."""
+"""The interface of a model, and the declaration of a family: config, tensor names, layouts, costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.cache.state import State, Step
-from engine.layers.linear import Embedding, Linear, Matrix, fused
+from engine.layers.linear import Embedding, Linear, Matrix, takes_fused_kernels
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys
 
@@ -25,31 +25,32 @@ class Model(nn.Module, ABC):
     config: ModelConfig
     embed: Embedding
     head: Linear
+    source = ""  # folder or model type, for error messages
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations, and of weights that are in no format."""
+        """Dtype of activations and of unquantized weights."""
         return self.embed.dtype
 
     @cached_property
     def fused(self) -> bool:
-        """Whether the CPU's kernels for whole blocks take all its weights."""
-        return fused(self)
+        """Whether the C++ kernels for whole blocks support the formats of all weights."""
+        return takes_fused_kernels(self)
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         """Hidden states [N, hidden] of the step's tokens.
 
-        With a state, its rows go on from where they are and remember the step. Without one, every row
-        begins here: one causal pass that is differentiable and changes nothing.
+        With a state, its rows continue where they are, and the step is appended to them. Without one, every row starts
+        at position 0: one causal pass, which is differentiable and changes nothing.
 
-        `last` (with a state): how many of each row's last tokens somebody reads, none to all. Only theirs are
-        returned, end to end, and the last layer computes no others.
+        `last` (only with a state): number of trailing positions per row [R] whose hidden states are returned, end to
+        end; the last layer computes no others. None: all.
         """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [M, hidden] -> scores of the next token [M, vocab]. Ask only for rows that someone reads."""
+        """hidden [M, hidden] -> logits of the next token [M, vocab]. Call it only for the rows that are needed."""
 
     @abstractmethod
     def new_state(self) -> State:
@@ -57,7 +58,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def costs(self, context: int) -> Iterator[Cost]:
-        """What one decoded token costs after `context` others, by part."""
+        """Parameters, bytes and FLOPs of decoding one token after `context` others, by part of the model."""
 
 
 Initial = Callable[[torch.Size, torch.Generator], Tensor]
@@ -65,9 +66,9 @@ Initial = Callable[[torch.Size, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a checkpoint's tensor becomes rows of a parameter, and back; `config` is the model's."""
+    """How a checkpoint's tensor is converted to rows of a parameter and back; both functions get the model's config."""
 
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # ours -> the checkpoint's
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # shape of our rows -> shape in the checkpoint
     load: Callable[[Tensor, Any], Tensor]
     save: Callable[[Tensor, Any], Tensor]
 
@@ -76,10 +77,10 @@ class Layout:
 class Family:
     """One `model_type`: how its config.json is read, its module, and the names of its tensors.
 
-    `names` maps a module of ours to the modules of the checkpoint whose tensors it holds, stacked by rows in
-    this order; `*` stands for the layer's number, and `weight` or `bias` is appended to both sides. `layouts` says
-    which of our modules a checkpoint holds in another order. `aliases` are patterns of names and what they stand
-    for. Tensors that end with a name in `ignored` are buffers of other programs, or parts that are not used.
+    `names` maps each of our modules to the checkpoint's modules whose tensors are stacked by rows in it, in this
+    order; `*` stands for the layer's number, and `weight` or `bias` is appended on both sides. `layouts` converts
+    modules that the checkpoint stores in another layout. `aliases` rename tensors by regular expressions. Tensors
+    whose names end with one of `ignored` are other programs' buffers, or parts that are not used.
     """
 
     model_type: str
@@ -89,12 +90,12 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()  # regular expression, replacement
-    initial: Mapping[str, Initial] = field(default_factory=dict)  # end of a parameter's name -> what it begins as
-    checkpoints: tuple[str, ...] = ()  # on the hub, for which it was written
-    spelled: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
+    initial: Mapping[str, Initial] = field(default_factory=dict)  # end of a parameter's name -> its initial values
+    checkpoints: tuple[str, ...] = ()  # on the hub, that it was written for
+    key_names: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
 
     def canonical(self, name: str) -> str:
-        """The name that stands in `names` for a checkpoint's."""
+        """A tensor's name in the checkpoint, as `names` has it."""
         for pattern, replacement in self.aliases:
             name = re.sub(pattern, replacement, name)
         return name
@@ -102,7 +103,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part of a model holds, and what one decoded token reads and computes there."""
+    """The parameters of a part of a model, and what decoding one token reads and computes there."""
 
     part: str
     parameters: int
@@ -111,26 +112,27 @@ class Cost:
 
     @staticmethod
     def of_weights(part: str, modules: Iterable[nn.Module]) -> Cost:
-        """All weights of the modules are read once; a matrix of n numbers costs 2 n operations."""
+        """All weights are read once; a matrix of n weights costs 2 n FLOPs."""
         parameters = nbytes = flops = 0
         for module in chain.from_iterable(each.modules() for each in modules):
-            own = dict(module.named_parameters(recurse=False))
-            nbytes += sum(weight.nbytes for weight in own.values())
+            weights = dict(module.named_parameters(recurse=False))
+            nbytes += sum(weight.nbytes for weight in weights.values())
             if isinstance(module, Matrix):
-                own = {name: weight for name, weight in own.items() if name not in module.held()}
+                quantized = module.weight_tensors()
+                weights = {name: weight for name, weight in weights.items() if name not in quantized}
                 parameters += module.rows * module.columns
                 flops += 2 * module.rows * module.columns
-            parameters += sum(weight.numel() for weight in own.values())
-            flops += 2 * sum(weight.numel() for weight in own.values() if weight.dim() == 2)
+            parameters += sum(weight.numel() for weight in weights.values())
+            flops += 2 * sum(weight.numel() for weight in weights.values() if weight.dim() == 2)
         return Cost(part, parameters, nbytes, flops)
 
     @staticmethod
     def of_lookup(part: str, table: Matrix) -> Cost:
-        """One row is read."""
+        """An embedding, of which one row is read."""
         return Cost(part, table.rows * table.columns, table.nbytes // table.rows, 0)
 
     @staticmethod
     def of_head(head: nn.Module, tied: bool) -> Cost:
-        """The scores of all tokens; the weights of a tied head are counted with the embedding."""
+        """The output projection; the parameters of a tied head are counted with the embedding."""
         cost = Cost.of_weights("head (shares the embedding)" if tied else "head", [head])
         return replace(cost, parameters=0) if tied else cost

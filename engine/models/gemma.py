@@ -1,11 +1,11 @@
-"""Gemma: Llama with norms that store their weight less one, a scaled embedding, wide heads and a tanh GELU."""
+"""Gemma: Llama with norms that store their weight minus one, a scaled embedding, wide heads and a tanh GELU."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.layers.norms import ACTIVATIONS
+from engine.layers.mlp import ACTIVATIONS
 from engine.models import llama
 from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
@@ -22,12 +22,12 @@ DEFAULTS = {
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """The first configs wrote `gelu` and meant its tanh approximation."""
+    """`gelu` in the first configs means its tanh approximation."""
     return decoder_config(keys, defaults={**DEFAULTS, "num_key_value_heads": 16}, **choices(keys, "gelu_pytorch_tanh"))
 
 
 def choices(keys: Keys, gelu: str = "gelu") -> dict[str, Any]:
-    """What all Gemmas share; `gelu` is what this name means."""
+    """The choices that all Gemmas share. `gelu`: the activation that this name in config.json stands for."""
     name = "hidden_activation" if keys.get("hidden_activation") else "hidden_act"
     activation = keys.choice(name, tuple(ACTIVATIONS), "gelu_pytorch_tanh")
     bias = keys.flag("attention_bias", False)

@@ -1,4 +1,4 @@
-"""Gemma 2: Gemma with norms before and after each branch, capped scores and logits, and windows on even layers."""
+"""Gemma 2: Gemma with norms before and after each branch, soft-capped scores and logits, windows on even layers."""
 
 from engine.models import gemma, llama
 from engine.models.config_reader import Keys
@@ -7,7 +7,7 @@ from engine.models.family import Family
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """Scores are scaled by `query_pre_attn_scalar`, whatever the size of a head."""
+    """Scores are scaled by `query_pre_attn_scalar`, independent of the head size."""
     layers = keys.layers()
     types = keys.layer_types([("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)])
     window = keys.window("sliding_window", 4096)

@@ -1,5 +1,5 @@
-"""Gemma 3: Gemma 2 with norms on the heads of q and k instead of capped scores, and five windows to one full layer,
-which turn by different frequencies. The models that also see (`gemma3`) are read for their text part.
+"""Gemma 3: Gemma 2 with norms on the heads of q and k instead of soft-capped scores, and five layers with a window per
+full layer, with a rotary base of their own. Of the vision-language models (`gemma3`) the text part is read.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from engine.runtime.errors import BareloopError
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """Layers with a window turn by `rope_local_base_freq`, unscaled."""
+    """Layers with a window use `rope_local_base_freq`, unscaled."""
     layers = keys.layers()
     pattern = keys.integer("sliding_window_pattern", 6)
     kinds = ("full_attention", "sliding_attention")
@@ -37,7 +37,7 @@ def configure(keys: Keys) -> DecoderConfig:
     )
 
 
-UNSAID = {  # what the larger models' text_config leaves out
+TEXT_DEFAULTS = {  # keys that the larger models' text_config leaves out
     "vocab_size": 262_208,
     "hidden_size": 2304,
     "intermediate_size": 9216,
@@ -47,14 +47,16 @@ UNSAID = {  # what the larger models' text_config leaves out
 
 
 def configure_text_part(keys: Keys) -> DecoderConfig:
-    """What `text_config` says; saved again, it is a model of text alone."""
+    """Read `text_config`. Saved again, the model is a text-only one."""
     text = keys.get("text_config")
     if not isinstance(text, dict):
         raise BareloopError("config.json of model_type 'gemma3' has no text_config")
     outer = {
         name: keys.raw[name] for name in ("bos_token_id", "eos_token_id", "dtype", "torch_dtype") if name in keys.raw
     }
-    inner = Keys({**UNSAID, **outer, **text, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]})
+    inner = Keys(
+        {**TEXT_DEFAULTS, **outer, **text, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    )
     config = configure(inner)
     inner.refuse_unread()
     return config

@@ -1,7 +1,7 @@
 """GPT-2 and GPT-Neo: learned positions, layer norms, a plain MLP, biases, tied heads.
 
-They differ in how weights are stored (GPT-2's matrices stand on their side), in how scores are scaled, and in
-GPT-Neo's local layers.
+They differ in how weights are stored (GPT-2's matrices are transposed), in how scores are scaled, and in GPT-Neo's
+local layers.
 """
 
 from typing import Any
@@ -9,11 +9,11 @@ from typing import Any
 from engine.models.config_reader import Keys
 from engine.models.decoder import Decoder, DecoderConfig, decoder_config
 from engine.models.family import Family, Layout
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, quote
 
 
 def _configure(keys: Keys, max_length: int, **choices: Any) -> DecoderConfig:
-    """What both share; `choices` are the family's own."""
+    """The common part; `choices` are those of one family."""
     return decoder_config(
         keys,
         defaults={
@@ -36,16 +36,18 @@ def _configure(keys: Keys, max_length: int, **choices: Any) -> DecoderConfig:
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """Scores may be divided by the layer's number; `reorder_and_upcast_attn` only orders the same arithmetic."""
-    head_dim = keys.integer("hidden_size") // keys.integer("num_attention_heads")
-    scale = head_dim**-0.5 if keys.flag("scale_attn_weights", True) else 1.0
+    """Scores may be divided by the layer's number. `reorder_and_upcast_attn` changes only the order of operations."""
+    hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    if hidden_size < heads:
+        raise BareloopError(f"config.json: n_embd = {hidden_size} is smaller than n_head = {heads}")
+    scale = (hidden_size // heads) ** -0.5 if keys.flag("scale_attn_weights", True) else 1.0
     by_layer = keys.flag("scale_attn_by_inverse_layer_idx", False)
     scales = tuple(scale / (layer + 1) if by_layer else scale for layer in range(keys.layers()))
     return _configure(keys, 1024, scales=scales, qkv_bias=True)
 
 
 def configure_neo(keys: Keys) -> DecoderConfig:
-    """Scores are not scaled at all; `attention_types` says which layers see back `window_size` tokens only."""
+    """Scores are not scaled. `attention_types` names the layers with a window of `window_size` tokens."""
     layers, window = keys.layers(), keys.integer("window_size", 256)
     types = _expand(keys.get("attention_types", [[["global", "local"], layers // 2]]))
     if len(types) != layers or any(kind not in ("global", "local") for kind in types):
@@ -59,7 +61,7 @@ def _expand(types: Any) -> list[str]:
     try:
         return [kind for kinds, times in types for kind in kinds * times]
     except (TypeError, ValueError):
-        raise BareloopError(f"config.json: attention_types = {types!r} is not a list of [kinds, times]") from None
+        raise BareloopError(f"config.json: attention_types = {quote(types)} is not a list of [kinds, times]") from None
 
 
 def _names(attention: str, qkv: tuple[str, ...], out: str) -> dict[str, tuple[str, ...]]:
@@ -78,11 +80,11 @@ def _names(attention: str, qkv: tuple[str, ...], out: str) -> dict[str, tuple[st
     }
 
 
-ON_ITS_SIDE = Layout(
+TRANSPOSED = Layout(
     shape=lambda shape: shape[::-1],
     load=lambda tensor, _: tensor.transpose(0, -1),
     save=lambda tensor, _: tensor.transpose(0, -1),
-)  # of a bias nothing changes
+)  # a bias, of one dimension, does not change
 MATRICES = ("attention.qkv", "attention.out", "mlp.up", "mlp.down")
 WITHOUT_PREFIX = ((r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),)
 
@@ -92,9 +94,9 @@ FAMILY = Family(
     Decoder,
     _names("attn", ("c_attn",), "c_proj"),
     ignored=(".attn.bias", ".attn.masked_bias"),
-    layouts={f"layers.*.{matrix}": ON_ITS_SIDE for matrix in MATRICES},
+    layouts={f"layers.*.{matrix}": TRANSPOSED for matrix in MATRICES},
     aliases=WITHOUT_PREFIX,
-    spelled={
+    key_names={
         "hidden_size": "n_embd",
         "num_hidden_layers": "n_layer",
         "num_attention_heads": "n_head",
@@ -112,7 +114,7 @@ NEO = Family(
     _names("attn.attention", ("q_proj", "k_proj", "v_proj"), "out_proj"),
     ignored=(".attn.attention.bias", ".attn.attention.masked_bias"),
     aliases=WITHOUT_PREFIX,
-    spelled={
+    key_names={
         "num_hidden_layers": "num_layers",
         "num_attention_heads": "num_heads",
         "rms_norm_eps": "layer_norm_epsilon",

@@ -1,4 +1,4 @@
-"""GPT-NeoX and Pythia: two layer norms, one for each branch, both added together; a quarter of each head turns."""
+"""GPT-NeoX and Pythia: parallel branches, each with a layer norm; a quarter of each head is rotated."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from engine.models.family import Family, Layout
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """x += attention(norm(x)) + mlp(other_norm(x)); one after the other without `use_parallel_residual`."""
+    """x += attention(norm(x)) + mlp(other_norm(x)); serial without `use_parallel_residual`."""
     head_dim = keys.integer("hidden_size") // keys.integer("num_attention_heads")
     bias = keys.flag("attention_bias", True)
     for name in ("partial_rotary_factor", "rope_theta"):
-        keys.check_spellings(name)
+        keys.check_both_names(name)
     return decoder_config(
         keys,
         defaults={
@@ -28,7 +28,7 @@ def configure(keys: Keys) -> DecoderConfig:
         num_kv_heads=keys.integer("num_attention_heads"),
         norm="layer",
         parallel=keys.flag("use_parallel_residual", True),
-        rotary_size=int(keys.rotary_share(0.25) * head_dim),
+        rotary_size=int(keys.rotary_fraction(0.25) * head_dim),
         qkv_bias=bias,
         out_bias=bias,
         gated=False,
@@ -37,11 +37,12 @@ def configure(keys: Keys) -> DecoderConfig:
 
 
 def _by_head(tensor: Tensor, config: Any) -> Tensor:
-    """Rows of q, k, v head by head -> all of q, all of k, all of v."""
+    """Rows of q, k, v head by head -> rows of all q, all k, all v."""
     return torch.unflatten(tensor, 0, (config.num_heads, 3, config.head_dim)).transpose(0, 1).flatten(0, 2)
 
 
 def _by_projection(tensor: Tensor, config: Any) -> Tensor:
+    """The inverse of `_by_head`."""
     return torch.unflatten(tensor, 0, (3, config.num_heads, config.head_dim)).transpose(0, 1).flatten(0, 2)
 
 
@@ -65,7 +66,7 @@ FAMILY = Family(
     ignored=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
     layouts={"layers.*.attention.qkv": Layout(lambda shape: shape, load=_by_head, save=_by_projection)},
     aliases=((r"^lm_head\.", "embed_out."),),
-    spelled={
+    key_names={
         "rms_norm_eps": "layer_norm_eps",
         "partial_rotary_factor": "rotary_pct",
         "rope_theta": "rotary_emb_base",

@@ -1,9 +1,9 @@
-"""Mamba (Gu & Dao 2023): no attention; each layer carries a state of fixed size from token to token.
+"""Mamba (Gu & Dao 2023): no attention; each layer has a state of fixed size that every token updates.
 
     x, z = in_proj(norm(residual));  x = silu(conv(x));  dt, B, C = x_proj(x)
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t;   y_t = C_t h_t + D x_t;   residual += out_proj(y silu(z))
 
-h is [channels, N] for every row, float32, as is the residual stream.
+h is [channels, N] per row, in float32, as is the residual stream.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.cache.recurrent import Padded
-from engine.layers.linear import Linear, fused
+from engine.cache.recurrent import PaddedRows
+from engine.layers.linear import Linear, takes_fused_kernels
 from engine.layers.norms import RMSNorm
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
 
-TRAINED_LENGTH = 2048  # tokens; config.json seldom says
-CHUNK = 64  # tokens of all rows whose states are in memory at once
-BLOCK = 8  # tokens of a chunk that are walked through; the blocks of a chunk go side by side
+TRAINED_LENGTH = 2048  # tokens; rarely in config.json
+CHUNK = 64  # tokens of all rows whose states [C, N] are in memory at once
+BLOCK = 8  # tokens of a chunk that are computed one after the other; the blocks of a chunk run in parallel
 
 
 @dataclass(frozen=True)
 class MambaConfig(ModelConfig):
-    """The shape of a Mamba."""
+    """Shape and choices of a Mamba model."""
 
     inner_size: int
     state_size: int
@@ -72,7 +72,7 @@ def configure(keys: Keys) -> MambaConfig:
 
 
 class Convolution(nn.Module):
-    """Each channel by itself, over a token and the K - 1 before it."""
+    """Depthwise causal convolution over K tokens."""
 
     def __init__(self, channels: int, kernel: int, bias: bool) -> None:
         super().__init__()
@@ -80,17 +80,17 @@ class Convolution(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [R, K - 1 + T, C], the first K - 1 from before -> [R, T, C]."""
+        """x [R, K - 1 + T, C], of which the first K - 1 are previous tokens -> [R, T, C]."""
         taps = self.weight[:, 0].unbind(-1)  # K of [C]
         count = x.shape[1] - len(taps) + 1
         out = x[:, :count] * taps[0]
-        for place, tap in enumerate(taps[1:], 1):
-            out = torch.addcmul(out, x[:, place : place + count], tap)
+        for offset, tap in enumerate(taps[1:], 1):
+            out = torch.addcmul(out, x[:, offset : offset + count], tap)
         return out if self.bias is None else out + self.bias
 
 
 class Mixer(nn.Module):
-    """One layer's recurrence."""
+    """The selective state space layer."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
@@ -105,41 +105,43 @@ class Mixer(nn.Module):
 
     @cached_property
     def fused(self) -> bool:
-        """Whether the kernel takes all its weights."""
-        return fused(self)
+        """Whether the C++ kernel supports the formats of all weights."""
+        return takes_fused_kernels(self)
 
-    def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """x [N, hidden] -> [N, hidden], and what the rows remember after it."""
-        ops = kernels.few(x) if rows.longest == 1 and self.fused else None
+    def forward(self, x: Tensor, rows: PaddedRows, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """x [N, hidden] -> [N, hidden] and the rows' new memory."""
+        ops = kernels.for_input(x) if rows.longest == 1 and self.fused else None
         if ops is not None:
             conv, ssm = memory["conv"].contiguous(), memory["ssm"].contiguous()
-            into, out_of = ((proj.weight, proj.scales, proj.bias) for proj in (self.in_proj, self.out_proj))
-            taps = (self.conv.weight, self.conv.bias)
-            steps = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-            out, conv, ssm = ops.mamba(x, conv, ssm, *into, *taps, *steps, *out_of)
+            in_proj, out_proj = ((proj.weight, proj.scales, proj.bias) for proj in (self.in_proj, self.out_proj))
+            convolution = (self.conv.weight, self.conv.bias)
+            state_space = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+            out, conv, ssm = ops.mamba(x, conv, ssm, *in_proj, *convolution, *state_space, *out_proj)
             return out, {"conv": conv, "ssm": ssm}
         x, gate = self.in_proj(x).chunk(2, dim=-1)
-        seen = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
-        kept = memory["conv"].shape[1]
-        x = F.silu(rows.unpad(self.conv(seen)))
+        with_past = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
+        past = memory["conv"].shape[1]
+        x = F.silu(rows.unpad(self.conv(with_past)))
         dt, b, c = torch.split(self.x_proj(x), self.sizes, dim=-1)
         wide = torch.promote_types(x.dtype, torch.float32)
         bias = cast("Tensor", self.dt_proj.bias)
         dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + bias.to(wide))
         a = -self.A_log.to(wide).exp()
-        dt, b, c, inner = (rows.pad(part.to(wide)) for part in (dt, b, c, x))  # what only fills a row up has dt = 0
+        dt, b, c, inner = (
+            rows.pad(part.to(wide)) for part in (dt, b, c, x)
+        )  # padding has dt = 0, which leaves h unchanged
         y, last = selective_scan(a, dt, b, c, inner, memory["ssm"].to(wide))
         y = (rows.unpad(y) + self.D.to(wide) * x) * F.silu(gate)
         if rows.even:
-            conv = seen[:, seen.shape[1] - kept :]
+            conv = with_past[:, with_past.shape[1] - past :]
         else:
-            places = rows.ends[:, None] + 1 + torch.arange(kept, device=x.device)
-            conv = seen.gather(1, places[..., None].expand(-1, -1, seen.shape[-1]))
+            indices = rows.ends[:, None] + 1 + torch.arange(past, device=x.device)
+            conv = with_past.gather(1, indices[..., None].expand(-1, -1, with_past.shape[-1]))
         return self.out_proj(y.to(self.out_proj.dtype)), {"conv": conv, "ssm": last}
 
 
 def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """h_t = exp(dt_t a) h_{t-1} + dt_t b_t x_t, y_t = c_t h_t, by chunks, whose states are in memory at once.
+    """h_t = exp(dt_t a) h_{t-1} + dt_t b_t x_t, y_t = c_t h_t, chunk by chunk, to bound the memory of the states.
 
     a [C, N], dt and x [R, T, C], b and c [R, T, N], h [R, C, N] -> y [R, T, C] and the last h.
     """
@@ -157,27 +159,27 @@ def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Te
 def scan(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
     """h_t = decay_t h_{t-1} + added_t along dimension 1: [R, T, …], from h [R, …] -> all h_t [R, T, …].
 
-    In blocks side by side, each as if it began from nothing; then from block to block, what the one before left.
+    All blocks are computed in parallel from zero; then each block's start state is added, passed from block to block.
     """
     count = decay.shape[1]
     if count == 1:
         return torch.addcmul(added, decay, h[:, None])
     block = BLOCK if count > BLOCK and count % BLOCK == 0 else count if count <= BLOCK else 1
-    if block == 1:  # a tail that is no whole number of blocks
+    if block == 1:  # a tail that does not fill a block
         whole = count - count % BLOCK
         first = scan(decay[:, :whole], added[:, :whole], h)
         return torch.cat((first, scan(decay[:, whole:], added[:, whole:], first[:, -1])), dim=1)
     decays = list(torch.unflatten(decay, 1, (-1, block)).unbind(2))  # of [R, T / block, …]
     states = list(torch.unflatten(added, 1, (-1, block)).unbind(2))
-    for place in range(1, block):
-        states[place] = torch.addcmul(states[place], decays[place], states[place - 1])
-        decays[place] = decays[place] * decays[place - 1]
+    for index in range(1, block):
+        states[index] = torch.addcmul(states[index], decays[index], states[index - 1])
+        decays[index] = decays[index] * decays[index - 1]
     starts = [h]
-    for before in range(states[-1].shape[1] - 1):
-        starts.append(torch.addcmul(states[-1][:, before], decays[-1][:, before], starts[-1]))
+    for previous in range(states[-1].shape[1] - 1):
+        starts.append(torch.addcmul(states[-1][:, previous], decays[-1][:, previous], starts[-1]))
     start = torch.stack(starts, dim=1)  # [R, T / block, …]
-    found = [torch.addcmul(state, decay, start) for state, decay in zip(states, decays, strict=True)]
-    return torch.stack(found, dim=2).flatten(1, 2)
+    complete = [torch.addcmul(state, decay, start) for state, decay in zip(states, decays, strict=True)]
+    return torch.stack(complete, dim=2).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -188,9 +190,9 @@ class Block(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mixer = Mixer(config)
 
-    def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        mixed, left = self.mixer(self.norm(x.to(self.norm.weight.dtype)), rows, memory)
-        return x + mixed, left
+    def forward(self, x: Tensor, rows: PaddedRows, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        mixed, new_memory = self.mixer(self.norm(x.to(self.norm.weight.dtype)), rows, memory)
+        return x + mixed, new_memory
 
 
 class Mamba(RecurrentModel):
@@ -219,16 +221,16 @@ class Mamba(RecurrentModel):
         blocks = [cast("Block", block) for block in self.layers]
         yield Cost.of_weights("mixers", (block.mixer for block in blocks))
         yield Cost.of_weights("norms", (self.norm, *(block.norm for block in blocks)))
-        yield from self.ends()
+        yield from self.common_costs()
 
 
 def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """A = -1 … -N in every channel."""
+    """A = -1 … -N in every channel (S4D-real)."""
     return torch.arange(1, shape[1] + 1).float().log().expand(shape).clone()
 
 
 def _initial_time_step(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """softplus of it lies between 0.001 and 0.1, evenly on a scale of logarithms."""
+    """softplus of it is log-uniform between 0.001 and 0.1."""
     dt = torch.empty(shape).uniform_(math.log(0.001), math.log(0.1), generator=generator).exp()
     return dt + (-(-dt).expm1()).log()
 

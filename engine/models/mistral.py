@@ -1,4 +1,4 @@
-"""Mistral 7B: Llama without biases, with a sliding window on every layer unless config.json says null."""
+"""Mistral 7B: Llama without biases, with a sliding window on every layer unless it is null in config.json."""
 
 from engine.models import llama
 from engine.models.config_reader import Keys

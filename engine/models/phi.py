@@ -1,5 +1,5 @@
-"""phi-1, 1.5 and 2: both branches read one layer norm and are added together; a part of each head turns; biases
-everywhere, the head's included.
+"""phi-1, 1.5 and 2: parallel branches after one layer norm; a part of each head is rotated; biases everywhere, in the
+head, too.
 """
 
 from engine.models.config_reader import Keys
@@ -22,7 +22,7 @@ def configure(keys: Keys) -> DecoderConfig:
         norm="layer",
         parallel=True,
         one_norm=True,
-        rotary_size=int(keys.rotary_share(0.5) * head_dim),
+        rotary_size=int(keys.rotary_fraction(0.5) * head_dim),
         qkv_bias=True,
         out_bias=True,
         gated=False,
@@ -47,6 +47,6 @@ FAMILY = Family(
     configure,
     Decoder,
     NAMES,
-    spelled={"rms_norm_eps": "layer_norm_eps"},
+    key_names={"rms_norm_eps": "layer_norm_eps"},
     checkpoints=("microsoft/phi-1", "microsoft/phi-1_5", "microsoft/phi-2"),
 )

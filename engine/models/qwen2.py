@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: Llama with biases on q, k and v, and on request a window on the upper layers."""
+"""Qwen2 and Qwen2.5: Llama with biases on q, k and v, and optionally a window on the upper layers."""
 
 from engine.models import llama
 from engine.models.config_reader import Keys
@@ -14,7 +14,7 @@ def configure(keys: Keys) -> DecoderConfig:
 
 
 def windows(keys: Keys) -> tuple[int | None, ...]:
-    """`sliding_window` counts only with `use_sliding_window`, and then on layers from `max_window_layers` up."""
+    """`sliding_window` applies only with `use_sliding_window`, and to the layers from `max_window_layers` on."""
     layers = keys.layers()
     window = keys.window("sliding_window", 4096)
     if not keys.flag("use_sliding_window", False):

@@ -7,7 +7,7 @@ from engine.models.family import Family
 
 
 def configure(keys: Keys) -> DecoderConfig:
-    """`head_dim` stands on its own: heads x head_dim need not be the hidden size."""
+    """`head_dim` is independent: heads x head_dim need not be the hidden size."""
     bias = keys.flag("attention_bias", False)
     return decoder_config(
         keys,

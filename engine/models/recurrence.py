@@ -1,4 +1,4 @@
-"""What recurrent models share: an embedding, layers that carry a state, a head."""
+"""The common part of recurrent models: an embedding, layers with a state of fixed size, a head."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from engine.cache.recurrent import Padded, RecurrentState, read_places
+from engine.cache.recurrent import PaddedRows, RecurrentState, last_indices
 from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear
 from engine.models.config import ModelConfig
@@ -16,10 +16,10 @@ from engine.models.family import Cost, Model
 
 
 class RecurrentModel(Model):
-    """Pure: what it remembers is in the state that the caller passes.
+    """A pure function of the step and the state that the caller passes.
 
-    A layer takes the residual stream [N, hidden], the step's rows and what it remembers of them, and returns the
-    stream and what it remembers next.
+    A layer takes the residual stream [N, hidden], the step's rows and their memory, and returns the new stream and the
+    new memory.
     """
 
     layers: nn.ModuleList
@@ -35,25 +35,25 @@ class RecurrentModel(Model):
 
     @abstractmethod
     def empty(self) -> dict[str, Tensor]:
-        """What one layer remembers of a row that has read nothing, by name."""
+        """One layer's initial memory of a row: name -> tensor."""
 
     @abstractmethod
     def residual(self, tokens: Tensor) -> Tensor:
-        """The stream to which the layers add: the embedding of the tokens [N] -> [N, hidden]."""
+        """The initial residual stream: tokens [N] -> [N, hidden]."""
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
-        rows = Padded(step)
+        rows = PaddedRows(step)
         view = cast("RecurrentState", state).view(step) if state is not None else None
-        memory = view.memory if view is not None else self.fresh(rows.rows)
+        memory = view.memory if view is not None else self.fresh(rows.count)
         x = self.residual(step.tokens)
         for layer, block in enumerate(self.layers):
-            x, left = block(x, rows, memory[layer])
+            x, new_memory = block(x, rows, memory[layer])
             if view is not None:
-                view.leave(left)
+                view.append(new_memory)
         if view is not None:
             view.commit()
-        places = read_places(step, last)
-        return self.norm(x if places is None else x[places]).to(self.embed.dtype)
+        indices = last_indices(step, last)
+        return self.norm(x if indices is None else x[indices]).to(self.embed.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
@@ -62,13 +62,13 @@ class RecurrentModel(Model):
         return RecurrentState(self.config.num_layers, self.empty())
 
     def fresh(self, rows: int) -> list[dict[str, Tensor]]:
-        """The memory of rows that begin here."""
+        """The initial memory of new rows, by layer."""
         empty = {name: tensor.expand(rows, *tensor.shape) for name, tensor in self.empty().items()}
         return [empty] * self.config.num_layers
 
-    def ends(self) -> Iterator[Cost]:
-        """The costs of embedding, state and head."""
+    def common_costs(self) -> Iterator[Cost]:
+        """The costs of the embedding, the state and the head."""
         yield Cost.of_lookup("embedding", self.embed)
-        held = self.config.num_layers * sum(tensor.nbytes for tensor in self.empty().values())
-        yield Cost("state, read and written", 0, 2 * held, 0)
+        nbytes = self.config.num_layers * sum(tensor.nbytes for tensor in self.empty().values())
+        yield Cost("state, read and written", 0, 2 * nbytes, 0)
         yield Cost.of_head(self.head, self.config.tie_word_embeddings)

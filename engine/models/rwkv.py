@@ -1,10 +1,10 @@
-"""RWKV-4 (Peng et al. 2023): attention as a running average, whose weights fade with time.
+"""RWKV-4 (Peng et al. 2023): attention as a running average of values, whose weights decay with time.
 
     mix_m(x)_t = m x_t + (1 - m) x_{t-1}
     x += output(sigmoid(receptance(mix x)) wkv(key(mix x), value(mix x)));  x += feed_forward(x)
     wkv_t = (sum_{s<t} e^{(t-1-s) w + k_s} v_s + e^{u + k_t} v_t) / (the same without v),  w = -e^{time_decay}
 
-A row remembers, for each layer, the last token's two inputs and the two sums, with their largest exponent apart.
+Memory of a row, per layer: the two inputs of the last token, and the two sums with a common exponent (for range).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
-from engine.cache.recurrent import Padded
-from engine.layers.linear import Linear, fused
+from engine.cache.recurrent import PaddedRows
+from engine.layers.linear import Linear, takes_fused_kernels
 from engine.layers.norms import LayerNorm
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
 
-BLOCK = 16  # tokens that are walked through; the blocks of a text go side by side
-NOTHING = -1e30  # the exponent of a sum to which nothing has been added
+BLOCK = 16  # tokens that are computed one after the other; the blocks of a text run in parallel
+EMPTY_EXPONENT = -1e30  # exponent of an empty sum
 
-REMEMBERED = ("attended", "fed", "values", "weights", "exponent")  # of a layer, as the kernel takes it
+MEMORY = ("attention_input", "feed_forward_input", "values", "weights", "exponent")  # of a layer, in the kernel's order
 
-Sums = tuple[Tensor, Tensor, Tensor]  # a e^p of the values and b e^p of the weights, as a, b, p: [R, C] each
+Sums = tuple[Tensor, Tensor, Tensor]  # sum of values a e^p and sum of weights b e^p, as a, b, p: [R, C] each
 
 
 @dataclass(frozen=True)
 class RwkvConfig(ModelConfig):
-    """The shape of an RWKV."""
+    """Shape of an RWKV model."""
 
     inner_size: int
     intermediate_size: int
@@ -50,7 +50,7 @@ class RwkvConfig(ModelConfig):
 
 
 def configure(keys: Keys) -> RwkvConfig:
-    """`rescale_every` keeps float16 from overflowing; here the residual stream is float32 then."""
+    """`rescale_every` is not needed: it prevents float16 overflow, where our residual stream is float32."""
     hidden_size = keys.integer("hidden_size")
     return RwkvConfig(
         **keys.common({"bos_token_id": 0, "eos_token_id": 0}),
@@ -61,13 +61,13 @@ def configure(keys: Keys) -> RwkvConfig:
     )
 
 
-def mixed(x: Tensor, before: Tensor, share: Tensor) -> Tensor:
-    """A token and the one before it, `share` [1, 1, C] of the first."""
-    return x * share[0] + before * (1 - share[0])
+def token_shift(x: Tensor, previous: Tensor, mix: Tensor) -> Tensor:
+    """Interpolate between each token and the previous one: `mix` [1, 1, C] of x [N, C], the rest of previous [N, C]."""
+    return x * mix[0] + previous * (1 - mix[0])
 
 
 class TimeMix(nn.Module):
-    """What stands for attention."""
+    """The attention branch."""
 
     def __init__(self, config: RwkvConfig) -> None:
         super().__init__()
@@ -80,63 +80,63 @@ class TimeMix(nn.Module):
         self.key, self.value, self.receptance = (Linear(hidden, inner) for _ in range(3))
         self.output = Linear(inner, hidden)
 
-    def forward(self, x: Tensor, before: Tensor, rows: Padded, sums: Sums) -> tuple[Tensor, Sums]:
-        """x and the tokens before, [N, hidden] -> [N, hidden], and the sums after it."""
+    def forward(self, x: Tensor, previous: Tensor, rows: PaddedRows, sums: Sums) -> tuple[Tensor, Sums]:
+        """x and the previous tokens, [N, hidden] each -> [N, hidden] and the new sums."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        key = rows.pad(self.key(mixed(x, before, self.time_mix_key)).to(wide))
-        value = rows.pad(self.value(mixed(x, before, self.time_mix_value)).to(wide))
-        receptance = torch.sigmoid(self.receptance(mixed(x, before, self.time_mix_receptance)))
+        key = rows.pad(self.key(token_shift(x, previous, self.time_mix_key)).to(wide))
+        value = rows.pad(self.value(token_shift(x, previous, self.time_mix_value)).to(wide))
+        receptance = torch.sigmoid(self.receptance(token_shift(x, previous, self.time_mix_receptance)))
         decay, first = -self.time_decay.to(wide).exp(), self.time_first.to(wide)
-        passed = running_sums(decay, key, value, sums)
-        shown = added(passed, (value, torch.ones_like(value), key + first))
-        average = rows.unpad(shown[0] / shown[1]).to(x.dtype)
-        at_end = cast("Sums", tuple(map(rows.last, passed)))
+        past = running_sums(decay, key, value, sums)
+        with_current = add(past, (value, torch.ones_like(value), key + first))
+        average = rows.unpad(with_current[0] / with_current[1]).to(x.dtype)
+        last = cast("Sums", tuple(map(rows.last, past)))
         k, v = rows.last(key), rows.last(value)
-        return self.output(receptance * average), added(faded(at_end, decay), (v, torch.ones_like(v), k))
+        return self.output(receptance * average), add(decayed(last, decay), (v, torch.ones_like(v), k))
 
 
-def added(x: Sums, y: Sums) -> Sums:
-    """Two sums as one."""
+def add(x: Sums, y: Sums) -> Sums:
+    """Add two sums, with the larger exponent as the common one."""
     p = torch.maximum(x[2], y[2])
-    ours, theirs = (x[2] - p).exp(), (y[2] - p).exp()
-    return x[0] * ours + y[0] * theirs, x[1] * ours + y[1] * theirs, p
+    scale_x, scale_y = (x[2] - p).exp(), (y[2] - p).exp()
+    return x[0] * scale_x + y[0] * scale_y, x[1] * scale_x + y[1] * scale_y, p
 
 
-def faded(x: Sums, by: Tensor) -> Sums:
-    """A sum after some time: times e^by."""
-    return x[0], x[1], x[2] + by
+def decayed(x: Sums, exponent: Tensor) -> Sums:
+    """Multiply a sum by e^exponent."""
+    return x[0], x[1], x[2] + exponent
 
 
 def running_sums(decay: Tensor, key: Tensor, value: Tensor, start: Sums) -> Sums:
     """The sums before each token: decay [C], key and value [R, T, C], start [R, C] each -> [R, T, C] each.
 
-    In blocks side by side, each as if nothing had been before it; then from block to block.
+    All blocks are computed in parallel from empty sums; then each block's start is added, passed from block to block.
     """
     count = key.shape[1]
     if count == 1:
         return cast("Sums", tuple(part[:, None] for part in start))
     block = min(BLOCK, count)
-    filled = -count % block
-    if filled:
-        key, value = (nn.functional.pad(x, (0, 0, 0, filled)) for x in (key, value))
+    padding = -count % block
+    if padding:
+        key, value = (nn.functional.pad(x, (0, 0, 0, padding)) for x in (key, value))
     keys, values = (torch.unflatten(x, 1, (-1, block)).unbind(2) for x in (key, value))  # of [R, T / block, C]
-    one, none = torch.ones_like(keys[0]), torch.zeros_like(keys[0])
-    here: Sums = (none, none, torch.full_like(none, NOTHING))
-    within = []  # before each token of every block
+    one, zero = torch.ones_like(keys[0]), torch.zeros_like(keys[0])
+    sums: Sums = (zero, zero, torch.full_like(zero, EMPTY_EXPONENT))
+    within = []  # the sums before each token, within its block
     for k, v in zip(keys, values, strict=True):
-        within.append(here)
-        here = added(faded(here, decay), (v, one, k))
+        within.append(sums)
+        sums = add(decayed(sums, decay), (v, one, k))
     starts = [start]
-    for before in range(len(keys[0][0]) - 1):
-        left = cast("Sums", tuple(part[:, before] for part in here))
-        starts.append(added(faded(starts[-1], block * decay), left))
+    for previous in range(len(keys[0][0]) - 1):
+        of_block = cast("Sums", tuple(part[:, previous] for part in sums))
+        starts.append(add(decayed(starts[-1], block * decay), of_block))
     carried = cast("Sums", tuple(torch.stack(parts, dim=1) for parts in zip(*starts, strict=True)))
-    both = [added(own, faded(carried, place * decay)) for place, own in enumerate(within)]
-    return cast("Sums", tuple(torch.stack(parts, dim=2).flatten(1, 2)[:, :count] for parts in zip(*both, strict=True)))
+    total = [add(part, decayed(carried, index * decay)) for index, part in enumerate(within)]
+    return cast("Sums", tuple(torch.stack(parts, dim=2).flatten(1, 2)[:, :count] for parts in zip(*total, strict=True)))
 
 
 class ChannelMix(nn.Module):
-    """sigmoid(receptance(mix x)) value(relu(key(mix x))²)."""
+    """The feed-forward branch: sigmoid(receptance(mix x)) value(relu(key(mix x))²)."""
 
     def __init__(self, config: RwkvConfig) -> None:
         super().__init__()
@@ -147,13 +147,13 @@ class ChannelMix(nn.Module):
         self.receptance = Linear(hidden, hidden)
         self.value = Linear(config.intermediate_size, hidden)
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        key = self.key(mixed(x, before, self.time_mix_key)).relu().square()
-        return torch.sigmoid(self.receptance(mixed(x, before, self.time_mix_receptance))) * self.value(key)
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        key = self.key(token_shift(x, previous, self.time_mix_key)).relu().square()
+        return torch.sigmoid(self.receptance(token_shift(x, previous, self.time_mix_receptance))) * self.value(key)
 
 
 class Block(nn.Module):
-    """Two branches, each with a norm before it."""
+    """x += attention(norm(x)); x += feed_forward(norm(x))."""
 
     def __init__(self, config: RwkvConfig) -> None:
         super().__init__()
@@ -162,44 +162,49 @@ class Block(nn.Module):
         self.feed_forward_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.feed_forward = ChannelMix(config)
 
-    def forward(self, x: Tensor, rows: Padded, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        plain = x.dtype == self.attention.key.dtype  # not float16's wider stream
-        ops = kernels.few(x) if rows.longest == 1 and plain and self.fused else None
+    def forward(self, x: Tensor, rows: PaddedRows, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        plain = x.dtype == self.attention.key.dtype  # not so for float16, whose residual stream is float32
+        ops = kernels.for_input(x) if rows.longest == 1 and plain and self.fused else None
         if ops is not None:
-            remembered = [memory[name].contiguous() for name in REMEMBERED]
-            x, *after = ops.rwkv(x, remembered, *self.weights(), self.attention_norm.eps)
-            return x, dict(zip(REMEMBERED, after, strict=True))
-        read, before, attended = _shifted(self.attention_norm(x), rows, memory["attended"])
+            tensors = [memory[name].contiguous() for name in MEMORY]
+            x, *new_tensors = ops.rwkv(x, tensors, *self.kernel_weights(), self.attention_norm.eps)
+            return x, dict(zip(MEMORY, new_tensors, strict=True))
+        normed = self.attention_norm(x)
+        previous, attention_input = _previous_tokens(normed, rows, memory["attention_input"])
         sums = (memory["values"], memory["weights"], memory["exponent"])
-        attention, (values, weights, exponent) = self.attention(read, before, rows, sums)
+        attention, (values, weights, exponent) = self.attention(normed, previous, rows, sums)
         x = x + attention
-        read, before, fed = _shifted(self.feed_forward_norm(x), rows, memory["fed"])
-        left = {"attended": attended, "fed": fed, "values": values, "weights": weights, "exponent": exponent}
-        return x + self.feed_forward(read, before), left
+        normed = self.feed_forward_norm(x)
+        previous, feed_forward_input = _previous_tokens(normed, rows, memory["feed_forward_input"])
+        new_memory = dict(zip(MEMORY, (attention_input, feed_forward_input, values, weights, exponent), strict=True))
+        return x + self.feed_forward(normed, previous), new_memory
 
     @cached_property
     def fused(self) -> bool:
-        """Whether the kernel takes all its weights."""
-        return fused(self)
+        """Whether the C++ kernel supports the formats of all weights."""
+        return takes_fused_kernels(self)
 
-    def weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
-        """All that it holds, as the kernel takes it, and the scales of what is in a format."""
+    def kernel_weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """All parameters in the C++ kernel's order, and the scales of those that are quantized."""
         time, feed = self.attention, self.feed_forward
-        held: tuple[Tensor | Linear | None, ...] = (
+        sources: tuple[Tensor | Linear | None, ...] = (
             self.attention_norm.weight, self.attention_norm.bias, time.time_decay, time.time_first,
             time.time_mix_key, time.time_mix_value, time.time_mix_receptance,
             time.key, time.value, time.receptance, time.output,
             self.feed_forward_norm.weight, self.feed_forward_norm.bias, feed.time_mix_key, feed.time_mix_receptance,
             feed.key, feed.receptance, feed.value,
         )  # fmt: skip
-        weights = [cast("Tensor", one.weight if isinstance(one, Linear) else one) for one in held]
-        return weights, [one.scales if isinstance(one, Linear) else None for one in held]
+        weights = [cast("Tensor", source.weight if isinstance(source, Linear) else source) for source in sources]
+        return weights, [source.scales if isinstance(source, Linear) else None for source in sources]
 
 
-def _shifted(x: Tensor, rows: Padded, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x [N, C], the tokens before each [N, C], and the rows' last [R, C]; `before` [R, C] is their first one's."""
+def _previous_tokens(x: Tensor, rows: PaddedRows, first: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, C] -> the previous token of each [N, C], and each row's last token [R, C].
+
+    `first` [R, C]: the previous token of each row's first one.
+    """
     padded = rows.pad(x)
-    return x, rows.unpad(torch.cat((before[:, None].to(x.dtype), padded[:, :-1]), dim=1)), rows.last(padded)
+    return rows.unpad(torch.cat((first[:, None].to(x.dtype), padded[:, :-1]), dim=1)), rows.last(padded)
 
 
 class Rwkv(RecurrentModel):
@@ -211,18 +216,18 @@ class Rwkv(RecurrentModel):
         super().__init__(config)
         self.embed_norm = LayerNorm(config.hidden_size, config.norm_eps)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = LayerNorm(config.hidden_size, 1e-5)  # whatever config.json says
+        self.norm = LayerNorm(config.hidden_size, 1e-5)  # fixed, whatever config.json has
 
     def residual(self, tokens: Tensor) -> Tensor:
         x = self.embed_norm(self.embed(tokens))
-        return x.float() if x.dtype == torch.float16 else x  # the sum of all branches outgrows it
+        return x.float() if x.dtype == torch.float16 else x  # the sum of all branches overflows float16
 
     def empty(self) -> dict[str, Tensor]:
         config, dtype, device = self.config, self.embed.dtype, self.embed.weight.device
         sums = torch.zeros(config.inner_size, dtype=torch.promote_types(dtype, torch.float32), device=device)
         shift = torch.zeros(config.hidden_size, dtype=dtype, device=device)
-        exponent = torch.full_like(sums, NOTHING)
-        return {"attended": shift, "fed": shift, "values": sums, "weights": sums, "exponent": exponent}
+        exponent = torch.full_like(sums, EMPTY_EXPONENT)
+        return dict(zip(MEMORY, (shift, shift, sums, sums, exponent), strict=True))
 
     def costs(self, context: int) -> Iterator[Cost]:  # noqa: ARG002
         blocks = [cast("Block", block) for block in self.layers]
@@ -230,11 +235,11 @@ class Rwkv(RecurrentModel):
         yield Cost.of_weights("time mixing", (block.attention for block in blocks))
         yield Cost.of_weights("channel mixing", (block.feed_forward for block in blocks))
         yield Cost.of_weights("norms", (self.embed_norm, self.norm, *norms))
-        yield from self.ends()
+        yield from self.common_costs()
 
 
 def _initial_decay(shape: torch.Size, generator: torch.Generator) -> Tensor:  # noqa: ARG001
-    """From -5 (hardly fading) to 3, as in the middle layers of the paper's."""
+    """From -5 (almost no decay) to 3, as in the middle layers of the paper."""
     return -5 + 8 * torch.linspace(0, 1, shape[0]) ** 1.35
 
 

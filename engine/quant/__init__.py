@@ -1,20 +1,20 @@
-"""Weight formats: matrices in fewer bits. This file knows only their names, so that flags need no torch.
+"""Weight formats: matrices in fewer bits. This file has only their names, so that flags need no torch.
 
-`base` says what a format is, `panels` has int8 and int4, `torch_packed` the same for a CPU without a compiler,
-`bnb` bitsandbytes' formats, and `choice` gives every matrix of a model its own.
+`base` defines what a format is; `panels` has int8 and int4, `torch_packed` the same for a CPU without a compiler,
+`bitsandbytes` that library's formats. Which matrix of a model gets which format: engine/checkpoints/weight_formats.py.
 """
 
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import UsageError, quote
 
-OWN = ("int8", "int4")
-BITSANDBYTES = ("nf4", "fp4", "nf4-double", "fp4-double", "llm.int8")  # double: the scales are quantized once more
-QUANTS = ("none", *OWN, *BITSANDBYTES)
+BUILTIN = ("int8", "int4")
+BITSANDBYTES = ("nf4", "fp4", "nf4-double", "fp4-double", "llm.int8")  # double: the scales are quantized, too
+QUANTS = ("none", *BUILTIN, *BITSANDBYTES)
 ALIASES = {"8bit": "llm.int8", "4bit": "nf4"}
 
 
 def canonical(quant: str) -> str:
-    """A format's own name; raises one line for an unknown one."""
+    """The format's name without aliases. Raises `UsageError` for an unknown one."""
     name = ALIASES.get(quant, quant)
     if name not in QUANTS:
-        raise UsageError(f"unknown weight format {quant!r}; use {', '.join((*QUANTS, *ALIASES))}")
+        raise UsageError(f"unknown weight format {quote(quant)}; use {', '.join((*QUANTS, *ALIASES))}")
     return name

@@ -1,4 +1,4 @@
-"""What a weight format is."""
+"""The interface of a weight format: how one frozen matrix is stored and multiplied."""
 
 from __future__ import annotations
 
@@ -10,62 +10,63 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TOGETHER = 64  # rows that every format can quantize without those before them
-BLOCK = 16 * 2**20  # bytes of a weight that are made dense at once for many rows of x
+ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every format
+DENSE_BLOCK = 16 * 2**20  # bytes of a weight that are dequantized at once to multiply many rows
 
-Held = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", others, "bias"
+Tensors = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", …, "bias"
 
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """How one frozen matrix [rows, columns] is held: as named tensors, the largest of which is "weight"."""
+    """A frozen matrix [rows, columns], stored as named tensors, the largest of which is "weight"."""
 
     rows: int
     columns: int
-    dtype: torch.dtype  # of what it multiplies, and of the product
+    dtype: torch.dtype  # of the input and output of products
 
-    fused = False  # whether the CPU's kernels for whole blocks take it
+    fused = False  # whether the C++ kernels for whole blocks take this format
 
     @abstractmethod
     def empty(self, device: torch.device) -> dict[str, Tensor]:
-        """The tensors that are kept, without their content."""
+        """Allocate the stored tensors, uninitialized."""
 
     @abstractmethod
-    def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
-        """Quantize the rows from `first` on, a multiple of `TOGETHER`: part [n, columns], in float32."""
+    def fill(self, tensors: Mapping[str, Tensor], first: int, part: Tensor) -> None:
+        """Quantize part [n, columns] (float32) into rows `first`, a multiple of `ROW_MULTIPLE`, and following."""
 
     def begin(self, device: torch.device) -> dict[str, Tensor]:
-        """What `fill` fills, where that is not yet what is kept."""
+        """Allocate the tensors that `fill` writes, if they are not yet those that are stored."""
         return self.empty(device)
 
-    def finish(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is kept once all rows are filled."""
-        return held
+    def finish(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn the filled tensors of `begin` into those that are stored."""
+        return tensors
 
     @abstractmethod
-    def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        """Rows first (a multiple of `TOGETHER`) to last, as numbers [last - first, columns]."""
+    def dense(self, tensors: Tensors, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        """Dequantize rows `first` (a multiple of `ROW_MULTIPLE`) to `last`: -> [last - first, columns]."""
 
     @abstractmethod
-    def product(self, held: Held, x: Tensor) -> Tensor:
-        """x [N, columns] times the matrix, plus its bias -> [N, rows]."""
+    def product(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """x [N, columns] times the transposed matrix, plus the bias: -> [N, rows]."""
 
-    def lookup(self, held: Held, ids: Tensor) -> Tensor:
-        """Rows of the matrix, as an embedding: ids [N] -> [N, columns]."""
-        raise NotImplementedError(f"{type(self).__name__} is no format of embeddings")
+    def lookup(self, tensors: Tensors, ids: Tensor) -> Tensor:
+        """Rows of the matrix as an embedding: ids [N] -> [N, columns]."""
+        raise NotImplementedError(f"{type(self).__name__} is not implemented for embeddings")
 
-    def by_blocks(self, held: Held, x: Tensor) -> Tensor:
-        """The product for many rows: a block of the matrix at a time is made dense."""
+    def product_by_blocks(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """The product for many rows of x. On a CPU one block of the matrix at a time is dequantized."""
         if x.device.type != "cpu":
-            return F.linear(x, self.dense(held, 0, self.rows, x.dtype), held["bias"])
-        size = max(1, BLOCK // (self.columns * x.element_size() * TOGETHER)) * TOGETHER
-        blocks = (self.dense(held, first, min(first + size, self.rows), x.dtype) for first in range(0, self.rows, size))
+            return F.linear(x, self.dense(tensors, 0, self.rows, x.dtype), tensors["bias"])
+        size = max(1, DENSE_BLOCK // (self.columns * x.element_size() * ROW_MULTIPLE)) * ROW_MULTIPLE
+        starts = range(0, self.rows, size)
+        blocks = (self.dense(tensors, first, min(first + size, self.rows), x.dtype) for first in starts)
         y = torch.cat([F.linear(x, block) for block in blocks], dim=-1)
-        return y if held["bias"] is None else y + held["bias"]
+        return y if tensors["bias"] is None else y + tensors["bias"]
 
 
-def weight_and_scales(held: Held) -> tuple[Tensor, Tensor]:
+def weight_and_scales(tensors: Tensors) -> tuple[Tensor, Tensor]:
     """The two tensors that every format has."""
-    weight, scales = held["weight"], held["scales"]
+    weight, scales = tensors["weight"], tensors["scales"]
     assert weight is not None and scales is not None
     return weight, scales

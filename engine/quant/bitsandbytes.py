@@ -1,6 +1,6 @@
-"""bitsandbytes' formats, by its own products: nf4 and fp4 (Dettmers et al. 2023), llm.int8 (Dettmers et al. 2022).
+"""bitsandbytes' formats, multiplied by that library: nf4, fp4 (Dettmers et al. 2023), llm.int8 (Dettmers et al. 2022).
 
-And the checkpoints that it has quantized, as numbers: quantized again, they give the same codes.
+Checkpoints that it quantized: engine/checkpoints/bitsandbytes.py.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quant.base import Format, Held, weight_and_scales
+from engine.quant.base import Format, Tensors, weight_and_scales
 from engine.runtime.errors import BareloopError
 
-BLOCK, NESTED_BLOCK = 64, 256  # numbers that share a scale; scales that share one of their own
-OUTLIER = 6.0  # |x| from which a column stays in 16 bits (llm.int8)
+BLOCK, NESTED_BLOCK = 64, 256  # weights that share a scale; quantized scales that share a scale
+OUTLIER = 6.0  # columns of x with a larger |x| are multiplied in 16 bits (llm.int8)
 
 
 def check(device: torch.device) -> None:
-    """Raise one line where bitsandbytes is missing, or does not serve the device."""
+    """Raise `BareloopError` if bitsandbytes is missing or does not support the device."""
     if find_spec("bitsandbytes") is None:
         raise BareloopError("this weight format needs bitsandbytes: pip install bareloop[bnb]")
     if device.type not in ("cpu", "cuda"):
-        raise BareloopError(f"bitsandbytes' formats are for cpu and cuda, not {device}; use --device cpu")
+        raise BareloopError(f"bitsandbytes supports cpu and cuda, not {device}; use --device cpu")
 
 
-def choose(quant: str, rows: int, columns: int, dtype: torch.dtype) -> Format | None:
-    """A matrix's format; none where its shape has none."""
+def choose_format(quant: str, rows: int, columns: int, dtype: torch.dtype) -> Format | None:
+    """The format of a matrix; None if its shape is not supported."""
     if quant == "llm.int8":
         return LlmInt8(rows, columns, dtype)
     kind, _, double = quant.partition("-")
@@ -40,71 +40,71 @@ def choose(quant: str, rows: int, columns: int, dtype: torch.dtype) -> Format | 
 
 @cache
 def _library() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of what it does as intended
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about conversions that are intended
     try:
         import bitsandbytes
     except Exception as error:
-        raise BareloopError(f"bitsandbytes does not load ({error}); install one that fits this torch") from error
+        raise BareloopError(f"bitsandbytes does not load ({error}); install a version for this torch") from error
     return bitsandbytes
 
 
 @cache
 def _table(kind: str, device: torch.device) -> Tensor:
-    """What the codes of 4 bits stand for [16]."""
+    """Values of the 4-bit codes [16]."""
     return _library().functional.get_4bit_type(kind, device=device)
 
 
 @cache
 def _nested_table(device: torch.device) -> Tensor:
-    """What the codes of quantized scales stand for [256]."""
+    """Values of the 8-bit codes of quantized scales [256]."""
     return _library().functional.create_dynamic_map().to(device)
 
 
 @dataclass(frozen=True)
 class Bnb4(Format):
-    """Codes of 4 bits, of all rows end to end, and a scale for each 64 of them; `double`: of 8 bits themselves."""
+    """4-bit codes of all rows end to end, one scale per 64 weights; with `double` the scales are 8-bit codes, too."""
 
     kind: str = "nf4"
     double: bool = False
 
     def empty(self, device: torch.device) -> dict[str, Tensor]:
-        held = self.begin(device)
+        tensors = self.begin(device)
         if self.double:
-            count = len(held["scales"])
-            held["scales"] = torch.empty(count, dtype=torch.uint8, device=device)
-            held["nested_scales"] = torch.empty(-(-count // NESTED_BLOCK), device=device)
-            held["nested_offset"] = torch.empty(1, device=device)
-        return held
+            count = len(tensors["scales"])
+            tensors["scales"] = torch.empty(count, dtype=torch.uint8, device=device)
+            tensors["nested_scales"] = torch.empty(-(-count // NESTED_BLOCK), device=device)
+            tensors["nested_offset"] = torch.empty(1, device=device)
+        return tensors
 
     def begin(self, device: torch.device) -> dict[str, Tensor]:
         count = self.rows * self.columns
         codes = torch.empty(count // 2, 1, dtype=torch.uint8, device=device)
         return {"weight": codes, "scales": torch.empty(count // BLOCK, device=device)}
 
-    def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
+    def fill(self, tensors: Mapping[str, Tensor], first: int, part: Tensor) -> None:
         codes, state = _library().functional.quantize_4bit(part.contiguous(), blocksize=BLOCK, quant_type=self.kind)
         start = first * self.columns
-        held["weight"][start // 2 : start // 2 + len(codes)] = codes
-        held["scales"][start // BLOCK : start // BLOCK + len(state.absmax)] = state.absmax
+        tensors["weight"][start // 2 : start // 2 + len(codes)] = codes
+        tensors["scales"][start // BLOCK : start // BLOCK + len(state.absmax)] = state.absmax
 
-    def finish(self, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    def finish(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.double:
-            return held
-        offset = held["scales"].mean()
-        scales, state = _library().functional.quantize_blockwise(held["scales"] - offset, blocksize=NESTED_BLOCK)
-        return {**held, "scales": scales, "nested_scales": state.absmax, "nested_offset": offset.view(1)}
+            return tensors
+        offset = tensors["scales"].mean()
+        scales, state = _library().functional.quantize_blockwise(tensors["scales"] - offset, blocksize=NESTED_BLOCK)
+        return {**tensors, "scales": scales, "nested_scales": state.absmax, "nested_offset": offset.view(1)}
 
-    def state(self, held: Held, first: int, last: int) -> Any:
-        """bitsandbytes' own description of some rows."""
-        functional, (weight, scales) = _library().functional, weight_and_scales(held)
+    def state(self, tensors: Tensors, first: int, last: int) -> Any:
+        """bitsandbytes' description of rows `first` to `last`."""
+        functional, (weight, scales) = _library().functional, weight_and_scales(tensors)
         if self.double:
             nested = functional.QuantState(
-                absmax=held["nested_scales"],
+                absmax=tensors["nested_scales"],
                 code=_nested_table(weight.device),
                 blocksize=NESTED_BLOCK,
                 dtype=torch.float32,
             )
-            scales = functional.dequantize_blockwise(scales, nested) + held["nested_offset"]
+            scales = functional.dequantize_blockwise(scales, nested) + tensors["nested_offset"]
         return functional.QuantState(
             absmax=scales[first * self.columns // BLOCK : -(-last * self.columns // BLOCK)],
             shape=torch.Size((last - first, self.columns)),
@@ -114,37 +114,37 @@ class Bnb4(Format):
             dtype=self.dtype,
         )
 
-    def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        weight = held["weight"]
+    def dense(self, tensors: Tensors, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        weight = tensors["weight"]
         assert weight is not None
         codes = weight[first * self.columns // 2 : last * self.columns // 2]
-        return _library().functional.dequantize_4bit(codes, self.state(held, first, last)).to(dtype)
+        return _library().functional.dequantize_4bit(codes, self.state(tensors, first, last)).to(dtype)
 
-    def product(self, held: Held, x: Tensor) -> Tensor:
-        return _library().matmul_4bit(x, held["weight"], self.state(held, 0, self.rows), bias=held["bias"])
+    def product(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return _library().matmul_4bit(x, tensors["weight"], self.state(tensors, 0, self.rows), bias=tensors["bias"])
 
 
 @dataclass(frozen=True)
 class LlmInt8(Format):
-    """Codes of 8 bits and the largest number of each row; columns of x with outliers are multiplied in 16 bits."""
+    """8-bit codes and the largest |weight| of each row; outlier columns of x are multiplied in 16 bits."""
 
     def empty(self, device: torch.device) -> dict[str, Tensor]:
         codes = torch.empty(self.rows, self.columns, dtype=torch.int8, device=device)
         return {"weight": codes, "scales": torch.empty(self.rows, device=device)}
 
-    def fill(self, held: Mapping[str, Tensor], first: int, part: Tensor) -> None:
+    def fill(self, tensors: Mapping[str, Tensor], first: int, part: Tensor) -> None:
         codes, largest, _ = _library().functional.int8_vectorwise_quant(part.half())
-        held["weight"][first : first + len(part)] = codes
-        held["scales"][first : first + len(part)] = largest
+        tensors["weight"][first : first + len(part)] = codes
+        tensors["scales"][first : first + len(part)] = largest
 
-    def dense(self, held: Held, first: int, last: int, dtype: torch.dtype) -> Tensor:
-        weight, scales = weight_and_scales(held)
+    def dense(self, tensors: Tensors, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        weight, scales = weight_and_scales(tensors)
         return (weight[first:last] * (scales[first:last, None] / 127)).to(dtype)
 
-    def product(self, held: Held, x: Tensor) -> Tensor:
+    def product(self, tensors: Tensors, x: Tensor) -> Tensor:
         library = _library()
         state = library.MatmulLtState()
-        state.CB, state.SCB, state.threshold = held["weight"], held["scales"], OUTLIER
+        state.CB, state.SCB, state.threshold = tensors["weight"], tensors["scales"], OUTLIER
         state.has_fp16_weights = state.is_training = False
-        y: Tensor = library.matmul(x, held["weight"], bias=held["bias"], state=state)
+        y: Tensor = library.matmul(x, tensors["weight"], bias=tensors["bias"], state=state)
         return y.to(x.dtype)

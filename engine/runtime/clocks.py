@@ -1,4 +1,4 @@
-"""Stopwatches: real, CPU and GPU seconds and CPU cycles; the bandwidth at which memory is read."""
+"""Stopwatch for real, CPU and GPU time and CPU cycles; measured memory bandwidth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.runtime.memory import use_large_pages
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second at which memory is read there, measured now: the limit of a token that reads all weights once."""
+    """Measure the read bandwidth of the device's memory in bytes per second, the limit of decoding."""
     numbers = use_large_pages(torch.empty(2**26, device=device)).fill_(1)  # 256 MiB, beyond any cache
     best = float("inf")
     for _ in range(4):
@@ -24,9 +24,9 @@ def read_bandwidth(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Spent:
-    """What some work took: seconds by the clock, of all CPU threads, and of the GPU's stream; cycles of the CPU.
+    """The cost of some work: seconds of wall clock, of all CPU threads, and of the GPU's stream; CPU cycles.
 
-    The last two are None where there is no GPU, or the system does not count.
+    GPU seconds are None without a GPU, cycles None if the system does not count them.
     """
 
     real: float
@@ -36,7 +36,7 @@ class Spent:
 
 
 class Stopwatch:
-    """Measures work in laps; on a GPU a lap waits until what was started there is done."""
+    """Measures work in laps. On a GPU a lap waits for the work that was started."""
 
     def __init__(self, device: torch.device, counter: CycleCounter | None = None) -> None:
         self.device = device
@@ -44,7 +44,7 @@ class Stopwatch:
         self._last = self._now()
 
     def lap(self) -> Spent:
-        """What was spent since the last one, or since the start."""
+        """The cost since the last lap, or since the start."""
         before, now = self._last, self._now()
         self._last = now
         gpu = before[2].elapsed_time(now[2]) / 1000 if before[2] is not None and now[2] is not None else None

@@ -1,4 +1,4 @@
-"""CPU cycles that this process takes in user space, where Linux lets a process count its own."""
+"""CPU cycles of this process in user space, if Linux allows a process to count its own."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ INHERIT, EXCLUDE_KERNEL, EXCLUDE_HV = 1 << 1, 1 << 5, 1 << 6
 
 
 class CycleCounter:
-    """Counts from now on, in this thread and in all that it starts: make it before torch starts its threads."""
+    """Counts from now on, in this thread and in threads it starts: create it before torch starts its threads."""
 
     def __init__(self) -> None:
         self._file = _open() if sys.platform == "linux" else -1
 
     def read(self) -> int | None:
-        """Cycles so far; None where the system does not tell."""
+        """Cycles so far; None if the system does not count them."""
         return struct.unpack("Q", os.read(self._file, 8))[0] if self._file >= 0 else None
 
 

@@ -1,4 +1,4 @@
-"""Files that are never lost: replaced whole or not at all, or appended to by one writer. No torch."""
+"""Files that are never lost: replaced atomically, or appended to by one process. Loads without torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError
 
-SYNC_INTERVAL = 5.0  # seconds between fsyncs of an append-only file: what a power cut can cost
+SYNC_INTERVAL = 5.0  # seconds between fsyncs of an append-only file: the most that a power cut can lose
 
 
 def local_path(name: str | Path) -> Path:
-    """A path as the user wrote it, `~` expanded; names that can be no path are refused."""
+    """A user's path with `~` expanded. Raises `BareloopError` for a name that cannot be a path."""
     try:
         path = Path(name).expanduser()
         if "\0" in str(path):
-            raise ValueError("a zero byte")
+            raise ValueError("it has a zero byte")
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise BareloopError(f"no such folder: {name} ({error})") from None
@@ -30,9 +30,9 @@ def local_path(name: str | Path) -> Path:
 
 
 def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = False) -> None:
-    """Make `text` the content of a file, so that there is the old one or the new one at any moment.
+    """Replace a file's content atomically: at any moment the file is the old or the new one.
 
-    What is no file, such as a pipe or a terminal, is written to as it is. A `private` one is its owner's alone.
+    Pipes, terminals and the like are written to directly. A `private` file is readable only by its owner.
     """
     parts = [text] if isinstance(text, str | bytes) else text
     content = (part if isinstance(part, bytes) else part.encode() for part in parts)
@@ -59,7 +59,7 @@ def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = 
 
 
 def user_cache(name: str) -> Path:
-    """A folder of the user's cache; of the temporary folder where the library that knows it is not installed."""
+    """A folder in the user's cache, or in the temporary folder if platformdirs is not installed."""
     try:
         import platformdirs
     except ImportError:
@@ -69,7 +69,7 @@ def user_cache(name: str) -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time: waits for the lock on this file, which the system takes back from one that was killed."""
+    """Hold an exclusive lock on a file, waiting for it. The system releases the lock of a killed process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         lock_file(file.fileno(), wait=True)
@@ -77,12 +77,12 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def lock_file(file: int, wait: bool) -> None:
-    """Take the system's own lock, which a killed process cannot leave behind; raises OSError if another has it."""
+    """Lock a file. The system releases the lock of a killed process. Raises OSError if another process has it."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows locks bytes, so those that nobody reads
+    except ImportError:  # Windows locks byte ranges; this one is beyond the content
         import msvcrt
 
         os.lseek(file, 2**40, os.SEEK_SET)
@@ -91,19 +91,19 @@ def lock_file(file: int, wait: bool) -> None:
 
 
 class AppendFile:
-    """A text file of lines that this process alone appends to while it is open.
+    """A text file of lines, which only this process can append to while it is open.
 
-    A line is there whole or not at all: what a kill or a power cut left of one is not among the `lines`, and is
-    overwritten by the first that is appended; what a full disk tears is taken back at once.
+    Lines are never torn: an incomplete last line, left by a kill or a power cut, is not in `lines`, and the next append
+    overwrites it; a line that a full disk cuts off is removed at once.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create; raises one line where another process has it open or it cannot be written."""
+        """Open or create. Raises `BareloopError` if another process has it open, or it cannot be written."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not path.is_file():
-                raise BareloopError(f"{path} is no file to append to; move it away")
+                raise BareloopError(f"{path} is not a regular file; move it away")
             self._file = self._open()
         except OSError as error:
             raise BareloopError(f"cannot write {path}: {error.strerror}") from error
@@ -119,7 +119,7 @@ class AppendFile:
         self._synced = time.monotonic()
 
     def append(self, lines: str) -> None:
-        """Add whole lines, each with its line end, in one write that the system has when this returns."""
+        """Append whole lines, each with its line end. They are handed to the system when this returns."""
         data = lines.encode()
         try:
             os.truncate(self._file, self._size)
@@ -135,18 +135,18 @@ class AppendFile:
                 os.truncate(self._file, self._size)
             if isinstance(error, OSError):
                 raise BareloopError(
-                    f"cannot write {self.path}: {error.strerror}; all that was written before is there: "
-                    "make room, and the same command goes on"
+                    f"cannot write {self.path}: {error.strerror}; everything before is kept: "
+                    "free some space, and run the same command to continue"
                 ) from error
             raise
 
     def sync(self) -> None:
-        """Wait until the disk has it."""
+        """Wait until the content is on the disk."""
         os.fsync(self._file)
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Give the file to the next writer."""
+        """Close the file and release its lock."""
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         os.close(self._file)
@@ -160,7 +160,7 @@ class AppendFile:
         self.close()
 
     def _open(self) -> int:
-        """The file under our lock; anew if it was renamed before we had the lock."""
+        """Open and lock the file; again if it was renamed before we had the lock."""
         while True:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
             try:
@@ -182,7 +182,7 @@ class AppendFile:
 
 
 def parse_json(path: Path) -> Any:
-    """What a JSON file holds, or one line that says what is wrong with it."""
+    """Parse a JSON file. Raises `BareloopError` if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -192,8 +192,8 @@ def parse_json(path: Path) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file; raises one line where it holds anything else."""
+    """Parse a JSON object from a file. Raises `BareloopError` for anything else."""
     value = parse_json(path)
     if not isinstance(value, dict):
-        raise BareloopError(f"{path} holds a {type(value).__name__}, not a JSON object")
+        raise BareloopError(f"{path} has a {type(value).__name__}, not a JSON object")
     return value

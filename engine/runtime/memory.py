@@ -1,4 +1,4 @@
-"""Memory of a device: how much is free, how much was used, and pages that make it faster."""
+"""Memory of a device: how much is free, how much was used at most, and allocator settings that save time."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 MADV_HUGEPAGE, LARGE_PAGE = 14, 2**21  # sys/mman.h; bytes
-KEPT = 2**30  # bytes: blocks up to this size come from the heap, and this much of it stays when free
-OLDER_LIMIT = 2**25  # the largest block that glibc takes there before 2.35
+HEAP_BYTES = 2**30  # blocks up to this size come from the heap, which keeps this much when it is freed
+OLD_GLIBC_LIMIT = 2**25  # the largest block that glibc before 2.35 allocates there
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated there; None where the system does not tell."""
+    """Bytes that can still be allocated on the device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _told_by("/proc/meminfo", "MemAvailable")
-    left = _left_to_group()
-    return min(free, left) if free is not None and left is not None else free
+    free = _read_kilobytes("/proc/meminfo", "MemAvailable")
+    headroom = _container_headroom()
+    return min(free, headroom) if free is not None and headroom is not None else free
 
 
-def _told_by(path: str, name: str) -> int | None:
-    """Bytes, as Linux tells them in a file of lines such as "VmHWM: 1234 kB"; None where there is no such line."""
+def _read_kilobytes(path: str, name: str) -> int | None:
+    """The value in bytes of a line such as "VmHWM: 1234 kB" in a /proc file; None if there is no such line."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:
@@ -34,8 +34,8 @@ def _told_by(path: str, name: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
-def _left_to_group() -> int | None:
-    """Bytes that a container may still take; None where there is no limit."""
+def _container_headroom() -> int | None:
+    """Bytes below the memory limit of the container (cgroup v2); None if there is no limit."""
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -47,23 +47,23 @@ def _left_to_group() -> int | None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what it is given back: a forward's tensors then take the pages of the last one's.
+    """Let the C library keep freed memory, so that a forward pass reuses the pages of the previous one.
 
-    glibc returns large blocks to the system by default, and every page that is fetched anew costs a fault and
-    4 KiB of zeros: 10 to 20 % of a prefill. Elsewhere, or where this has no effect, nothing happens.
+    glibc by default returns large blocks to the system, and every new page costs a page fault and 4 KiB of zeroing:
+    10 to 20 % of a prefill. No effect on other systems.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            if mallopt(M_MMAP_THRESHOLD, KEPT) or mallopt(M_MMAP_THRESHOLD, OLDER_LIMIT):
-                mallopt(M_TRIM_THRESHOLD, KEPT)
+            if mallopt(M_MMAP_THRESHOLD, HEAP_BYTES) or mallopt(M_MMAP_THRESHOLD, OLD_GLIBC_LIMIT):
+                mallopt(M_TRIM_THRESHOLD, HEAP_BYTES)
 
 
 def use_large_pages(tensor: torch.Tensor) -> torch.Tensor:
-    """Ask for pages of 2 MiB for memory that has not been written to; the tensor itself is returned.
+    """Request pages of 2 MiB for a tensor that has not been written to, and return it.
 
-    A pass over all weights then looks up few addresses: 3 to 9 % of a token's time on a CPU. Elsewhere, and where
-    the system has no such pages, nothing happens.
+    A pass over all weights then needs few address translations, which saves 3 to 9 % of a token's time on a CPU. No
+    effect on systems without such pages.
     """
     first = -(-tensor.data_ptr() // LARGE_PAGE) * LARGE_PAGE
     size = (tensor.data_ptr() + tensor.nbytes) // LARGE_PAGE * LARGE_PAGE - first
@@ -74,7 +74,7 @@ def use_large_pages(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forget the peak so far, where the system can."""
+    """Reset the peak, if the system supports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -83,15 +83,15 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: on a GPU by tensors there, else by this process."""
+    """Peak memory in bytes: of tensors on a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = _told_by("/proc/self/status", "VmHWM")  # Linux; its ru_maxrss is inherited from who started us
-    if most is not None:
-        return most
+    peak = _read_kilobytes("/proc/self/status", "VmHWM")  # Linux, where ru_maxrss is inherited from the parent process
+    if peak is not None:
+        return peak
     try:
         import resource
     except ImportError:  # not on this system
         return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    maximum = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return maximum if sys.platform == "darwin" else 1024 * maximum

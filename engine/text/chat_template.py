@@ -1,4 +1,4 @@
-"""Chat templates: messages -> the text that a model was trained to see, and its ids.
+"""Chat templates: messages to the text that a model was trained on, and to its token ids.
 
 The reference is transformers' `apply_chat_template`, byte for byte.
 """
@@ -16,19 +16,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError, TemplateError
-from engine.text.tokenizer import Tokenizer
+from engine.runtime.errors import BareloopError, TemplateError, quote
+from engine.text.tokenizer import Tokenizer, check_text
 
-SECONDS = 0.8  # for one rendering; real templates take milliseconds
-STARTUP = 30.0  # seconds for the renderer to start
-TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # stands after a prefilled answer while it is rendered
-MARK = "\ufdd0"  # a code point that is no character: stands inside what only looks like a control token
+TIMEOUT = 0.8  # seconds per rendering; real templates take milliseconds
+STARTUP_TIMEOUT = 30.0  # seconds for the worker to start
+TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # appended to a prefilled reply while it is rendered
+MARK = "\ufdd0"  # a noncharacter, inserted into message text that looks like a control token
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}
 
 
 class ChatTemplate:
-    """One checkpoint's template, at one moment: the date that some templates print does not change under way."""
+    """A checkpoint's template with a fixed time, so that the date that some templates print does not change."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, now: datetime | None = None) -> None:
         self.source = source
@@ -37,28 +37,30 @@ class ChatTemplate:
 
     @staticmethod
     def load(folder: Path, tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate:
-        """From chat_template.jinja or tokenizer_config.json; raises where a checkpoint has none."""
+        """Read chat_template.jinja or tokenizer_config.json. Raises `BareloopError` if there is no template."""
         path = folder / "chat_template.jinja"
         if path.exists():
             return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
-        found = tokenizer.settings.get("chat_template")
-        if isinstance(found, list):
-            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-            found = named.get("default")
-        if not isinstance(found, str):
-            raise BareloopError(f"{folder} has no chat template: it is a base model; give it plain text to continue")
-        return ChatTemplate(found, tokenizer, now)
+        source = tokenizer.settings.get("chat_template")
+        if isinstance(source, list):
+            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            source = named.get("default")
+        if not isinstance(source, str):
+            raise BareloopError(f"{folder} has no chat template: it is a base model; use a plain text prompt")
+        return ChatTemplate(source, tokenizer, now)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The text of a conversation.
 
-        Where the last message is the assistant's, it is a prefilled answer: the text ends inside it.
-        Raises `BareloopError` with the template's own words where it refuses the messages.
+        If the last message is the assistant's, it is a prefilled reply, and the text ends inside it. A content may be a
+        list of text parts, {"type": "text", "text": …}, which are joined by line breaks.
+        Raises `TemplateError` with the template's message if it rejects the messages, and `BareloopError` for a content
+        that is not text.
         """
         chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        for message in chat:
-            if not isinstance(message.get("content", ""), str):
-                raise BareloopError(f"a message's content is text, not {type(message['content']).__name__}")
+        for number, message in enumerate(chat, 1):
+            if "content" in message:
+                message["content"] = _text_content(message["content"], number)
         if not chat:
             raise BareloopError("a conversation needs at least one message")
         prefilled = add_generation_prompt and chat[-1].get("role") == "assistant"
@@ -74,20 +76,20 @@ class ChatTemplate:
         text = _RENDERER.render({"source": self.source, "variables": variables, "now": self.now})
         if not prefilled:
             return text
-        at = text.rfind(TAG.strip())
-        if at < 0:
-            raise BareloopError("the chat template drops the last answer, so it cannot be continued")
-        return text[:at] if text[at : at + len(TAG)] == TAG else text[:at].rstrip()
+        index = text.rfind(TAG.strip())
+        if index < 0:
+            raise BareloopError("the chat template drops the last reply, so it cannot be continued")
+        return text[:index] if text[index : index + len(TAG)] == TAG else text[:index].rstrip()
 
     def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """The ids of a conversation. What looks like a control token inside a message stays plain text."""
+        """Token ids of a conversation. Message text that looks like a control token is encoded as plain text."""
         control = re.compile(
             "|".join(map(re.escape, sorted(self.tokenizer.control_tokens, key=len, reverse=True))) or "(?!)"
         )
 
         def mark(value: Any) -> Any:
             if isinstance(value, str):
-                return control.sub(lambda hit: hit[0][:1] + MARK + hit[0][1:], value)
+                return control.sub(lambda match: match[0][:1] + MARK + match[0][1:], value)
             if isinstance(value, Mapping):
                 return {key: mark(item) for key, item in value.items()}
             return [mark(item) for item in value] if isinstance(value, list | tuple) else value
@@ -98,57 +100,77 @@ class ChatTemplate:
             return self.tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = []
         position = 0
-        for hit in [*control.finditer(text), None]:
-            plain = text[position : hit.start() if hit else len(text)].replace(MARK, "")
+        for match in [*control.finditer(text), None]:
+            plain = text[position : match.start() if match else len(text)].replace(MARK, "")
             ids += self.tokenizer.encode_plain(plain) if plain else []
-            if hit:
-                ids.append(self.tokenizer.control_tokens[hit[0]])
-                position = hit.end()
+            if match:
+                ids.append(self.tokenizer.control_tokens[match[0]])
+                position = match.end()
         return ids
 
 
+def _text_content(content: Any, number: int) -> str:
+    """The content of message `number` as text: a string, or a list of text parts."""
+    if isinstance(content, str):
+        parts = [content]
+    elif isinstance(content, list | tuple):
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            if kind != "text" or not isinstance(part.get("text"), str):
+                raise BareloopError(f"message {number}: content of type {quote(kind)} is not supported; use text parts")
+        parts = [part["text"] for part in content]
+    else:
+        raise BareloopError(f"message {number}: content is text or a list of text parts, not {type(content).__name__}")
+    for part in parts:
+        try:
+            check_text(part)
+        except BareloopError as error:
+            raise BareloopError(f"message {number}: {error}") from None
+    return "\n".join(parts)
+
+
 class _Renderer:
-    """The rendering process, started on first use and again after one that had to be ended."""
+    """The worker process, started on first use, and again after a worker that had to be killed."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.lock = threading.Lock()
 
     def render(self, request: Mapping[str, Any]) -> str:
-        """One template's text, within a second."""
+        """Render one template, within `TIMEOUT`."""
         try:
             line = json.dumps(request) + "\n"
         except (TypeError, ValueError) as error:
-            raise BareloopError(f"messages are plain text, numbers and lists: {error}") from error
+            raise BareloopError(f"messages may only have text, numbers, lists and objects: {error}") from error
         with self.lock:
             answer = self._ask(line)
         if answer is None:
-            raise BareloopError(f"the chat template did not finish within {SECONDS} seconds or used too much memory")
+            raise BareloopError(f"the chat template did not finish within {TIMEOUT} seconds or used too much memory")
         if "refusal" in answer:
-            raise TemplateError(f"the chat template refuses these messages: {answer['refusal']}")
+            raise TemplateError(f"the chat template rejects these messages: {answer['refusal']}")
         if "error" in answer:
             raise BareloopError(f"the chat template fails on these messages: {answer['error']}")
         return str(answer["text"])
 
     def _ask(self, line: str) -> dict[str, Any] | None:
-        process = self._started()
+        process = self._start()
         assert process.stdin is not None
-        watchdog = threading.Timer(SECONDS, process.kill)
+        watchdog = threading.Timer(TIMEOUT, process.kill)
         watchdog.start()
         try:
             process.stdin.write(line)
             process.stdin.flush()
             return self._read(process)
         except OSError:
-            self._end(process)
+            self._kill(process)
             return None
-        except BaseException:  # an interrupt: its answer must not become the next request's
-            self._end(process)
+        except BaseException:  # an interrupt: the pending answer must not be read by the next request
+            self._kill(process)
             raise
         finally:
             watchdog.cancel()
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[str]:
         if self.process is not None and self.process.poll() is None:
             return self.process
         program = Path(__file__).with_name("template_worker.py")
@@ -160,10 +182,10 @@ class _Renderer:
             stderr=pipe,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # a terminal's Ctrl-C is not for it
+            start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
         )
         atexit.register(self.process.kill)
-        watchdog = threading.Timer(STARTUP, self.process.kill)
+        watchdog = threading.Timer(STARTUP_TIMEOUT, self.process.kill)
         watchdog.start()
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()
@@ -174,7 +196,7 @@ class _Renderer:
             raise BareloopError(f"cannot render chat templates: {reason[0]}")
         return self.process
 
-    def _end(self, process: subprocess.Popen[str]) -> None:
+    def _kill(self, process: subprocess.Popen[str]) -> None:
         process.kill()
         process.wait()
         self.process = None
@@ -183,7 +205,7 @@ class _Renderer:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line.endswith("\n"):
-            self._end(process)
+            self._kill(process)
             return None
         answer = json.loads(line)
         return answer if isinstance(answer, dict) else None

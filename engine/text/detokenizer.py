@@ -1,9 +1,8 @@
-"""Ids -> text, token by token: each piece as soon as it is certain, in time linear in the ids.
+"""Streaming detokenizers: token ids to text, each piece as soon as it is certain, in linear time.
 
-The pieces together are what the tokenizer makes of all ids at once. Three kinds of tokenizers need three ways:
-byte-level BPE (GPT-2, Llama 3, Qwen, OLMo), where tokens are bytes and a character may span several;
-SentencePiece's BPE (Llama 2, Mistral), where unknown characters are runs of <0xXX> tokens; and whatever else
-a tokenizer.json may hold, by decoding a short window again.
+The pieces together equal the decoding of all ids at once. There is one class for each kind of tokenizer: byte-level BPE
+(GPT-2, Llama 3, Qwen, OLMo), where tokens are bytes and a character may span several; SentencePiece BPE (Llama 2,
+Mistral), where unknown characters are runs of <0xXX> tokens; and all others, by decoding a short window again.
 """
 
 from __future__ import annotations
@@ -13,37 +12,37 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-WINDOW = 8  # ids before a piece that `Windowed` decodes along with it
+WINDOW = 8  # previous ids that `Windowed` decodes along with a piece
 REPLACEMENT = "\ufffd"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Detokenizer(Protocol):
-    """One text in the making."""
+    """The interface of a streaming detokenizer, for one text."""
 
     def push(self, token_id: int) -> str:
-        """The text that this id makes certain; none where it is only a part of a character."""
+        """The text that this id completes; empty if it is only a part of a character."""
 
     def flush(self) -> str:
-        """What is still held back, now that no more ids come."""
+        """The pending text, at the end of the ids."""
 
 
 def byte_table() -> dict[str, int]:
-    """GPT-2's stand-ins: the printable character that writes each byte in a byte-level vocabulary."""
+    """GPT-2's mapping: the printable character that stands for each byte in a byte-level vocabulary."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def piece_bytes(token: str, table: Mapping[str, int]) -> bytes:
-    """The bytes of a byte-level token; added tokens are written as they are."""
+    """The bytes of a byte-level token; added tokens are plain text."""
     if all(character in table for character in token):
         return bytes(table[character] for character in token)
     return token.encode()
 
 
 class ByteLevel:
-    """Tokens are bytes: an incremental UTF-8 decoder does it all. `pieces` has no entry for skipped ids."""
+    """For tokens that are bytes: an incremental UTF-8 decoder. `pieces` has no entry for skipped ids."""
 
     def __init__(self, pieces: Mapping[int, bytes]) -> None:
         self.pieces = pieces
@@ -57,9 +56,9 @@ class ByteLevel:
 
 
 class SentencePiece:
-    """▁ is a space, and a run of byte tokens is one text: if any of it is no UTF-8, every byte of it is U+FFFD.
+    """▁ is a space. A run of byte tokens is decoded together; if it is not UTF-8, every byte becomes U+FFFD.
 
-    A text's first space is the tokenizer's own and is dropped, unless the text `continues` another.
+    The first space of a text was added by the tokenizer and is dropped, unless the text `continues` another.
     """
 
     def __init__(self, pieces: Mapping[int, str], continues: bool) -> None:
@@ -94,57 +93,57 @@ class SentencePiece:
 
 
 class Windowed:
-    """Decode a few ids before along with the new ones, and take what is new."""
+    """For all other tokenizers: decode the last few ids together with the new ones, and return the new part."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode = decode
-        self.before: list[int] = []
-        self.held: list[int] = []
+        self.context: list[int] = []
+        self.pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        self.held.append(token_id)
+        self.pending.append(token_id)
         text = self._new_text()
-        if text.endswith(REPLACEMENT) and len(self.held) < WINDOW:
+        if text.endswith(REPLACEMENT) and len(self.pending) < WINDOW:
             return ""
-        self.before = (self.before + self.held)[-WINDOW:]
-        self.held = []
+        self.context = (self.context + self.pending)[-WINDOW:]
+        self.pending = []
         return text
 
     def flush(self) -> str:
-        return self._new_text() if self.held else ""
+        return self._new_text() if self.pending else ""
 
     def _new_text(self) -> str:
-        return self.decode(self.before + self.held)[len(self.decode(self.before)) :]
+        return self.decode(self.context + self.pending)[len(self.decode(self.context)) :]
 
 
 class StopStrings:
-    """Text with an end: passes on what can be no part of a stop string, and cuts at the first one found."""
+    """Cuts streamed text at the first stop string, and holds back text that may be the start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = stops
-        self.held = ""
+        self.pending = ""
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """The text that is certain not to belong to a stop string."""
+        """Add text. Return the part that is certainly not in a stop string."""
         if self.found is not None:
             return ""
-        text = self.held + text
-        hits = [(at, -len(stop), stop) for stop in self.stops if (at := text.find(stop)) >= 0]
-        if hits:
-            at, _, self.found = min(hits)
-            self.held = ""
-            return text[:at]
+        text = self.pending + text
+        matches = [(index, -len(stop), stop) for stop in self.stops if (index := text.find(stop)) >= 0]
+        if matches:
+            index, _, self.found = min(matches)
+            self.pending = ""
+            return text[:index]
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
-        self.held = text[len(text) - keep :]
+        self.pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back, now that no more text comes."""
-        held, self.held = self.held, ""
-        return held
+        """The pending text, at the end of the text."""
+        pending, self.pending = self.pending, ""
+        return pending
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest end of the text that begins a stop string."""
+    """Length of the longest end of the text that is the start of a stop string."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,8 +1,8 @@
-"""The process that renders chat templates: jinja2 in its immutable sandbox, a request a line on stdin.
+"""The process that renders chat templates: jinja2 in its immutable sandbox, one JSON request per line on stdin.
 
-A template comes with a checkpoint and is a program. The sandbox keeps it from Python's internals; being a
-process with bounded memory, which `engine.text.chat_template` ends after a second, keeps it from everything else.
-Imports nothing of the engine.
+A template is a program that comes with a checkpoint. The sandbox protects Python's internals; a process with limited
+memory, which engine/text/chat_template.py kills after a second, protects everything else. It imports nothing from the
+engine.
 """
 
 import json
@@ -18,7 +18,7 @@ MEMORY = 512 * 2**20  # bytes of address space
 
 
 class GenerationBlocks(jinja2.ext.Extension):
-    """{% generation %} … {% endgeneration %} marks an answer for training; rendering just goes through it."""
+    """{% generation %} … {% endgeneration %} marks a reply for training; rendering ignores the marks."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -28,13 +28,13 @@ class GenerationBlocks(jinja2.ext.Extension):
 
 
 def render(source: str, variables: dict[str, object], now: str) -> str:
-    """The text of a template; `now` (ISO 8601) is the time it is told."""
-    return compiled(source, now).render(**variables)
+    """Render the template. `now` (ISO 8601) is what `strftime_now` returns."""
+    return compile_template(source, now).render(**variables)
 
 
 @lru_cache(maxsize=4)
-def compiled(source: str, now: str) -> jinja2.Template:
-    """A template that can be rendered many times."""
+def compile_template(source: str, now: str) -> jinja2.Template:
+    """Compile a template, with the functions that transformers offers to templates."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -58,7 +58,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     except (ImportError, ValueError, OSError):
-        pass  # not on this system; the time is bounded all the same
+        pass  # not on this system; the time limit still applies
     print("ready", flush=True)
     for line in sys.stdin:
         try:

@@ -1,1 +1,1 @@
-"""What the mistakes of several models say: statistics, words and tables, from run files alone."""
+"""Statistics of run files and of the mistakes of several models, as numbers, sentences and text tables."""

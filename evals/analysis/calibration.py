@@ -1,6 +1,6 @@
-"""What the choices of several runs tell: places they prefer, how sure they are. No torch; numpy when called.
+"""Choice bias and calibration of runs with multiple-choice questions. No torch; numpy is imported when called.
 
-Runs are named by their places in `group.runs`.
+Runs are given by their index in `group.runs`. A choice's position is its index among the choices of a question.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evals.analysis.statistics import chi_square
-from evals.runs.run_file import right_choices
+from evals.analysis.statistics import chi_square_tail
+from evals.runs.run_file import correct_choices
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChoiceBias:
-    """How often a run chooses each place, and how often that is right; `p` of both being alike."""
+    """How often a run chooses each position, how often each is correct, and the p-value of no bias."""
 
     run: int
     chosen: list[float]
@@ -33,7 +33,7 @@ class ChoiceBias:
 
 @dataclass(frozen=True)
 class Bin:
-    """Answers of a confidence from `low` to `high`, with their mean confidence and accuracy."""
+    """Answers with a confidence in [low, high): their number, mean confidence and accuracy."""
 
     low: float
     high: float
@@ -44,108 +44,111 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a run is right as often as it is confident; bins without an answer are left out."""
+    """Confidence and accuracy of a run. Empty bins are left out."""
 
     run: int
     bins: list[Bin]
-    ece: float  # expected calibration error: the mean distance of confidence and accuracy over the bins' answers
+    ece: float  # expected calibration error: mean of |accuracy - confidence| over bins, weighted by answers
     confidence: float
     accuracy: float
 
 
 def choice_bias(group: Group) -> list[ChoiceBias]:
-    """Whether runs prefer some places among the choices; [] where places cannot be compared.
+    """Test each run for a preference for positions among the choices.
 
-    That is where questions have different numbers of choices, or several right ones. The test is Stuart's (1955) and
-    Maxwell's (1970), by chi-square: what is chosen and what is right are of the same questions, so not independent.
+    Empty if positions cannot be compared: without choices, if questions differ in their number of choices, or if a
+    question has several correct ones. The test is Stuart's (1955) and Maxwell's (1970), by chi-square: chosen and
+    correct positions belong to the same questions, so they are not independent.
     """
     import numpy as np
 
     if not group.has_choices:
         return []
-    scores, right = choices(group)
+    scores, right = choice_arrays(group)
     if not np.isfinite(scores).all() or (right.sum(axis=1) != 1).any():
         return []
-    places, rows = right.shape[1], []
-    for run, own in enumerate(scores):
-        table = np.zeros((places, places))
-        np.add.at(table, (own.argmax(axis=1), right.argmax(axis=1)), 1)
+    positions, rows = right.shape[1], []
+    for run, run_scores in enumerate(scores):
+        table = np.zeros((positions, positions))  # [chosen, correct]
+        np.add.at(table, (run_scores.argmax(axis=1), right.argmax(axis=1)), 1)
         chosen, correct = table.sum(axis=1), table.sum(axis=0)
         variance = np.diag(chosen + correct) - table - table.T
-        more = chosen - correct
-        value = float(more @ np.linalg.pinv(variance) @ more)
-        p = chi_square(value, int(np.linalg.matrix_rank(variance)))
+        excess = chosen - correct
+        statistic = float(excess @ np.linalg.pinv(variance) @ excess)
+        p = chi_square_tail(statistic, int(np.linalg.matrix_rank(variance)))
         rows.append(ChoiceBias(run, (chosen / len(right)).tolist(), (correct / len(right)).tolist(), p))
     return rows
 
 
 def calibration(group: Group, bins: int = 10) -> list[Calibration]:
-    """Whether runs know what they know; [] without choices.
+    """Compare each run's confidence with its accuracy; empty without choices.
 
-    The confidence is the softmax of the choices' log-likelihoods at the likeliest. Bins are of equal width; the error
-    is Naeini, Cooper and Hauskrecht's (2015).
+    The confidence is the largest softmax probability of the choices' log-likelihoods. Bins have equal width; the
+    calibration error is that of Naeini, Cooper and Hauskrecht (2015).
     """
     import numpy as np
 
     if not group.has_choices:
         return []
-    confidences = np.exp(log_softmax(choices(group)[0])).max(axis=-1)
+    confidences = np.exp(log_softmax(choice_arrays(group)[0])).max(axis=-1)
     rows = []
     for run, (confidence, right) in enumerate(zip(confidences, np.array(group.correct), strict=True)):
-        place = np.minimum((confidence * bins).astype(int), bins - 1)
-        held = [
-            Bin(at / bins, (at + 1) / bins, int(own.sum()), float(confidence[own].mean()), float(right[own].mean()))
-            for at in range(bins)
-            if (own := place == at).any()
-        ]
-        ece = sum(own.n * abs(own.accuracy - own.confidence) for own in held) / len(right)
-        rows.append(Calibration(run, held, ece, float(confidence.mean()), float(right.mean())))
+        index = np.minimum((confidence * bins).astype(int), bins - 1)
+        filled = []
+        for number in range(bins):
+            mask = index == number
+            if mask.any():
+                means = float(confidence[mask].mean()), float(right[mask].mean())
+                filled.append(Bin(number / bins, (number + 1) / bins, int(mask.sum()), *means))
+        ece = sum(bin_.n * abs(bin_.accuracy - bin_.confidence) for bin_ in filled) / len(right)
+        rows.append(Calibration(run, filled, ece, float(confidence.mean()), float(right.mean())))
     return rows
 
 
-def preferences(group: Group, wrong: Array) -> list[Array]:
-    """Of each run, how likely each wrong choice is at each question that it misses [question, place], by place alone.
+def wrong_choice_preferences(group: Group, wrong: Array) -> list[Array]:
+    """Model each run's wrong answers by position only: P(choice | the run answers wrong), [question, position] per run.
 
-    A place's weight is how often the run chose it, of the times it missed a question where that was a wrong choice.
+    A position's weight is how often the run chose it, out of its wrong answers to questions where it is a wrong choice.
+    `wrong`: [run, question].
     """
     import numpy as np
 
-    scores, right = choices(group)
-    open_places = np.isfinite(scores[0]) & ~right
+    scores, right = choice_arrays(group)
+    wrong_choices = np.isfinite(scores[0]) & ~right
     result = []
-    for own, missed in zip(scores, wrong, strict=True):
-        picked = np.bincount(own[missed].argmax(axis=1), minlength=right.shape[1])
-        weights = open_places * (picked / np.maximum(open_places[missed].sum(axis=0), 1))
+    for run_scores, missed in zip(scores, wrong, strict=True):
+        picked = np.bincount(run_scores[missed].argmax(axis=1), minlength=right.shape[1])
+        weights = wrong_choices * (picked / np.maximum(wrong_choices[missed].sum(axis=0), 1))
         result.append(weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300))
     return result
 
 
-def log_right(group: Group) -> Array:
-    """The log-probability that each run gives to what is right [run, question]."""
+def log_correct_probability(group: Group) -> Array:
+    """Return the log-probability that each run assigns to the correct choices: [run, question]."""
     import numpy as np
 
-    scores, right = choices(group)
+    scores, right = choice_arrays(group)
     return np.log((np.exp(log_softmax(scores)) * right).sum(axis=-1).clip(1e-300))
 
 
-def choices(group: Group) -> tuple[Array, Array]:
-    """Log-likelihoods [run, question, place], -inf where there is none; what is right [question, place]."""
+def choice_arrays(group: Group) -> tuple[Array, Array]:
+    """Return log-likelihoods [run, question, position], padded with -inf, and correct choices [question, position]."""
     import numpy as np
 
-    most = max(len(group.runs[0].records[key]["loglikelihoods"]) for key in group.keys)
+    width = max(len(group.runs[0].records[key]["loglikelihoods"]) for key in group.keys)
 
     def padded(scores: Sequence[float]) -> list[float]:
-        return [*scores, *[-math.inf] * (most - len(scores))]
+        return [*scores, *[-math.inf] * (width - len(scores))]
 
     scores = np.array([[padded(run.records[key]["loglikelihoods"]) for key in group.keys] for run in group.runs])
-    right = np.zeros((len(group.keys), most), dtype=bool)
-    for place, key in enumerate(group.keys):
-        right[place, right_choices(group.runs[0].records[key])] = True
+    right = np.zeros((len(group.keys), width), dtype=bool)
+    for question, key in enumerate(group.keys):
+        right[question, correct_choices(group.runs[0].records[key])] = True
     return scores, right
 
 
 def log_softmax(scores: Array) -> Array:
-    """Log-likelihoods -> log-probabilities among the choices."""
+    """Return log-probabilities over the last axis."""
     import numpy as np
 
     centred = scores - scores.max(axis=-1, keepdims=True)

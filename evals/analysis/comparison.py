@@ -1,49 +1,62 @@
-"""What the mistakes of several models have in common, computed from their run files. No torch."""
+"""All statistics of a group of runs, computed from their run files. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
 
-from evals.analysis import patterns
-from evals.analysis.patterns import Calibration, ChoiceBias, Hard, Misses, Overlap, Paired, Rate, SubjectRow
-from evals.analysis.statistics import holm
+from evals.analysis.calibration import Calibration, ChoiceBias, calibration, choice_bias
+from evals.analysis.patterns import (
+    CommonMisses,
+    HardQuestion,
+    Overlap,
+    PairedDifference,
+    Rate,
+    SubjectRow,
+    by_subject,
+    common_misses,
+    hardest_questions,
+    overall,
+    overlaps,
+    paired,
+)
+from evals.analysis.statistics import holm_correction
 from evals.runs.collection import Group
 
-PERMUTATIONS, SEED, HARDEST = 10_000, 0, 10  # by default
+PERMUTATIONS, SEED, HARDEST = 10_000, 0, 10  # defaults
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that is computed of a group of runs. Runs are named by their places in `group.runs`."""
+    """The statistics of a group of runs. Runs are given by their index in `group.runs`."""
 
     group: Group
     overall: list[Rate]  # of each run
     subjects: list[SubjectRow]
-    corrected: list[float]  # the subjects' p-values, by Holm
-    paired: list[Paired]
-    misses: Misses
+    corrected: list[float]  # the subjects' p-values, corrected by Holm
+    paired: list[PairedDifference]
+    misses: CommonMisses
     overlaps: list[Overlap]
-    alike: list[tuple[int, int]]  # runs that answer every question alike
+    alike: list[tuple[int, int]]  # pairs of runs with the same answer to every question
     choice_bias: list[ChoiceBias]
     calibration: list[Calibration]
-    hardest: list[Hard]
+    hardest: list[HardQuestion]
 
 
 def compare(group: Group, permutations: int = PERMUTATIONS, seed: int = SEED, hardest: int = HARDEST) -> Comparison:
-    """A group of runs -> what their mistakes have in common; of one run alone, what is said of each."""
-    subjects = patterns.by_subject(group)
-    answers = [[own.records[key]["prediction"] for key in group.keys] for own in group.runs]
+    """Compute all statistics of a group. With a single run, those that compare runs are empty."""
+    subjects = by_subject(group)
+    answers = [[run.records[key]["prediction"] for key in group.keys] for run in group.runs]
     return Comparison(
         group=group,
-        overall=patterns.overall(group),
+        overall=overall(group),
         subjects=subjects,
-        corrected=holm([row.p for row in subjects]),
-        paired=patterns.paired(group),
-        misses=patterns.common_misses(group, permutations, seed),
-        overlaps=patterns.overlaps(group),
-        alike=[pair for pair in combinations(range(len(answers)), 2) if answers[pair[0]] == answers[pair[1]]],
-        choice_bias=patterns.choice_bias(group),
-        calibration=patterns.calibration(group),
-        hardest=patterns.hardest(group, hardest),
+        corrected=holm_correction([row.p for row in subjects]),
+        paired=paired(group),
+        misses=common_misses(group, permutations, seed),
+        overlaps=overlaps(group),
+        alike=[(i, j) for i, j in combinations(range(len(answers)), 2) if answers[i] == answers[j]],
+        choice_bias=choice_bias(group),
+        calibration=calibration(group),
+        hardest=hardest_questions(group, hardest),
     )

@@ -1,18 +1,19 @@
-"""What the mistakes of several runs have in common: pure functions of a group of runs. No torch; numpy when called.
+"""Patterns in the mistakes of several runs, as pure functions of a group. No torch; numpy is imported when called.
 
-Runs are named by their places in `group.runs`. What cannot be said, such as the agreement of two runs without a
-mistake, is NaN.
+Runs are given by their index in `group.runs`. Undefined values, such as the overlap of two runs without a mistake, are
+NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from evals.analysis.calibration import Bin, Calibration, ChoiceBias, calibration, choice_bias, log_right, preferences
-from evals.analysis.statistics import cochran, difference, mcnemar, wilson
+from evals.analysis.calibration import log_correct_probability, wrong_choice_preferences
+from evals.analysis.statistics import cochran_q_test, difference_interval, mcnemar_test, wilson_interval
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
 
     Array = ndarray[Any, Any]
 
-__all__ = ["Bin", "Calibration", "ChoiceBias", "calibration", "choice_bias", "wilson"]  # besides its own
-
-BLOCK = 2_000  # permutations at a time: some MB
+BLOCK = 2_000  # permutations drawn at a time, to bound memory
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of some questions a run met, and the 95 % interval of its accuracy (Wilson's)."""
+    """Correct answers of a run out of `n`, and the 95 % interval of its accuracy (Wilson's)."""
 
     right: int
     n: int
@@ -39,13 +38,12 @@ class Rate:
 
     @property
     def mean(self) -> float:
-        """The accuracy."""
         return self.right / self.n
 
 
 @dataclass(frozen=True)
 class SubjectRow:
-    """A subject: each run's accuracy, and the p-value of their being alike (Cochran's Q; McNemar's test for two)."""
+    """Each run's accuracy in a subject, and the p-value of all being equal (Cochran's Q; McNemar's test for two)."""
 
     subject: str
     rates: list[Rate]
@@ -53,38 +51,39 @@ class SubjectRow:
 
     @property
     def spread(self) -> float:
-        """How far the best run is from the worst."""
+        """Difference between the best and the worst accuracy."""
         means = [rate.mean for rate in self.rates]
         return max(means) - min(means)
 
 
 @dataclass(frozen=True)
-class Paired:
-    """Two runs on the same questions: those that only one met, the difference of their accuracies, McNemar's p."""
+class PairedDifference:
+    """Two runs on the same questions: questions that only one answered correctly, and the difference in accuracy."""
 
     first: int
     second: int
     only_first: int
     only_second: int
-    difference: float  # the first's accuracy less the second's
-    low: float  # its 95 % interval, Newcombe's
+    difference: float  # accuracy of the first minus that of the second
+    low: float  # 95 % interval, Newcombe's
     high: float
-    p: float
+    p: float  # McNemar's test
 
 
 @dataclass(frozen=True)
-class Misses:
-    """How many questions so many runs miss, beside what independent mistakes would give.
+class CommonMisses:
+    """Numbers of questions that 0, 1, … all runs miss, compared with independent mistakes.
 
-    `p` is how rarely independent mistakes are so unevenly spread over the questions, or so evenly; `p_within` the same
-    where each subject keeps its number of mistakes. `excess` tells which of the two it is: by how much the variance of
-    the number of misses is larger than it would be; the models miss the same questions where it is more than 0.
+    `p` is the probability that independent mistakes are spread over the questions at least as unevenly, or as evenly;
+    `p_within` is the same if each subject keeps its number of mistakes. `excess` gives the direction: by how much the
+    variance of the number of misses per question exceeds that of independent mistakes. If positive, the runs tend to
+    miss the same questions; if negative, different ones.
     """
 
-    observed: list[int]  # of questions that 0, 1, … all runs miss
-    expected: list[float]
-    low: list[float]  # 2.5 and 97.5 % of the permutations
-    high: list[float]
+    observed: list[int]  # [k]: questions that exactly k runs miss
+    expected: list[float]  # with independent mistakes
+    low: list[float]  # 2.5 % quantile of the permutations
+    high: list[float]  # 97.5 % quantile
     p: float
     p_within: float
     excess: float = 0.0
@@ -93,66 +92,66 @@ class Misses:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How alike the mistakes of two runs are."""
+    """Overlap of the mistakes of two runs."""
 
     first: int
     second: int
     both_wrong: int
-    jaccard: float  # of the questions that either misses, the share that both miss
-    expected_jaccard: float  # of the numbers that independent mistakes would give in the mean
-    kappa: float  # Cohen's (1960), of right and wrong: 1 is full agreement, 0 what chance gives
-    same_choice: float | None  # of the questions that both miss, the share with the same wrong choice
-    expected_same: float | None  # if each kept only its own preference for places among wrong choices
+    jaccard: float  # fraction of the questions missed by either that both miss
+    expected_jaccard: float  # from the expected counts of independent mistakes
+    kappa: float  # Cohen's (1960) for right or wrong: 1 is full agreement, 0 is chance
+    same_choice: float | None  # fraction of the questions missed by both with the same wrong choice
+    expected_same: float | None  # the same, if each run only followed its preference for positions
 
 
 @dataclass(frozen=True)
-class Hard:
-    """A question, how many runs miss it, and the mean log-probability of what is right (NaN without choices)."""
+class HardQuestion:
+    """A question, how many runs miss it, and how likely they find the correct choice."""
 
     key: Key
     missed: int
-    margin: float
+    margin: float  # mean log-probability of the correct choices; NaN without choices
 
 
-def common_misses(group: Group, permutations: int = 10_000, seed: int = 0) -> Misses:
-    """How many questions 0, 1, … all runs miss, and what the same numbers of independent mistakes would give.
+def common_misses(group: Group, permutations: int = 10_000, seed: int = 0) -> CommonMisses:
+    """Count how many questions 0, 1, … all runs miss, and test whether their mistakes are independent.
 
-    The expected numbers are exact (Poisson-binomial). The test statistic is the variance of the number of misses by
-    question; each run's answers are shuffled among all questions, or within each subject for `p_within`. `p` is twice
-    the smaller tail, the observed answers counted as one of the permutations (Phipson and Smyth 2010), so never 0.
+    The expected counts are exact (Poisson-binomial). The test statistic is the variance of the number of misses per
+    question; each run's answers are permuted among all questions, or within each subject for `p_within`. `p` is twice
+    the smaller tail. The observed answers count as one of the permutations (Phipson and Smyth 2010), so `p` is never 0.
 
-    No question is shuffled in fact. How many of the questions that k runs miss the next run misses too, if its
-    mistakes fall anywhere, is hypergeometric; drawing that, run by run, gives the same distribution at a cost that
-    does not grow with the number of questions.
+    No answers are actually shuffled. If a run's mistakes fall on random questions, the number of questions missed by k
+    earlier runs that it misses too is hypergeometric. Drawing these numbers run by run gives the same distribution, at
+    a cost that does not depend on the number of questions.
     """
     import numpy as np
 
     wrong = ~np.array(group.correct)
     runs, questions = wrong.shape
     observed = np.bincount(wrong.sum(axis=0), minlength=runs + 1)
-    chances = np.ones(1)
+    probabilities = np.ones(1)  # of k misses, as a Poisson-binomial distribution
     for rate in wrong.mean(axis=1):
-        chances = np.convolve(chances, [1 - rate, rate])
-    squares = np.arange(runs + 1) ** 2  # the mean of misses is fixed, so their squares tell the variance
+        probabilities = np.convolve(probabilities, [1 - rate, rate])
+    squares = np.arange(runs + 1) ** 2  # the mean number of misses is fixed, so the sum of squares gives the variance
     generator = np.random.default_rng(seed)
 
-    def judge(shuffled: Array) -> tuple[float, float]:
-        """The p-value, and the excess of the variance."""
-        spread, found = shuffled @ squares, observed @ squares
-        tail = min(int((spread >= found).sum()), int((spread <= found).sum()))
-        return min(1.0, 2 * (1 + tail) / (1 + permutations)), float(found - spread.mean()) / questions
+    def test(permuted: Array) -> tuple[float, float]:
+        """Return the p-value and the excess variance."""
+        statistics, statistic = permuted @ squares, observed @ squares
+        tail = min(int((statistics >= statistic).sum()), int((statistics <= statistic).sum()))
+        return min(1.0, 2 * (1 + tail) / (1 + permutations)), float(statistic - statistics.mean()) / questions
 
-    anywhere = _shuffle(wrong.sum(axis=1)[None], np.array([questions]), permutations, generator)
-    low, high = np.quantile(anywhere, [0.025, 0.975], axis=0, method="inverted_cdf")
-    p, excess = p_within, excess_within = judge(anywhere)
-    places = list(_places(group).values())
-    if len(places) > 1:
-        mistakes = np.array([wrong[:, own].sum(axis=1) for own in places])
-        sizes = np.array([len(own) for own in places])
-        p_within, excess_within = judge(_shuffle(mistakes, sizes, permutations, generator))
-    return Misses(
+    permuted = _permute(wrong.sum(axis=1)[None], np.array([questions]), permutations, generator)
+    low, high = np.quantile(permuted, [0.025, 0.975], axis=0, method="inverted_cdf")
+    p, excess = p_within, excess_within = test(permuted)
+    subjects = list(_indices_by_subject(group).values())
+    if len(subjects) > 1:
+        mistakes = np.array([wrong[:, indices].sum(axis=1) for indices in subjects])
+        sizes = np.array([len(indices) for indices in subjects])
+        p_within, excess_within = test(_permute(mistakes, sizes, permutations, generator))
+    return CommonMisses(
         observed=observed.tolist(),
-        expected=(questions * chances).tolist(),
+        expected=(questions * probabilities).tolist(),
         low=low.tolist(),
         high=high.tolist(),
         p=p,
@@ -162,10 +161,10 @@ def common_misses(group: Group, permutations: int = 10_000, seed: int = 0) -> Mi
     )
 
 
-def _shuffle(mistakes: Array, sizes: Array, permutations: int, generator: Generator) -> Array:
-    """How many questions 0, 1, … all runs miss [permutation, misses], if mistakes fall anywhere within a subject.
+def _permute(mistakes: Array, sizes: Array, permutations: int, generator: Generator) -> Array:
+    """Draw numbers of questions that 0, 1, … all runs miss, with mistakes on random questions of each subject.
 
-    `mistakes` [subject, run] and `sizes` [subject] are numbers of questions.
+    `mistakes` [subject, run] and `sizes` [subject] are numbers of questions. Returns [permutation, misses].
     """
     import numpy as np
 
@@ -173,79 +172,85 @@ def _shuffle(mistakes: Array, sizes: Array, permutations: int, generator: Genera
     blocks = []
     for first in range(0, permutations, BLOCK):
         shape = min(BLOCK, permutations - first), len(sizes)
-        missed = np.zeros((*shape, runs + 1), dtype=np.int64)  # questions that so many runs miss
+        missed = np.zeros((*shape, runs + 1), dtype=np.int64)  # [..., k]: questions that k of the runs so far miss
         missed[..., 0] = sizes
         for run in range(runs):
-            left, to_fall = np.broadcast_to(sizes, shape), np.broadcast_to(mistakes[:, run], shape)
-            fallen = np.zeros_like(missed)
-            for misses in range(run + 1):
-                here = missed[..., misses]
-                left = left - here
-                fallen[..., misses] = generator.hypergeometric(here, left, to_fall) if misses < run else to_fall
-                to_fall = to_fall - fallen[..., misses]
-            missed -= fallen
-            missed[..., 1:] += fallen[..., :-1]
+            # Distribute this run's mistakes over the questions that 0, 1, … earlier runs miss.
+            others, remaining = np.broadcast_to(sizes, shape), np.broadcast_to(mistakes[:, run], shape)
+            newly_missed = np.zeros_like(missed)
+            for k in range(run + 1):
+                others = others - missed[..., k]
+                drawn = generator.hypergeometric(missed[..., k], others, remaining) if k < run else remaining
+                newly_missed[..., k] = drawn
+                remaining = remaining - drawn
+            missed -= newly_missed
+            missed[..., 1:] += newly_missed[..., :-1]
         blocks.append(missed.sum(axis=1))
     return np.concatenate(blocks)
 
 
 def overall(group: Group) -> list[Rate]:
-    """Each run's accuracy over all questions."""
-    return [_rate(sum(own), len(own)) for own in group.correct]
+    """Return each run's accuracy over all questions."""
+    return [rate(sum(answers), len(answers)) for answers in group.correct]
 
 
 def by_subject(group: Group) -> list[SubjectRow]:
-    """Each run's accuracy in each subject, and whether the runs differ there."""
+    """Return each run's accuracy in each subject, and test whether the runs differ there."""
     correct, rows = group.correct, []
-    for subject, places in _places(group).items():
-        answers = [[own[place] for place in places] for own in correct]
-        rows.append(SubjectRow(subject, [_rate(sum(own), len(own)) for own in answers], cochran(answers)))
+    for subject, indices in _indices_by_subject(group).items():
+        answers = [[run[index] for index in indices] for run in correct]
+        rates = [rate(sum(run), len(run)) for run in answers]
+        rows.append(SubjectRow(subject, rates, cochran_q_test(answers)))
     return rows
 
 
-def paired(group: Group) -> list[Paired]:
-    """Every pair of runs, on the same questions."""
+def paired(group: Group) -> list[PairedDifference]:
+    """Compare every pair of runs on the same questions."""
     import numpy as np
 
     correct = np.array(group.correct)
     rows = []
     for first, second in combinations(range(len(correct)), 2):
         both, only_first, only_second, neither = _fourfold(correct[first], correct[second])
-        share = (only_first - only_second) / len(group.keys)
-        low, high = difference(both, only_first, only_second, neither)
-        p = mcnemar(only_first, only_second)
-        rows.append(Paired(first, second, only_first, only_second, share, low, high, p))
+        difference = (only_first - only_second) / len(group.keys)
+        low, high = difference_interval(both, only_first, only_second, neither)
+        p = mcnemar_test(only_first, only_second)
+        rows.append(PairedDifference(first, second, only_first, only_second, difference, low, high, p))
     return rows
 
 
 def overlaps(group: Group) -> list[Overlap]:
-    """Every pair of runs, by what they miss and what they choose instead."""
+    """Compare the mistakes of every pair of runs: which questions they miss, and which wrong choices they make."""
     import numpy as np
 
     wrong = ~np.array(group.correct)
     questions = len(group.keys)
-    likely = preferences(group, wrong) if group.has_choices else None
+    preferences = wrong_choice_preferences(group, wrong) if group.has_choices else None
     chosen = np.array([[run.records[key]["prediction"] for key in group.keys] for run in group.runs])
     rows = []
     for first, second in combinations(range(len(wrong)), 2):
-        both, one, other, neither = _fourfold(wrong[first], wrong[second])
-        common = (both + one) * (both + other) / questions  # expected
-        either = 2 * both + one + other - common
-        chance = (common + (neither + one) * (neither + other) / questions) / questions
+        both, only_first, only_second, neither = _fourfold(wrong[first], wrong[second])
+        expected_both = (both + only_first) * (both + only_second) / questions
+        expected_neither = (neither + only_first) * (neither + only_second) / questions
+        either = both + only_first + only_second
+        expected_either = either + both - expected_both
         agreement = (both + neither) / questions
+        expected_agreement = (expected_both + expected_neither) / questions
         same = expected_same = None
-        if likely is not None and both:
+        if preferences is not None and both:
             missed = wrong[first] & wrong[second]
             same = float((chosen[first] == chosen[second])[missed].mean())
-            expected_same = float((likely[first] * likely[second]).sum(axis=1)[missed].mean())
+            expected_same = float((preferences[first] * preferences[second]).sum(axis=1)[missed].mean())
         rows.append(
             Overlap(
                 first=first,
                 second=second,
                 both_wrong=both,
-                jaccard=both / (both + one + other) if both + one + other else math.nan,
-                expected_jaccard=common / either if either else math.nan,
-                kappa=(agreement - chance) / (1 - chance) if chance < 1 else math.nan,
+                jaccard=both / either if either else math.nan,
+                expected_jaccard=expected_both / expected_either if expected_either else math.nan,
+                kappa=(agreement - expected_agreement) / (1 - expected_agreement)
+                if expected_agreement < 1
+                else math.nan,
                 same_choice=same,
                 expected_same=expected_same,
             )
@@ -253,29 +258,40 @@ def overlaps(group: Group) -> list[Overlap]:
     return rows
 
 
-def hardest(group: Group, count: int) -> list[Hard]:
-    """The questions that most runs miss, those first where what is right is least likely; none that nobody misses."""
+def hardest_questions(group: Group, count: int) -> list[HardQuestion]:
+    """Return the `count` questions that most runs miss; on ties the least likely correct choice first.
+
+    Questions that no run misses are left out.
+    """
     import numpy as np
 
     missed = (~np.array(group.correct)).sum(axis=0)
-    margins = log_right(group).mean(axis=0) if group.has_choices else np.full(len(missed), math.nan)
+    margins = log_correct_probability(group).mean(axis=0) if group.has_choices else np.full(len(missed), math.nan)
     order = np.lexsort((np.nan_to_num(margins), -missed))[:count]
-    return [Hard(group.keys[at], int(missed[at]), float(margins[at])) for at in order if missed[at]]
+    return [HardQuestion(group.keys[i], int(missed[i]), float(margins[i])) for i in order if missed[i]]
 
 
-def _places(group: Group) -> dict[str, list[int]]:
-    """Where in `group.keys` each subject's questions are."""
-    places: dict[str, list[int]] = {}
-    for place, (subject, _) in enumerate(group.keys):
-        places.setdefault(subject, []).append(place)
-    return places
+def rate(right: int, n: int) -> Rate:
+    """Return the accuracy of `right` correct answers out of `n`, with its interval."""
+    return Rate(right, n, *wilson_interval(right, n))
 
 
-def _rate(right: int, n: int) -> Rate:
-    return Rate(right, n, *wilson(right, n))
+def pool(members: Sequence[Sequence[Rate]]) -> list[Rate]:
+    """Return each run's accuracy over the questions of several subjects: `members` is [subject][run]."""
+    runs = zip(*members, strict=True)
+    return [rate(sum(part.right for part in run), sum(part.n for part in run)) for run in runs]
+
+
+def _indices_by_subject(group: Group) -> dict[str, list[int]]:
+    """Return the indices of each subject's questions in `group.keys`."""
+    indices: dict[str, list[int]] = {}
+    for index, (subject, _) in enumerate(group.keys):
+        indices.setdefault(subject, []).append(index)
+    return indices
 
 
 def _fourfold(first: Array, second: Array) -> tuple[int, int, int, int]:
-    """How many are true of both, of the first alone, of the second alone, of neither."""
-    both, one, other = int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum())
-    return both, one, other, len(first) - both - one - other
+    """Return the cells of a 2 x 2 table: counts of both, only the first, only the second, neither."""
+    both, only_first = int((first & second).sum()), int((first & ~second).sum())
+    only_second = int((~first & second).sum())
+    return both, only_first, only_second, len(first) - both - only_first - only_second

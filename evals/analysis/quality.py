@@ -1,4 +1,4 @@
-"""Rows of the table of weight formats: read, compared, told. Pure: no model, no torch."""
+"""The table of weight formats (python -m evals.quantization): read rows, compare, print. Pure: no model, no torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.runtime.errors import BareloopError
+from evals.runs.measurements import markdown_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST = 700.0  # nats; the exponential of more is no number
+MAX_LOSS = 700.0  # nats; exp() of more overflows
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is measured of one format. MMLU is None where it was left out, its error for a single question."""
+class FormatResult:
+    """Measurements of one weight format. `mmlu` is None if it was not scored, `mmlu_stderr` if one question was."""
 
     format: str
     nbytes: int  # of all weights
-    bits: float  # of a weight, with its share of the scales
+    bits: float  # per weight, scales included
     perplexity: float
-    agreement: float  # the share of places whose likeliest next token is the unquantized model's
+    agreement: float  # fraction of positions with the same most likely next token as the unquantized model
     tokens_per_second: float
     load_seconds: float
     mmlu: float | None = None
@@ -33,46 +34,51 @@ class Row:
 
 
 def perplexity(loss: float, tokens: int) -> float:
-    """The exponential of the mean surprise of so many tokens; `loss` is its sum, in nats."""
-    return math.exp(min(loss / tokens, MOST))
+    """Return exp(`loss` / `tokens`), where `loss` is the sum of the negative log-likelihoods in nats."""
+    return math.exp(min(loss / tokens, MAX_LOSS))
 
 
-def read_rows(path: Path, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Row]:
-    """The finished rows of these settings by format, from the lines of a file; the first of each counts."""
-    rows: dict[str, Row] = {}
+def read_rows(path: Path, lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, FormatResult]:
+    """Parse the lines of a file into results by format; keep those of these settings, the first of each format.
+
+    Raises `BareloopError` for a line that is not a result.
+    """
+    rows: dict[str, FormatResult] = {}
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             if entry.pop("settings") == settings:
-                row = Row(**entry)
+                row = FormatResult(**entry)
                 rows.setdefault(row.format, row)
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise BareloopError(f"{path}, line {number} is no row of this program; repair or move it") from None
+            raise BareloopError(
+                f"{path}, line {number} is not a row of this program; repair or move the file"
+            ) from None
     return rows
 
 
-def changes(row: Row, plain: Row) -> dict[str, float | None]:
-    """Of the perplexity in percent, and of the accuracy in points, against the unquantized model's."""
+def changes(row: FormatResult, plain: FormatResult) -> dict[str, float | None]:
+    """Return the changes from the unquantized model: of the perplexity in percent, of the accuracy in points."""
     points = None if row.mmlu is None or plain.mmlu is None else 100 * (row.mmlu - plain.mmlu)
     return {"perplexity_change": 100 * (row.perplexity / plain.perplexity - 1), "mmlu_change": points}
 
 
-def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The table, a line for each format, by the heads of its columns; the first row is the unquantized model's."""
-    lines = []
+def table_rows(rows: Sequence[FormatResult]) -> list[dict[str, str]]:
+    """Return the table's rows as {column: text}. The first row is the unquantized model."""
+    plain, lines = rows[0], []
     for row in rows:
-        percent, points = changes(row, rows[0]).values()
+        percent, points = changes(row, plain).values()
         line = {
             "format": row.format,
             "MB": f"{row.nbytes / 1e6:,.{0 if row.nbytes >= 1e9 else 1}f}",
             "bits/weight": f"{row.bits:.2f}",
             "perplexity": f"{row.perplexity:.3f}",
-            "change, %": "" if row is rows[0] else f"{percent:+.2f}",
+            "change, %": "" if row is plain else f"{percent:+.2f}",
         }
         if row.mmlu is not None and points is not None:
             error = "" if row.mmlu_stderr is None else f" ± {100 * row.mmlu_stderr:.1f}"
             line["MMLU, %"] = f"{100 * row.mmlu:.1f}{error}"
-            line["points"] = "" if row is rows[0] else f"{points:+.2f}"
+            line["points"] = "" if row is plain else f"{points:+.2f}"
         line["agree, %"] = f"{100 * row.agreement:.2f}"
         line["tokens/s"] = f"{row.tokens_per_second:,.1f}"
         line["load, s"] = f"{row.load_seconds:.2f}"
@@ -80,31 +86,30 @@ def cells(rows: Sequence[Row]) -> list[dict[str, str]]:
     return lines
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The table for a terminal, narrow enough for 80 letters."""
+def table(rows: Sequence[FormatResult]) -> Table:
+    """Return the table for a terminal; it fits 80 columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    lines = cells(rows)
+    lines = table_rows(rows)
     result = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for head in lines[0]:
-        narrow = head.replace(", ", "\n").replace("/", "/\n")
-        result.add_column(narrow, justify="left" if head == "format" else "right")
+        folded = head.replace(", ", "\n").replace("/", "/\n")
+        result.add_column(folded, justify="left" if head == "format" else "right")
     for line in lines:
         result.add_row(*line.values())
     return result
 
 
-def markdown(title: str, facts: Sequence[str], rows: Sequence[Row], missing: Mapping[str, str]) -> str:
-    """The table for GitHub, under its title and what is to be known of it, above the formats that are not in it."""
-    lines = cells(rows)
-    heads = list(lines[0])
-    listed = [heads, ["---", *["---:"] * (len(heads) - 1)], *(list(line.values()) for line in lines)]
-    parts = [f"# {title}", *facts, "\n".join(f"| {' | '.join(line)} |" for line in listed)]
-    return "\n\n".join([*parts, *(f"{form} is not here: {why}" for form, why in missing.items())]) + "\n"
+def markdown(title: str, facts: Sequence[str], rows: Sequence[FormatResult], missing: Mapping[str, str]) -> str:
+    """Return a Markdown document: title, facts, table. `missing`: reasons by format that was not measured."""
+    lines = table_rows(rows)
+    table = markdown_table(list(lines[0]), [list(line.values()) for line in lines], 1)
+    notes = [f"{name} was not measured: {reason}" for name, reason in missing.items()]
+    return "\n\n".join([f"# {title}", *facts, "\n".join(table), *notes]) + "\n"
 
 
-def as_json(facts: Mapping[str, Any], rows: Sequence[Row], missing: Mapping[str, str]) -> str:
-    """All of it as one object."""
-    listed = [{**asdict(row), **changes(row, rows[0])} for row in rows]
-    return json.dumps({**facts, "formats": listed, "missing": missing}, indent=2, ensure_ascii=False) + "\n"
+def as_json(facts: Mapping[str, Any], rows: Sequence[FormatResult], missing: Mapping[str, str]) -> str:
+    """Return facts, results with their changes, and missing formats as one JSON object."""
+    formats = [{**asdict(row), **changes(row, rows[0])} for row in rows]
+    return json.dumps({**facts, "formats": formats, "missing": missing}, indent=2, ensure_ascii=False) + "\n"

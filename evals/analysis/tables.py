@@ -1,4 +1,4 @@
-"""A comparison of runs -> tables, for a terminal of any width and for Markdown. Models are numbered, with a key."""
+"""A comparison of runs -> text tables, for terminals of any width and for Markdown. Models have numbers in them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import printable
-from evals.analysis.findings import count, notes, number, words
-from evals.analysis.statistics import holm
+from evals.analysis.findings import expected_count, findings, notes, plural
+from evals.analysis.statistics import holm_correction
 from evals.data.catalogue import BENCHMARKS
-from evals.runs.measurements import markdown as table_lines
-from evals.runs.run_file import right_choices
+from evals.runs.measurements import markdown_table
+from evals.runs.run_file import correct_choices
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from evals.analysis.comparison import Comparison
-    from evals.analysis.patterns import Hard, Rate
+    from evals.analysis.patterns import HardQuestion, Rate
 
-SHORT = 200  # letters of a question
-ANSWER = 60  # letters of an answer
+QUESTION_LENGTH = 200  # characters of a question that are shown
+ANSWER_LENGTH = 60  # characters of an answer
 NO_TEXTS = "The texts of the questions were not saved; score with --save-question-data to see them here."
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A table: its first column is of names, the others are of numbers. Heads may be broken at their line ends."""
+class TextTable:
+    """A table whose first column holds names and whose other columns hold numbers. Heads may contain line breaks."""
 
     title: str
     heads: list[str]
@@ -36,271 +36,277 @@ class Sheet:
     note: str = ""
 
 
-def sheets(comparison: Comparison) -> list[Sheet]:
-    """All tables of a comparison that have something to say."""
-    tables = (key, accuracies, differences, misses, overlaps, places, confidences)
-    return [sheet for sheet in (table(comparison) for table in tables) if sheet.rows]
+def text_tables(comparison: Comparison) -> list[TextTable]:
+    """Return all tables of a comparison that have rows."""
+    makers = (models, accuracies, differences, misses, overlaps, choice_biases, calibrations)
+    return [table for table in (make(comparison) for make in makers) if table.rows]
 
 
-def key(comparison: Comparison) -> Sheet:
-    """The models, by the numbers that stand for them in the other tables."""
+def models(comparison: Comparison) -> TextTable:
+    """The models with their numbers, accuracies and misses."""
     rows = [
-        [f"{place} {own.label}", f"{100 * rate.mean:.2f}", interval(rate.low, rate.high), f"{rate.n - rate.right:,}"]
-        for place, (own, rate) in enumerate(zip(comparison.group.runs, comparison.overall, strict=True), 1)
+        [f"{number} {run.label}", f"{100 * rate.mean:.2f}", interval(rate.low, rate.high), f"{rate.n - rate.right:,}"]
+        for number, (run, rate) in enumerate(zip(comparison.group.runs, comparison.overall, strict=True), 1)
     ]
-    questions = count(len(comparison.group.keys), "question")
-    return Sheet(f"Models, on {questions}", ["model", "accuracy\n%", "95 %\ninterval", "misses"], rows)
+    questions = plural(len(comparison.group.keys), "question")
+    return TextTable(f"Models, on {questions}", ["model", "accuracy\n%", "95 %\ninterval", "misses"], rows)
 
 
-def accuracies(comparison: Comparison) -> Sheet:
-    """By subject, with Wilson's intervals."""
+def accuracies(comparison: Comparison) -> TextTable:
+    """Accuracies by subject, with Wilson's intervals."""
 
-    def told(rate: Rate) -> str:
+    def cell(rate: Rate) -> str:
         return f"{100 * rate.mean:.1f} ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
 
     rows = [
-        [f"{row.subject} ({row.rates[0].n:,})", *map(told, row.rates), p_cell(p)]
+        [f"{row.subject} ({row.rates[0].n:,})", *map(cell, row.rates), p_cell(p)]
         for row, p in zip(comparison.subjects, comparison.corrected, strict=True)
     ]
     if len(rows) > 1:
-        rows.append([f"overall ({len(comparison.group.keys):,})", *map(told, comparison.overall), ""])
+        rows.append([f"overall ({len(comparison.group.keys):,})", *map(cell, comparison.overall), ""])
     test = "McNemar's test" if len(comparison.group.runs) == 2 else "Cochran's Q test"
     corrected = ", corrected by Holm" if len(rows) > 1 else ""
     note = f"In percent, with 95 % intervals (Wilson). p: whether the models differ there ({test}{corrected})."
-    return Sheet("Accuracy by subject", ["subject (questions)", *numbers(comparison), "p"], rows, note)
+    heads = ["subject (questions)", *(f"model {number}" for number in range(1, len(comparison.group.runs) + 1)), "p"]
+    return TextTable("Accuracy by subject", heads, rows, note)
 
 
-def differences(comparison: Comparison) -> Sheet:
-    """Pair by pair, on the same questions."""
+def differences(comparison: Comparison) -> TextTable:
+    """Differences between every two models on the same questions."""
     rows = [
         [
-            pair(own.first, own.second),
-            f"{own.only_first:,}",
-            f"{own.only_second:,}",
-            f"{100 * own.difference:+.2f}",
-            f"{100 * own.low:+.1f} to {100 * own.high:+.1f}",
+            pair(row.first, row.second),
+            f"{row.only_first:,}",
+            f"{row.only_second:,}",
+            f"{100 * row.difference:+.2f}",
+            f"{100 * row.low:+.1f} to {100 * row.high:+.1f}",
             p_cell(p),
         ]
-        for own, p in zip(comparison.paired, holm([own.p for own in comparison.paired]), strict=True)
+        for row, p in zip(comparison.paired, holm_correction([row.p for row in comparison.paired]), strict=True)
     ]
     corrected = ", corrected by Holm" if len(rows) > 1 else ""
     heads = ["models", "only 1st\nright", "only 2nd\nright", "difference,\npoints", "95 %\ninterval", "p"]
-    return Sheet("Differences", heads, rows, f"The first less the second. p: McNemar's test{corrected}.")
+    return TextTable("Differences", heads, rows, f"First minus second. p: McNemar's test{corrected}.")
 
 
-def misses(comparison: Comparison) -> Sheet:
-    """How many questions so many models miss."""
-    own, runs = comparison.misses, len(comparison.group.runs)
+def misses(comparison: Comparison) -> TextTable:
+    """Numbers of questions that no, one, … all models miss."""
+    counts, runs = comparison.misses, len(comparison.group.runs)
     names = ["none", *map(str, range(1, runs)), f"all {runs}"]
+    columns = zip(names, counts.observed, counts.expected, counts.low, counts.high, strict=True)
     rows = [
-        [name, f"{observed:,}", number(expected), f"{low:,.0f} to {high:,.0f}"]
-        for name, observed, expected, low, high in zip(
-            names, own.observed, own.expected, own.low, own.high, strict=True
-        )
+        [name, f"{observed:,}", expected_count(expected), f"{low:,.0f} to {high:,.0f}"]
+        for name, observed, expected, low, high in columns
     ]
-    heads = ["missed by", "questions", "if\nindependent", "in 95 %\nof shuffles"]
-    within = f"; within each subject: {p_cell(own.p_within)}" if len(comparison.subjects) > 1 else ""
-    note = f"Permutation test of how unevenly mistakes fall on the questions: {p_cell(own.p)}{within}."
-    return Sheet("Questions by how many models miss them", heads, rows, note)
+    heads = ["missed by", "questions", "if\nindependent", "in 95 % of\npermutations"]
+    within = f"; within each subject: {p_cell(counts.p_within)}" if len(comparison.subjects) > 1 else ""
+    note = f"Permutation test of how unevenly mistakes are spread over the questions: {p_cell(counts.p)}{within}."
+    return TextTable("Questions by how many models miss them", heads, rows, note)
 
 
-def overlaps(comparison: Comparison) -> Sheet:
-    """How alike two models' mistakes are."""
-    choices = comparison.group.has_choices
+def overlaps(comparison: Comparison) -> TextTable:
+    """Overlap of the mistakes of every two models."""
+    has_choices = comparison.group.has_choices
     rows = [
         [
-            pair(own.first, own.second),
-            f"{own.both_wrong:,}",
-            decimal(own.jaccard),
-            decimal(own.expected_jaccard),
-            decimal(own.kappa),
-            *([percent_cell(own.same_choice), percent_cell(own.expected_same)] if choices else []),
+            pair(row.first, row.second),
+            f"{row.both_wrong:,}",
+            decimal(row.jaccard),
+            decimal(row.expected_jaccard),
+            decimal(row.kappa),
+            *([percent_cell(row.same_choice), percent_cell(row.expected_same)] if has_choices else []),
         ]
-        for own in comparison.overlaps
+        for row in comparison.overlaps
     ]
     heads = ["models", "both\nmiss", "Jaccard", "by\nchance", "kappa"]
-    heads += ["same wrong\nchoice, %", "by\nchance"] if choices else []
+    heads += ["same wrong\nchoice, %", "by\nchance"] if has_choices else []
     note = (
-        "Jaccard: both miss, of what either misses. kappa: Cohen's, of right and wrong; 0 is chance, 1 full agreement."
+        "Jaccard: both miss, as a fraction of either misses. kappa: Cohen's, for right or wrong; 0 is chance, 1 full "
+        "agreement."
     )
-    return Sheet("Mistakes in common", heads, rows, note)
+    return TextTable("Mistakes in common", heads, rows, note)
 
 
-def places(comparison: Comparison) -> Sheet:
-    """How often each place is chosen, beside how often it is right."""
+def choice_biases(comparison: Comparison) -> TextTable:
+    """How often each choice is chosen, and how often it is right."""
     biases = comparison.choice_bias
     if not biases:
-        return Sheet("", [], [])
+        return TextTable("", [], [])
     rows = [["right", *(f"{100 * share:.1f}" for share in biases[0].right), ""]]
-    rows += [[str(own.run + 1), *(f"{100 * share:.1f}" for share in own.chosen), p_cell(own.p)] for own in biases]
-    heads = [place_name(comparison, place) for place in range(len(biases[0].right))]
-    note = "p: whether a model chooses each as often as it is right (Stuart and Maxwell's test)."
-    return Sheet(f"{'Letters' if lettered(comparison) else 'Choices'} chosen, %", ["model", *heads, "p"], rows, note)
+    rows += [[str(row.run + 1), *(f"{100 * share:.1f}" for share in row.chosen), p_cell(row.p)] for row in biases]
+    heads = [choice_name(comparison, position) for position in range(len(biases[0].right))]
+    note = "p: whether a model chooses each as often as it is right (Stuart-Maxwell test)."
+    title = f"{'Letters' if has_letters(comparison) else 'Choices'} chosen, %"
+    return TextTable(title, ["model", *heads, "p"], rows, note)
 
 
-def confidences(comparison: Comparison) -> Sheet:
-    """Whether models are right as often as they are sure."""
+def calibrations(comparison: Comparison) -> TextTable:
+    """Confidence and accuracy of each model."""
     rows = [
-        [str(own.run + 1), f"{100 * own.accuracy:.1f}", f"{100 * own.confidence:.1f}", f"{100 * own.ece:.1f}"]
-        for own in comparison.calibration
+        [str(row.run + 1), f"{100 * row.accuracy:.1f}", f"{100 * row.confidence:.1f}", f"{100 * row.ece:.1f}"]
+        for row in comparison.calibration
     ]
-    note = "Confidence: the mean probability of what is chosen, among the choices. ECE: expected calibration error."
-    return Sheet("Calibration", ["model", "accuracy\n%", "confidence\n%", "ECE\npoints"], rows, note)
+    note = "Confidence: mean probability of the chosen answer among the choices. ECE: expected calibration error."
+    return TextTable("Calibration", ["model", "accuracy\n%", "confidence\n%", "ECE\npoints"], rows, note)
 
 
-def hard_lines(comparison: Comparison) -> list[str]:
-    """The hardest questions, a line each: where it is, its text if saved, what is right, what the models answered."""
-    return [_hard(comparison, own) for own in comparison.hardest]
+def hardest_lines(comparison: Comparison) -> list[str]:
+    """Describe the hardest questions, one per line: text (if saved), correct answer, answers of the models."""
+    return [_hardest_line(comparison, question) for question in comparison.hardest]
 
 
-def _hard(comparison: Comparison, own: Hard) -> str:
+def _hardest_line(comparison: Comparison, question: HardQuestion) -> str:
     group = comparison.group
-    text = group.texts.get(own.key, {})
-    records = [run.records[own.key] for run in group.runs]
-    answers: dict[str, list[str]] = {}
-    for run, record in enumerate(records, 1):
-        said = _answer(comparison, record["prediction"], text)
-        answers.setdefault(said if not record["correct"] else f"{said} (right)", []).append(str(run))
-    gold = records[0]["gold"] if "response" in records[0] else right_choices(records[0])
-    right = " or ".join(dict.fromkeys(_answer(comparison, each, text) for each in gold)) or "no answer"
-    subject, index = own.key
-    asked = f" {short(str(text['question']), SHORT)}" if "question" in text else ""
-    told = "; ".join(f"{said} by {', '.join(runs)}" for said, runs in answers.items())
+    text = group.texts.get(question.key, {})
+    records = [run.records[question.key] for run in group.runs]
+    models_by_answer: dict[str, list[str]] = {}
+    for number, record in enumerate(records, 1):
+        answer = _answer(comparison, record["prediction"], text)
+        label = f"{answer} (right)" if record["correct"] else answer
+        models_by_answer.setdefault(label, []).append(str(number))
+    gold = records[0]["gold"] if "response" in records[0] else correct_choices(records[0])
+    right = " or ".join(dict.fromkeys(_answer(comparison, answer, text) for answer in gold)) or "no answer"
+    subject, index = question.key
+    excerpt = f" {shorten(str(text['question']), QUESTION_LENGTH)}" if "question" in text else ""
+    answers = "; ".join(f"{answer} by {', '.join(numbers)}" for answer, numbers in models_by_answer.items())
     runs = len(group.runs)
-    by = f"all {runs}" if own.missed == runs else f"{own.missed} of {runs}"
-    return f"{subject} {index}, missed by {by}.{asked} Right: {right}. Answered: {told}."
+    by = f"all {runs}" if question.missed == runs else f"{question.missed} of {runs}"
+    return f"{subject} {index}, missed by {by}.{excerpt} Right: {right}. Answered: {answers}."
 
 
 def _answer(comparison: Comparison, answer: Any, text: Mapping[str, Any]) -> str:
-    """A choice by its letter or number, with its text where that was saved; or the words."""
+    """Return a choice's name and its text if saved, or a generated answer in quotes."""
     if not isinstance(answer, int):
-        return f"“{short(str(answer), ANSWER)}”"
+        return f"“{shorten(str(answer), ANSWER_LENGTH)}”"
     choices = text.get("choices", [])
-    said = f" “{short(str(choices[answer]), ANSWER)}”" if answer < len(choices) else ""
-    return f"{place_name(comparison, answer)}{said}"
+    choice_text = f" “{shorten(str(choices[answer]), ANSWER_LENGTH)}”" if answer < len(choices) else ""
+    return f"{choice_name(comparison, answer)}{choice_text}"
 
 
-def lettered(comparison: Comparison) -> bool:
-    """Whether the choices stood under letters."""
+def has_letters(comparison: Comparison) -> bool:
+    """Return whether the prompts show the choices with letters."""
     benchmark = BENCHMARKS.get(comparison.group.task)
     return benchmark is not None and benchmark.letters
 
 
-def place_name(comparison: Comparison, place: int) -> str:
-    """A choice by its letter, or its number from 1 on."""
-    return chr(ord("A") + place) if lettered(comparison) and place < 26 else f"choice {place + 1}"
+def choice_name(comparison: Comparison, position: int) -> str:
+    """Return a choice's letter, or "choice 1" and so on."""
+    return chr(ord("A") + position) if has_letters(comparison) and position < 26 else f"choice {position + 1}"
 
 
-def short(text: str, most: int) -> str:
-    """On one line, with at most so many letters."""
+def shorten(text: str, length: int) -> str:
+    """Return a text on one line, cut to at most `length` characters."""
     line = printable(" ".join(text.split()))
-    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
-
-
-def numbers(comparison: Comparison) -> list[str]:
-    """The models in the heads of columns."""
-    return [f"model {place}" for place in range(1, len(comparison.group.runs) + 1)]
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
 def pair(first: int, second: int) -> str:
-    """Two models by their numbers."""
+    """Return two models by their numbers, such as "1 & 2"."""
     return f"{first + 1} & {second + 1}"
 
 
 def interval(low: float, high: float) -> str:
-    """In percent: 42.3-47.9."""
+    """Format an interval in percent, such as "42.3-47.9"."""
     return f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def p_cell(p: float) -> str:
-    """A p-value of a table."""
+    """Format a p-value for a table."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def decimal(value: float) -> str:
-    """Nothing where it cannot be said."""
+    """Format a number with two decimals; empty for NaN."""
     return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def percent_cell(share: float | None) -> str:
-    """Nothing where it cannot be said."""
+    """Format a fraction in percent; empty for None."""
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def show(comparison: Comparison) -> None:
-    """Print words, then tables, then the hardest questions; tables too wide for a terminal are cut into several."""
+def print_comparison(comparison: Comparison) -> None:
+    """Print findings, tables and the hardest questions. Tables wider than the terminal are split."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 10_000
+        console.width = 10_000  # one line per row, for other programs
 
-    def paragraph(text: str, indent: str = "") -> None:
-        console.print(Text(indent + text), soft_wrap=not console.is_terminal)
+    def paragraph(text: str) -> None:
+        console.print(Text(text), soft_wrap=not console.is_terminal)
 
     console.print(Text(comparison.group.title, style="bold"))
-    for line in (*words(comparison), *notes(comparison)):
+    for line in (*findings(comparison), *notes(comparison)):
         paragraph(line)
-    for sheet in sheets(comparison):
+    for table in text_tables(comparison):
         console.print()
-        console.print(Text(sheet.title, style="bold"))
-        for place, table in enumerate(fitted(sheet, console)):
-            console.print(*([""] if place else []), table, sep="\n")
-        if sheet.note:
-            paragraph(sheet.note)
+        console.print(Text(table.title, style="bold"))
+        for number, part in enumerate(split_to_width(table, console)):
+            console.print(*([""] if number else []), part, sep="\n")
+        if table.note:
+            paragraph(table.note)
     if comparison.hardest:
         console.print()
         console.print(Text("Hardest questions", style="bold"))
-        for place, line in enumerate(hard_lines(comparison), 1):
-            paragraph(f"{place}. {line}")
-        if not all(own.key in comparison.group.texts for own in comparison.hardest):
+        for number, line in enumerate(hardest_lines(comparison), 1):
+            paragraph(f"{number}. {line}")
+        if not _has_all_texts(comparison):
             paragraph(NO_TEXTS)
     console.print()
 
 
-def fitted(sheet: Sheet, console: Console) -> list[Table]:
-    """A table as one, or as several with as many of its columns as fit each; names are folded, numbers never."""
-    columns = len(sheet.heads) - 1
-    tables: list[Table] = []
-    for each in range(columns, 0, -1):
-        starts = range(1, columns + 1, each)
-        tables = [_table(sheet, first, first + each, console.width // 2 + 2) for first in starts]
-        wanted = [console.measure(table, options=console.options.update(width=10_000)).maximum for table in tables]
-        if max(wanted) <= console.width:
+def split_to_width(table: TextTable, console: Console) -> list[Table]:
+    """Return the table as one rich table, or as several with as many columns each as fit the console.
+
+    Names may wrap, numbers never do.
+    """
+    columns = len(table.heads) - 1
+    parts: list[Table] = []
+    for size in range(columns, 0, -1):
+        starts = range(1, columns + 1, size)
+        parts = [_rich_table(table, first, first + size, console.width // 2 + 2) for first in starts]
+        widths = [console.measure(part, options=console.options.update(width=10_000)).maximum for part in parts]
+        if max(widths) <= console.width:
             break
-    return tables
+    return parts
 
 
-def _table(sheet: Sheet, first: int, last: int, widest: int) -> Table:
-    """The column of names, at most so wide, and some of the others."""
+def _rich_table(table: TextTable, first: int, last: int, name_width: int) -> Table:
+    """Return the column of names, at most `name_width` wide, and the columns [first, last)."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column(sheet.heads[0], overflow="fold", max_width=widest)
-    for head in sheet.heads[first:last]:
-        table.add_column(head, justify="right", no_wrap=True)
-    for name, *cells in sheet.rows:
-        table.add_row(Text(name), *cells[first - 1 : last - 1])
-    return table
+    result = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
+    result.add_column(table.heads[0], overflow="fold", max_width=name_width)
+    for head in table.heads[first:last]:
+        result.add_column(head, justify="right", no_wrap=True)
+    for name, *cells in table.rows:
+        result.add_row(Text(name), *cells[first - 1 : last - 1])
+    return result
 
 
 def markdown(comparison: Comparison) -> str:
-    """Words, tables and the hardest questions for GitHub."""
-    blocks = [f"# {comparison.group.title}", *map(escaped, (*words(comparison), *notes(comparison)))]
-    for sheet in sheets(comparison):
-        heads = [head.replace("\n", " ") for head in sheet.heads]
-        blocks += [f"## {sheet.title}", "\n".join(table_lines(heads, sheet.rows, 1))]
-        blocks += [sheet.note] if sheet.note else []
+    """Return findings, tables and the hardest questions as Markdown."""
+    lines = (*findings(comparison), *notes(comparison))
+    blocks = [f"# {comparison.group.title}", *map(escape_markdown, lines)]
+    for table in text_tables(comparison):
+        heads = [head.replace("\n", " ") for head in table.heads]
+        blocks += [f"## {table.title}", "\n".join(markdown_table(heads, table.rows, 1))]
+        blocks += [table.note] if table.note else []
     if comparison.hardest:
-        lines = [f"{place}. {escaped(line)}" for place, line in enumerate(hard_lines(comparison), 1)]
-        blocks += ["## Hardest questions", "\n".join(lines)]
-        blocks += [] if all(own.key in comparison.group.texts for own in comparison.hardest) else [NO_TEXTS]
+        numbered = [f"{n}. {escape_markdown(line)}" for n, line in enumerate(hardest_lines(comparison), 1)]
+        blocks += ["## Hardest questions", "\n".join(numbered)]
+        blocks += [] if _has_all_texts(comparison) else [NO_TEXTS]
     return "\n\n".join(blocks)
 
 
-def escaped(text: str) -> str:
-    """Text that Markdown would read as something else."""
+def _has_all_texts(comparison: Comparison) -> bool:
+    return all(question.key in comparison.group.texts for question in comparison.hardest)
+
+
+def escape_markdown(text: str) -> str:
+    """Escape the characters that Markdown would interpret."""
     return "".join(f"\\{letter}" if letter in "\\`*_<[#|$" else letter for letter in text)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.checkpoints import embedded
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 from evals.data.question import LETTERS, Question
 from evals.data.source import data_folder, hub_rows, json_lines, parquet_rows
 from evals.data.subjects import GROUPS
@@ -88,7 +88,7 @@ def choose(names: Sequence[str], available: Sequence[str], where: str) -> list[s
         if name not in groups and name not in available:
             near = difflib.get_close_matches(name, [*available, *groups], n=3, cutoff=0.4)
             hint = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(available)}"
-            raise UsageError(f"no subject {name!r} in {where}; {hint}")
+            raise UsageError(f"no subject {quote(name)} in {where}; {hint}")
         if not groups.get(name, [name]):
             raise UsageError(f"{where} has no subject of the group {name}")
         chosen += groups.get(name, [name])
@@ -102,7 +102,7 @@ def _csv_rows(path: Path) -> Iterator[Any]:
             for number, row in enumerate(csv.reader(file), 1):
                 if len(row) != 6 or row[5] not in LETTERS:
                     raise BareloopError(
-                        f"{path}, row {number} has {len(row)} columns and ends in {row[-1] if row else ''!r}; "
+                        f"{path}, row {number} has {len(row)} columns and ends in {quote(row[-1] if row else '')}; "
                         "MMLU's have 6: a question, 4 choices, and a letter from A to D"
                     )
                 yield {"question": row[0], "choices": row[1:5], "answer": LETTERS.index(row[5])}
@@ -131,7 +131,9 @@ def _questions(rows: Iterable[Any], where: str, default_subject: str | None = No
                 "MMLU has 4 choices and answers 0 to 3"
             )
         if not SUBJECT.fullmatch(subject):
-            raise BareloopError(f"{where}, row {number}: {subject!r} is no name of a subject; use letters, digits, _-.")
+            raise BareloopError(
+                f"{where}, row {number}: {quote(subject)} is not a subject name; use letters, digits, _-."
+            )
         try:
             "".join((text, *choices)).encode()
         except UnicodeEncodeError as error:

@@ -34,7 +34,7 @@ def write(
     `batch`: the tokens that are computed at once, and the questions that are answered side by side. What all prompts
     of a block begin with is computed once, and what some of a batch share once more.
     """
-    from engine.decoding.batch import feed_together
+    from engine.decoding.batch import prefill_batch
     from engine.runtime.memory import peak_memory
 
     assert task.writing is not None
@@ -55,7 +55,7 @@ def write(
                 root, computed = llm.sequence(), len(begin)
                 if begin:
                     root.feed(begin)
-            fed = feed_together(root, prompts[start : start + batch[1]], batch[0])
+            fed = prefill_batch(root, prompts[start : start + batch[1]], batch[0])
             prefill = asdict(watch.lap())
             answers = respond(fed.rows, task.writing, llm.tokenizer)
             decode = asdict(watch.lap())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.runtime.errors import BareloopError
 from evals.harness.prompts import encode_pairs, encoder
 from evals.harness.task import Item, Task
-from evals.runs.run_file import Key, right_choices, sha256
+from evals.runs.run_file import Key, correct_choices, sha256
 from evals.runs.scoring import predict
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def score(
     encode_all = encoder(llm.tokenizer)
     for block in blocks:
         for planned in planned_batches(scorer, block, [encode_pairs(encode_all, item.requests) for _, item in block]):
-            owners = [block[prompt.place] for prompt in planned.prompts]
+            owners = [block[prompt.index] for prompt in planned.prompts]
             if missing.isdisjoint(item.key for _, item in owners):
                 continue
-            before = scorer.fed
+            before = scorer.computed
             scored = zip(planned.prompts, owners, scorer.score(planned), strict=True)
-            times = shares(asdict(watch.lap()) | {"computed": scorer.fed - before}, len(owners))
+            times = shares(asdict(watch.lap()) | {"computed": scorer.computed - before}, len(owners))
             times["peak_memory"] = peak_memory(llm.device)
             yield [
                 record(task, row, item, prompt, scores, times)
@@ -89,7 +89,7 @@ def record(
         "index": item.index,
         "prompt_sha256": sha256(item.requests[0][0]),
         **told,
-        "correct": told["prediction"] in right_choices(told),
+        "correct": told["prediction"] in correct_choices(told),
         "metrics": task.judge(row, loglikelihoods),
         "loglikelihoods": loglikelihoods,
         "greedy": [own.is_greedy for own in scores],

@@ -15,8 +15,8 @@ from evals.data.catalogue import BENCHMARKS, Benchmark
 from evals.harness import fewshot
 from evals.harness.prompts import Render
 from evals.harness.task import Item, Task, Writing
-from evals.runs.run_file import right_choices
-from evals.runs.scoring import predict, predict_by_length
+from evals.runs.run_file import correct_choices
+from evals.runs.scoring import predict, predict_normalized
 
 ALL = "all"
 
@@ -45,7 +45,7 @@ class Row:
 
 def accuracies(asked: Asked, loglikelihoods: Sequence[float]) -> dict[str, float]:
     """acc: the likeliest choice is right; acc_norm: the likeliest for each of its characters is."""
-    by_length = predict_by_length(loglikelihoods, asked.choices)
+    by_length = predict_normalized(loglikelihoods, asked.choices)
     return {"acc": float(predict(loglikelihoods) == asked.gold), "acc_norm": float(by_length == asked.gold)}
 
 
@@ -266,7 +266,7 @@ def show(row: Row, record: Mapping[str, Any]) -> str:
     if not asked.choices:
         verdict = "right" if record["correct"] else f"wrong, it is {' or '.join(map(str, record['gold']))}"
         return f"{head}{record['response']}\n-> {record['prediction']} ({verdict})\n"
-    right = right_choices(record)
+    right = correct_choices(record)
     marks = [
         f"{'>' if place == record['prediction'] else ' '} {'+' if place in right else '-'} {choice}"
         for place, choice in enumerate(asked.choices)

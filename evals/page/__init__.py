@@ -1,1 +1,1 @@
-"""The page of python -m evals.report: its parts, its template, its script."""
+"""The page of python -m evals.report: tables, question browser, template, style and script."""

@@ -1,13 +1,13 @@
 "use strict";
-// Makes the page's tables sort, and shows each group's questions. Texts are put in as text, never as HTML.
+// Sortable tables and the question browsers. Texts are inserted as text nodes, never as HTML.
 {
   const ROWS = 25;  // questions on a page
   const SHORT = 300;  // characters of a question in its closed row
-  const LONG = 1200;  // characters of a text that gets a box of its own to scroll in
+  const LONG = 1200;  // characters from which on a text scrolls in its own box
   const count = new Intl.NumberFormat("en");
   const plain = (name) => name.replaceAll("_", " ");
   const signed = (value, digits) => value === null ? "–" : value.toFixed(digits).replace("-", "−");
-  const placed = (data, place) => data.letters && place < 26 ? String.fromCharCode(65 + place) : String(place + 1);
+  const choiceName = (data, choice) => data.letters && choice < 26 ? String.fromCharCode(65 + choice) : String(choice + 1);
 
   function element(name, attributes, ...children) {
     const made = document.createElement(name);
@@ -16,9 +16,9 @@
     return made;
   }
 
-  function text(words, kind = "") {
-    const made = element("div", { class: `text ${kind}`, dir: "auto" }, words);
-    if (words.length > LONG) {
+  function text(content, kind = "") {
+    const made = element("div", { class: `text ${kind}`, dir: "auto" }, content);
+    if (content.length > LONG) {
       made.classList.add("long");
       made.tabIndex = 0;
     }
@@ -26,16 +26,16 @@
   }
 
   function mark(right, label) {
-    const told = `${label}: ${right ? "right" : "wrong"}`;
-    return element("span", { class: `mark ${right ? "right" : "wrong"}`, title: told, role: "img", "aria-label": told }, right ? "✓" : "✗");
+    const title = `${label}: ${right ? "right" : "wrong"}`;
+    return element("span", { class: `mark ${right ? "right" : "wrong"}`, title, role: "img", "aria-label": title }, right ? "✓" : "✗");
   }
 
-  // What scrolls sideways can be reached by keyboard; what does not is no stop on the way.
+  // Only boxes that scroll sideways are stops of the Tab key.
   const scrolls = new ResizeObserver((entries) => {
     for (const { target } of entries) target.tabIndex = target.scrollWidth > target.clientWidth ? 0 : -1;
   });
 
-  // What is computed once of a group: how many models missed each question, and how far the right choice is ahead.
+  // Computed once per group: how many models missed each question, and the lead of its right choice.
   function prepared(data) {
     const size = data.index.length;
     data.missed = new Uint8Array(size);
@@ -48,21 +48,21 @@
     return data;
   }
 
-  // By the models' mean, how much likelier the likeliest right choice is than the likeliest wrong one.
+  // Mean over the models of log p(best right choice) - log p(best wrong choice).
   function ahead(data, i) {
-    const best = (scores, wanted) => Math.max(...scores.filter((score, place) => score !== null && data.gold[i].includes(place) === wanted));
+    const best = (scores, wanted) => Math.max(...scores.filter((score, choice) => score !== null && data.gold[i].includes(choice) === wanted));
     const leads = data.runs.map((run) => best(run.scores[i], true) - best(run.scores[i], false));
     const mean = leads.reduce((sum, lead) => sum + lead, 0) / leads.length;
     return Number.isNaN(mean) ? 0 : mean;
   }
 
-  // What the search looks through, made at the first search.
-  function searched(data) {
-    data.searched ??= data.keys.map((key, i) => [
+  // The text that a search looks at, per question; built at the first search.
+  function searchTexts(data) {
+    data.searchTexts ??= data.keys.map((key, i) => [
       plain(key), data.question?.[i], data.context?.[i] != null ? data.contexts[data.context[i]] : "", ...(data.choices?.[i] ?? []),
       ...(data.runs[0].response ? [...data.gold[i], ...data.runs.map((run) => run.response[i])] : []),
     ].join("\n").toLowerCase());
-    return data.searched;
+    return data.searchTexts;
   }
 
   const FILTERS = {
@@ -79,19 +79,19 @@
     "close": (data) => (i, j) => Math.abs(data.ahead[i]) - Math.abs(data.ahead[j]),
   };
 
-  // The places of the questions that a state (the form's fields by name) asks for, in its order.
+  // The sorted indices of the questions that match a state: the form's fields by name.
   function selected(data, state) {
     const tests = [];
     if (state.question) tests.push((i) => data.keys[i] === state.question);
     if (state.subject) tests.push((i) => data.subjects[data.subject[i]] === state.subject);
     if (state.filter?.startsWith("missed-")) tests.push((i) => data.missed[i] === Number(state.filter.slice(7)));
     else if (state.filter) tests.push(FILTERS[state.filter](data));
-    data.runs.forEach((run, place) => {
-      const wanted = state[`model${place + 1}`];
+    data.runs.forEach((run, number) => {
+      const wanted = state[`model${number + 1}`];
       if (wanted) tests.push((i) => run.right[i] === Number(wanted === "right"));
     });
     const words = (state.search ?? "").toLowerCase().split(/\s+/).filter(Boolean);
-    if (words.length) tests.push((i) => words.every((word) => searched(data)[i].includes(word)));
+    if (words.length) tests.push((i) => words.every((word) => searchTexts(data)[i].includes(word)));
     const found = [];
     for (let i = 0; i < data.index.length; i++) if (tests.every((test) => test(i))) found.push(i);
     return state.sort ? found.sort(ORDERS[state.sort](data)) : found;
@@ -99,22 +99,22 @@
 
   function choices(data, i) {
     const list = element("ol", { class: "choices" });
-    data.choices[i].forEach((choice, place) => {
-      const chosen = data.runs.filter((run) => run.chosen[i] === place).length;
-      const told = [data.gold[i].includes(place) ? "right" : "", chosen ? `chosen by ${chosen} of ${data.runs.length}` : ""];
-      const item = element("li", {}, element("b", {}, placed(data, place)), text(choice), element("small", {}, told.filter(Boolean).join(", ")));
-      if (data.gold[i].includes(place)) item.className = "right";
+    data.choices[i].forEach((content, choice) => {
+      const chosen = data.runs.filter((run) => run.chosen[i] === choice).length;
+      const notes = [data.gold[i].includes(choice) ? "right" : "", chosen ? `chosen by ${chosen} of ${data.runs.length}` : ""];
+      const item = element("li", {}, element("b", {}, choiceName(data, choice)), text(content), element("small", {}, notes.filter(Boolean).join(", ")));
+      if (data.gold[i].includes(choice)) item.className = "right";
       list.append(item);
     });
     return list;
   }
 
-  // A row for each model: the log-likelihood of each choice, and as a bar what share of their sum it has.
+  // A row per model: the log-likelihood of each choice, and its share of the probability as a bar.
   function scores(data, i) {
     const extra = Object.keys(data.runs[0].metrics);
-    const places = data.runs[0].scores[i].map((_, place) => place);
-    const heads = [...places.map((place) => placed(data, place) + (data.gold[i].includes(place) ? " ✓" : "")), ...extra];
-    const rows = data.runs.map((run, place) => {
+    const names = data.runs[0].scores[i].map((_, choice) => choiceName(data, choice) + (data.gold[i].includes(choice) ? " ✓" : ""));
+    const heads = [...names, ...extra];
+    const rows = data.runs.map((run, number) => {
       const known = run.scores[i].map((score) => score ?? -Infinity);
       const most = Math.max(...known);
       const sum = known.reduce((total, score) => total + Math.exp(score - most), 0);
@@ -126,7 +126,7 @@
         return cell;
       });
       const metrics = extra.map((name) => element("td", { class: "number" }, signed(run.metrics[name][i], 2)));
-      return element("tr", {}, element("th", { scope: "row" }, mark(run.right[i], data.models[place]), " ", data.models[place]), ...cells, ...metrics);
+      return element("tr", {}, element("th", { scope: "row" }, mark(run.right[i], data.models[number]), " ", data.models[number]), ...cells, ...metrics);
     });
     const caption = element("caption", {}, element("span", {}, "Log-likelihoods. ✓ right, ● the model's choice; bars: shares of probability among the choices."));
     const head = element("tr", {}, element("th", { scope: "col" }, "model"), ...heads.map((name) => element("th", { scope: "col", class: "number" }, name)));
@@ -137,11 +137,11 @@
   }
 
   function responses(data, i) {
-    return data.runs.map((run, place) => {
-      const told = [`taken: ${run.chosen[i] === "" ? "nothing" : run.chosen[i]}`];
-      if (run.cut[i] === "1") told.push("cut off at its limit");
-      for (const [name, values] of Object.entries(run.metrics)) told.push(`${name} ${signed(values[i], 2)}`);
-      const head = element("h4", {}, mark(run.right[i], data.models[place]), data.models[place], element("small", {}, told.join("; ")));
+    return data.runs.map((run, number) => {
+      const notes = [`extracted answer: ${run.chosen[i] === "" ? "none" : run.chosen[i]}`];
+      if (run.cut[i] === "1") notes.push("cut off at the token limit");
+      for (const [name, values] of Object.entries(run.metrics)) notes.push(`${name} ${signed(values[i], 2)}`);
+      const head = element("h4", {}, mark(run.right[i], data.models[number]), data.models[number], element("small", {}, notes.join("; ")));
       return element("div", { class: "response" }, head, text(run.response[i]));
     });
   }
@@ -162,9 +162,9 @@
 
   function row(data, i, open) {
     const key = `${plain(data.subjects[data.subject[i]])}, ${data.index[i]}`;
-    const marks = element("span", { class: "marks" }, ...data.runs.map((run, place) => mark(run.right[i], data.models[place])));
-    const asked = data.question?.[i]?.slice(0, SHORT).trim() || (data.question ? "its text was not saved" : `question ${data.index[i]}`);
-    const head = element("summary", {}, element("span", { class: "key" }, key), marks, element("span", { class: "asked", dir: "auto" }, asked));
+    const marks = element("span", { class: "marks" }, ...data.runs.map((run, number) => mark(run.right[i], data.models[number])));
+    const excerpt = data.question?.[i]?.slice(0, SHORT).trim() || (data.question ? "text not saved" : `question ${data.index[i]}`);
+    const head = element("summary", {}, element("span", { class: "key" }, key), marks, element("span", { class: "excerpt", dir: "auto" }, excerpt));
     const details = element("details", {}, head);
     const fill = () => { if (details.children.length === 1) details.append(body(data, i)); };
     details.addEventListener("toggle", fill);
@@ -186,13 +186,13 @@
     const state = () => Object.fromEntries(fields.filter((field) => field.type !== "checkbox" || field.checked).map((field) => [field.name, field.value]));
 
     function show() {
-      const asked = state();
-      const found = selected(data, asked);
+      const wanted = state();
+      const found = selected(data, wanted);
       const pages = Math.max(1, Math.ceil(found.length / ROWS));
       page = Math.min(Math.max(1, page), pages);
-      const open = asked.open || asked.question;
+      const open = wanted.open || wanted.question;
       list.replaceChildren(...found.slice((page - 1) * ROWS, page * ROWS).map((i) => row(data, i, open)));
-      status.textContent = found.length === 1 && asked.question ? "This question alone." : `${count.format(found.length)} of ${count.format(data.index.length)} questions`;
+      status.textContent = found.length === 1 && wanted.question ? "Only this question." : `${count.format(found.length)} of ${count.format(data.index.length)} questions`;
       for (const pager of section.querySelectorAll(".pager")) {
         pager.querySelector("[data-page]").textContent = `page ${count.format(page)} of ${count.format(pages)}`;
         const [back, next] = pager.querySelectorAll("button");
@@ -201,12 +201,12 @@
       }
     }
 
-    // What is chosen stands in the page's address, so that it can be kept and sent.
+    // Put the selection into the page's address, so that it can be bookmarked and sent.
     function remember() {
       const kept = Object.entries({ group: data.group, ...state(), page: page > 1 ? String(page) : "" }).filter(([, value]) => value);
       try {
         history.replaceState(null, "", `#q:${new URLSearchParams(kept)}`);
-      } catch { /* too often for this browser: the next one counts */ }
+      } catch { /* browsers limit how often this may be called; a later call stores the state */ }
     }
 
     function change() {
@@ -239,7 +239,7 @@
           const value = wanted.get(field.name) ?? "";
           if (field.type === "checkbox") field.checked = value !== "";
           else field.value = value;
-          if (field.selectedIndex === -1) field.selectedIndex = 0;  // a value that there is none of
+          if (field.selectedIndex === -1) field.selectedIndex = 0;  // an unknown value
           if (field.name.startsWith("model") && field.value) field.closest("details").open = true;
         }
         page = Math.trunc(Number(wanted.get("page"))) || 1;
@@ -254,7 +254,7 @@
     return browsers.get(section);
   }
 
-  // #q:group=…&filter=… shows these questions.
+  // Show the questions of an address #q:group=…&filter=…
   function follow() {
     if (!location.hash.startsWith("#q:")) return;
     const wanted = new URLSearchParams(location.hash.slice(3));
@@ -270,7 +270,7 @@
     const heads = [...table.tHead.rows[0].cells];
     const value = (row, column, numbers) => {
       const { dataset, textContent } = row.cells[column];
-      return numbers ? Number(dataset.value ?? -Infinity) : textContent;  // what cannot be said stands below all numbers
+      return numbers ? Number(dataset.value ?? -Infinity) : textContent;  // empty cells sort below all numbers
     };
     heads.forEach((head, column) => {
       const button = element("button", { type: "button" }, ...head.childNodes);

@@ -1,4 +1,4 @@
-"""A group of runs -> what a report's page shows of each question, as JSON inside the page. No model, no torch."""
+"""The report's question browser: a group's questions as JSON, its filters, and links to selections. No torch."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from typing import Any
 from urllib.parse import urlencode
 
 from evals.runs.collection import Group, Run
-from evals.runs.run_file import Key, right_choices
+from evals.runs.run_file import Key, correct_choices
 
-DIGITS = 3  # of log-likelihoods, which keeps 14,042 questions in a few megabytes
+DIGITS = 3  # decimals of log-likelihoods; 14,042 questions take a few megabytes
 Texts = Sequence[Mapping[str, Any]]
 
 
-def questions(group: Group) -> dict[str, Any]:
-    """Every question that all runs answered, in columns: what it is, and what each model made of it.
+def question_columns(group: Group) -> dict[str, Any]:
+    """Return all questions of a group as columns: what each one is, and each model's answer to it.
 
-    `question`, `choices`, `solution` and `context` (a place in `contexts`, each of which is there once) are None where
-    no text is.
+    `question`, `choices`, `solution` and `context` (an index into `contexts`, which holds each paragraph once) are None
+    where no text was saved.
     """
     subjects = group.subjects
-    place = {name: number for number, name in enumerate(subjects)}
+    index_of = {name: index for index, name in enumerate(subjects)}
     golds = [group.runs[0].records[key]["gold"] for key in group.keys]
     texts = [group.texts.get(key, {}) for key in group.keys]
-    metrics = _metrics(group)
+    metrics = _extra_metrics(group)
     return {
         "models": [run.label for run in group.runs],
         "subjects": subjects,
-        "subject": [place[subject] for subject, _ in group.keys],
+        "subject": [index_of[subject] for subject, _ in group.keys],
         "index": [index for _, index in group.keys],
-        "gold": [right_choices({"gold": gold}) for gold in golds],
-        **_told(group, texts),
-        "runs": [_answers(run, group, metrics) for run in group.runs],
+        "gold": [correct_choices({"gold": gold}) for gold in golds],
+        **_text_columns(group, texts),
+        "runs": [_answer_columns(run, group, metrics) for run in group.runs],
     }
 
 
-def embedded(data: Any) -> str:
-    """JSON that can stand inside a <script> element: no text in it can end the element or begin a comment."""
-    told = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return told.replace("<", "\\u003c")  # which stands in strings alone
+def embeddable_json(data: Any) -> str:
+    """Return JSON that is safe inside a <script> element: no text can end the element or start a comment."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")  # "<" occurs only inside strings
 
 
 @dataclass(frozen=True)
 class Control:
-    """A choice by which the browser's questions are selected or sorted; the first option selects nothing."""
+    """A <select> of the question browser. The first option is the default and selects everything."""
 
     name: str
     label: str
     options: Sequence[tuple[str, str]]
 
 
-def by_model(group: Group) -> list[Control]:
-    """Whether each model's answer is to be right or wrong; nothing where there is one."""
+def model_controls(group: Group) -> list[Control]:
+    """Return a control for each model: show questions it got right or wrong. None for a single model."""
     options = [("", "right or wrong"), ("right", "right"), ("wrong", "wrong")]
-    made = [Control(f"model{place}", run.label, options) for place, run in enumerate(group.runs, 1)]
+    made = [Control(f"model{number}", run.label, options) for number, run in enumerate(group.runs, 1)]
     return made if len(made) > 1 else []
 
 
 def controls(group: Group) -> list[Control]:
-    """What questions of this group can be selected and sorted by, besides subjects, words and single models."""
+    """Return the controls to filter and sort questions, besides search, subject and single models."""
     runs = len(group.runs)
     if runs == 1:
         filters = [("all-wrong", "wrong"), ("all-right", "right")]
@@ -70,7 +70,7 @@ def controls(group: Group) -> list[Control]:
         filters += [("disagree", "the models disagree")]
         filters += [("same-wrong", "all give the same wrong answer")]
         filters += [(f"missed-{count}", f"{count} of {runs} are wrong") for count in range(1, runs)] if runs > 2 else []
-    orders = [("most-missed", "missed by most first"), ("least-missed", "missed by fewest first")] if runs > 1 else []
+    orders = [("most-missed", "most missed first"), ("least-missed", "least missed first")] if runs > 1 else []
     if group.has_choices:
         orders += [("behind", "right choice furthest behind"), ("close", "closest calls")]
         orders += [("ahead", "right choice furthest ahead")]
@@ -81,32 +81,32 @@ def controls(group: Group) -> list[Control]:
 
 
 def link(group: str, **state: str | int) -> str:
-    """The page's address of some of a group's questions: `filter`, `subject`, `model1`, `question` and so on."""
+    """Return the page's address of a selection of questions: `filter`, `subject`, `model1`, `question` and so on."""
     return f"#q:{urlencode({'group': group, **state})}"
 
 
 def question_id(key: Key) -> str:
-    """How a link names a question."""
+    """Return a question's name in links."""
     return f"{key[0]}:{key[1]}"
 
 
-def _told(group: Group, texts: Texts) -> dict[str, Any]:
-    """What was saved of the texts, a column of each kind that is there."""
-    asked = [_asked(row) for row in texts]
-    contexts = {context: place for place, context in enumerate(dict.fromkeys(own for own, _ in asked if own))}
+def _text_columns(group: Group, texts: Texts) -> dict[str, Any]:
+    """Return a column of each kind of saved text, None for a kind of which nothing was saved."""
+    pairs = [_context_and_question(row) for row in texts]
+    contexts = {context: index for index, context in enumerate(dict.fromkeys(own for own, _ in pairs if own))}
     records = [group.runs[0].records[key] for key in group.keys]
     columns: dict[str, list[Any]] = {
-        "question": [question for _, question in asked],
-        "context": [contexts.get(context or "") for context, _ in asked],
+        "question": [question for _, question in pairs],
+        "context": [contexts.get(context or "") for context, _ in pairs],
         "choices": [_choices(row, record) for row, record in zip(texts, records, strict=True)],
         "solution": [_solution(row, record) for row, record in zip(texts, records, strict=True)],
     }
-    held = {name: own if any(one is not None for one in own) else None for name, own in columns.items()}
-    return held | {"contexts": list(contexts) or None}
+    saved = {name: column if any(text is not None for text in column) else None for name, column in columns.items()}
+    return saved | {"contexts": list(contexts) or None}
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The paragraph that a question is about, and the question, which may have been saved in one text."""
+def _context_and_question(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Split a saved question from the paragraph it is about, which may be saved as part of the question."""
     context, question = _text(row, "context"), _text(row, "question")
     if context and question and context in question:
         before, _, after = question.partition(context)
@@ -117,7 +117,7 @@ def _asked(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _solution(row: Mapping[str, Any], record: Mapping[str, Any]) -> str | None:
-    """A worked solution, where it is more than what is right."""
+    """Return the worked solution of a generated answer, unless it only repeats the correct answer."""
     text = (_text(row, "solution") or "").strip()
     return text if text and "response" in record and text not in record["gold"] else None
 
@@ -127,36 +127,35 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def _choices(row: Mapping[str, Any], record: Mapping[str, Any]) -> list[str] | None:
-    """A question's choices where they are texts, as many as were scored."""
-    own, size = row.get("choices"), len(record.get("loglikelihoods", ()))
-    if not isinstance(own, list) or len(own) != size or not all(isinstance(choice, str) for choice in own):
+    """Return the saved choices if they are strings and as many as were scored."""
+    choices, size = row.get("choices"), len(record.get("loglikelihoods", ()))
+    if not isinstance(choices, list) or len(choices) != size or not all(isinstance(one, str) for one in choices):
         return None
-    return own
+    return choices
 
 
-def _metrics(group: Group) -> list[str]:
-    """The metrics that say more than whether an answer is right."""
+def _extra_metrics(group: Group) -> list[str]:
+    """Return the metrics that differ from `correct` in some record."""
     records = [run.records[key] for run in group.runs for key in group.keys]
     names = dict.fromkeys(name for record in records for name in record["metrics"])
     return [name for name in names if any(record["metrics"].get(name) != record["correct"] for record in records)]
 
 
-def _answers(run: Run, group: Group, metrics: Sequence[str]) -> dict[str, Any]:
-    """A model's answers."""
+def _answer_columns(run: Run, group: Group, metrics: Sequence[str]) -> dict[str, Any]:
     records = [run.records[key] for key in group.keys]
-    told: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "correct": "".join("01"[bool(record["correct"])] for record in records),
         "chosen": [record["prediction"] for record in records],
-        "metrics": {name: [_number(record["metrics"].get(name)) for record in records] for name in metrics},
+        "metrics": {name: [_rounded(record["metrics"].get(name)) for record in records] for name in metrics},
     }
     if group.has_choices:
-        told["scores"] = [[_number(score) for score in record["loglikelihoods"]] for record in records]
+        columns["scores"] = [[_rounded(score) for score in record["loglikelihoods"]] for record in records]
     else:
-        told["response"] = [record["response"] for record in records]
-        told["cut"] = "".join("01"[record["finish_reason"] == "length"] for record in records)
-    return told
+        columns["response"] = [record["response"] for record in records]
+        columns["cut"] = "".join("01"[record["finish_reason"] == "length"] for record in records)
+    return columns
 
 
-def _number(value: float | None) -> float | None:
-    """Rounded; None for what is not there, and for what JSON has no number for."""
+def _rounded(value: float | None) -> float | None:
+    """Round a number for JSON; None if it is missing or not finite."""
     return round(value, DIGITS) if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""What a report's tables say of a group of runs: their words and numbers, without their looks. No model, no torch."""
+"""Tables of the report: their words, numbers and links, without their looks. No model, no torch."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from evals.analysis.comparison import Comparison
-from evals.analysis.findings import count, p_words, plain
-from evals.analysis.patterns import Rate
-from evals.analysis.statistics import wilson
-from evals.analysis.tables import p_cell, place_name, short
+from evals.analysis.findings import p_text, plural, readable
+from evals.analysis.patterns import Rate, pool
+from evals.analysis.tables import choice_name, p_cell, shorten
 from evals.data.subjects import GROUPS
 from evals.page.questions import link, question_id
-from evals.runs.collection import Group, Run
+from evals.runs.collection import Group, Run, in_order
 from evals.runs.summary import COSTS, Accuracy, summarize
 
 EXCERPT = 90  # characters of a question in the table of the hardest
-RUN = ("model", "benchmark", "device")
-RATES = "The share of right answers in percent, with its 95 % interval (Wilson's)."
+RUN_HEADS = ("model", "benchmark", "device")
+RATES_NOTE = "Correct answers in percent, with 95 % intervals (Wilson)."
 
 
 class Cell(NamedTuple):
-    """A place of a table."""
+    """A cell of a table."""
 
     text: str
-    small: str = ""  # after it: an interval, a number of questions
+    detail: str = ""  # shown smaller after the text: an interval, a standard error
     link: str = ""
-    value: float | None = None  # what its column is sorted by, where that is not its text
-    share: float | None = None  # of its width that is tinted
+    value: float | None = None  # sort key, if it differs from the text
+    share: float | None = None  # length of the bar behind the text, as a fraction of the cell's width
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under heads. The columns after the first `left` are numbers; totals stay below, however it is sorted."""
+    """A table of the report. Columns after the first `left` are numbers; `totals` stay below the sorted rows."""
 
     name: str
     title: str
@@ -47,208 +46,213 @@ class Table:
 
 
 def overview(comparisons: Sequence[Comparison], slugs: Sequence[str]) -> Table:
-    """Every model by every benchmark."""
-    rows: dict[str, dict[str, Cell]] = {}
-    for own, slug in zip(comparisons, slugs, strict=True):
-        for run, rate in zip(own.group.runs, own.overall, strict=True):
-            rows.setdefault(run.label, {})[slug] = _rate(rate)._replace(link=f"#{slug}")
-    cells = [[Cell(label), *(own.get(slug, Cell("")) for slug in slugs)] for label, own in rows.items()]
-    return Table("overview", "All runs.", RATES, ["model", *(own.group.title for own in comparisons)], cells)
+    """Accuracy of every model on every benchmark, each model's plain run before its weight formats."""
+    cells: dict[str, dict[str, Cell]] = {}
+    runs: dict[str, Run] = {}
+    for comparison, slug in zip(comparisons, slugs, strict=True):
+        for run, rate in zip(comparison.group.runs, comparison.overall, strict=True):
+            cells.setdefault(run.label, {})[slug] = _rate(rate)._replace(link=f"#{slug}")
+            runs.setdefault(run.label, run)
+    labels = [run.label for run in in_order(runs.values())]
+    rows = [[Cell(label), *(cells[label].get(slug, Cell("")) for slug in slugs)] for label in labels]
+    heads = ["model", *(comparison.group.title for comparison in comparisons)]
+    return Table("overview", "All runs.", RATES_NOTE, heads, rows)
 
 
-def metrics(own: Comparison) -> Table:
-    """The benchmark's own metrics, and what else is to be known of the answers."""
+def metrics(comparison: Comparison) -> Table:
+    """The benchmark's own metrics, with counts of truncated prompts, ties and unfinished answers."""
     heads: list[str] = []
     rows = []
-    for run in own.group.runs:
-        summary = summarize(run.header, [run.records[key] for key in own.group.keys], {})
+    for run in comparison.group.runs:
+        summary = summarize(run.header, [run.records[key] for key in comparison.group.keys], {})
         counts = {"truncated prompts": summary.truncated}
         counts |= {} if summary.ties is None else {"ties": summary.ties}
-        counts |= {} if summary.writing is None else {"answers cut off": summary.writing.unfinished}
-        heads = [*(f"{one.metric} %" for one in summary.measures), *counts]
-        cells = [_accuracy(one.overall) for one in summary.measures]
+        counts |= {} if summary.generation is None else {"answers cut off": summary.generation.unfinished}
+        heads = [*(f"{row.metric} %" for row in summary.metrics), *counts]
+        cells = [_accuracy(row.overall) for row in summary.metrics]
         rows.append([Cell(run.label), *cells, *map(_count, counts.values())])
-    note = f"Over {count(len(own.group.keys), 'question')}, with standard errors."
+    note = f"Over {plural(len(comparison.group.keys), 'question')}, with standard errors."
     return Table("metrics", "The benchmark's own metrics.", note, ["model", *heads], rows)
 
 
-def subjects(own: Comparison, slug: str) -> Table:
-    """Right answers by subject, with MMLU's groups and all together; and where the models differ."""
-    several = len(own.group.runs) > 1
+def subjects(comparison: Comparison, slug: str) -> Table:
+    """Accuracy by subject, of MMLU's groups and overall, and whether the models differ."""
+    group, has_several = comparison.group, len(comparison.group.runs) > 1
     rows = []
-    for row, p in zip(own.subjects, own.corrected, strict=True):
-        name = Cell(plain(row.subject), link=link(slug, subject=row.subject))
+    for row, p in zip(comparison.subjects, comparison.corrected, strict=True):
+        name = Cell(readable(row.subject), link=link(slug, subject=row.subject))
         cells = [name, _count(row.rates[0].n), *map(_rate, row.rates)]
-        rows.append([*cells, *([_points(row.spread), _p(p)] if several else [])])
-    totals, note = [], RATES
+        rows.append([*cells, *([_points(row.spread), _p(p)] if has_several else [])])
+    totals, note = [], RATES_NOTE
     if len(rows) > 1:
-        rates = {row.subject: row.rates for row in own.subjects}
-        sums = {plain(name): [rates[one] for one in held if one in rates] for name, held in _sections(own.group)}
-        totals = [_total(name, held) for name, held in sums.items() if 1 < len(held) < len(rows) or name == "all"]
-        totals = [[*row, *([Cell(""), Cell("")] if several else [])] for row in totals]
-    if several:
-        test = "McNemar's test" if len(own.group.runs) == 2 else "Cochran's Q test"
+        rates = {row.subject: row.rates for row in comparison.subjects}
+        sections = {**(GROUPS if group.task == "mmlu" else {}), "all": group.subjects}
+        for section, names in sections.items():
+            members = [rates[name] for name in names if name in rates]
+            if 1 < len(members) < len(rows) or section == "all":
+                pooled = pool(members)
+                cells = [Cell(readable(section)), _count(pooled[0].n), *map(_rate, pooled)]
+                totals.append([*cells, *([Cell(""), Cell("")] if has_several else [])])
+    if has_several:
+        test = "McNemar's test" if len(group.runs) == 2 else "Cochran's Q test"
         note += f" p: whether the models differ there ({test}, corrected by Holm)."
-    labels = [run.label for run in own.group.runs]
-    heads = ["subject", "questions", *labels, *(["spread, points", "p"] if several else [])]
+    labels = [run.label for run in group.runs]
+    heads = ["subject", "questions", *labels, *(["spread, points", "p"] if has_several else [])]
     return Table("by-subject", "Accuracy by subject.", note, heads, rows, totals)
 
 
-def pairs(own: Comparison, slug: str) -> Table:
-    """Every two runs on the same questions."""
+def pairs(comparison: Comparison, slug: str) -> Table:
+    """Differences between every two models on the same questions."""
     rows = []
-    for pair in own.paired:
-        first, second = pair.first, pair.second
-        interval = f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}"
+    for row in comparison.paired:
+        first, second = row.first, row.second
+        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
         cells = [
-            Cell(f"{100 * pair.difference:+.1f}", interval, value=pair.difference),
-            _count(pair.only_first, _link(slug, {first: "right", second: "wrong"})),
-            _count(pair.only_second, _link(slug, {first: "wrong", second: "right"})),
+            Cell(f"{100 * row.difference:+.1f}", interval, value=row.difference),
+            _count(row.only_first, _model_link(slug, {first: "right", second: "wrong"})),
+            _count(row.only_second, _model_link(slug, {first: "wrong", second: "right"})),
         ]
-        rows.append([*_names(own, first, second), *cells, _p(pair.p)])
-    note = "In points, with the 95 % interval (Newcombe's); p: McNemar's test, exact, of each pair alone."
+        rows.append([*_labels(comparison, first, second), *cells, _p(row.p)])
+    note = "First minus second in points, with 95 % intervals (Newcombe). p: McNemar's exact test, not corrected."
     heads = ["first", "second", "difference", "only the first is right", "only the second is right", "p"]
     return Table("pairs", "Differences on the same questions.", note, heads, rows, left=2)
 
 
-def misses(own: Comparison, slug: str) -> Table:
-    """How many questions are missed by so many runs, and what independent mistakes would give."""
-    found = own.misses
-    columns = zip(found.observed, found.expected, found.low, found.high, strict=True)
+def misses(comparison: Comparison, slug: str) -> Table:
+    """Numbers of questions that 0, 1, … all models miss, and what independent mistakes would give."""
+    counts, runs = comparison.misses, len(comparison.group.runs)
+    columns = zip(counts.observed, counts.expected, counts.low, counts.high, strict=True)
     rows = [
         [
-            Cell(f"{missed} of {len(own.group.runs)}"),
-            _count(seen, link(slug, filter=f"missed-{missed}")),
+            Cell(f"{missed} of {runs}"),
+            _count(observed, link(slug, filter=f"missed-{missed}")),
             Cell(f"{expected:,.1f}", f"{low:,.0f} to {high:,.0f}"),
         ]
-        for missed, (seen, expected, low, high) in enumerate(columns)
+        for missed, (observed, expected, low, high) in enumerate(columns)
     ]
     note = (
-        "Beside what independent mistakes would give, with 95 % of the permutations "
-        f"({p_words(found.p)}; within each subject {p_words(found.p_within)})."
+        "Expected: if mistakes were independent, with the range of 95 % of the permutations "
+        f"({p_text(counts.p)}; within each subject {p_text(counts.p_within)})."
     )
     heads = ["missed by", "questions", "expected"]
     return Table("misses", "Questions by how many models miss them.", note, heads, rows, sorts=False)
 
 
-def overlap(own: Comparison, slug: str) -> Table:
-    """How alike every two runs' mistakes are."""
+def overlap(comparison: Comparison, slug: str) -> Table:
+    """Overlap of the mistakes of every two models."""
+    has_choices = comparison.group.has_choices
     rows = []
-    for pair in own.overlaps:
-        both = _link(slug, {pair.first: "wrong", pair.second: "wrong"})
-        cells = [_count(pair.both_wrong, both), _share(pair.jaccard), _share(pair.expected_jaccard), _kappa(pair.kappa)]
-        same = [_share(pair.same_choice), _share(pair.expected_same)] if own.group.has_choices else []
-        rows.append([*_names(own, pair.first, pair.second), *cells, *same])
-    note = "Of what either misses the share that both miss, in percent; Cohen's kappa of right and wrong."
-    heads = ["first", "second", "both wrong", "of what either misses", "expected", "kappa"]
-    if own.group.has_choices:
-        note += " Of what both miss the share with the same wrong choice. Expected: by independent mistakes."
+    for row in comparison.overlaps:
+        both = _model_link(slug, {row.first: "wrong", row.second: "wrong"})
+        cells = [_count(row.both_wrong, both), _share(row.jaccard), _share(row.expected_jaccard)]
+        cells += [_number(row.kappa, "{:.2f}")]
+        cells += [_share(row.same_choice), _share(row.expected_same)] if has_choices else []
+        rows.append([*_labels(comparison, row.first, row.second), *cells])
+    note = "Percentage of the questions missed by either that both miss; Cohen's kappa for right or wrong."
+    heads = ["first", "second", "both wrong", "of those either misses", "expected", "kappa"]
+    if has_choices:
+        note += (
+            " Percentage of the questions missed by both with the same wrong choice. Expected: independent mistakes."
+        )
         heads += ["same wrong choice", "expected"]
     return Table("overlap", "Common mistakes of every two models.", note, heads, rows, left=2)
 
 
-def alone(own: Comparison, slug: str) -> Table:
-    """What tells one run from all others."""
-    runs = own.group.runs
-    answers = list(zip(*own.group.correct, strict=True))
+def one_against_all(comparison: Comparison, slug: str) -> Table:
+    """Questions that only one model misses, or only one answers correctly."""
+    runs = comparison.group.runs
+    answers = list(zip(*comparison.group.correct, strict=True))
     rows = []
-    for place, run in enumerate(runs):
-        cells = [_count(sum(not one[place] for one in answers), _link(slug, {place: "wrong"}))]
-        for kind, other, right in (("wrong", "right", False), ("right", "wrong", True)):
-            held = sum(one[place] is right and one.count(right) == 1 for one in answers)
-            cells.append(_count(held, _link(slug, dict.fromkeys(range(len(runs)), other) | {place: kind})))
+    for index, run in enumerate(runs):
+        cells = [_count(sum(not row[index] for row in answers), _model_link(slug, {index: "wrong"}))]
+        for result, others, is_right in (("wrong", "right", False), ("right", "wrong", True)):
+            count = sum(row[index] is is_right and row.count(is_right) == 1 for row in answers)
+            cells.append(_count(count, _model_link(slug, dict.fromkeys(range(len(runs)), others) | {index: result})))
         rows.append([Cell(run.label), *cells])
-    note = "What a model misses, what it alone misses, and what it alone gets right."
-    return Table("alone", "One against all others.", note, ["model", "wrong", "alone wrong", "alone right"], rows)
+    note = "Questions that a model misses, that only it misses, and that only it answers correctly."
+    return Table("alone", "One against all others.", note, ["model", "wrong", "only one wrong", "only one right"], rows)
 
 
-def confidence(own: Comparison) -> Iterator[Table]:
-    """Whether runs know what they know, and whether they prefer a place; only where there are choices."""
-    labels = [run.label for run in own.group.runs]
-    if found := own.calibration:
+def confidence(comparison: Comparison) -> Iterator[Table]:
+    """Calibration and choice bias; nothing without choices."""
+    labels = [run.label for run in comparison.group.runs]
+    if comparison.calibration:
         rows = [
             [
-                Cell(labels[one.run]),
-                *(_share(one.confidence), _share(one.accuracy)),
-                *(_points(one.confidence - one.accuracy, "+"), _points(one.ece)),
+                Cell(labels[row.run]),
+                *(_share(row.confidence), _share(row.accuracy)),
+                *(_points(row.confidence - row.accuracy, "+"), _points(row.ece)),
             ]
-            for one in found
+            for row in comparison.calibration
         ]
         note = (
-            "Confidence is the share of probability that the chosen one has among the choices, in the mean. "
-            "The calibration error is the mean distance of confidence and accuracy over ten bins."
+            "Confidence: mean probability of the chosen answer among the choices. Calibration error: mean distance of "
+            "confidence and accuracy over ten bins."
         )
-        heads = ["model", "confidence %", "accuracy %", "too sure, points", "calibration error, points"]
-        yield Table("calibration", "How sure, and how right.", note, heads, rows)
-    if biases := own.choice_bias:
-        places = [place_name(own, place) for place in range(len(biases[0].right))]
-        rows = [[Cell(labels[one.run]), *map(_share, one.chosen), _p(one.p)] for one in biases]
-        truth = [Cell("what is right"), *map(_share, biases[0].right), Cell("")]
-        note = "In percent; p: whether what is chosen is spread as what is right (Stuart's and Maxwell's test)."
-        yield Table("places", "Choices by their place.", note, ["model", *places, "p"], rows, [truth])
+        heads = ["model", "confidence %", "accuracy %", "overconfidence, points", "calibration error, points"]
+        yield Table("calibration", "Confidence and accuracy.", note, heads, rows)
+    if biases := comparison.choice_bias:
+        names = [choice_name(comparison, position) for position in range(len(biases[0].right))]
+        rows = [[Cell(labels[row.run]), *map(_share, row.chosen), _p(row.p)] for row in biases]
+        total = [Cell("right answers"), *map(_share, biases[0].right), Cell("")]
+        note = "In percent. p: whether choices are distributed like right answers (Stuart-Maxwell test)."
+        yield Table("places", "Choices by position.", note, ["model", *names, "p"], rows, [total])
 
 
-def hardest(own: Comparison, slug: str) -> Table:
-    """The questions that most runs miss."""
+def hardest(comparison: Comparison, slug: str) -> Table:
+    """The questions that most models miss."""
+    has_choices = comparison.group.has_choices
     rows = []
-    for one in own.hardest:
-        excerpt = short(str(own.group.texts.get(one.key, {}).get("question", "")), EXCERPT)
-        name = f"{plain(one.key[0])}, {one.key[1]}"
-        cells = [Cell(name, excerpt, link(slug, question=question_id(one.key))), _count(one.missed)]
-        rows.append([*cells, *([_share(math.exp(one.margin))] if own.group.has_choices else [])])
-    sure = ", then those whose right choice has least probability (the models' geometric mean, in percent)"
-    note = f"Those first that most models miss{sure if own.group.has_choices else ''}."
-    heads = ["question", "missed by", *(["probability of what is right"] if own.group.has_choices else [])]
+    for question in comparison.hardest:
+        text = comparison.group.texts.get(question.key, {}).get("question", "")
+        name = f"{readable(question.key[0])}, {question.key[1]}"
+        address = link(slug, question=question_id(question.key))
+        cells = [Cell(name, shorten(str(text), EXCERPT), address), _count(question.missed)]
+        rows.append([*cells, *([_share(math.exp(question.margin))] if has_choices else [])])
+    order = ", then the least likely right choice (geometric mean of the models' probabilities, in percent)"
+    note = f"Most missed first{order if has_choices else ''}."
+    heads = ["question", "missed by", *(["probability of the right choice"] if has_choices else [])]
     return Table("hardest", "The hardest questions.", note, heads, rows)
 
 
 def costs(groups: Sequence[Group]) -> Table:
-    """What every run took, over all its own questions."""
-    found = [(group, run, summarize(run.header, run.records.values(), {})) for group in groups for run in group.runs]
-    told = {name: [tell(own) for _, _, own in found] for name, tell in COSTS.items()}
-    told = {name: column for name, column in told.items() if any(column)}
+    """Cost of every run over all its own questions."""
+    runs = [(group, run) for group in groups for run in group.runs]
+    summaries = [summarize(run.header, run.records.values(), {}) for _, run in runs]
+    columns = {name: [format_cost(summary) for summary in summaries] for name, format_cost in COSTS.items()}
+    columns = {name: column for name, column in columns.items() if any(column)}
     rows = [
-        [*_run(group, run), _count(len(run.records)), *(Cell(column[place]) for column in told.values())]
-        for place, (group, run, _) in enumerate(found)
+        [*_run_cells(group, run), _count(len(run.records)), *(Cell(column[index]) for column in columns.values())]
+        for index, (group, run) in enumerate(runs)
     ]
-    note = "Over all questions of a run, also those that others have not answered, and over all its sittings."
-    heads = [*RUN, "questions", *told]
-    return Table("costs", "What the runs took.", note, heads, rows, left=len(RUN), sorts=False)
+    note = "Over all questions of a run, including those that other runs have not answered."
+    heads = [*RUN_HEADS, "questions", *columns]
+    return Table("costs", "Cost of the runs.", note, heads, rows, left=len(RUN_HEADS), sorts=False)
 
 
 def files(groups: Sequence[Group]) -> Table:
-    """Where and when every run was made, and where it is written."""
+    """Machine, date and file of every run."""
     rows = [
-        [*_run(group, run), *(Cell(str(run.header.get(name, ""))) for name in ("machine", "date")), Cell(str(run.path))]
+        [*_run_cells(group, run), *(Cell(str(run.header.get(name, ""))) for name in ("machine", "date")), Cell(path)]
         for group in groups
         for run in group.runs
+        for path in [str(run.path)]
     ]
-    heads = [*RUN, "machine", "begun", "run file"]
-    return Table("files", "What this page is made of.", "", heads, rows, left=len(heads))
+    heads = [*RUN_HEADS, "machine", "started", "run file"]
+    return Table("files", "Sources of this page.", "", heads, rows, left=len(heads))
 
 
-def _run(group: Group, run: Run) -> list[Cell]:
+def _run_cells(group: Group, run: Run) -> list[Cell]:
     return [Cell(run.label), Cell(group.title), Cell(f"{run.header['device']}, {run.header['dtype']}")]
 
 
-def _names(own: Comparison, *places: int) -> list[Cell]:
-    return [Cell(own.group.runs[place].label) for place in places]
+def _labels(comparison: Comparison, *runs: int) -> list[Cell]:
+    return [Cell(comparison.group.runs[run].label) for run in runs]
 
 
-def _link(slug: str, wanted: dict[int, str]) -> str:
-    """The questions that these runs got right or wrong."""
-    return link(slug, **{f"model{place + 1}": kind for place, kind in sorted(wanted.items())})
-
-
-def _sections(group: Group) -> list[tuple[str, Sequence[str]]]:
-    """What several subjects are together: MMLU's groups, and all."""
-    return [*(GROUPS.items() if group.task == "mmlu" else ()), ("all", group.subjects)]
-
-
-def _total(name: str, members: Sequence[Sequence[Rate]]) -> list[Cell]:
-    """Several subjects as one row."""
-    sums = [(sum(rate.right for rate in own), sum(rate.n for rate in own)) for own in zip(*members, strict=True)]
-    return [Cell(name), _count(sums[0][1]), *(_rate(Rate(right, n, *wilson(right, n))) for right, n in sums)]
+def _model_link(slug: str, wanted: dict[int, str]) -> str:
+    """Return a link to the questions that these runs (by index) got "right" or "wrong"."""
+    return link(slug, **{f"model{run + 1}": result for run, result in sorted(wanted.items())})
 
 
 def _rate(rate: Rate) -> Cell:
@@ -256,9 +260,9 @@ def _rate(rate: Rate) -> Cell:
     return Cell(f"{100 * rate.mean:.1f}", interval, value=rate.mean, share=rate.mean)
 
 
-def _accuracy(own: Accuracy) -> Cell:
-    mean, _, error = str(own).partition(" ")
-    return Cell(mean, error, value=own.mean, share=own.mean)
+def _accuracy(accuracy: Accuracy) -> Cell:
+    mean, _, error = str(accuracy).partition(" ")
+    return Cell(mean, error, value=accuracy.mean, share=accuracy.mean)
 
 
 def _count(number: int, address: str = "") -> Cell:
@@ -266,21 +270,17 @@ def _count(number: int, address: str = "") -> Cell:
 
 
 def _share(share: float | None) -> Cell:
-    """In percent; what cannot be said is a dash."""
-    return _told(math.nan if share is None else share, "{:.1f}", 100)
+    """Format a fraction in percent; empty for None and NaN."""
+    return _number(math.nan if share is None else 100 * share, "{:.1f}")
 
 
 def _points(share: float, sign: str = "") -> Cell:
-    return _told(share, f"{{:{sign}.1f}}", 100)
-
-
-def _kappa(value: float) -> Cell:
-    return _told(value, "{:.2f}")
+    return _number(100 * share, f"{{:{sign}.1f}}")
 
 
 def _p(p: float) -> Cell:
     return Cell(p_cell(p), value=p)
 
 
-def _told(value: float, shape: str, times: int = 1) -> Cell:
-    return Cell("") if math.isnan(value) else Cell(shape.format(times * value), value=value)
+def _number(value: float, template: str) -> Cell:
+    return Cell("") if math.isnan(value) else Cell(template.format(value), value=value)

@@ -1,1 +1,1 @@
-"""The pictures of python -m evals.plots, a room for each kind."""
+"""The plots of python -m evals.plots, one file for each topic."""

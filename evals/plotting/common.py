@@ -1,4 +1,4 @@
-"""What all pictures of runs share: their colours, their words, the room that names take. No torch."""
+"""Shared parts of all plots: colours, labels, axes, and text placed in inches. No torch."""
 
 from __future__ import annotations
 
@@ -8,65 +8,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.cli.figures import INK, PALETTE, QUIET, SMALLEST, fold, lines, text_width
+from engine.cli.figures import INK, MIN_FONT_SIZE, PALETTE, QUIET, fold, lines, text_width
 from evals.analysis.patterns import Rate
 from evals.data import catalogue
 from evals.data.subjects import GROUPS
-from evals.runs.collection import Group, Run
-from evals.runs.run_file import right_choices
+from evals.runs.collection import SETTING_FIELDS, Group, Run
+from evals.runs.run_file import correct_choices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-MANY = 12  # subjects, of more than which MMLU's are shown in their four groups
-NAMED = 9.0  # points of a model's or a subject's name beside a row
-GAP, BELOW = 0.12, 0.33  # inches between names and axes, and under axes for their numbers
+MAX_UNGROUPED = 12  # with more subjects, MMLU's are shown in their four groups
+NAME_SIZE = 9.0  # points, of the names of models and subjects beside rows
+GAP, BELOW = 0.12, 0.33  # inches between names and axes, and below axes for tick labels
 GREY = "#9A9A9A"
-ONE_RUN = "there is one run"  # why a picture is not drawn
+ONE_RUN = "there is one run"  # reason for a missing plot
 INTERVAL = "line: 95 % interval (Wilson)"
-GUESS: dict[str, Any] = {"color": QUIET, "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1.5}  # of chance
-SMALL: dict[str, Any] = {"size": SMALLEST, "color": INK, "parse_math": False}
-SPOKEN = {"stem": "STEM", "social_sciences": "Social sciences", "humanities": "Humanities", "other": "Other"}
+CHANCE_LINE: dict[str, Any] = {"color": QUIET, "linewidth": 1.0, "linestyle": (0, (4, 3)), "zorder": 1.5}
+SMALL_TEXT: dict[str, Any] = {"size": MIN_FONT_SIZE, "color": INK, "parse_math": False}
+GROUP_TITLES = {"stem": "STEM", "social_sciences": "Social sciences", "humanities": "Humanities", "other": "Other"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure, and what is said of it."""
+class Plot:
+    """A figure with its title and caption."""
 
-    name: str  # of its files, after the task
+    name: str  # end of its file names, after the task
     title: str
     caption: str  # how to read it, in one sentence
     figure: Figure
 
 
-def colours(runs: Sequence[Run], everyone: Sequence[Run] = ()) -> list[str]:
-    """A colour for each run; with `everyone` a model has the same one in the pictures of all benchmarks.
+def run_colours(runs: Sequence[Run], all_runs: Sequence[Run] = ()) -> list[str]:
+    """Return a colour for each run. With `all_runs`, a model has the same colour in the plots of all benchmarks.
 
-    There are eight. Where two of these runs would share one without need, colours go by the runs' places.
+    The palette has eight colours. If two of `runs` would share a colour although there are enough, colours are assigned
+    by index instead.
     """
 
-    def who(run: Run) -> tuple[str, str]:
+    def identity(run: Run) -> tuple[str, str]:
         return run.header["model"], run.header["quant"]
 
-    known = list(dict.fromkeys(who(run) for run in (*everyone, *runs)))
-    places = [known.index(who(run)) % len(PALETTE) for run in runs]
-    if len(set(places)) < min(len(runs), len(PALETTE)):
-        places = [place % len(PALETTE) for place in range(len(runs))]
-    return [PALETTE[place] for place in places]
+    known = list(dict.fromkeys(identity(run) for run in (*all_runs, *runs)))
+    indices = [known.index(identity(run)) % len(PALETTE) for run in runs]
+    if len(set(indices)) < min(len(runs), len(PALETTE)):
+        indices = [index % len(PALETTE) for index in range(len(runs))]
+    return [PALETTE[index] for index in indices]
 
 
 def tint(colour: str, strength: float = 0.35) -> tuple[float, float, float]:
-    """A colour thinned with white: what is drawn over it stays readable."""
+    """Mix a colour with white, so that text drawn over it stays readable."""
     from matplotlib.colors import to_rgb
 
     red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
     return red, green, blue
 
 
-def heat() -> Colormap:
-    """A scale of colours from nearly white to a blue on which black text is readable; NaN is grey."""
+def heat_colormap() -> Colormap:
+    """Return a colour map from near white to a blue that is light enough for black text. NaN is grey."""
     from matplotlib.colors import LinearSegmentedColormap
 
     scale = LinearSegmentedColormap.from_list("heat", [tint(PALETTE[0], 0.06), tint(PALETTE[0], 0.62)])
@@ -74,64 +75,69 @@ def heat() -> Colormap:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """45.2 %."""
+    """Format a fraction as "45.2 %"."""
     return f"{100 * share:.{digits}f} %"
 
 
-def probability(p: float) -> str:
-    """How it is told: p = 0.032, or p < 0.001."""
+def p_label(p: float) -> str:
+    """Format a p-value as "p = 0.032" or "p < 0.001"."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def sections(group: Group) -> list[tuple[str, list[str]]]:
-    """Its subjects under headings: MMLU's groups where there are many, else one section without a heading."""
+    """Return subjects under headings: MMLU's groups if there are many subjects, else one section without a heading."""
     subjects = group.subjects
-    if group.task != "mmlu" or len(subjects) <= MANY:
+    if group.task != "mmlu" or len(subjects) <= MAX_UNGROUPED:
         return [("", subjects)]
-    members = {SPOKEN.get(name, name): [own for own in subjects if own in listed] for name, listed in GROUPS.items()}
+    members = {GROUP_TITLES.get(name, name): [s for s in subjects if s in listed] for name, listed in GROUPS.items()}
     grouped = {subject for listed in members.values() for subject in listed}
-    members["Not of MMLU's groups"] = [own for own in subjects if own not in grouped]
-    found = [(name, listed) for name, listed in members.items() if listed]
-    return found if len(found) > 1 else [("", subjects)]
+    members["Not in MMLU's groups"] = [subject for subject in subjects if subject not in grouped]
+    filled = [(name, listed) for name, listed in members.items() if listed]
+    return filled if len(filled) > 1 else [("", subjects)]
 
 
-def chance(group: Group, subject: str | None = None) -> float | None:
-    """The accuracy of guessing, of all questions or a subject's, or None where there are no choices."""
+def chance_accuracy(group: Group, subject: str | None = None) -> float | None:
+    """Return the accuracy of random guessing on a subject or on all questions; None without choices."""
     if not group.has_choices:
         return None
     first = group.runs[0].records
     records = [first[key] for key in group.keys if subject in (None, key[0])]
-    return sum(len(right_choices(one)) / len(one["loglikelihoods"]) for one in records) / len(records)
+    return sum(len(correct_choices(record)) / len(record["loglikelihoods"]) for record in records) / len(records)
 
 
-def metric(group: Group) -> str:
-    """What decides whether an answer is right, in words."""
+def metric_name(group: Group) -> str:
+    """Return the name of the metric that decides whether an answer is correct."""
     first, *_ = group.runs[0].records[group.keys[0]]["metrics"]
     return "accuracy" if first == "acc" else f"accuracy ({first})"
 
 
-def stem(group: Group, subject: str = "") -> str:
-    """What the files of a group's pictures begin with, as its run files do: mmlu_5shot_chat."""
+def file_stem(group: Group, subject: str = "") -> str:
+    """Return the start of the file names of a group's plots, like that of its run files: mmlu_5shot_chat."""
     header = group.runs[0].header
-    setting = catalogue.stem(*(header[name] for name in ("task", "split", "shots", "chat", "single_turn")))
+    setting = catalogue.stem(*(header[name] for name in SETTING_FIELDS))
     return re.sub(r"[^\w.-]+", "_", f"{setting}_{subject}" if subject else setting)
 
 
-def fitted(names: Sequence[str], most: float, size: float = NAMED, bold: bool = False) -> tuple[list[str], float, int]:
-    """Names folded into a column of at most this width; -> them, the column's width, and the lines of the longest."""
-    folded = [fold(name, most, size, bold) for name in names]
+def fold_names(
+    names: Sequence[str], max_width: float, size: float = NAME_SIZE, bold: bool = False
+) -> tuple[list[str], float, int]:
+    """Fold names into a column of at most `max_width` inches.
+
+    Returns the folded names, the column's width in inches, and the largest number of lines of a name.
+    """
+    folded = [fold(name, max_width, size, bold) for name in names]
     widths = [text_width(line, size, bold) for name in folded for line in name.split("\n")]
     return folded, max(widths, default=0.0), max(map(lines, folded), default=1)
 
 
-def upper(share: float, step: float = 0.1) -> float:
-    """The end of an axis from 0 on which this share is seen; at most 1."""
+def axis_end(share: float, step: float = 0.1) -> float:
+    """Return the end of an axis from 0 that shows this fraction: a multiple of `step`, at most 1."""
     return min(1.0, step * math.ceil((share + 0.01) / step))
 
 
-def plain(axes: Axes, grid: Literal["x", "y", ""] = "x") -> None:
-    """Small labels without ticks, and a grid of one direction or none."""
-    axes.tick_params(length=0, labelsize=SMALLEST, labelcolor=INK)
+def style_axes(axes: Axes, grid: Literal["x", "y", ""] = "x") -> None:
+    """Remove frame and ticks, make tick labels small, and draw grid lines in one direction or none."""
+    axes.tick_params(length=0, labelsize=MIN_FONT_SIZE, labelcolor=INK)
     axes.grid(visible=False)
     if grid:
         axes.grid(visible=True, axis=grid)
@@ -139,43 +145,46 @@ def plain(axes: Axes, grid: Literal["x", "y", ""] = "x") -> None:
         spine.set_visible(False)
 
 
-def percents(axes: Axes, most: float, which: str = "x", step: float | None = None, inward: bool = False) -> None:
-    """An axis of shares from 0 up to `most`, marked in percent; `inward` keeps the marks' texts within the axes."""
-    step = step or (0.1 if most <= 0.5 else 0.2)
-    ticks = [place * step for place in range(math.floor(most / step + 1e-9) + 1)]
+def percent_axis(axes: Axes, end: float, which: str = "x", step: float | None = None, inward: bool = False) -> None:
+    """Make an axis of fractions from 0 to `end`, labelled in percent.
+
+    `inward` aligns the first and the last label of an x axis so that they do not extend beyond it.
+    """
+    step = step or (0.1 if end <= 0.5 else 0.2)
+    ticks = [number * step for number in range(math.floor(end / step + 1e-9) + 1)]
     labels = [f"{100 * tick:.0f} %" for tick in ticks]
     if which == "y":
-        axes.set_ylim(0, most)
+        axes.set_ylim(0, end)
         axes.set_yticks(ticks, labels)
         return
-    axes.set_xlim(0, most)
+    axes.set_xlim(0, end)
     axes.set_xticks(ticks, labels)
     if inward:
         first, *_, last = axes.get_xticklabels()
         first.set_horizontalalignment("left")
-        if ticks[-1] > 0.9 * most:
+        if ticks[-1] > 0.9 * end:
             last.set_horizontalalignment("right")
 
 
-def intervals(axes: Axes, rates: Sequence[Rate], ys: Sequence[float], colours: Sequence[str], size: float) -> None:
-    """A dot of this size in points at each rate, and a line over its interval."""
+def draw_intervals(axes: Axes, rates: Sequence[Rate], ys: Sequence[float], colours: Sequence[str], size: float) -> None:
+    """Draw each accuracy as a dot of `size` points on a line over its interval."""
     axes.hlines(ys, [rate.low for rate in rates], [rate.high for rate in rates], colours, linewidth=size / 3, zorder=2)
     axes.scatter([rate.mean for rate in rates], ys, size**2, colours, linewidths=0, zorder=3, clip_on=False)
 
 
 def rows_down(axes: Axes, height: float) -> None:
-    """Rows measured in inches from the top, without marks of their own."""
+    """Measure y in inches from the top, without tick labels."""
     axes.set_ylim(height, 0)
     axes.set_yticks([])
 
 
-def mark(axes: Axes, text: str, x: float, y: float, **how: Any) -> None:
-    """A text in the middle of a point."""
-    axes.text(x, y, text, **(SMALL | {"ha": "center", "va": "center", "zorder": 4} | how))
+def text_at(axes: Axes, text: str, x: float, y: float, **style: Any) -> None:
+    """Write a text centred on a point in data coordinates."""
+    axes.text(x, y, text, **(SMALL_TEXT | {"ha": "center", "va": "center", "zorder": 4} | style))
 
 
-def beside(axes: Axes, text: str, y: float, gap: float, **how: Any) -> None:
-    """A text at `y` of the axes' own scale, `gap` inches right of the axes, or left of them where it is negative."""
+def text_beside(axes: Axes, text: str, y: float, gap: float, **style: Any) -> None:
+    """Write a text at `y` in data coordinates, `gap` inches to the right of the axes, or to the left if negative."""
     axes.annotate(
         text,
         (float(gap > 0), y),
@@ -183,12 +192,12 @@ def beside(axes: Axes, text: str, y: float, gap: float, **how: Any) -> None:
         xycoords=axes.get_yaxis_transform(),
         textcoords="offset points",
         annotation_clip=False,
-        **(SMALL | {"ha": "left" if gap > 0 else "right", "va": "center"} | how),
+        **(SMALL_TEXT | {"ha": "left" if gap > 0 else "right", "va": "center"} | style),
     )
 
 
-def above(axes: Axes, text: str, x: float | None, gap: float = 0.04, **how: Any) -> None:
-    """A text at `x` of the axes' own scale, `gap` inches above the axes; without `x` it begins where they begin."""
+def text_above(axes: Axes, text: str, x: float | None, gap: float = 0.04, **style: Any) -> None:
+    """Write a text `gap` inches above the axes, centred on `x` in data coordinates; at the left edge if None."""
     axes.annotate(
         text,
         (x or 0.0, 1),
@@ -196,5 +205,5 @@ def above(axes: Axes, text: str, x: float | None, gap: float = 0.04, **how: Any)
         xycoords=axes.transAxes if x is None else axes.get_xaxis_transform(),
         textcoords="offset points",
         annotation_clip=False,
-        **(SMALL | {"ha": "left" if x is None else "center", "va": "bottom"} | how),
+        **(SMALL_TEXT | {"ha": "left" if x is None else "center", "va": "bottom"} | style),
     )

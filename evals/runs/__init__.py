@@ -1,1 +1,1 @@
-"""Run files: written as a run goes, read back, summarized and exported."""
+"""Run files: written during a run, then loaded, grouped, summarized and exported."""

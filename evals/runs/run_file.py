@@ -1,11 +1,13 @@
-"""The run file: a header, then a line for every question that is scored. Everything else is computed from it.
+"""Run files: an append-only record of one run, from which every table and plot is computed.
 
-A record of a question with choices holds their log-likelihoods, one of a question that the model answers in its own
-words holds its response. Both say what they were asked, what is right, whether it was met, and what it took.
+The first line is a header with the setting of the run; each following line is the record of one question. The record of
+a multiple-choice question holds the log-likelihoods of its choices, that of a generated answer holds the response. Both
+hold the hash of the prompt, the correct answer, whether the model gave it, and the time and memory that it took.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,27 +21,33 @@ from engine.runtime.files import AppendFile
 from evals.runs.scoring import predict
 
 FORMAT = 1
-FIRST = f'{{"format": {FORMAT}, "task"'  # what every run file begins with
-HEADER: dict[str, type] = {
+FILE_START = f'{{"format": {FORMAT}, "task"'  # the first bytes of every run file
+# Required fields and their types. JSON numbers without a decimal point are int.
+HEADER_FIELDS: dict[str, type] = {
     **dict.fromkeys(("task", "split", "model", "data", "device", "dtype", "quant", "date"), str),
     **dict.fromkeys(("chat", "single_turn"), bool),
     "shots": int,
 }
-# What every record holds, and of which type. JSON's numbers without a point are int here.
-FIELDS: dict[str, type] = {
+COMMON_FIELDS: dict[str, type] = {
     "subject": str,
     "index": int,
     "prompt_sha256": str,
-    "correct": bool,  # by the first of its metrics
-    "metrics": dict,  # by lm-evaluation-harness's names
-    "tokens": int,  # of the prompt
+    "correct": bool,  # by the first of the metrics
+    "metrics": dict,  # under lm-evaluation-harness's names
+    "tokens": int,  # in the prompt
     "truncated": bool,
-    "times": dict,  # the question's share of what its batch took
+    "times": dict,  # the question's share of its batch's cost
 }
-CHOSEN: dict[str, type] = {"prediction": int, "loglikelihoods": list, "greedy": list, "margin": float}
-WRITTEN: dict[str, type] = {"prediction": str, "gold": list, "response": str, "finish_reason": str, "new_tokens": int}
-RECORDED = frozenset({"model", "version", "date", "machine"})  # told, and never a reason to refuse
-SPELLED = {
+CHOICE_FIELDS: dict[str, type] = {"prediction": int, "loglikelihoods": list, "greedy": list, "margin": float}
+GENERATION_FIELDS: dict[str, type] = {
+    "prediction": str,
+    "gold": list,
+    "response": str,
+    "finish_reason": str,
+    "new_tokens": int,
+}
+INFORMATIONAL = frozenset({"model", "version", "date", "machine"})  # header fields that may differ when a run resumes
+DIFFERENCES = {  # how error messages name a header field that differs
     "weights": "other weights",
     "config": "another config.json",
     "tokenizer": "another tokenizer",
@@ -48,45 +56,50 @@ SPELLED = {
     "batch_tokens": "another --batch-tokens",
     "batch_size": "another --batch-size",
 }
-Key = tuple[str, int]  # a subject, and a row of its split
+Key = tuple[str, int]  # (subject, row index in the split)
 
 
 class RunFile:
-    """The records of one setting, opened for adding to them. Nothing is written before the first of them."""
+    """A run file opened for appending. Nothing is written before the first record."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], fresh: bool = False) -> None:
-        """Go on with the file at `path` or begin it; raises one line if it is of another setting, or in use.
+        """Resume the run at `path`, or start a new one.
 
-        `fresh` begins anew, and puts what is there aside once there is something new.
+        With `fresh`, start over; an existing file is renamed to `*.old` when the first record is written.
+
+        Raises `BareloopError` if the file belongs to another setting, is damaged, or is open in another process.
         """
         self.path = path
         self.header: dict[str, Any] = dict(header)
         self.records: dict[Key, dict[str, Any]] = {}
         self._file = AppendFile(path)
-        self._begun = bool(self._file.lines) and not fresh
-        self._aside = fresh
+        self._has_header = bool(self._file.lines) and not fresh
+        self._replaces_file = fresh
         try:
-            if self._begun:
+            if self._has_header:
                 self.header, self.records = parse(path, self._file.lines)
-                _compare(path, self.header, header)
-            elif not fresh and not FIRST.startswith(self._file.torn[: len(FIRST)]):
+                _check_same_setting(path, self.header, header)
+            elif not fresh and not FILE_START.startswith(self._file.torn[: len(FILE_START)]):
                 raise _damaged(path, 1)
         except BaseException:
             self._file.close()
             raise
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add the records of one batch, in one write."""
-        if self._aside:
-            self._put_aside()
-        first = [] if self._begun else [{"format": FORMAT, **self.header}]
-        lines = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in (*first, *records))
+        """Append the records of one batch in a single write."""
+        if self._replaces_file:
+            self._rename_old_file()
+        header = [] if self._has_header else [{"format": FORMAT, **self.header}]
+        lines = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in (*header, *records))
         self._file.append("".join(lines))
-        self._begun = True
+        self._has_header = True
         self.records |= {(record["subject"], record["index"]): dict(record) for record in records}
 
     def close(self) -> None:
-        """Let others write."""
+        """Close the file and release its lock. A file that is still empty is removed."""
+        if not (self._has_header or self._file.lines or self._file.torn):
+            with contextlib.suppress(OSError):  # Windows does not remove open files
+                self.path.unlink()
         self._file.close()
 
     def __enter__(self) -> RunFile:
@@ -95,9 +108,9 @@ class RunFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put_aside(self) -> None:
-        """Rename what was there before; the new file takes its place."""
-        self._aside = False
+    def _rename_old_file(self) -> None:
+        """Rename an existing file to `*.old` and open a new one in its place."""
+        self._replaces_file = False
         if self._file.lines or self._file.torn:
             self.path.rename(self.path.with_name(f"{self.path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S.%f}.old"))
             old, self._file = self._file, AppendFile(self.path)
@@ -105,7 +118,7 @@ class RunFile:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
-    """The header and the records of a run file, which somebody may be writing."""
+    """Return the header and the records of a run file. Another process may be appending to it."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -117,35 +130,39 @@ def read(path: Path) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
 
 
 def parse(path: Path, lines: Sequence[str]) -> tuple[dict[str, Any], dict[Key, dict[str, Any]]]:
-    """Whole lines -> the header and the records; the first record of a question counts."""
-    header, *rows = (_object(path, number, line) for number, line in enumerate(lines, 1))
-    if header.pop("format", None) != FORMAT or any(type(header.get(name)) is not kind for name, kind in HEADER.items()):
-        raise BareloopError(f"{path} is no run file of this version; move it away, or use --fresh or --output-dir")
+    """Parse complete lines into the header and the records. The first record of a question counts."""
+    header, *rows = (_parse_line(path, number, line) for number, line in enumerate(lines, 1))
+    is_complete = all(type(header.get(name)) is type_ for name, type_ in HEADER_FIELDS.items())
+    if header.pop("format", None) != FORMAT or not is_complete:
+        raise BareloopError(
+            f"{path} is not a run file of this version; move it away, or use --fresh or another --output-dir"
+        )
     records: dict[Key, dict[str, Any]] = {}
     for number, row in enumerate(rows, 2):
         if type(row.get("correct")) is bool:
-            row.setdefault("metrics", {"acc": float(row["correct"])})  # which earlier versions left out
-        if not _is_record(row):
+            row.setdefault("metrics", {"acc": float(row["correct"])})  # earlier versions did not write it
+        if not _is_valid_record(row):
             raise _damaged(path, number)
         records.setdefault((row["subject"], row["index"]), row)
     return header, records
 
 
 def sha256(text: str) -> str:
-    """Of a text in UTF-8, in hexadecimal: how prompts, questions and data are told apart."""
+    """Return the SHA-256 of a text in UTF-8, in hexadecimal. It identifies prompts, questions and data."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def right_choices(record: Mapping[str, Any]) -> list[int]:
-    """The places of the choices that are right; mostly it is one."""
+def correct_choices(record: Mapping[str, Any]) -> list[int]:
+    """Return the indices of the correct choices. Most questions have one."""
     gold = record["gold"]
     return [gold] if type(gold) is int else list(gold)
 
 
-def _is_record(row: Mapping[str, Any]) -> bool:
-    """Whether all fields are there, of their types, and agree with each other."""
-    own = WRITTEN if "response" in row else CHOSEN
-    if any(type(row.get(name)) is not kind for name, kind in (FIELDS | own).items()):
+def _is_valid_record(row: Mapping[str, Any]) -> bool:
+    """Return whether all fields are present, have the right types, and agree with each other."""
+    is_generated = "response" in row
+    fields = COMMON_FIELDS | (GENERATION_FIELDS if is_generated else CHOICE_FIELDS)
+    if any(type(row.get(name)) is not type_ for name, type_ in fields.items()):
         return False
     times, metrics = row["times"], row["metrics"]
     return (
@@ -155,25 +172,25 @@ def _is_record(row: Mapping[str, Any]) -> bool:
         and row["tokens"] > 0
         and len(metrics) > 0
         and all(type(value) is float for value in metrics.values())
-        and (_is_choice(row) if own is CHOSEN else {"prefill", "decode"} <= times.keys())
+        and ({"prefill", "decode"} <= times.keys() if is_generated else _is_consistent_choice(row))
     )
 
 
-def _is_choice(row: Mapping[str, Any]) -> bool:
-    """Whether a choice follows from its log-likelihoods, and whether it is right from what is."""
+def _is_consistent_choice(row: Mapping[str, Any]) -> bool:
+    """Return whether the prediction follows from the log-likelihoods, and `correct` from the prediction."""
     scores, gold = row["loglikelihoods"], row.get("gold")
-    places = [gold] if type(gold) is int else gold
+    correct = [gold] if type(gold) is int else gold
     return (
         len(scores) == len(row["greedy"]) > 1
         and all(type(score) is float for score in scores)
-        and type(places) is list
-        and all(type(place) is int and 0 <= place < len(scores) for place in places)
+        and type(correct) is list
+        and all(type(choice) is int and 0 <= choice < len(scores) for choice in correct)
         and row["prediction"] == predict(scores)
-        and row["correct"] == (row["prediction"] in places)
+        and row["correct"] == (row["prediction"] in correct)
     )
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError:
@@ -185,20 +202,20 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 def _damaged(path: Path, number: int) -> BareloopError:
     return BareloopError(
-        f"{path}, line {number} is no record of a run: the file is damaged or not ours; "
-        "repair or move it, or use --fresh, which puts it aside"
+        f"{path}, line {number} is not a record of a run: the file is damaged or belongs to another program; "
+        "repair or move it, or use --fresh, which renames it to *.old"
     )
 
 
-def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same_setting(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     for name in (*wanted, *found):
-        if name not in RECORDED and found.get(name) != wanted.get(name):
-            what = SPELLED.get(name, f"another {name}")
+        if name not in INFORMATIONAL and found.get(name) != wanted.get(name):
+            difference = DIFFERENCES.get(name, f"another {name}")
             raise BareloopError(
-                f"{path} was begun with {what} ({_short(found.get(name))}, now {_short(wanted.get(name))}); "
-                "use --fresh, which puts it aside, or another --output-dir"
+                f"{path} was started with {difference} ({_shorten(found.get(name))}, now {_shorten(wanted.get(name))});"
+                " use --fresh, which renames it to *.old, or another --output-dir"
             )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     return text if len(text := str(value)) <= 20 else f"{text[:12]}…"

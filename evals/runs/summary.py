@@ -1,4 +1,4 @@
-"""Records -> accuracies, costs and tables. All of it is computed from run files."""
+"""Records of one run -> accuracies, costs and tables. Everything is computed from run files; no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Of a subject, a group of them, or all; the standard error is NaN for a single question."""
+    """Accuracy on a subject, a group of subjects, or all questions. The standard error of one question is NaN."""
 
     name: str
     questions: int
@@ -33,23 +33,23 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """What the model's own words took."""
+class GenerationCost:
+    """Cost of generated answers."""
 
     tokens: int
     seconds: float
-    prompt_tokens_per_second: float  # of those that were computed
-    unfinished: int  # answers that were cut off at the most tokens they may have
+    prompt_tokens_per_second: float  # counts computed tokens only, not shared prefixes
+    unfinished: int  # answers cut off at the token limit
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all answers that were written side by side."""
+        """Decoded tokens per second, over all answers that were decoded in parallel."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One metric of a run, by subject, by group of subjects, and of all questions."""
+class MetricSummary:
+    """One metric of a run: by subject, by group of subjects, and over all questions."""
 
     metric: str
     subjects: list[Accuracy]
@@ -59,14 +59,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one run says: accuracies, and what they cost over all its sittings."""
+    """Accuracies and costs of one run, over all processes that contributed to it."""
 
     task: str
     model: str
     setting: str
-    measures: list[Measure]  # the one that decides whether an answer is correct comes first
-    pools: bool  # whether the figure over all subjects says anything
-    ties: int | None  # questions whose likeliest choices are equally likely, where there are choices
+    metrics: list[MetricSummary]  # the first one decides whether an answer is correct
+    pools: bool  # whether a mean over all subjects is meaningful
+    ties: int | None  # questions whose best choices are equally likely; None for generated answers
     truncated: int
     tokens: int  # of all prompts
     computed: int
@@ -75,177 +75,179 @@ class Summary:
     gpu: float | None
     cycles: int | None
     peak_memory: int
-    writing: Writing | None = None
+    generation: GenerationCost | None = None
 
     @property
     def subjects(self) -> list[Accuracy]:
-        return self.measures[0].subjects
+        return self.metrics[0].subjects
 
     @property
     def groups(self) -> list[Accuracy]:
-        return self.measures[0].groups
+        return self.metrics[0].groups
 
     @property
     def overall(self) -> Accuracy:
-        return self.measures[0].overall
+        return self.metrics[0].overall
 
     @property
-    def saved(self) -> float:
-        """The share of the prompts' tokens that were not computed, because an earlier prompt had begun with them."""
+    def shared_fraction(self) -> float:
+        """Fraction of the prompt tokens that were reused from the shared prefix of an earlier prompt."""
         return max(0.0, 1 - self.computed / self.tokens)
 
     @property
-    def rate(self) -> float:
-        """Questions a second."""
+    def questions_per_second(self) -> float:
         return self.overall.questions / max(self.real, 1e-9)
 
 
 def summarize(header: Record, records: Iterable[Record], groups: Mapping[str, Sequence[str]]) -> Summary:
-    """A run's header and at least one of its records -> its summary. A group's means are over its questions."""
-    listed = sorted(records, key=lambda record: (record["subject"], record["index"]))
-    metrics = dict.fromkeys(name for record in listed for name in record["metrics"])
+    """Summarize a run from its header and at least one record. `groups`: subjects by group of subjects."""
+    ordered = sorted(records, key=lambda record: (record["subject"], record["index"]))
+    metrics = dict.fromkeys(name for record in ordered for name in record["metrics"])
 
-    def total(kind: str) -> float | None:
-        values = [record["times"][kind] for record in listed if kind in record["times"]]
+    def total(name: str) -> float | None:
+        values = [record["times"][name] for record in ordered if name in record["times"]]
         return sum(values) if values else None
 
     cycles = total("cycles")
     benchmark = BENCHMARKS.get(header["task"])
-    choices = [record for record in listed if "loglikelihoods" in record]
+    choice_records = [record for record in ordered if "loglikelihoods" in record]
     return Summary(
         task=header["task"],
         model=short_name(header["model"]),
-        setting=setting(header),
-        measures=[measure(metric, listed, groups) for metric in metrics],
+        setting=full_setting(header),
+        metrics=[summarize_metric(metric, ordered, groups) for metric in metrics],
         pools=benchmark is None or benchmark.pools,
-        ties=sum(record["margin"] == 0 for record in choices) if choices else None,
-        truncated=sum(bool(record["truncated"]) for record in listed),
-        tokens=sum(record["tokens"] for record in listed),
+        ties=sum(record["margin"] == 0 for record in choice_records) if choice_records else None,
+        truncated=sum(bool(record["truncated"]) for record in ordered),
+        tokens=sum(record["tokens"] for record in ordered),
         computed=round(total("computed") or 0),
         real=total("real") or 0.0,
         cpu=total("cpu") or 0.0,
         gpu=total("gpu"),
         cycles=None if cycles is None else round(cycles),
-        peak_memory=max(record["times"]["peak_memory"] for record in listed),
-        writing=None if choices else writing(listed),
+        peak_memory=max(record["times"]["peak_memory"] for record in ordered),
+        generation=None if choice_records else generation_cost(ordered),
     )
 
 
-def measure(metric: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]]) -> Measure:
-    """What records (in order) say by one of their metrics."""
+def summarize_metric(metric: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]]) -> MetricSummary:
+    """Aggregate one metric over records sorted by subject."""
     by_subject: dict[str, list[float]] = {}
     for record in records:
         if metric in record["metrics"]:
             by_subject.setdefault(record["subject"], []).append(record["metrics"][metric])
     subjects = [Accuracy(name, len(values), *accuracy(values)) for name, values in by_subject.items()]
-    present = {name: [own for own in subjects if own.name in members] for name, members in groups.items()}
-    pools = [pooled(name, members) for name, members in present.items() if members]
-    return Measure(metric, subjects, pools, pooled("overall", subjects))
+    members = {name: [row for row in subjects if row.name in listed] for name, listed in groups.items()}
+    averages = [micro_average(name, rows) for name, rows in members.items() if rows]
+    return MetricSummary(metric, subjects, averages, micro_average("overall", subjects))
 
 
-def writing(records: Sequence[Record]) -> Writing:
-    """The rates at which answers were read and written."""
+def generation_cost(records: Sequence[Record]) -> GenerationCost:
+    """Sum the prefill and decode costs of generated answers."""
     times = [record["times"] for record in records]
-    prefill = sum(own["prefill"] for own in times)
-    return Writing(
+    prefill = sum(part["prefill"] for part in times)
+    return GenerationCost(
         tokens=sum(record["new_tokens"] for record in records),
-        seconds=sum(own["decode"] for own in times),
-        prompt_tokens_per_second=sum(own["computed"] for own in times) / max(prefill, 1e-9),
+        seconds=sum(part["decode"] for part in times),
+        prompt_tokens_per_second=sum(part["computed"] for part in times) / max(prefill, 1e-9),
         unfinished=sum(record["finish_reason"] == "length" for record in records),
     )
 
 
 def short_name(model: str) -> str:
-    """A hub id as it is, a folder by its last part."""
+    """Return a hub id unchanged, and the last component of a folder."""
     return model if model.count("/") <= 1 and not model.startswith((".", "/", "~")) else Path(model).name
 
 
 def run_name(model: str, quant: str) -> str:
-    """A model's short name, and its weight format where it has one."""
+    """Return the model's short name, followed by its weight format unless that is `none`."""
     return short_name(model) + ("" if quant == "none" else f" {quant}")
 
 
-def pooled(name: str, members: Sequence[Accuracy]) -> Accuracy:
-    """The micro average over several subjects."""
-    sizes = [member.questions for member in members]
-    mean = sum(member.mean * member.questions for member in members) / sum(sizes)
-    return Accuracy(name, sum(sizes), mean, pooled_stderr([member.stderr for member in members], sizes))
+def micro_average(name: str, subjects: Sequence[Accuracy]) -> Accuracy:
+    """Average over the questions of several subjects."""
+    sizes = [subject.questions for subject in subjects]
+    mean = sum(subject.mean * subject.questions for subject in subjects) / sum(sizes)
+    return Accuracy(name, sum(sizes), mean, pooled_stderr([subject.stderr for subject in subjects], sizes))
 
 
-def asked(header: Record) -> str:
-    """How the questions were asked, in words: 5-shot, through the chat template."""
+def prompt_setting(header: Record) -> str:
+    """Describe how the questions were prompted, such as "5-shot, through the chat template"."""
     chat = ("", ", through the chat template", ", through the chat template in one turn")
     split = "" if header["split"] == split_of(header["task"]) else f", {header['split']} split"
     return f"{header['shots']}-shot{chat[header['chat'] + header['single_turn']]}{split}"
 
 
-def setting(header: Record) -> str:
-    """How, and on what: 5-shot, cpu, bfloat16, int8."""
+def full_setting(header: Record) -> str:
+    """Describe prompts, device and number format, such as "5-shot, cpu, bfloat16, int8"."""
     quant = "" if header["quant"] == "none" else f", {header['quant']}"
-    return f"{asked(header)}, {header['device']}, {header['dtype']}{quant}"
+    return f"{prompt_setting(header)}, {header['device']}, {header['dtype']}{quant}"
 
 
 def cost_lines(summary: Summary) -> list[str]:
-    """What a run took, in words."""
-    spent = [f"real {duration(summary.real)}", f"CPU {duration(summary.cpu)}"]
-    spent += [f"GPU {duration(summary.gpu)}"] if summary.gpu is not None else []
-    spent += [f"{summary.cycles / 1e9:.1f} billion CPU cycles"] if summary.cycles is not None else []
-    spent += [f"{summary.rate:.2f} questions/s", f"peak memory {summary.peak_memory / 1e6:,.0f} MB"]
+    """Describe the cost of a run, a line per topic."""
+    costs = [f"real {duration(summary.real)}", f"CPU {duration(summary.cpu)}"]
+    costs += [f"GPU {duration(summary.gpu)}"] if summary.gpu is not None else []
+    costs += [f"{summary.cycles / 1e9:.1f} billion CPU cycles"] if summary.cycles is not None else []
+    costs += [f"{summary.questions_per_second:.2f} questions/s", f"peak memory {summary.peak_memory / 1e6:,.0f} MB"]
     ties = [] if summary.ties is None else [f"{summary.ties} ties (the first choice wins)"]
     lines = [
-        f"{summary.tokens:,} tokens in the prompts, {100 * summary.saved:.1f} % of them shared and not computed again",
+        f"{summary.tokens:,} prompt tokens, {100 * summary.shared_fraction:.1f} % of them in shared prefixes and not "
+        "computed again",
         ", ".join([*ties, f"{summary.truncated} truncated prompts"]),
     ]
-    if (own := summary.writing) is not None:
+    if (generation := summary.generation) is not None:
         lines.append(
-            f"{own.tokens:,} tokens in the answers, {own.tokens_per_second:.1f} tokens/s; of the prompts "
-            f"{own.prompt_tokens_per_second:.0f} tokens/s; {own.unfinished} answers cut off at their limit"
+            f"{generation.tokens:,} answer tokens, {generation.tokens_per_second:.1f} tokens/s; prompts "
+            f"{generation.prompt_tokens_per_second:.0f} tokens/s; {generation.unfinished} answers cut off at the limit"
         )
-    return [*lines, ", ".join(spent)]
+    return [*lines, ", ".join(costs)]
 
 
 def accuracy_table(summaries: Sequence[Summary]) -> Table:
-    """Accuracy ± standard error in percent, by subject, group and overall; for several runs beside their costs."""
+    """Tabulate accuracy ± standard error in percent by subject, by group and overall; for several runs also costs."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("")
-    for own in summaries:
-        table.add_column(Text(own.model), justify="right")
-    metrics = list(dict.fromkeys(one.metric for own in summaries for one in own.measures))
-    by_metric = {metric: [_sections(own, metric) for own in summaries] for metric in metrics}
-    for part in range(3):
-        found = {metric: [{row.name: row for row in own[part]} for own in runs] for metric, runs in by_metric.items()}
-        for name in dict.fromkeys(name for runs in found.values() for own in runs for name in own):
-            for metric, runs in found.items():
-                sizes = "/".join(dict.fromkeys(str(own[name].questions) for own in runs if name in own))
+    for summary in summaries:
+        table.add_column(Text(summary.model), justify="right")
+    metrics = list(dict.fromkeys(row.metric for summary in summaries for row in summary.metrics))
+    sections = {metric: [_sections(summary, metric) for summary in summaries] for metric in metrics}
+    for section in range(3):  # subjects, groups, overall
+        by_metric = {
+            metric: [{row.name: row for row in parts[section]} for parts in runs] for metric, runs in sections.items()
+        }
+        for name in dict.fromkeys(name for runs in by_metric.values() for rows in runs for name in rows):
+            for metric, runs in by_metric.items():
+                sizes = "/".join(dict.fromkeys(str(rows[name].questions) for rows in runs if name in rows))
                 label = f"{name} ({sizes})" + (f" {metric}" if len(metrics) > 1 else "")
-                table.add_row(Text(label), *(str(own.get(name, "")) for own in runs))
+                table.add_row(Text(label), *(str(rows.get(name, "")) for rows in runs))
         table.add_section()
     if len(summaries) > 1:
-        for label, told in COSTS.items():
-            cells = [told(own) for own in summaries]
+        for label, format_cost in COSTS.items():
+            cells = [format_cost(summary) for summary in summaries]
             if any(cells):
                 table.add_row(label, *cells)
     return table
 
 
-def _sections(own: Summary, metric: str) -> list[list[Accuracy]]:
-    """What a run says by one metric: of subjects, of groups, and overall where there is more than one subject."""
-    for one in own.measures:
-        if one.metric == metric:
-            single = [row.name for row in one.subjects] == [own.task]
-            return [one.subjects, one.groups, [one.overall] if own.pools and not single else []]
+def _sections(summary: Summary, metric: str) -> list[list[Accuracy]]:
+    """Return one metric's rows: [subjects, groups, overall]. Overall is left out if it repeats a single subject."""
+    for row in summary.metrics:
+        if row.metric == metric:
+            is_single = [subject.name for subject in row.subjects] == [summary.task]
+            return [row.subjects, row.groups, [row.overall] if summary.pools and not is_single else []]
     return [[], [], []]
 
 
 COSTS: dict[str, Callable[[Summary], str]] = {
-    "questions/s": lambda own: f"{own.rate:.2f}",
-    "answers: tokens/s": lambda own: f"{own.writing.tokens_per_second:.1f}" if own.writing else "",
-    "real": lambda own: duration(own.real),
-    "CPU": lambda own: duration(own.cpu),
-    "GPU": lambda own: "" if own.gpu is None else duration(own.gpu),
-    "peak memory, MB": lambda own: f"{own.peak_memory / 1e6:,.0f}",
-    "ties": lambda own: "" if own.ties is None else str(own.ties),
-    "truncated": lambda own: str(own.truncated),
+    "questions/s": lambda run: f"{run.questions_per_second:.2f}",
+    "answers: tokens/s": lambda run: f"{run.generation.tokens_per_second:.1f}" if run.generation else "",
+    "real": lambda run: duration(run.real),
+    "CPU": lambda run: duration(run.cpu),
+    "GPU": lambda run: "" if run.gpu is None else duration(run.gpu),
+    "peak memory, MB": lambda run: f"{run.peak_memory / 1e6:,.0f}",
+    "ties": lambda run: "" if run.ties is None else str(run.ties),
+    "truncated": lambda run: str(run.truncated),
 }

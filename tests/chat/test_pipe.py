@@ -12,7 +12,7 @@ def test_stdout_carries_only_replies(agent, capsys):
     Pipe(agent).talk(io.StringIO("Hello!\n\n/nonsense\n/stats\nAnd you?\n/quit\nnever\n"))
     out, err = capsys.readouterr()
     assert out.count("\n\n") == 2
-    assert "unknown command /nonsense" in err
+    assert "unknown command '/nonsense'" in err
     assert "window" in err
     assert len(agent.session.turns) == 2
 

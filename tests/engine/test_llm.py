@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from engine.checkpoints.mapping import parts
+from engine.checkpoints.mapping import parameter_sources
 from engine.runtime.errors import BareloopError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,7 +35,7 @@ def test_our_own_goldens(family):
     formula = runpy.run_path(str(GOLDEN / "make.py"))["formula"]
     llm = LLM.from_config(golden["config"], device="cpu")
     with torch.no_grad():
-        for name, listed in parts(llm.model, llm.family).items():
+        for name, listed in parameter_sources(llm.model, llm.family).items():
             for part in listed:
                 value = formula(part.name, part.shape)
                 place = llm.model.get_parameter(name)[part.rows]
@@ -206,7 +206,7 @@ def test_cuda_equals_the_reference(tiny, prompt):
     sequence.feed(ids[:20])
     forks = sequence.fork(3)
     for fork in forks:
-        logits = fork.read(ids, last=20).double().cpu()
+        logits = fork.feed_with_logits(ids, last=20).double().cpu()
         assert (logits - tiny.logits(ids)[20:]).abs().max() <= 2e-5 * max(1, tiny.logits(ids).abs().max())
     prompts = [prompt(length, length) for length in (5, 23, 40)]
     params = SamplingParams(max_new_tokens=12, ignore_eos=True)

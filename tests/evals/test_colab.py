@@ -27,7 +27,7 @@ def test_every_cell_runs_and_shows_progress_and_pictures(tmp_path, monkeypatch, 
         if cell["cell_type"] == "code":
             exec("".join(cell["source"]).replace("LIMIT = 20", "LIMIT = 3"), variables)
     told = capsys.readouterr().out
-    for expected in ("evals.mmlu", "[2/2] mmlu, demo int8", "mmlu: 6/6", "Are these mistakes random?", "Hardest"):
+    for expected in ("evals.mmlu", "[2/2] mmlu, demo int8", "mmlu: 6/6", "Are the mistakes random?", "Hardest"):
         assert expected in told, expected
     assert (tmp_path / "results" / "report.html").stat().st_size > 100_000
     assert len(shown) >= 7

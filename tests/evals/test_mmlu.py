@@ -121,7 +121,7 @@ def test_the_program_tells_all_and_its_files_have_the_harness_s_shapes(shared, t
     assert done.returncode == 0, done.stderr
     for expected in (
         "MMLU, 0-shot, cpu, float32", "anatomy (20)", "econometrics (20)", "stem (20)", "social_sciences (20)",
-        "overall (40)", "±", "real", "CPU", "questions/s", "peak memory", "ties", "truncated", "tokens in the prompts",
+        "overall (40)", "±", "real", "CPU", "questions/s", "peak memory", "ties", "truncated", "prompt tokens",
         "[econometrics 19]", "Answer: ",
     ):  # fmt: skip
         assert expected in done.stdout, expected

@@ -137,8 +137,8 @@ def test_a_format_that_cannot_be_had_is_named_and_the_others_go_on(tmp_path, mon
     found = run(tmp_path, "--no-mmlu", "--formats", "4bit", "int8")
     assert [row["format"] for row in found["formats"]] == ["none", "int8"]
     assert found["missing"] == {"nf4": "bitsandbytes is not here"}
-    assert "nf4 is not here: bitsandbytes is not here" in capsys.readouterr().out
-    assert "nf4 is not here" in (tmp_path / "demo" / "quantization.md").read_text()
+    assert "nf4 was not measured: bitsandbytes is not here" in capsys.readouterr().out
+    assert "nf4 was not measured" in (tmp_path / "demo" / "quantization.md").read_text()
 
 
 def test_questions_that_cannot_be_had_are_left_out_unless_they_were_named(shared, tmp_path, monkeypatch, capsys):

@@ -51,8 +51,10 @@ def test_a_matrix_is_one_table(shared, tmp_path, here, capsys):
     cells = product(("arc", "truthfulqa"), ("none", "int8"))
     assert names == {f"{task}_0shot_cpu_float32_{quant}.run.jsonl" for task, quant in cells}
     before = {path: path.read_bytes() for path in (tmp_path / STORIES).glob("*.run.jsonl")}
-    matrix.main(options_of(shared, tmp_path, "--quant", "none", "int8"))
+    matrix.main(options_of(shared, tmp_path, "--quant", "int8", "none"))
     assert {path: path.read_bytes() for path in before} == before
+    rows = (tmp_path / "matrix_arc_truthfulqa.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {STORIES}", f"| {STORIES} int8"]  # plain first
     assert "arc: " not in capsys.readouterr().err  # no progress: nothing was left to do
 
 

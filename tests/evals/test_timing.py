@@ -10,9 +10,9 @@ import pytest
 
 from engine.runtime.errors import BareloopError, UsageError
 from evals import timing
-from evals.runs.measurements import Cell, Measured
+from evals.runs.measurements import Configuration, Measurement
 
-GOOD = Measured(
+GOOD = Measurement(
     questions=4, accuracy=0.5, stderr=0.25, tokens=100, load=0.1, real=2.0, cpu=3.0, gpu=None, cycles=None,
     peak_memory=300_000_000, gpu_memory=None, weights=19_000_000,
 )  # fmt: skip
@@ -84,7 +84,7 @@ def test_the_report_names_the_machine_the_command_and_every_cell(monkeypatch, tm
     for expected in (
         "# MMLU by device and weight format: demo", "0-shot, astronomy, 4 questions, 100 tokens, float32",
         "a CPU, 2 threads; 20", "| device | format | accuracy % |", "| cpu | none | 50.00 ± 25.00 | 0.10 | 2.00 |",
-        "| cpu | llm.int8 | out of memory |", "| mps | none, llm.int8, int8 | it is not here |", "](timing.png)",
+        "| cpu | llm.int8 | out of memory |", "| mps | none, int8, llm.int8 | it is not here |", "](timing.png)",
     ):  # fmt: skip
         assert expected in text, expected
     shown = capsys.readouterr().out
@@ -138,14 +138,17 @@ def test_what_only_the_data_tells_is_a_usage_error_too(tmp_path):
 
 
 def test_a_cell_that_the_machine_lacks_is_known_before():
-    assert timing.obstacle(Cell("cpu", "int8")) == ""
-    assert timing.obstacle(Cell("cuda:99", "none")).startswith("device cuda:99: ")
-    assert "use --" not in timing.obstacle(Cell("cuda:99", "none"))
+    assert timing.obstacle(Configuration("cpu", "int8")) == ""
+    assert timing.obstacle(Configuration("cuda:99", "none")).startswith("device cuda:99: ")
+    assert "use --" not in timing.obstacle(Configuration("cuda:99", "none"))
 
 
 def test_bitsandbytes_is_missed_by_name(monkeypatch):
     monkeypatch.setattr("engine.quant.bitsandbytes.find_spec", lambda name: None)
-    assert timing.obstacle(Cell("cpu", "nf4")) == "this weight format needs bitsandbytes: pip install bareloop[bnb]"
+    assert (
+        timing.obstacle(Configuration("cpu", "nf4"))
+        == "this weight format needs bitsandbytes: pip install bareloop[bnb]"
+    )
 
 
 def test_help_needs_no_torch():

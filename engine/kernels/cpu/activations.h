@@ -1,4 +1,4 @@
-// Activations of one row, as engine/layers.py has them.
+// Activation functions, as in engine/layers/mlp.py.
 #pragma once
 
 #include "vectors.h"
@@ -21,27 +21,27 @@ inline Vec relu(Vec x) {
   return at::vec::maximum(x, Vec(0.0f));
 }
 
-// x [size] -> y = act(x), times `up` [size] where there is one (Shazeer 2020).
+// x [size] -> y = act(x), times `up` [size] if it is not null (Shazeer 2020).
 template <typename T, typename F>
-void activate_by(F act, const T* x, const T* up, T* y, int64_t size) {
-  by_pairs(size, [&](int64_t place, int64_t count) {
-    Pair part = load(x + place, count);
+void activate_with(F act, const T* x, const T* up, T* y, int64_t size) {
+  for_pairs(size, [&](int64_t i, int64_t count) {
+    Pair part = load(x + i, count);
     part = {act(part.low), act(part.high)};
     if (up != nullptr) {
-      const Pair other = load(up + place, count);
-      part = {part.low * other.low, part.high * other.high};
+      const Pair factor = load(up + i, count);
+      part = {part.low * factor.low, part.high * factor.high};
     }
-    store(y + place, part, count);
+    store(y + i, part, count);
   });
 }
 
 template <typename T>
 void activate(c10::string_view name, const T* x, const T* up, T* y, int64_t size) {
-  if (name == "silu") activate_by(silu, x, up, y, size);
-  else if (name == "gelu") activate_by(gelu, x, up, y, size);
-  else if (name == "gelu_tanh") activate_by(gelu_tanh, x, up, y, size);
-  else if (name == "relu") activate_by(relu, x, up, y, size);
-  else TORCH_CHECK(false, "no activation ", name);
+  if (name == "silu") activate_with(silu, x, up, y, size);
+  else if (name == "gelu") activate_with(gelu, x, up, y, size);
+  else if (name == "gelu_tanh") activate_with(gelu_tanh, x, up, y, size);
+  else if (name == "relu") activate_with(relu, x, up, y, size);
+  else TORCH_CHECK(false, "unknown activation ", name);
 }
 
 }  // namespace

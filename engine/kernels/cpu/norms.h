@@ -1,4 +1,4 @@
-// Norms of one row, as engine/layers.py has them.
+// RMSNorm and LayerNorm of one row, as in engine/layers/norms.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,7 +10,7 @@
 
 namespace {
 
-// To the precision of what is stored.
+// Round to the type of the stored numbers.
 inline Pair rounded(Pair x, float) {
   return x;
 }
@@ -26,7 +26,7 @@ inline NormKind norm_kind(c10::string_view name) {
   if (name == "RMS") return NormKind::rms;
   if (name == "RMS, float32") return NormKind::rms_float32;
   if (name == "RMS, 1 + w") return NormKind::rms_plus_one;
-  TORCH_CHECK(name == "layer" || name == "layer, no weights", "no norm ", name);
+  TORCH_CHECK(name == "layer" || name == "layer, no weights", "unknown norm ", name);
   return NormKind::layer;
 }
 
@@ -36,43 +36,43 @@ struct Norm {
   float eps;
   const T *weight = nullptr, *bias = nullptr;
 
-  // x [size] -> y [size]; the two may be one.
+  // x [size] -> y [size]; x and y may be the same array.
   void operator()(const T* x, T* y, int64_t size) const {
     float mean = 0.0f;
     if (kind == NormKind::layer) {
       Vec total(0.0f);
-      by_pairs(size, [&](int64_t place, int64_t count) {
-        const Pair part = load(x + place, count);
+      for_pairs(size, [&](int64_t i, int64_t count) {
+        const Pair part = load(x + i, count);
         total = total + (part.low + part.high);
       });
       mean = sum(total) / size;
     }
     Vec squares(0.0f);
     const Vec means(mean);
-    int64_t place = 0;
-    for (; place + PAIR <= size; place += PAIR) {
-      const Pair part = load(x + place);
+    int64_t i = 0;
+    for (; i + PAIR <= size; i += PAIR) {
+      const Pair part = load(x + i);
       const Vec low = part.low - means, high = part.high - means;
       squares = at::vec::fmadd(low, low, at::vec::fmadd(high, high, squares));
     }
     float square = sum(squares);
-    for (; place < size; place++) square += (static_cast<float>(x[place]) - mean) * (static_cast<float>(x[place]) - mean);
+    for (; i < size; i++) square += (static_cast<float>(x[i]) - mean) * (static_cast<float>(x[i]) - mean);
     const Vec scale(1.0f / std::sqrt(square / size + eps)), one(1.0f);
 
-    by_pairs(size, [&](int64_t place, int64_t count) {
-      Pair part = load(x + place, count);
+    for_pairs(size, [&](int64_t i, int64_t count) {
+      Pair part = load(x + i, count);
       part = {(part.low - means) * scale, (part.high - means) * scale};
       if (kind == NormKind::rms) part = rounded(part, T());
       if (weight != nullptr) {
-        Pair w = load(weight + place, count);
+        Pair w = load(weight + i, count);
         if (kind == NormKind::rms_plus_one) w = {w.low + one, w.high + one};
         part = {part.low * w.low, part.high * w.high};
       }
       if (bias != nullptr) {
-        const Pair b = load(bias + place, count);
+        const Pair b = load(bias + i, count);
         part = {part.low + b.low, part.high + b.high};
       }
-      store(y + place, part, count);
+      store(y + i, part, count);
     });
   }
 };
@@ -81,12 +81,12 @@ struct Norm {
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c10::string_view kind) {
   const int64_t size = weight.numel();
   TORCH_CHECK(x.dim() && x.size(-1) == size && weight.is_contiguous(), "rms_norm: ", x.sizes(), " by ", size);
-  const at::Tensor from = x.contiguous();
+  const at::Tensor input = x.contiguous();
   at::Tensor y = at::empty(x.sizes(), x.options());
-  by_type(x, [&](auto zero) {
+  dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Norm<T> norm{norm_kind(kind), static_cast<float>(eps), weight.const_data_ptr<T>()};
-    for (int64_t at = 0; at < from.numel(); at += size) norm(from.const_data_ptr<T>() + at, y.mutable_data_ptr<T>() + at, size);
+    for (int64_t i = 0; i < input.numel(); i += size) norm(input.const_data_ptr<T>() + i, y.mutable_data_ptr<T>() + i, size);
   });
   return y;
 }

@@ -1,7 +1,7 @@
-// Weights of 8 and 4 bits, as engine/formats/panels.py lays them out: panels of 32 rows, one contiguous stream each.
+// Weights of 8 and 4 bits in the layout of engine/quant/panels.py: panels of 32 rows, one contiguous stream each.
 //
-// A line holds a few columns of all 32 rows, and each 32-bit lane sums the products of one row, so that nothing is
-// added across lanes. x goes along in whole steps, so that every product and sum of a block is exact.
+// A line has a few columns of all 32 rows, and each 32-bit lane sums the products of one row, so nothing is added across
+// lanes. x is quantized to integers, so that the products and sums of a block are exact.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,7 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "shares.h"
+#include "parallel.h"
 #include "vectors.h"
 
 namespace {
@@ -32,17 +32,17 @@ typedef float Floats __attribute__((vector_size(WIDTH)));
 constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
-constexpr int64_t EXACT = 256;           // columns of 8 bits whose products fit into 32 bits together
-constexpr int64_t MIDDLE = 8;            // the code of 4 bits that stands for zero
+constexpr int64_t EXACT = 256;           // columns of 8 bits whose sum of products fits into 32 bits
+constexpr int64_t ZERO_CODE = 8;         // the 4-bit code of zero
 
 template <typename V>
-inline V load_bytes(const void* from) {
+inline V load_bytes(const void* address) {
   V vector;
-  std::memcpy(&vector, from, sizeof vector);
+  std::memcpy(&vector, address, sizeof vector);
   return vector;
 }
 
-// sums + a b, the products of neighbours added.
+// sums + a b, with the products of two neighbouring 16-bit numbers added.
 inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
   return (Sums)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
@@ -56,7 +56,7 @@ inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #endif
 }
 
-// sums + a b by bytes, a unsigned and below 16, b signed; the products of four neighbours added.
+// sums + a b for bytes, a unsigned and below 16, b signed, with the products of four neighbours added.
 inline Sums dot_quads(Sums sums, Words a, Words b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
   return (Sums)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
@@ -70,11 +70,11 @@ inline Sums dot_quads(Sums sums, Words a, Words b) {
 #endif
 }
 
-inline Floats widened(Sums x) {
+inline Floats to_floats(Sums x) {
   return __builtin_convertvector(x, Floats);
 }
 
-// A vector of a line, loaded once, however many operations take it (compilers would load it for each).
+// Load a vector of a line once (compilers would load it again for each use).
 inline Words line_part(const uint8_t* line, int part) {
   Words words = load_bytes<Words>(line + part * WIDTH);
 #if defined(CPU_CAPABILITY_AVX512)
@@ -86,114 +86,114 @@ inline Words line_part(const uint8_t* line, int part) {
 }
 
 // bfloat16 is the upper half of float32.
-inline Floats scales_at(const uint16_t* from) {
+inline Floats load_scales(const uint16_t* address) {
   typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
-  return (Floats)(__builtin_convertvector(load_bytes<Halves>(from), Sums) << 16);
+  return (Floats)(__builtin_convertvector(load_bytes<Halves>(address), Sums) << 16);
 }
 
-// Numbers as whole steps of the size 1 / `inverse`.
+// Quantize numbers to integers, as multiples of 1 / `inverse`.
 template <typename T, typename S>
-void to_steps(const T* x, int64_t count, float inverse, S* to) {
-  by_pairs(count, [&](int64_t place, int64_t some) {
-    const Pair part = load(x + place, some);
+void quantize_to(const T* x, int64_t count, float inverse, S* out) {
+  for_pairs(count, [&](int64_t first, int64_t n) {
+    const Pair part = load(x + first, n);
     int32_t rounded[PAIR];
     at::vec::convert_to_int_of_same_size((part.low * Vec(inverse)).round()).store(rounded);
     at::vec::convert_to_int_of_same_size((part.high * Vec(inverse)).round()).store(rounded + LANES);
     S narrow[PAIR];
     for (int64_t i = 0; i < PAIR; i++) narrow[i] = static_cast<S>(rounded[i]);
-    std::memcpy(to + place, narrow, some * sizeof(S));
+    std::memcpy(out + first, narrow, n * sizeof(S));
   });
 }
 
-// The largest |x|; a NaN is larger than all.
+// The largest |x|; NaN if any is NaN.
 template <typename T>
-float most_of(const T* x, int64_t count) {
-  Vec most(0.0f);
-  by_pairs(count, [&](int64_t place, int64_t some) {
-    const Pair part = load(x + place, some);
-    most = at::vec::maximum(most, at::vec::maximum(part.low.abs(), part.high.abs()));
+float max_abs(const T* x, int64_t count) {
+  Vec maxima(0.0f);
+  for_pairs(count, [&](int64_t i, int64_t n) {
+    const Pair part = load(x + i, n);
+    maxima = at::vec::maximum(maxima, at::vec::maximum(part.low.abs(), part.high.abs()));
   });
-  return largest(most);
+  return max(maxima);
 }
 
-// The size of a step at which `top` is `most` of them; infinities become NaN, as what is computed with them.
-inline float step_size(float top, float most) {
-  return std::isfinite(top) ? top / most : std::numeric_limits<float>::quiet_NaN();
+// The scale at which `largest` becomes the integer `limit`; NaN if it is infinite, so that results become NaN.
+inline float scale_for(float largest, float limit) {
+  return std::isfinite(largest) ? largest / limit : std::numeric_limits<float>::quiet_NaN();
 }
 
-inline float inverse_of(float top, float most) {
-  return top > 1e-30f && std::isfinite(top) ? most / top : 0.0f;
+inline float inverse_scale(float largest, float limit) {
+  return largest > 1e-30f && std::isfinite(largest) ? limit / largest : 0.0f;
 }
 
-// Rows of x for weights of 8 bits: in 16 bits, finer than bfloat16, by the largest number of each row.
-struct Steps16 {
+// Rows of x for 8-bit weights: 16-bit integers, finer than bfloat16, with one scale per row.
+struct QuantizedX16 {
   int64_t k;
-  std::vector<int16_t> steps;  // [rows, k]
-  std::vector<float> sizes;    // [rows]
+  std::vector<int16_t> codes;  // [rows, k]
+  std::vector<float> scales;   // [rows]
 
   template <typename T>
-  Steps16(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), steps(rows * k), sizes(rows) {
+  QuantizedX16(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), codes(rows * k), scales(rows) {
     for (int64_t row = 0; row < rows; row++) {
-      const float top = most_of(x + row * stride, k);
-      sizes[row] = step_size(top, 32767.0f);
-      to_steps(x + row * stride, k, inverse_of(top, 32767.0f), steps.data() + row * k);
+      const float largest = max_abs(x + row * stride, k);
+      scales[row] = scale_for(largest, 32767.0f);
+      quantize_to(x + row * stride, k, inverse_scale(largest, 32767.0f), codes.data() + row * k);
     }
   }
 
-  // Two neighbours, for every lane.
+  // Two neighbouring columns, in every lane.
   Words pair(int64_t row, int64_t column) const {
-    int32_t both;
-    std::memcpy(&both, steps.data() + row * k + column, sizeof both);
-    return (Words)(Sums{} + both);
+    int32_t two;
+    std::memcpy(&two, codes.data() + row * k + column, sizeof two);
+    return (Words)(Sums{} + two);
   }
 };
 
-// For weights of 4 bits: in 8 bits, by the largest number of each group. That is a 254th of it, where the weights'
-// steps are a 15th; and a product takes half the instructions, without which it does not keep up with memory.
+// Rows of x for 4-bit weights: 8-bit integers, with one scale per group. Their steps are 1/254 of a group's range, those of
+// the weights 1/15; and products take half the instructions of 16 bits, which would not keep up with memory.
 template <int GROUP>
-struct Steps8 {
+struct QuantizedX8 {
   int64_t k;
-  std::vector<int8_t> steps;     // [rows, k]
-  std::vector<float> sizes;      // [rows, k / GROUP]
-  std::vector<int32_t> offsets;  // [rows, k / GROUP]: what MIDDLE adds to the sum of a group, less
+  std::vector<int8_t> codes;     // [rows, k]
+  std::vector<float> scales;     // [rows, k / GROUP]
+  std::vector<int32_t> offsets;  // [rows, k / GROUP]: minus the contribution of ZERO_CODE to a group's sum
 
   template <typename T>
-  Steps8(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), steps(rows * k), sizes(rows * k / GROUP), offsets(rows * k / GROUP) {
+  QuantizedX8(const T* x, int64_t stride, int64_t rows, int64_t k) : k(k), codes(rows * k), scales(rows * k / GROUP), offsets(rows * k / GROUP) {
     for (int64_t group = 0; group < rows * k / GROUP; group++) {
-      const T* from = x + group * GROUP / k * stride + group * GROUP % k;
-      const float top = most_of(from, GROUP);
-      int8_t* to = steps.data() + group * GROUP;
-      sizes[group] = step_size(top, 127.0f);
-      to_steps(from, GROUP, inverse_of(top, 127.0f), to);
+      const T* numbers = x + group * GROUP / k * stride + group * GROUP % k;
+      const float largest = max_abs(numbers, GROUP);
+      int8_t* out = codes.data() + group * GROUP;
+      scales[group] = scale_for(largest, 127.0f);
+      quantize_to(numbers, GROUP, inverse_scale(largest, 127.0f), out);
       int32_t total = 0;
-      for (int i = 0; i < GROUP; i++) total += to[i];
-      offsets[group] = -static_cast<int32_t>(MIDDLE) * total;
+      for (int i = 0; i < GROUP; i++) total += out[i];
+      offsets[group] = -static_cast<int32_t>(ZERO_CODE) * total;
     }
   }
 
-  // Four neighbours, for every lane.
+  // Four neighbouring columns, in every lane.
   Words quad(int64_t row, int64_t column) const {
-    int32_t all;
-    std::memcpy(&all, steps.data() + row * k + column, sizeof all);
-    return (Words)(Sums{} + all);
+    int32_t four;
+    std::memcpy(&four, codes.data() + row * k + column, sizeof four);
+    return (Words)(Sums{} + four);
   }
 };
 
-// A weight [n, k]: 8 bits with a float32 scale a row, or 4 bits with a bfloat16 scale for each group of a row.
+// A weight [n, k]: 8 bits with a float32 scale per row, or 4 bits with a bfloat16 scale per group of a row.
 struct Panels {
   const uint8_t* codes = nullptr;
   const void* scales = nullptr;
   int bits = 0;
-  int64_t n = 0, k = 0, group = 0;  // columns of 4 bits that share a scale: 16 or 32
+  int64_t n = 0, k = 0, group = 0;  // group: 4-bit columns that share a scale, 16 or 32
 
   int64_t bytes() const { return PANEL * k * bits / 8; }  // of a panel
   int64_t count() const { return (n + PANEL - 1) / PANEL; }
 
-  // The products of M rows of x with the rows of a panel: so many vectors at a time that their sums stay in registers.
+  // Products of M rows of x with the 32 rows of a panel. STRIP vectors at a time, so that their sums stay in registers.
   template <int M>
-  __attribute__((noinline)) void panel(int64_t panel, const Steps16& x, int64_t row, Floats (&out)[M][PARTS]) const {
+  __attribute__((noinline)) void panel(int64_t panel, const QuantizedX16& x, int64_t row, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
-    const uint8_t* from = codes + panel * bytes();
+    const uint8_t* stream = codes + panel * bytes();
     for (int64_t begin = 0; begin < k; begin += EXACT)
       for (int strip = 0; strip < PARTS; strip += STRIP) {
         Sums low[M][STRIP] = {}, high[M][STRIP] = {};
@@ -201,29 +201,29 @@ struct Panels {
           Words first[M], second[M];
           for (int m = 0; m < M; m++) first[m] = x.pair(row + m, column), second[m] = x.pair(row + m, column + 2);
           for (int part = 0; part < STRIP; part++) {
-            const Words both = line_part(from + column * PANEL, strip + part);
+            const Words bytes_of_part = line_part(stream + column * PANEL, strip + part);
             for (int m = 0; m < M; m++) {
-              low[m][part] = dot_pairs(low[m][part], both << 8 >> 8, first[m]);
-              high[m][part] = dot_pairs(high[m][part], both >> 8, second[m]);
+              low[m][part] = dot_pairs(low[m][part], bytes_of_part << 8 >> 8, first[m]);
+              high[m][part] = dot_pairs(high[m][part], bytes_of_part >> 8, second[m]);
             }
           }
         }
         for (int m = 0; m < M; m++)
-          for (int part = 0; part < STRIP; part++) out[m][strip + part] += widened(low[m][part] + high[m][part]);
+          for (int part = 0; part < STRIP; part++) out[m][strip + part] += to_floats(low[m][part] + high[m][part]);
       }
-    float own[PANEL] = {};
-    std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), own);
+    float row_scales[PANEL] = {};
+    std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), row_scales);
     for (int m = 0; m < M; m++)
-      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(own + part * (PANEL / PARTS)) * x.sizes[row + m];
+      for (int part = 0; part < PARTS; part++) out[m][part] *= load_bytes<Floats>(row_scales + part * (PANEL / PARTS)) * x.scales[row + m];
   }
 
   template <int M, int GROUP>
-  __attribute__((noinline)) void panel(int64_t panel, const Steps8<GROUP>& x, int64_t row, Floats (&out)[M][PARTS]) const {
+  __attribute__((noinline)) void panel(int64_t panel, const QuantizedX8<GROUP>& x, int64_t row, Floats (&out)[M][PARTS]) const {
     constexpr int STRIP = M <= 2 ? 2 : 1;
     const int64_t groups = k / GROUP;
     for (int64_t group = 0; group < groups; group++) {
-      const uint8_t* from = codes + panel * bytes() + group * GROUP * PANEL / 2;
-      const uint16_t* own = static_cast<const uint16_t*>(scales) + (panel * groups + group) * PANEL;
+      const uint8_t* stream = codes + panel * bytes() + group * GROUP * PANEL / 2;
+      const uint16_t* group_scales = static_cast<const uint16_t*>(scales) + (panel * groups + group) * PANEL;
       for (int strip = 0; strip < PARTS; strip += STRIP) {
         Sums low[M][STRIP] = {}, high[M][STRIP] = {};
         for (int m = 0; m < M; m++)
@@ -232,8 +232,8 @@ struct Panels {
           Words first[M], second[M];
           for (int m = 0; m < M; m++) first[m] = x.quad(row + m, group * GROUP + column), second[m] = x.quad(row + m, group * GROUP + column + 4);
           for (int part = 0; part < STRIP; part++) {
-            const Words both = line_part(from + column * PANEL / 2, strip + part);
-            const Words halves[2] = {both & 0x0f0f, (Words)((Unsigned)both >> 4) & 0x0f0f};
+            const Words bytes_of_part = line_part(stream + column * PANEL / 2, strip + part);
+            const Words halves[2] = {bytes_of_part & 0x0f0f, (Words)((Unsigned)bytes_of_part >> 4) & 0x0f0f};
             for (int m = 0; m < M; m++) {
               low[m][part] = dot_quads(low[m][part], halves[0], first[m]);
               high[m][part] = dot_quads(high[m][part], halves[1], second[m]);
@@ -241,44 +241,44 @@ struct Panels {
           }
         }
         for (int part = 0; part < STRIP; part++) {
-          const Floats scale = scales_at(own + (strip + part) * (PANEL / PARTS));
-          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.sizes[(row + m) * groups + group] * widened(low[m][part] + high[m][part]);
+          const Floats scale = load_scales(group_scales + (strip + part) * (PANEL / PARTS));
+          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.scales[(row + m) * groups + group] * to_floats(low[m][part] + high[m][part]);
         }
       }
     }
   }
 
-  // x [rows, k] times the weight; write(row of x, row of the weight, number), from any thread. A panel is read from
-  // memory once, however many rows there are.
+  // x [rows, k] times the weight: calls write(row of x, row of the weight, number) from any thread. A panel is read from
+  // memory once for all rows.
   template <typename X, typename F>
   void run(const X& x, int64_t rows, F write) const {
-    by_shares(count(), bytes(), 1, [&](int64_t begin, int64_t end) {
+    parallel_rows(count(), bytes(), 1, [&](int64_t begin, int64_t end) {
       for (; begin < end; begin++)
-        by_some_rows(rows, [&](int64_t first, auto some) {
-          constexpr int M = decltype(some)::value;
+        for_row_blocks(rows, [&](int64_t first, auto block) {
+          constexpr int M = decltype(block)::value;
           Floats out[M][PARTS] = {};
           panel<M>(begin, x, first, out);
-          const int64_t own = std::min(PANEL, n - begin * PANEL);
+          const int64_t panel_rows = std::min(PANEL, n - begin * PANEL);
           for (int m = 0; m < M; m++) {
             float numbers[PANEL];
             std::memcpy(numbers, out[m], sizeof numbers);
-            for (int64_t row = 0; row < own; row++) write(first + m, begin * PANEL + row, numbers[row]);
+            for (int64_t row = 0; row < panel_rows; row++) write(first + m, begin * PANEL + row, numbers[row]);
           }
         });
     });
   }
 };
 
-// The weight [n, k] of engine/formats/panels.py.
+// The weight [n, k] and its scales as engine/quant/panels.py stores them.
 inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == PANEL && weight.size(3) == 4 && weight.is_contiguous() && scales.is_contiguous(), "panels: ", weight.sizes());
-  const bool eight = weight.scalar_type() == at::kChar;
-  const int64_t count = weight.size(0), k = weight.size(1) * (eight ? 4 : 8), n = eight ? scales.numel() : count * PANEL;
-  const int64_t group = eight || scales.numel() == 0 ? 0 : n * k / scales.numel();
-  TORCH_CHECK(eight || weight.scalar_type() == at::kByte, "panels: codes of ", weight.scalar_type());
-  TORCH_CHECK(scales.scalar_type() == (eight ? at::kFloat : at::kBFloat16), "panels: scales of ", scales.scalar_type());
-  TORCH_CHECK(eight ? (n + PANEL - 1) / PANEL == count : (group == 16 || group == 32) && scales.numel() * group == n * k, "panels: scales ", scales.sizes(), " of ", weight.sizes());
-  return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight ? 8 : 4, n, k, group};
+  const bool eight_bits = weight.scalar_type() == at::kChar;
+  const int64_t count = weight.size(0), k = weight.size(1) * (eight_bits ? 4 : 8), n = eight_bits ? scales.numel() : count * PANEL;
+  const int64_t group = eight_bits || scales.numel() == 0 ? 0 : n * k / scales.numel();
+  TORCH_CHECK(eight_bits || weight.scalar_type() == at::kByte, "panels: codes of ", weight.scalar_type());
+  TORCH_CHECK(scales.scalar_type() == (eight_bits ? at::kFloat : at::kBFloat16), "panels: scales of ", scales.scalar_type());
+  TORCH_CHECK(eight_bits ? (n + PANEL - 1) / PANEL == count : (group == 16 || group == 32) && scales.numel() * group == n * k, "panels: scales ", scales.sizes(), " of ", weight.sizes());
+  return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), eight_bits ? 8 : 4, n, k, group};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Loads and sums by the vector, on ATen's Vectorized: AVX-512, AVX2 or NEON as the compiler's flags say, else plain loops.
+// Vector loads, stores and sums on ATen's Vectorized: AVX-512, AVX2 or NEON by the compiler's flags, else plain loops.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@ using at::BFloat16;
 using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t LANES = Vec::size();
-constexpr int64_t PAIR = 2 * LANES;  // numbers of one load: as bfloat16 they fill a register
+constexpr int64_t PAIR = 2 * LANES;  // numbers per load: in bfloat16 they fill a register
 
 struct Pair {
   Vec low, high;
@@ -28,7 +28,7 @@ inline Pair load(const BFloat16* x) {
   return {low, high};
 }
 
-// The first `count` of them, then zeros.
+// Load `count` numbers, followed by zeros.
 inline Pair load(const float* x, int64_t count) {
   const int64_t first = std::min(count, LANES);
   return {Vec::loadu(x, first), Vec::loadu(x + first, count - first)};
@@ -39,52 +39,52 @@ inline Pair load(const BFloat16* x, int64_t count) {
   return {low, high};
 }
 
-// The first `count` are written.
-inline void store(float* to, Pair x, int64_t count = PAIR) {
+// Store the first `count` numbers.
+inline void store(float* out, Pair x, int64_t count = PAIR) {
   const int64_t first = std::min(count, LANES);
-  x.low.store(to, first);
-  if (count > first) x.high.store(to + first, count - first);
+  x.low.store(out, first);
+  if (count > first) x.high.store(out + first, count - first);
 }
 
-inline void store(BFloat16* to, Pair x, int64_t count = PAIR) {
-  at::vec::convert_float_bfloat16(x.low, x.high).store(to, count);
+inline void store(BFloat16* out, Pair x, int64_t count = PAIR) {
+  at::vec::convert_float_bfloat16(x.low, x.high).store(out, count);
 }
 
 inline float sum(Vec x) {
   return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return a + b; }, x);
 }
 
-// The largest number; a NaN is larger than all.
-inline float largest(Vec x) {
+// The largest number; NaN if any is NaN.
+inline float max(Vec x) {
   return at::vec::vec_reduce_all<float>([](Vec& a, Vec& b) { return at::vec::maximum(a, b); }, x);
 }
 
-// The sums of four vectors.
+// The sums of four vectors -> out [4].
 #if defined(CPU_CAPABILITY_AVX512)
-inline void four_sums(const Vec (&x)[4], float* to) {
+inline void four_sums(const Vec (&x)[4], float* out) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
-  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // in each quarter
+  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));  // a, b, c, d in each quarter
   const __m128 low = _mm_add_ps(_mm512_castps512_ps128(abcd), _mm512_extractf32x4_ps(abcd, 1));
   const __m128 high = _mm_add_ps(_mm512_extractf32x4_ps(abcd, 2), _mm512_extractf32x4_ps(abcd, 3));
-  _mm_storeu_ps(to, _mm_add_ps(low, high));
+  _mm_storeu_ps(out, _mm_add_ps(low, high));
 }
 #else
-inline void four_sums(const Vec (&x)[4], float* to) {
-  for (int i = 0; i < 4; i++) to[i] = sum(x[i]);
+inline void four_sums(const Vec (&x)[4], float* out) {
+  for (int i = 0; i < 4; i++) out[i] = sum(x[i]);
 }
 #endif
 
-// f of a zero of the numbers' type.
+// Call f with a zero of the tensor's type, bfloat16 or float32.
 template <typename F>
-inline void by_type(const at::Tensor& x, F f) {
+inline void dispatch_type(const at::Tensor& x, F f) {
   x.scalar_type() == at::kBFloat16 ? f(BFloat16()) : f(0.0f);
 }
 
-// f(place, count) for the places of `size` numbers, a pair at a time; the last may be less.
+// Call f(index, count) for each pair of vectors of `size` numbers; the last may have fewer numbers.
 template <typename F>
-inline void by_pairs(int64_t size, F f) {
-  for (int64_t place = 0; place < size; place += PAIR) f(place, std::min(PAIR, size - place));
+inline void for_pairs(int64_t size, F f) {
+  for (int64_t i = 0; i < size; i += PAIR) f(i, std::min(PAIR, size - i));
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ KINDS = {
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_random_histories_equal_fresh_passes(operations: Any, kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engine.cache.kv.LEAST_SLACK", 4)  # so that short rows outgrow their windows
+    monkeypatch.setattr("engine.cache.kv.MIN_SLACK", 4)  # so that short rows outgrow their windows
     llm = LLM.from_config(KINDS[kind], seed=3, device="cpu")
     state = llm.model.new_state()
     held: dict[int, list[int]] = {state.acquire(): []}

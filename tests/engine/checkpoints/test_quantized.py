@@ -46,7 +46,7 @@ def test_a_quantized_model_is_read_back_as_it_was(source, tmp_path, quant, dtype
 def test_without_kernels_the_same_folder_is_written_and_read(source, tmp_path, quant, prompt, monkeypatch):
     LLM.load(source, "cpu", "float32", quant).save(tmp_path / "with")
     expected = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
-    monkeypatch.setattr(kernels, "serve", lambda: False)
+    monkeypatch.setattr(kernels, "available", lambda: False)
     LLM.load(source, "cpu", "float32", quant).save(tmp_path / "without")
     both = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without")]
     found = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
@@ -61,7 +61,7 @@ def test_without_kernels_the_same_folder_is_written_and_read(source, tmp_path, q
 
 def test_quantizing_reads_the_checkpoint_a_piece_at_a_time(source, tmp_path, monkeypatch):
     whole = parameters(LLM.load(source, "cpu", "float32", "int4"))
-    monkeypatch.setattr("engine.checkpoints.loading.PIECE", 1)  # 64 rows
+    monkeypatch.setattr("engine.checkpoints.loading.QUANTIZE_BYTES", 1)  # 64 rows
     pieces = parameters(LLM.load(source, "cpu", "float32", "int4"))
     assert all(torch.equal(whole[name], pieces[name]) for name in whole)
 
@@ -74,7 +74,7 @@ def saved(tiny_llama, tmp_path):
 
 
 def test_a_quantized_folder_is_not_turned_into_another_format(saved):
-    with pytest.raises(BareloopError, match="is in int8 already, and not turned into int4; leave --quant out"):
+    with pytest.raises(BareloopError, match="is already quantized to int8, which cannot become int4; leave out --quant"):
         open_model(saved, quant="int4")
     assert open_model(saved, quant="int8").quant == "int8"
 
@@ -82,8 +82,8 @@ def test_a_quantized_folder_is_not_turned_into_another_format(saved):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"version": 2}, "of another version"),
-        ({"format": "int3"}, "of another version"),
+        ({"version": 2}, "is not supported; quantize it again"),
+        ({"format": "int3"}, "is not supported; quantize it again"),
         ({"quant_method": "gptq"}, r"quantization_config \(gptq\) is not supported; use the unquantized"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 0.0}, "6.0 is"),
         ({"quant_method": "bitsandbytes"}, "is not supported"),

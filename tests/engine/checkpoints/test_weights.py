@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import LLM
-from engine.checkpoints.mapping import parts
+from engine.checkpoints.mapping import parameter_sources
 from engine.runtime.errors import BareloopError
 
 
@@ -34,7 +34,7 @@ def rewrite(source: Path, folder: Path, change) -> Path:  # type: ignore[no-unty
 def test_parts_name_the_rows_of_fused_parameters(tiny_llama):
     llm = load(tiny_llama.folder)
     tensors = load_file(tiny_llama.folder / "model.safetensors")
-    listed = parts(llm.model, llm.family)
+    listed = parameter_sources(llm.model, llm.family)
     assert [part.name for part in listed["layers.1.attention.qkv.weight"]] == [
         f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkv"
     ]
@@ -195,7 +195,7 @@ def test_gradients_equal_transformers(tiny_llama, prompt):
     llm.model.requires_grad_(True)
     logits = llm.model.logits(llm.model.forward(Step.pack([ids])))
     torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:])).backward()
-    for name, several in parts(llm.model, llm.family).items():
+    for name, several in parameter_sources(llm.model, llm.family).items():
         gradient = llm.model.get_parameter(name).grad
         assert gradient is not None
         for part in several:

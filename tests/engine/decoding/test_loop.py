@@ -44,7 +44,7 @@ def test_a_prompt_longer_than_a_chunk_equals_one_pass(draw_tiny, prompt, monkeyp
     monkeypatch.setattr("engine.decoding.loop.PREFILL_CHUNK", 16)
     ids = prompt(100)
     for last in (1, 16, 17, 100):
-        logits = llm.sequence().read(ids, last)
+        logits = llm.sequence().feed_with_logits(ids, last)
         assert logits.shape == (last, 128)
         assert (logits.double() - tiny.logits(ids)[-last:]).abs().max() < 2e-5
 

@@ -107,7 +107,7 @@ def test_groups_are_those_that_save_most(prompt):
     ]
     batches = plan(questions(requests), 1000, 1000)
     assert [len(batch.prefix) for batch in batches] == [303, 303, 303]
-    assert [[own.place for own in batch.prompts] for batch in batches] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert [[own.index for own in batch.prompts] for batch in batches] == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
     few = plan([[([*prompt(GROUP_COST - 5, 1), *prompt(9, seed)], [4])] for seed in (2, 3)], 1000, 1000)
     assert [len(batch.prefix) for batch in few] == [0]  # a pass over the weights for so little is no gain
 
@@ -116,7 +116,7 @@ def test_batches_hold_what_the_budget_allows(prompt):
     requests = few_shot(prompt, questions=30)
     for budget in (1, 40, 200):
         batches = plan(questions(requests), 10_000, budget)
-        assert sorted(own.place for batch in batches for own in batch.prompts) == list(range(30))
+        assert sorted(own.index for batch in batches for own in batch.prompts) == list(range(30))
         assert all(batch.tokens <= budget or len(batch.prompts) == 1 for batch in batches)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from engine import LLM, SamplingParams, kernels
 from engine.cache.state import Step
 from engine.decoding.loop import decode
+from engine.decoding.sampling import INVALID
 from engine.kernels import build
 from engine.layers.norms import NORMS
 from engine.runtime.errors import BareloopError
@@ -35,7 +36,7 @@ SUM, ROUNDING = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.able()])
+@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.supported_isas()])
 def ops(request):
     """The operators of one path."""
     return kernels.load(request.param)
@@ -99,23 +100,24 @@ def test_rms_norm_is_the_modules(ops, dtype, kind):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_argmax_is_the_first_of_the_largest(ops, dtype):
+def test_argmax_is_the_first_of_the_largest_and_invalid_unless_that_is_finite(ops, dtype):
     for size in (1, 2, 31, 32, 33, 1000, 4099):
         x = drawn(3, size, dtype=dtype)
         assert torch.equal(ops.argmax(x), x.argmax(-1))
     assert ops.argmax(torch.zeros(1, 77, dtype=dtype)).tolist() == [0]
-    assert ops.argmax(torch.full((1, 77), -math.inf, dtype=dtype)).tolist() == [0]
-    for place in (0, 40, 76):
-        x = drawn(1, 77, dtype=dtype)
-        x[0, place] = math.nan
-        assert ops.argmax(x).tolist() == [place]
+    assert ops.argmax(torch.full((1, 77), -math.inf, dtype=dtype)).tolist() == [INVALID]
+    for index in (0, 40, 76):
+        for value, expected in ((math.nan, INVALID), (math.inf, INVALID), (100.0, index)):
+            x = drawn(2, 77, dtype=dtype).clamp(-9, 9)
+            x[1, index] = value
+            assert ops.argmax(x).tolist() == [int(x[0].argmax()), expected]
 
 
 def test_a_token_of_every_family_by_every_path(ops, tiny, prompt, monkeypatch):
     """Rows of unequal length, several tokens each, against transformers in float64."""
     serve(monkeypatch, ops)
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
-    sequences = llm.fed([prompt(length, seed=length) for length in (1, 9, 23)])
+    sequences = llm.prefilled_sequences([prompt(length, seed=length) for length in (1, 9, 23)])
     used = counted(monkeypatch, ops)
     list(decode(sequences, SamplingParams(max_new_tokens=5, ignore_eos=True)))
     for sequence in sequences:
@@ -192,11 +194,11 @@ def test_a_long_past_is_attended_to_in_pieces(ops, dtype, length, monkeypatch):
 def test_with_gradients_and_for_many_rows_pytorch_computes():
     x = drawn(4, 8)
     with torch.inference_mode():
-        assert kernels.few(x) is not None or kernels._ops is None
-        assert kernels.few(drawn(kernels.ROWS + 1, 8)) is None and kernels.few(x[:0]) is None
-        assert kernels.few(x.double()) is None and kernels.few(x.half()) is None
-        assert kernels.few(x[None]) is None and kernels.few(x[0]) is None
-    assert kernels.few(x) is None
+        assert kernels.for_input(x) is not None or kernels._active_ops is None
+        assert kernels.for_input(drawn(kernels.MAX_ROWS + 1, 8)) is None and kernels.for_input(x[:0]) is None
+        assert kernels.for_input(x.double()) is None and kernels.for_input(x.half()) is None
+        assert kernels.for_input(x[None]) is None and kernels.for_input(x[0]) is None
+    assert kernels.for_input(x) is None
 
 
 @pytest.fixture
@@ -214,7 +216,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_library_is_built_once_and_is_whole_or_not_there(cache, monkeypatch):
-    target = build.library("portable")
+    target = build.library_path("portable")
     draft = target.parent.with_suffix(".draft")
     draft.mkdir(parents=True)
     (draft / target.name).write_text("half a lib")  # of a process that was killed
@@ -231,13 +233,13 @@ def test_a_failed_build_says_why_and_is_tried_again_without_its_log(cache, monke
     monkeypatch.setattr(build, "_compile", fails)
     with pytest.raises(BareloopError, match="could not be built"):
         build.build("portable")
-    log = build.library("portable").parent.with_suffix(".log")
+    log = build.library_path("portable").parent.with_suffix(".log")
     assert "expected ';'" in log.read_text() and str(log) in build.obstacle("portable")
     log.unlink()
     assert build.obstacle("portable") is None
     monkeypatch.setattr(build, "_compile", working)
     build.build("portable")
-    assert build.library("portable").exists()
+    assert build.library_path("portable").exists()
 
 
 def test_a_library_that_does_not_load_is_said_and_thrown_away(cache, monkeypatch, caplog):
@@ -245,15 +247,15 @@ def test_a_library_that_does_not_load_is_said_and_thrown_away(cache, monkeypatch
         monkeypatch.setattr(kernels, name, value)
     build.build("portable")  # which is no library at all
     kernels._load("portable")
-    assert "do not load" in caplog.text and "do not load" in kernels.state()
-    assert kernels._built is None and not build.library("portable").exists()
+    assert "do not load" in caplog.text and "do not load" in kernels.describe()
+    assert kernels._loaded_ops is None and not build.library_path("portable").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_an_obstacle(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "file" / "kernels")
     assert not build.is_built("portable")
-    assert "cannot be kept in" in build.obstacle("portable")
+    assert "cannot be written to" in build.obstacle("portable")
 
 
 def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
@@ -264,19 +266,19 @@ def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
 
 
 def test_another_source_or_torch_is_another_library(monkeypatch):
-    before = build.library("portable")
+    before = build.library_path("portable")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
-    assert build.library("portable") != before
-    assert build.library("avx2").parent != build.library("avx512").parent
+    assert build.library_path("portable") != before
+    assert build.library_path("avx2").parent != build.library_path("avx512").parent
 
 
 PROGRAM = """
 from engine import LLM, SamplingParams, kernels
 llm = LLM.load("demo", device="cpu")
 tokens = [event.token_id for event in llm.stream("What is", SamplingParams(max_new_tokens=3))]
-print(len(tokens), kernels.state())
+print(len(tokens), kernels.describe())
 kernels.wait()
-print(kernels.state())
+print(kernels.describe())
 """
 
 

@@ -23,7 +23,7 @@ device = torch.device(sys.argv[1])
 for group, rows, columns in ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32)):
     form = Panels(rows, columns, torch.float32, 4 if group else 8, group)
     held, weight = form.empty(torch.device("cpu")), torch.randn(rows, columns)
-    form.place(held, 0, *(quantize4(weight, group) if group else quantize8(weight)))
+    form.set_codes(held, 0, *(quantize4(weight, group) if group else quantize8(weight)))
     codes, scales = form.codes(held, 0, rows)
     groups = torch.unflatten(codes, 1, (-1, group or columns))
     dense = (groups * scales.float().view(rows, -1, 1)).flatten(1)

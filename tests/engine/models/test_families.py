@@ -159,8 +159,8 @@ def test_prompts_longer_than_a_block_of_queries(draw_tiny, prompt, window):
     assert error(llm.model.logits(llm.model.forward(Step.pack([ids]))).detach(), expected) <= tiny.tolerance
     sequence = llm.sequence()
     sequence.feed(ids[:133])
-    assert error(sequence.read(ids[:399], last=266), expected[133:399]) <= tiny.tolerance
-    assert error(sequence.read(ids, last=1), expected[399:]) <= tiny.tolerance
+    assert error(sequence.feed_with_logits(ids[:399], last=266), expected[133:399]) <= tiny.tolerance
+    assert error(sequence.feed_with_logits(ids, last=1), expected[399:]) <= tiny.tolerance
 
 
 # Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4. Mamba's products
@@ -174,7 +174,7 @@ def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
     assert error(llm.logits(ids), tiny.logits(ids)) <= tolerance
     sequence = llm.sequence()
     sequence.feed(ids[:20])
-    assert error(sequence.read(ids, last=15).float(), tiny.logits(ids)[25:]) <= tolerance
+    assert error(sequence.feed_with_logits(ids, last=15).float(), tiny.logits(ids)[25:]) <= tolerance
 
 
 def test_gradients_flow_to_every_parameter(tiny, prompt):

@@ -179,5 +179,5 @@ def test_without_bitsandbytes_one_line_says_how_to_get_it(folder, monkeypatch):
 
 
 def test_apples_gpu_is_refused_with_what_serves_there(library):
-    with pytest.raises(BareloopError, match="for cpu and cuda, not mps; use --device cpu"):
+    with pytest.raises(BareloopError, match="supports cpu and cuda, not mps; use --device cpu"):
         bnb.check(torch.device("mps"))

@@ -9,13 +9,13 @@ import torch
 
 from engine import LLM, SamplingParams, kernels
 from engine.cache.state import Step
-from engine.checkpoints import weight_formats as choice
+from engine.checkpoints import weight_formats
 from engine.decoding.loop import decode
 from engine.kernels import build
 from engine.layers.linear import Matrix
-from engine.quant.base import BLOCK
+from engine.quant.base import DENSE_BLOCK
 from engine.quant.panels import GROUP, PANEL, Panels, from_panels, quantize4, quantize8, to_panels
-from engine.quant.torch_packed import TorchInt4, TorchInt8, panelled, unpanelled
+from engine.quant.torch_packed import TorchInt4, TorchInt8, from_panel_format, to_panel_format
 
 CPU = torch.device("cpu")
 KINDS = [(8, 32), (4, 32), (4, 16)]  # bits, and numbers of 4 bits that share a scale
@@ -26,7 +26,7 @@ SUM, ROUNDING, STEP = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}, {8: 
 SHAPES = {8: [(1, 4), (32, 32), (33, 36), (50, 260), (96, 896), (7, 1028)], 4: [(32, 32), (64, 96), (96, 896)]}
 
 
-@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.able()])
+@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.supported_isas()])
 def ops(request):
     """The operators of one path."""
     return kernels.load(request.param)
@@ -103,7 +103,7 @@ def test_the_operator_quantizes_as_pytorch_does(ops, bits, group):
         for first in range(0, rows, 64):
             ops.quantize(weight[first : first + 64], found["weight"], found["scales"], first)
             part = weight[first : first + 64]
-            form.place(expected, first, *(quantize8(part) if bits == 8 else quantize4(part, group)))
+            form.set_codes(expected, first, *(quantize8(part) if bits == 8 else quantize4(part, group)))
         differ = (found["weight"] != expected["weight"]).float().mean()
         assert differ <= (0 if bits == 8 else 0.01), (rows, columns)  # of equally good scales either may be taken
         if bits == 8:
@@ -180,7 +180,7 @@ def test_wrong_shapes_are_refused(ops):
         (drawn(1, 64), held["weight"][:, :, :16], held["scales"]),
         (drawn(1, 64), held["weight"], held["scales"][:-1].bfloat16()),
         (drawn(1, 64), held["weight"], drawn(65)),
-        (drawn(kernels.ROWS + 1, 64), held["weight"], held["scales"]),
+        (drawn(kernels.MAX_ROWS + 1, 64), held["weight"], held["scales"]),
     ):
         with pytest.raises(RuntimeError, match=r"linear|panels"):
             ops.linear(x, weight, scales, None)
@@ -193,7 +193,7 @@ SMALL = [lambda *shape: Panels(*shape, 4, 16)]
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
 @pytest.mark.parametrize("form", [*FORMS, *SMALL], ids=["int8", "int4", "torch int8", "torch int4", "small groups"])
 def test_many_rows_few_rows_and_gradients_agree(form, dtype):
-    rows, columns = BLOCK // (256 * 2) + 96, 256  # more than one block
+    rows, columns = DENSE_BLOCK // (256 * 2) + 96, 256  # more than one block
     bias = drawn(rows, dtype=dtype)
     own = form(rows, columns, dtype)
     held, weight = filled(own, drawn(rows, columns) / 16, bias)
@@ -225,11 +225,11 @@ def test_an_embedding_looks_rows_up(form):
 def test_pytorchs_layout_holds_the_same_numbers(bits):
     panels = Panels(1120, 64, torch.float32, bits)
     held, weight = filled(panels, drawn(1120, 64))
-    other, unpacked = unpanelled(panels, held)
+    other, unpacked = from_panel_format(panels, held)
     assert torch.equal(dequantized(*other.codes(unpacked, 0, 1120)), weight)
-    again = panelled(other, unpacked)
+    again = to_panel_format(other, unpacked)
     assert torch.equal(again["weight"], held["weight"]) and torch.equal(again["scales"], held["scales"])
-    assert panelled(panels, held) == {}
+    assert to_panel_format(panels, held) == {}
 
 
 @pytest.mark.parametrize("columns", [4, 20, 36, 100])
@@ -254,7 +254,7 @@ def test_weights_that_are_no_numbers_stay_none(ops):
 def test_smaller_groups_than_pytorch_has_become_eight_bits():
     panels = Panels(96, 64, torch.float32, 4, 16)
     held, weight = filled(panels, drawn(96, 64))
-    other, unpacked = unpanelled(panels, held)
+    other, unpacked = from_panel_format(panels, held)
     assert isinstance(other, TorchInt8)
     assert (dequantized(*other.codes(unpacked, 0, 96)) - weight).abs().max() <= 0.5001 / 127 * weight.abs().max()
 
@@ -279,9 +279,9 @@ def check_against_twin(folder, llm: LLM, prompt) -> None:
     for ids in prompts:
         wanted = twin.logits(ids)
         assert (llm.logits(ids) - wanted).abs().max() <= (
-            few if len(ids) <= kernels.ROWS else near
+            few if len(ids) <= kernels.MAX_ROWS else near
         ) * wanted.abs().max()
-    sequences = llm.fed(prompts)
+    sequences = llm.prefilled_sequences(prompts)
     list(decode(sequences, SamplingParams(max_new_tokens=4, ignore_eos=True)))
     for sequence in sequences:
         wanted = twin.logits(sequence.ids)[-1]
@@ -305,7 +305,7 @@ def test_a_model_in_int4_is_the_model_of_its_quantized_numbers(variant, draw_tin
     for quant_ops in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not quant_ops:
-                patch.setattr(kernels, "serve", lambda: False)
+                patch.setattr(kernels, "available", lambda: False)
             llm = LLM.load(tiny.folder, device="cpu", dtype="float32", quant="int4")
         formats = {type(m.format).__name__ for m in llm.model.modules() if isinstance(m, Matrix) and m.format}
         assert formats == ({"Panels"} if quant_ops else {"TorchInt4", "TorchInt8"})
@@ -324,10 +324,10 @@ def test_a_quantized_model_in_bfloat16_stays_near_its_float32(draw_tiny, prompt)
 
 
 def test_a_shape_that_a_format_does_not_take_has_eight_bits_or_none():
-    assert choice.integers(4, 16, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 4, 16)
-    assert choice.integers(4, 32, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 8)
-    assert choice.integers(4, 32, 50, 64, torch.float32, True) == Panels(50, 64, torch.float32, 8)
-    assert choice.integers(8, 32, 64, 30, torch.float32, True) is None
+    assert weight_formats.builtin_format(4, 16, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 4, 16)
+    assert weight_formats.builtin_format(4, 32, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 8)
+    assert weight_formats.builtin_format(4, 32, 50, 64, torch.float32, True) == Panels(50, 64, torch.float32, 8)
+    assert weight_formats.builtin_format(8, 32, 64, 30, torch.float32, True) is None
 
 
 def test_costs_count_the_bytes_of_the_format(tiny_llama):

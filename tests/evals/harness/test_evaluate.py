@@ -156,7 +156,7 @@ def test_what_changed_under_a_run_is_refused_by_name(shared, tmp_path, name):
     again = lm_harness.mmlu(words)
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
-    assert f"was begun with other {name}" in again.stderr or f"was begun with another {name}" in again.stderr
+    assert f"was started with other {name}" in again.stderr or f"was started with another {name}" in again.stderr
     if name == "weights":
         assert lm_harness.mmlu([*words, "--fresh"]).returncode == 0
 
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_what_was_written(shared, whole, tmp_path):
     )
     assert done.returncode == 1
     assert "cannot write" in done.stderr
-    assert "the same command goes on" in done.stderr
+    assert "run the same command to continue" in done.stderr
     assert 0 < len(results(tmp_path)) < len(whole)
     assert run(shared, tmp_path).returncode == 0
     assert results(tmp_path) == whole

@@ -1,4 +1,4 @@
-"""The cells of a timing study: what is kept of them, and what is told."""
+"""Measurements of a timing study: their file and their table."""
 
 from __future__ import annotations
 
@@ -8,124 +8,129 @@ from dataclasses import replace
 import pytest
 
 from engine.runtime.errors import BareloopError
-from evals.runs.measurements import Cell, Measured, Row, Store, draw, heading, markdown, speedups, table, unmeasured
+from evals.runs.measurements import (
+    Configuration,
+    Measurement,
+    MeasurementFile,
+    Result,
+    heading,
+    markdown_table,
+    speedups,
+    table,
+    unmeasured,
+)
 
-ONE = Measured(
+ONE = Measurement(
     questions=10, accuracy=0.5, stderr=0.1667, tokens=2651, load=0.1, real=2.0, cpu=3.9, gpu=None, cycles=None,
     peak_memory=300_000_000, gpu_memory=None, weights=19_000_000,
 )  # fmt: skip
 ON_GPU = replace(ONE, real=0.25, gpu=0.2, gpu_memory=50_000_000)
-ROWS = [
-    Row(Cell("cpu", "none"), ONE),
-    Row(Cell("cpu", "int8"), replace(ONE, real=1.0, stderr=None)),
-    Row(Cell("cpu", "nf4"), reason="out of | memory"),
-    Row(Cell("cuda", "int4"), ON_GPU),
-    Row(Cell("mps", "none"), reason="not here"),
-    Row(Cell("mps", "int8"), reason="not here"),
+RESULTS = [
+    Result(Configuration("cpu", "none"), ONE),
+    Result(Configuration("cpu", "int8"), replace(ONE, real=1.0, stderr=None)),
+    Result(Configuration("cpu", "nf4"), reason="out of | memory"),
+    Result(Configuration("cuda", "int4"), ON_GPU),
+    Result(Configuration("mps", "none"), reason="not available"),
+    Result(Configuration("mps", "int8"), reason="not available"),
 ]
+CPU_PLAIN, CUDA_INT4 = RESULTS[0].configuration, RESULTS[3].configuration
 SETTINGS = {"shots": 5, "subjects": ["astronomy"], "format": "float32"}
 
 
-def test_a_cell_is_as_many_times_as_fast_as_the_plain_one_of_its_device():
-    assert speedups(ROWS) == {Cell("cpu", "none"): 1.0, Cell("cpu", "int8"): 2.0}
+def test_speedups_are_relative_to_unquantized_weights_on_the_same_device():
+    assert speedups(RESULTS) == {CPU_PLAIN: 1.0, Configuration("cpu", "int8"): 2.0}
 
 
-def test_the_table_has_a_line_for_each_cell_that_was_measured():
-    heads, lines = table(ROWS)
-    told = [dict(zip(heads, line, strict=True)) for line in lines]
-    assert [(line["device"], line["format"]) for line in told] == [("cpu", "none"), ("cpu", "int8"), ("cuda", "int4")]
-    assert [line["accuracy %"] for line in told] == ["50.00 ± 16.67", "50.00", "50.00 ± 16.67"]
-    assert [line["speed-up"] for line in told] == ["1.00", "2.00", ""]
-    assert [line["GPU s"] for line in told] == ["", "", "0.20"]
-    assert [line["GPU MB"] for line in told] == ["", "", "50"]
-    assert {name: told[0][name] for name in ("load s", "real s", "CPU s", "peak MB", "weights MB")} == {
+def test_the_table_has_a_row_for_each_measured_configuration():
+    heads, lines = table(RESULTS)
+    rows = [dict(zip(heads, line, strict=True)) for line in lines]
+    assert [(row["device"], row["format"]) for row in rows] == [("cpu", "none"), ("cpu", "int8"), ("cuda", "int4")]
+    assert [row["accuracy %"] for row in rows] == ["50.00 ± 16.67", "50.00", "50.00 ± 16.67"]
+    assert [row["speed-up"] for row in rows] == ["1.00", "2.00", ""]
+    assert [row["GPU s"] for row in rows] == ["", "", "0.20"]
+    assert [row["GPU MB"] for row in rows] == ["", "", "50"]
+    assert {name: rows[0][name] for name in ("load s", "real s", "CPU s", "peak MB", "weights MB")} == {
         "load s": "0.10", "real s": "2.00", "CPU s": "3.90", "peak MB": "300", "weights MB": "19.0",
     }  # fmt: skip
 
 
-def test_without_a_gpu_there_are_no_columns_for_it():
-    assert not [head for head in table(ROWS[:3])[0] if "GPU" in head]
+def test_the_gpu_columns_appear_only_with_gpu_measurements():
+    assert not [head for head in table(RESULTS[:3])[0] if "GPU" in head]
 
 
-def test_what_was_not_measured_is_listed_once_for_each_reason():
-    listed = unmeasured(ROWS)
-    assert listed == [["cpu", "nf4", "out of | memory"], ["mps", "none, int8", "not here"]]
-    assert markdown(["device", "format", "s"], listed, 2) == [
+def test_each_device_lists_its_plain_run_first_whatever_order_was_measured():
+    measured = [("cuda", "llm.int8"), ("cuda", "int4"), ("cpu", "int8"), ("cuda", "none"), ("cpu", "none")]
+    results = [Result(Configuration(*names), ONE) for names in measured]
+    expected = [("cuda", "none"), ("cuda", "int4"), ("cuda", "llm.int8"), ("cpu", "none"), ("cpu", "int8")]
+    assert [tuple(line[:2]) for line in table(results)[1]] == expected
+    failed = [Result(Configuration("mps", name), reason="not available") for name in ("int4", "none", "int8")]
+    assert unmeasured(failed) == [["mps", "none, int8, int4", "not available"]]
+
+
+def test_unmeasured_formats_are_listed_once_for_each_reason():
+    rows = unmeasured(RESULTS)
+    assert rows == [["cpu", "nf4", "out of | memory"], ["mps", "none, int8", "not available"]]
+    assert markdown_table(["device", "format", "s"], rows, 2) == [
         "| device | format | s |",
         "| --- | --- | ---: |",
         "| cpu | nf4 | out of \\| memory |",
-        "| mps | none, int8 | not here |",
+        "| mps | none, int8 | not available |",
     ]
 
 
 def test_the_heading_names_few_subjects_and_counts_many():
-    assert heading(SETTINGS, ROWS[2:]) == "5-shot, astronomy, 10 questions, 2,651 tokens, float32"
-    assert "57 subjects, " in heading(SETTINGS | {"subjects": ["one"] * 57}, ROWS)
+    assert heading(SETTINGS, RESULTS[2:]) == "5-shot, astronomy, 10 questions, 2,651 tokens, float32"
+    assert "57 subjects, " in heading(SETTINGS | {"subjects": ["one"] * 57}, RESULTS)
 
 
-@pytest.mark.parametrize("count", [1, 18])
-def test_the_picture_names_every_cell_with_its_accuracy(tmp_path, count):
-    rows = [Row(Cell(f"cuda:{place}", "none"), replace(ON_GPU, accuracy=place / 100)) for place in range(count)]
-    draw([*rows, ROWS[-1]], "a title", tmp_path / "timing")
-    assert (tmp_path / "timing.png").read_bytes().startswith(b"\x89PNG")
-    text = (tmp_path / "timing.svg").read_text()
-    for place in range(count):
-        assert f"<!-- cuda:{place} none -->" in text
-        assert f"<!-- 0.25 s, {place:.2f} ± 16.67 % -->" in text
-    assert text.count("<!-- 50 MB -->") == count
-    assert "mps" not in text
-
-
-def test_what_is_stored_is_found_with_the_same_settings_alone(tmp_path):
+def test_stored_measurements_are_found_only_with_the_same_settings(tmp_path):
     path = tmp_path / "model" / "timing.jsonl"
-    with Store(path, SETTINGS) as store:
-        assert store.found == {}
-        store.append(ROWS[0].cell, ONE)
-        store.append(ROWS[3].cell, ON_GPU)
-    with path.open("a") as file:
-        file.write('{"settings": {"sh')  # what a kill leaves
-    with Store(path, SETTINGS) as store:
-        assert store.found == {ROWS[0].cell: ONE, ROWS[3].cell: ON_GPU}
-    with Store(path, SETTINGS | {"shots": 0}) as store:
-        assert store.found == {}
-        store.append(ROWS[0].cell, ON_GPU)
-    with Store(path, SETTINGS) as store:
-        assert store.found[ROWS[0].cell] == ONE
+    with MeasurementFile(path, SETTINGS) as file:
+        assert file.measurements == {}
+        file.append(CPU_PLAIN, ONE)
+        file.append(CUDA_INT4, ON_GPU)
+    with path.open("a") as text:
+        text.write('{"settings": {"sh')  # what a killed process leaves
+    with MeasurementFile(path, SETTINGS) as file:
+        assert file.measurements == {CPU_PLAIN: ONE, CUDA_INT4: ON_GPU}
+    with MeasurementFile(path, SETTINGS | {"shots": 0}) as file:
+        assert file.measurements == {}
+        file.append(CPU_PLAIN, ON_GPU)
+    with MeasurementFile(path, SETTINGS) as file:
+        assert file.measurements[CPU_PLAIN] == ONE
     assert len(path.read_text().splitlines()) == 3
 
 
-def test_fresh_puts_aside_what_was_there(tmp_path):
+def test_fresh_renames_the_old_file(tmp_path):
     path = tmp_path / "timing.jsonl"
     path.write_text("damaged\n")
-    with pytest.raises(BareloopError, match=r"timing.jsonl, line 1 is no cell of a study; .*--fresh"):
-        Store(path, SETTINGS)
-    with Store(path, SETTINGS, fresh=True) as store:
-        assert store.found == {}
-        store.append(ROWS[0].cell, ONE)
+    with pytest.raises(BareloopError, match=r"timing.jsonl, line 1 is not a measurement; .*--fresh"):
+        MeasurementFile(path, SETTINGS)
+    with MeasurementFile(path, SETTINGS, fresh=True) as file:
+        assert file.measurements == {}
+        file.append(CPU_PLAIN, ONE)
     assert len(path.read_text().splitlines()) == 1
     (old,) = tmp_path.glob("timing.jsonl.*.old")
     assert old.read_text() == "damaged\n"
 
 
 @pytest.mark.parametrize("line", ["[]", "{}", '{"settings": {}, "cell": {"device": "cpu"}, "measured": {}}'])
-def test_a_line_that_is_no_cell_is_told(tmp_path, line):
+def test_a_damaged_line_is_reported_with_its_number(tmp_path, line):
     (tmp_path / "timing.jsonl").write_text(line + "\n")
-    with pytest.raises(BareloopError, match="line 1 is no cell"):
-        Store(tmp_path / "timing.jsonl", {})
+    with pytest.raises(BareloopError, match="line 1 is not a measurement"):
+        MeasurementFile(tmp_path / "timing.jsonl", {})
 
 
-def test_a_study_that_another_process_is_writing_is_left_alone(tmp_path):
-    with (
-        Store(tmp_path / "timing.jsonl", SETTINGS),
-        pytest.raises(BareloopError, match="another process is writing"),
-    ):
-        Store(tmp_path / "timing.jsonl", SETTINGS)
+def test_a_file_that_another_process_is_writing_is_refused(tmp_path):
+    path = tmp_path / "timing.jsonl"
+    with MeasurementFile(path, SETTINGS), pytest.raises(BareloopError, match="another process is writing"):
+        MeasurementFile(path, SETTINGS)
 
 
-def test_a_stored_line_is_plain_json(tmp_path):
-    with Store(tmp_path / "timing.jsonl", SETTINGS) as store:
-        store.append(ROWS[0].cell, ONE)
-    told = json.loads((tmp_path / "timing.jsonl").read_text())
-    assert told["cell"] == {"device": "cpu", "format": "none"}
-    assert told["measured"]["real"] == 2.0
-    assert told["settings"] == SETTINGS
+def test_a_stored_line_keeps_the_keys_of_earlier_versions(tmp_path):
+    with MeasurementFile(tmp_path / "timing.jsonl", SETTINGS) as file:
+        file.append(CPU_PLAIN, ONE)
+    line = json.loads((tmp_path / "timing.jsonl").read_text())
+    assert line["cell"] == {"device": "cpu", "format": "none"}
+    assert line["measured"]["real"] == 2.0
+    assert line["settings"] == SETTINGS

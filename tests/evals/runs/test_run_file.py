@@ -1,4 +1,4 @@
-"""The run file: what it refuses by name, what it repairs, what it keeps."""
+"""Run files: which files are refused and why, how a run resumes, and what is kept."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ import pytest
 
 from engine.runtime.errors import BareloopError
 from evals.runs.run_file import RunFile, read
-
-HEADER = {
-    "task": "mmlu",
-    "shots": 5,
-    "split": "test",
-    "chat": False,
-    "single_turn": False,
-    "max_length": 512,
-    "weights": "a" * 64,
-    "config": "b",
-    "tokenizer": "c",
-    "data": "d",
-    "batch_tokens": 1024,
-    "seed": 0,
-    "device": "cpu",
-    "dtype": "float32",
-    "quant": "none",
-    "model": "here",
-    "version": "1",
-    "date": "today",
-    "machine": "m",
-}
+from tests.evals.synthetic import HEADER
 
 
 def row(index: int, subject: str = "anatomy") -> dict[str, object]:
@@ -49,11 +28,11 @@ def row(index: int, subject: str = "anatomy") -> dict[str, object]:
     }
 
 
-def test_records_come_back_in_any_sitting(tmp_path):
+def test_a_resumed_run_keeps_its_header_and_records(tmp_path):
     path = tmp_path / "file.run.jsonl"
     with RunFile(path, HEADER) as run:
         run.append([row(0), row(1)])
-    path.write_text(path.read_text() + json.dumps(row(2))[:-3])  # killed in mid-write
+    path.write_text(path.read_text() + json.dumps(row(2))[:-3])  # killed in the middle of a write
     with RunFile(path, HEADER | {"version": "2", "model": "moved", "date": "later", "machine": "other"}) as run:
         assert list(run.records) == [("anatomy", 0), ("anatomy", 1)]
         assert run.header["date"] == "today"
@@ -64,7 +43,7 @@ def test_records_come_back_in_any_sitting(tmp_path):
     assert path.read_text().count("\n") == 5
 
 
-def test_a_kill_in_the_first_write_leaves_a_new_file(tmp_path):
+def test_a_run_killed_in_its_first_write_starts_over(tmp_path):
     path = tmp_path / "file.run.jsonl"
     for torn in ('{"format": 1, "task": "mmlu", "sh', '{"form', ""):
         path.write_text(torn)
@@ -74,10 +53,11 @@ def test_a_kill_in_the_first_write_leaves_a_new_file(tmp_path):
         assert read(path)[0] == HEADER
 
 
-def test_nothing_is_written_or_put_aside_before_there_is_a_record(tmp_path):
+def test_nothing_is_written_or_renamed_before_the_first_record(tmp_path):
     path = tmp_path / "file.run.jsonl"
-    RunFile(path, HEADER).close()
-    assert path.read_text() == ""
+    for fresh in (False, True):
+        RunFile(path, HEADER, fresh).close()
+        assert not path.exists(), "a run without records leaves no empty file"
     with RunFile(path, HEADER) as run:
         run.append([row(0)])
     before = path.read_bytes()
@@ -94,7 +74,7 @@ def test_nothing_is_written_or_put_aside_before_there_is_a_record(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("weights", "f" * 64, r"other weights \(aaaaaaaaaaaa…, now ffffffffffff…\)"),
         ("config", "f", "another config.json"),
@@ -106,35 +86,35 @@ def test_nothing_is_written_or_put_aside_before_there_is_a_record(tmp_path):
         ("more", 3, "another more"),
     ],
 )
-def test_another_setting_is_refused_by_name(tmp_path, name, value, words):
+def test_a_run_of_another_setting_is_refused_with_the_differing_field(tmp_path, name, value, message):
     path = tmp_path / "file.run.jsonl"
     with RunFile(path, HEADER) as run:
         run.append([row(0)])
     before = path.read_bytes()
-    with pytest.raises(BareloopError, match=f"was begun with {words}.*--fresh.*--output-dir"):
+    with pytest.raises(BareloopError, match=f"was started with {message}.*--fresh.*--output-dir"):
         RunFile(path, HEADER | {name: value})
     assert path.read_bytes() == before
     with RunFile(path, HEADER | {name: value}, fresh=True) as run:
         run.append([row(0)])
-    (aside,) = tmp_path.glob("*.old")
-    assert aside.read_bytes() == before
+    (old,) = tmp_path.glob("*.old")
+    assert old.read_bytes() == before
 
 
 BEGIN = json.dumps({"format": 1, **HEADER}) + "\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ("hello\n", "line 1 is no record"),
-        ("[1]\n", "line 1 is no record"),
-        ('{"a": 1}\n', "is no run file of this version"),
-        ('{"format": 99}\n', "is no run file of this version"),
-        ('{"format": 1}\n', "is no run file of this version"),
-        (BEGIN + '{"subject": "anatomy", "index": 1}\n', "line 2 is no record"),
-        (BEGIN + json.dumps(row(0))[:50] + "\n" + json.dumps(row(0)) + "\n", "line 2 is no record"),
+        ("hello\n", "line 1 is not a record"),
+        ("[1]\n", "line 1 is not a record"),
+        ('{"a": 1}\n', "is not a run file of this version"),
+        ('{"format": 99}\n', "is not a run file of this version"),
+        ('{"format": 1}\n', "is not a run file of this version"),
+        (BEGIN + '{"subject": "anatomy", "index": 1}\n', "line 2 is not a record"),
+        (BEGIN + json.dumps(row(0))[:50] + "\n" + json.dumps(row(0)) + "\n", "line 2 is not a record"),
         *(
-            (BEGIN + json.dumps(row(0)) + "\n" + json.dumps(row(1) | change) + "\n", "line 3 is no record")
+            (BEGIN + json.dumps(row(0)) + "\n" + json.dumps(row(1) | change) + "\n", "line 3 is not a record")
             for change in (
                 {"index": 3.7},
                 {"index": -1},
@@ -148,33 +128,33 @@ BEGIN = json.dumps({"format": 1, **HEADER}) + "\n"
                 {"loglikelihoods": ["a", "b"]},
             )
         ),
-        (BEGIN.replace('"here"', "5"), "is no run file of this version"),
-        ("\x00\x01\n", "line 1 is no record"),
+        (BEGIN.replace('"here"', "5"), "is not a run file of this version"),
+        ("\x00\x01\n", "line 1 is not a record"),
     ],
 )
-def test_a_foreign_or_damaged_file_is_left_alone(tmp_path, text, words):
+def test_a_foreign_or_damaged_file_is_refused_and_unchanged(tmp_path, text, message):
     path = tmp_path / "file.run.jsonl"
     path.write_text(text)
-    with pytest.raises(BareloopError, match=words):
+    with pytest.raises(BareloopError, match=message):
         RunFile(path, HEADER)
     assert path.read_text() == text
-    with pytest.raises(BareloopError, match=words):
+    with pytest.raises(BareloopError, match=message):
         read(path)
 
 
-def test_a_foreign_file_without_a_line_s_end_is_left_alone(tmp_path):
+def test_a_foreign_file_without_a_newline_is_refused_and_unchanged(tmp_path):
     path = tmp_path / "file.run.jsonl"
     path.write_text("my only copy")
-    with pytest.raises(BareloopError, match="line 1 is no record"):
+    with pytest.raises(BareloopError, match="line 1 is not a record"):
         RunFile(path, HEADER)
     assert path.read_text() == "my only copy"
     with RunFile(path, HEADER, fresh=True) as run:
         run.append([row(0)])
-    (aside,) = tmp_path.glob("*.old")
-    assert aside.read_text() == "my only copy"
+    (old,) = tmp_path.glob("*.old")
+    assert old.read_text() == "my only copy"
 
 
-def test_there_is_one_writer_and_any_reader(tmp_path):
+def test_one_process_writes_while_others_read(tmp_path):
     path = tmp_path / "file.run.jsonl"
     with RunFile(path, HEADER) as run:
         run.append([row(0)])

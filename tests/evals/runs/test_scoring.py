@@ -1,4 +1,4 @@
-"""Scores against the harness's own numbers, from the same fake log-likelihoods."""
+"""Metrics and accuracies against lm-evaluation-harness's, computed from the same fake log-likelihoods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 
 from evals import gsm8k, squad
-from evals.runs.scoring import accuracy, pooled_stderr, predict, predict_by_length
+from evals.runs.scoring import accuracy, pooled_stderr, predict, predict_normalized
 from evals.runs.summary import summarize
 from tests.evals import lm_harness
 
@@ -31,20 +31,20 @@ def test_every_metric_equals_the_harness(shared, run):
                 metrics = task.writing.judge(row, lm_harness.fake_response(item.requests[0][0], row.asked.target))[1]
             records.append({"subject": item.subject, "index": item.index, "metrics": metrics, **PLAIN})
     summary = summarize(HEADER | {"task": task.name}, records, task.groups)
-    assert {task.full_name(own.name) for own in summary.subjects} <= set(expected["metrics"])
-    for measure in summary.measures:
-        metric, _, chosen = measure.metric.partition(",")
-        for own in measure.subjects:
-            metrics = expected["metrics"][task.full_name(own.name)]
-            theirs = metrics[f"{metric},{chosen or 'none'}"], metrics[f"{metric}_stderr,{chosen or 'none'}"]
-            assert own.questions == metrics["sample_len"]
-            assert (own.mean, own.stderr) == pytest.approx(theirs, abs=1e-12)
+    assert {task.full_name(subject.name) for subject in summary.subjects} <= set(expected["metrics"])
+    for row in summary.metrics:
+        metric, _, filter_name = row.metric.partition(",")
+        for subject in row.subjects:
+            metrics = expected["metrics"][task.full_name(subject.name)]
+            theirs = [metrics[f"{key},{filter_name or 'none'}"] for key in (metric, f"{metric}_stderr")]
+            assert subject.questions == metrics["sample_len"]
+            assert [subject.mean, subject.stderr] == pytest.approx(theirs, abs=1e-12)
     if total := expected.get("weighted_over_these"):
         found = (summary.overall.mean, summary.overall.stderr, summary.overall.questions)
         assert found == pytest.approx((total["acc"], total["acc_stderr"], total["n"]), abs=1e-12)
 
 
-def test_every_judged_response_of_gsm8k_is_judged_alike(shared):
+def test_answers_are_extracted_from_gsm8k_responses_as_the_harness_does(shared):
     lines = (shared / "data" / "lm_eval_golden" / "gsm8k_filters.jsonl").read_text().splitlines()
     assert len(lines) == 400
     for line in map(json.loads, lines):
@@ -65,12 +65,12 @@ def test_every_judged_response_of_gsm8k_is_judged_alike(shared):
         ("", ["x"], (0, 0, 0)),
     ],
 )
-def test_squad_by_the_official_normalisation(response, answers, expected):
+def test_squad_scores_follow_the_official_normalisation(response, answers, expected):
     assert tuple(squad.measures(response, answers).values()) == pytest.approx(expected)
 
 
-def test_a_choice_without_characters_never_wins_by_length():
-    assert predict_by_length([-1.0, -9.0], ["", "nine"]) == 1
+def test_an_empty_choice_never_wins_per_character():
+    assert predict_normalized([-1.0, -9.0], ["", "nine"]) == 1
 
 
 def test_the_first_choice_wins_a_tie():

@@ -1,0 +1,85 @@
+"""Damaged config.json files: every family builds its model, or refuses with one line."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cli.inspection import SAMPLE
+from engine.models import FAMILIES, configure
+from engine.runtime.errors import BareloopError
+
+VALUES: tuple[Any, ...] = (
+    *(None, 0, 1, -1, 3, 10**9, 10**30, 0.0, -0.5, 0.5, 1e300, math.nan, math.inf, True, False, "", "silu", "x" * 200),
+    *([], [0], [None], {}, {"a": 1}, [[["global"], 0]], [["x"]]),
+)
+ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4}
+OPTIONAL = (
+    *("n_inner", "window_size", "attention_types", "time_step_rank", "expand", "state_size", "conv_kernel", "dtype"),
+    *("scale_attn_weights", "bos_token_id", "eos_token_id", "partial_rotary_factor", "rope_scaling", "rotary_pct"),
+    *("query_pre_attn_scalar", "sliding_window_pattern", "rms_norm_eps", "layer_norm_epsilon", "quantization_config"),
+    *("max_position_embeddings", "n_positions", "attention_hidden_size", "context_length", "initializer_range"),
+)
+MAX_SIZE = 10_000  # of the models that are built
+
+
+def base(family: str) -> dict[str, Any]:
+    names = FAMILIES[family].key_names
+    config = {names.get(key, key): value for key, value in SAMPLE.items()}
+    config |= {"model_type": family, "rope_parameters": ROPE, "sliding_window": 4, "tie_word_embeddings": True}
+    config |= {"layer_types": ["full_attention"] * SAMPLE["num_hidden_layers"]}
+    return {"model_type": family, "text_config": config} if family == "gemma3" else config
+
+
+def check(config: dict[str, Any]) -> None:
+    """Anything but a model or a one-line error fails the test."""
+    try:
+        family, parsed = configure(config)
+    except BareloopError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600
+        return
+    if max(parsed.hidden_size, parsed.vocab_size, parsed.num_layers * 100) < MAX_SIZE:
+        try:
+            with torch.device("meta"):
+                family.build(parsed)
+        except BareloopError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_value_of_every_key_is_built_or_refused(family):
+    for key in [*base(family), *(base(family).get("text_config") or ())]:
+        for value in VALUES:
+            config = copy.deepcopy(base(family))
+            (config["text_config"] if key in config.get("text_config", ()) else config)[key] = value
+            check(config)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_mutations_are_built_or_refused(family):
+    generator = random.Random(family)
+    for _ in range(40):
+        config = copy.deepcopy(base(family))
+        inner = config.get("text_config", config)
+        for _ in range(generator.randint(1, 3)):
+            key = generator.choice([*inner, *OPTIONAL])
+            if key == "model_type":
+                continue
+            if generator.random() < 0.2:
+                inner.pop(key, None)
+            elif key == "rope_parameters" and isinstance(inner.get(key), dict):
+                inner[key] = {**inner[key], generator.choice([*ROPE, "type"]): generator.choice(VALUES)}
+            else:
+                inner[key] = generator.choice(VALUES)
+        check(config)
+
+
+def test_heads_that_are_larger_than_the_hidden_size_are_named():
+    for config in ({"model_type": "gpt2", "n_embd": 4, "n_head": 6}, {"model_type": "gpt2", "n_embd": 0}):
+        with pytest.raises(BareloopError, match="n_embd = "):
+            configure({**base("gpt2"), **config})
