@@ -20,11 +20,11 @@ import torch
 
 from engine import LLM
 from engine.runtime.clocks import Stopwatch
-from evals.harness import generation as writing
-from evals.harness import likelihood
 from evals.harness.evaluate import BLOCK
-from evals.harness.task import Item, Task
-from evals.run import program
+from evals.harness.generation import generate_answers
+from evals.harness.likelihood import score_questions
+from evals.harness.task import BatchLimits, Item, Task
+from evals.run import benchmark_program
 
 SHARED = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
 TOKENIZER = SHARED / "tokenizers" / "qwen2.5-0.5b-instruct"
@@ -57,10 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def questions(name: str, count: int) -> tuple[Task, list[tuple[Any, Item]]]:
     """The first of a benchmark, with its own number of examples."""
-    flags, load_task = program(name)
-    task = load_task(flags.parse_args(["--data", str(SHARED / "data" / name), *FLAGS[name]]))
+    parser, load_tasks = benchmark_program(name)
+    (task,) = load_tasks(parser.parse_args(["--data", str(SHARED / "data" / name), *FLAGS[name]]))
     (rows,) = task.questions.values()
-    return task, [(row, task.item(row, None)) for row in rows[:count]]
+    return task, [(row, task.make_item(row, None)) for row in rows[:count]]
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -71,15 +71,15 @@ def test_ours(benchmark: Any, folder: Path, name: str) -> None:
     llm.pack()
     task, asked = questions(name, QUESTIONS[name])
     blocks = [asked[first : first + BLOCK] for first in range(0, len(asked), BLOCK)]
-    compute = likelihood.score if task.writing is None else writing.write
-    limits = llm.scorer().batch_tokens, BATCH[name]
+    compute = score_questions if task.generation is None else generate_answers
+    limits = BatchLimits(llm.scorer().batch_tokens, BATCH[name])
     found: list[dict[str, Any]] = []
 
     def score() -> None:
         batches = compute(task, llm, limits, blocks, {item.key for _, item in asked}, Stopwatch(llm.device))
         found[:] = [record for records in batches for record in records]
 
-    benchmark.pedantic(score, rounds=1 if task.writing else 2, warmup_rounds=0)
+    benchmark.pedantic(score, rounds=1 if task.generation else 2, warmup_rounds=0)
     tell(benchmark, len(asked), sum(record.get("new_tokens", 0) for record in found))
 
 
@@ -93,14 +93,14 @@ def test_the_harness(benchmark: Any, folder: Path, name: str) -> None:
     model = huggingface.HFLM(str(folder), dtype="bfloat16", batch_size=BATCH[name], device=device)
     task, asked = questions(name, PEER_QUESTIONS[name])
     requests: Sequence[tuple[int, tuple[str, Any]]] = [
-        (place, (context, json.loads(end) if task.writing else end))
+        (place, (context, json.loads(end) if task.generation else end))
         for _, item in asked
         for place, (context, end) in enumerate(item.requests)
     ]
-    kind = "generate_until" if task.writing else "loglikelihood"
+    kind = "generate_until" if task.generation else "loglikelihood"
     own = [instance.Instance(kind, doc={}, arguments=arguments, idx=place) for place, arguments in requests]
     benchmark.pedantic(lambda: getattr(model, kind)(own, disable_tqdm=True), rounds=1)
-    tell(benchmark, len(asked), len(asked) * task.writing.max_new_tokens if task.writing else 0)  # at most
+    tell(benchmark, len(asked), len(asked) * task.generation.max_new_tokens if task.generation else 0)  # at most
 
 
 def tell(benchmark: Any, count: int, tokens: int) -> None:

@@ -1,26 +1,27 @@
-"""python -m evals.arc: questions of school science, easy and challenge (Clark et al. 2018), by lm-eval's protocol."""
+"""python -m evals.arc: school science, easy and challenge (Clark et al. 2018), by lm-evaluation-harness's protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from evals.harness.protocol import Asked, Protocol, main, metric_list, text, texts
+from engine.cli.parser import run
+from evals.harness.protocol import Protocol, Question, metric_list, program, text, texts
 
 
-def ask(_: str, doc: Mapping[str, Any]) -> Asked:
-    """A question, and three to five answers; their labels are letters or numbers."""
+def parse(_: str, doc: Mapping[str, Any]) -> Question:
+    """Return a question with three to five choices, whose labels are letters or numbers."""
     choices = texts(doc["choices"]["text"])
     gold = doc["choices"]["label"].index(doc["answerKey"])
-    return Asked(f"Question: {text(doc['question'])}\nAnswer:", gold, choices[gold], choices, doc["question"])
+    return Question(f"Question: {text(doc['question'])}\nAnswer:", gold, choices[gold], choices, doc["question"])
 
 
 PROTOCOL = Protocol(
     name="arc",
     subjects={"easy": "ARC-Easy", "challenge": "ARC-Challenge"},
-    examples="train",
+    example_split="train",
     columns="question, choices with text and label, and an answerKey among the labels",
-    ask=ask,
+    parse=parse,
     version=1.0,
     definition={
         "training_split": "train",
@@ -33,5 +34,7 @@ PROTOCOL = Protocol(
     },
 )
 
+parser, load_tasks, main = program(PROTOCOL)
+
 if __name__ == "__main__":
-    main(PROTOCOL)
+    run(parser(), main)

@@ -1,6 +1,7 @@
-"""python -m evals.gsm8k: school mathematics, in the model's own words (Cobbe et al. 2021), by lm-eval's protocol.
+"""python -m evals.gsm8k: school mathematics, generated answers (Cobbe et al. 2021).
 
-Two readings of a response: strict-match, which decides, takes the number after "####", flexible-extract the last one.
+By lm-evaluation-harness's protocol, with its two filters: strict-match, which decides, extracts the number after
+"####"; flexible-extract extracts the last number.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.harness.protocol import Asked, Protocol, Row, main, metric_list, text
-from evals.harness.task import Writing
+from engine.cli.parser import run
+from evals.harness.protocol import Protocol, Question, Row, metric_list, program, text
+from evals.harness.task import Generation
 
 UNTIL = ("Question:", "</s>", "<|im_end|>")
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
@@ -19,53 +21,52 @@ INVALID = "[invalid]"
 IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
 
 
-def ask(_: str, doc: Mapping[str, Any]) -> Asked:
-    """A problem; examples show their whole solution."""
-    answer = text(doc["answer"])
-    return Asked(
-        f"Question: {text(doc['question'])}\nAnswer:", [answer.split("#### ")[-1]], answer, shown=doc["question"]
-    )
+def parse(_: str, doc: Mapping[str, Any]) -> Question:
+    """Return a problem. Solved examples show the whole solution."""
+    solution = text(doc["answer"])
+    prompt = f"Question: {text(doc['question'])}\nAnswer:"
+    return Question(prompt, [solution.split("#### ")[-1]], solution, display=doc["question"])
 
 
-def strict(response: str) -> str:
-    """The first number after ####."""
-    found = STRICT.search(response)
-    return found.group(1).strip() if found else INVALID
+def strict_match(response: str) -> str:
+    """Return the first number after ####."""
+    match = STRICT.search(response)
+    return match.group(1).strip() if match else INVALID
 
 
-def flexible(response: str) -> str:
-    """The last thing that looks like a number."""
-    found = FLEXIBLE.findall(response)
-    return next((part.strip() for part in found[-1] if part), INVALID) if found else INVALID
+def flexible_extract(response: str) -> str:
+    """Return the last number."""
+    matches = FLEXIBLE.findall(response)
+    return next((part.strip() for part in matches[-1] if part), INVALID) if matches else INVALID
 
 
 def is_same(answer: str, reference: str) -> bool:
-    """Equal without commas, dollar signs, what stands before ####, a full stop at the end, and case."""
-    for ignored in IGNORED:
-        answer, reference = ignored.sub("", answer), ignored.sub("", reference)
+    """Compare answers, ignoring commas, dollar signs, everything before ####, a final full stop, and case."""
+    for pattern in IGNORED:
+        answer, reference = pattern.sub("", answer), pattern.sub("", reference)
     return answer.lower() == reference.lower()
 
 
 def judge(row: Row, response: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Both readings of a response, and what they are worth."""
-    return read(response, row.asked.target)
+    """Return the extracted answer and the metric of each filter."""
+    return judge_response(response, row.question.target)
 
 
-def read(response: str, solution: str) -> tuple[dict[str, str], dict[str, float]]:
-    """Both readings of a response, and whether they are right."""
-    answers = {"strict-match": strict(response), "flexible-extract": flexible(response)}
-    return answers, {f"exact_match,{name}": float(is_same(own, solution)) for name, own in answers.items()}
+def judge_response(response: str, solution: str) -> tuple[dict[str, str], dict[str, float]]:
+    """Return the extracted answer of each filter, and whether it equals the solution."""
+    answers = {"strict-match": strict_match(response), "flexible-extract": flexible_extract(response)}
+    return answers, {f"exact_match,{name}": float(is_same(answer, solution)) for name, answer in answers.items()}
 
 
-GENERATION = {"until": list(UNTIL), "do_sample": False, "temperature": 0.0}
+SETTINGS = {"until": list(UNTIL), "do_sample": False, "temperature": 0.0}
 
 PROTOCOL = Protocol(
     name="gsm8k",
     subjects={"gsm8k": "main"},
-    examples="train",
+    example_split="train",
     columns="question and answer as text",
-    ask=ask,
-    writing=Writing(UNTIL, 256, GENERATION, judge),
+    parse=parse,
+    generation=Generation(UNTIL, 256, SETTINGS, judge),
     version=3.0,
     definition={
         "training_split": "train",
@@ -73,10 +74,12 @@ PROTOCOL = Protocol(
         "fewshot_split": "train",
         "doc_to_text": "Question: {{question}}\nAnswer:",
         "doc_to_target": "{{answer}}",
-        "generation_kwargs": GENERATION,
+        "generation_kwargs": SETTINGS,
         "metric_list": metric_list("exact_match"),
     },
 )
 
+parser, load_tasks, main = program(PROTOCOL)
+
 if __name__ == "__main__":
-    main(PROTOCOL)
+    run(parser(), main)

@@ -1,4 +1,4 @@
-"""python -m evals.hellaswag: how does the scene go on? (Zellers et al. 2019), by lm-eval's protocol."""
+"""python -m evals.hellaswag: continue a scene (Zellers et al. 2019), by lm-evaluation-harness's protocol."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from evals.harness.protocol import Asked, Protocol, main, metric_list, text, texts
+from engine.cli.parser import run
+from evals.harness.protocol import Protocol, Question, metric_list, program, text, texts
 
 ENDINGS = 4
-BRACKETS = re.compile(r"\[.*?\]")  # marks of the WikiHow part
+BRACKETS = re.compile(r"\[.*?\]")  # markup of the rows from WikiHow
 
 
-def cleaned(text: str) -> str:
-    """Without the marks."""
+def clean(text: str) -> str:
+    """Return the text without markup."""
     return BRACKETS.sub("", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-def ask(_: str, doc: Mapping[str, Any]) -> Asked:
-    """A scene, and four ways for it to go on."""
-    query = cleaned(f"{text(doc['activity_label'])}: {text(doc['ctx_a'])} {text(doc['ctx_b']).capitalize()}")
-    choices, gold = [cleaned(ending) for ending in texts(doc["endings"])], int(doc["label"])
+def parse(_: str, doc: Mapping[str, Any]) -> Question:
+    """Return a scene with four endings."""
+    query = clean(f"{text(doc['activity_label'])}: {text(doc['ctx_a'])} {text(doc['ctx_b']).capitalize()}")
+    choices, gold = [clean(ending) for ending in texts(doc["endings"])], int(doc["label"])
     if len(choices) != ENDINGS:
         raise ValueError("not four endings")
-    return Asked(query, gold, choices[gold], choices, more={"query": query, "choices": choices, "gold": gold})
+    return Question(query, gold, choices[gold], choices, columns={"query": query, "choices": choices, "gold": gold})
 
 
 PROTOCOL = Protocol(
     name="hellaswag",
     subjects={"hellaswag": None},
-    examples="train",
+    example_split="train",
     columns="activity_label, ctx_a, ctx_b, four endings and a label from 0 to 3",
-    ask=ask,
+    parse=parse,
     mark="exact",
     version=1.0,
     definition={
@@ -44,5 +45,7 @@ PROTOCOL = Protocol(
     },
 )
 
+parser, load_tasks, main = program(PROTOCOL)
+
 if __name__ == "__main__":
-    main(PROTOCOL)
+    run(parser(), main)

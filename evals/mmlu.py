@@ -1,4 +1,7 @@
-"""python -m evals.mmlu: Massive Multitask Language Understanding (Hendrycks et al. 2021), by lm-eval's protocol."""
+"""python -m evals.mmlu: Massive Multitask Language Understanding (Hendrycks et al. 2021).
+
+By lm-evaluation-harness's protocol.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ from typing import Any
 
 from engine.cli.parser import Parser, run
 from engine.runtime.errors import BareloopError, UsageError
-from evals.data import source
 from evals.data.catalogue import BENCHMARKS
 from evals.data.mmlu import MMLU, choose
-from evals.data.question import LETTERS, Question
+from evals.data.question import LETTERS, MMLUQuestion
+from evals.data.source import continue_without_data
 from evals.data.subjects import GROUPS
-from evals.harness import fewshot
+from evals.harness.fewshot import build_context, target_delimiter
 from evals.harness.program import add_run_options, run_program
 from evals.harness.prompts import Render, mmlu_description, mmlu_examples, question_block
 from evals.harness.task import Item, Task
@@ -23,28 +26,33 @@ SUBJECTS = ("astronomy", "business_ethics")
 
 
 def parser() -> Parser:
-    """The program's flags."""
+    """Return the program's parser."""
     result = Parser("python -m evals.mmlu", "Score a model on MMLU, exactly as lm-evaluation-harness does.")
     result.add_model_options()
-    result.add_argument("--data", help=f"hub data set, folder, or demo (default: {DATA}; the demo model's: demo)")
+    result.add_argument("--data", help=f"hub data set, folder, or demo (default: {DATA}; for the demo model: demo)")
     result.add_argument(
         "--subjects",
         action="extend",
         nargs="+",
         metavar="SUBJECT",
-        help=f"names, {', '.join(GROUPS)}, or all (default: {' '.join(SUBJECTS)})",
+        help=f"subjects, groups ({', '.join(GROUPS)}), or all (default: {' '.join(SUBJECTS)})",
     )
-    result.add_argument("--shots", type=int, default=5, help="solved examples before each question (default: 5)")
-    result.add_argument("--split", default="test", help="of the questions (default: test); examples are from dev")
+    result.add_argument("--shots", type=int, default=5, help="solved examples per question (default: 5)")
+    result.add_argument("--split", default="test", help="split to evaluate (default: test); examples are from dev")
     add_run_options(result)
     return result
 
 
+def load_tasks(options: Any) -> list[Task]:
+    """Return the task that the flags select, in a list."""
+    return [load_task(options)]
+
+
 def load_task(options: Any) -> Task:
-    """MMLU as the flags choose it."""
+    """Return the task that the flags select."""
     split, shots, names = options.split, options.shots, options.subjects or SUBJECTS
-    questions: dict[str, list[Question]] = {}
-    examples: dict[str, list[Question]] = {}
+    questions: dict[str, list[MMLUQuestion]] = {}
+    examples: dict[str, list[MMLUQuestion]] = {}
     digest = ""
     try:
         data = MMLU(options.data)
@@ -52,16 +60,15 @@ def load_task(options: Any) -> Task:
         examples = {subject: data.split("dev").get(subject, []) if shots else [] for subject in questions}
         digest = data.digest(split, *(["dev"] if shots else []))
     except BareloopError as error:
-        source.do_without(error, options.rescore)
-    for subject, own in examples.items():
-        if not 0 <= shots <= len(own):
-            most = len(own) or len(data.split("dev").get(subject, []))
-            raise UsageError(f"--shots {shots}: the dev split of {subject} has {most} examples; use 0 to {most}")
+        continue_without_data(error, options.rescore)
+    for subject, solved in examples.items():
+        if not 0 <= shots <= len(solved):
+            limit = len(solved) or len(data.split("dev").get(subject, []))
+            raise UsageError(f"--shots {shots}: the dev split of {subject} has {limit} examples; use 0 to {limit}")
 
-    def item(question: Question, render: Render | None) -> Item:
-        asked = context(question, examples[question.subject][:shots], render, options.single_turn)
-        between = fewshot.delimiter(render)
-        requests = [(asked, f"{between}{letter}") for letter in LETTERS]
+    def make_item(question: MMLUQuestion, render: Render | None) -> Item:
+        context = question_context(question, examples[question.subject][:shots], render, options.single_turn)
+        requests = [(context, f"{target_delimiter(render)}{letter}") for letter in LETTERS]
         return Item(question.subject, question.index, requests, question.answer)
 
     return Task(
@@ -71,11 +78,11 @@ def load_task(options: Any) -> Task:
         shots=shots,
         digest=digest,
         questions=questions,
-        choose=lambda available: choose(options.subjects or available, available, "the run file"),
+        choose_subjects=lambda available: choose(options.subjects or available, available, "the run file"),
         limit=options.limit,
         groups=GROUPS,
-        item=item,
-        alone=lambda question, render: context(question, [], render),
+        make_item=make_item,
+        context_without_examples=lambda question, render: question_context(question, [], render),
         show=show,
         doc=lambda question: {
             "question": question.question,
@@ -83,33 +90,33 @@ def load_task(options: Any) -> Task:
             "choices": list(question.choices),
             "answer": question.answer,
         },
-        text=lambda _: {},
+        display_fields=lambda _: {},
         target=lambda question: str(question.answer),
-        config=lambda subject: harness_config(subject, options.data, split, shots),
+        harness_config=lambda subject: harness_config(subject, options.data, split, shots),
         version=1.0,
-        judge=lambda question, scores: {"acc": float(predict(scores) == question.answer)},
+        choice_metrics=lambda question, scores: {"acc": float(predict(scores) == question.answer)},
     )
 
 
-def context(
-    question: Question, shots: Sequence[Question], render: Render | None = None, single_turn: bool = False
+def question_context(
+    question: MMLUQuestion, shots: Sequence[MMLUQuestion], render: Render | None = None, single_turn: bool = False
 ) -> str:
-    """What stands before the letter; `render` puts it into a chat template."""
-    about = mmlu_description(question.subject)
-    return fewshot.context(mmlu_examples(shots), question_block(question), render, single_turn, about)
+    """Return the text before the letter of the answer, through a chat template if `render` is given."""
+    description = mmlu_description(question.subject)
+    return build_context(mmlu_examples(shots), question_block(question), render, single_turn, description)
 
 
-def show(question: Question, record: Mapping[str, Any]) -> str:
-    """A question, its choices, the model's answer, right or wrong."""
+def show(question: MMLUQuestion, record: Mapping[str, Any]) -> str:
+    """Format a question with the model's answer, and whether it is correct."""
     verdict = "right" if record["correct"] else f"wrong, it is {LETTERS[question.answer]}"
     answer = f"{LETTERS[record['prediction']]} ({verdict}; margin {record['margin']:.3f})"
     return f"[{question.subject} {question.index}] {question_block(question)} {answer}\n"
 
 
 def harness_config(subject: str, source: str, split: str, shots: int) -> dict[str, Any]:
-    """How lm-evaluation-harness writes down a subject's definition."""
+    """Return a subject's definition in the form of lm-evaluation-harness."""
     text = "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:"
-    asked = {"doc_to_text": text, "doc_to_target": "answer", "doc_to_choice": list(LETTERS)}
+    prompt = {"doc_to_text": text, "doc_to_target": "answer", "doc_to_choice": list(LETTERS)}
     delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
     return {
         "task": f"mmlu_{subject}",
@@ -118,10 +125,10 @@ def harness_config(subject: str, source: str, split: str, shots: int) -> dict[st
         "dataset_name": subject,
         "test_split": split,
         "fewshot_split": "dev",
-        **asked,
+        **prompt,
         "description": mmlu_description(subject),
         **delimiters,
-        "fewshot_config": {"sampler": "first_n", "split": "dev", **asked, **delimiters},
+        "fewshot_config": {"sampler": "first_n", "split": "dev", **prompt, **delimiters},
         "num_fewshot": shots,
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "output_type": "multiple_choice",
@@ -130,5 +137,10 @@ def harness_config(subject: str, source: str, split: str, shots: int) -> dict[st
     }
 
 
+def main(options: Any) -> None:
+    """Run the program."""
+    run_program(options, load_tasks, "mmlu")
+
+
 if __name__ == "__main__":
-    run(parser(), lambda options: run_program(options, load_task, "mmlu"))
+    run(parser(), main)

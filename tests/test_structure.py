@@ -30,6 +30,7 @@ EVALS_LAYERS = (
     ("evals.runs",),
     ("evals.harness", "evals.analysis"),
     ("evals.plotting", "evals.page"),
+    ("evals.studies",),
     ("evals",),  # the programs
 )
 
@@ -50,6 +51,7 @@ WITHOUT_TORCH = (
     "evals.page.*",
     *(f"evals.harness.{name}" for name in ("prompts", "fewshot", "task", "protocol", "program")),
     "evals.runs.*",
+    "evals.studies.*",
     *(f"evals.{name}" for name in ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")),
     *(f"evals.{name}" for name in ("run", "compare", "plots", "report", "timing", "quantization")),
     *(f"chat.{name}" for name in ("__main__", "context", "events", "commands", "store")),

@@ -146,7 +146,10 @@ class AppendFile:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Close the file and release its lock."""
+        """Close the file and release its lock. A file that is still empty is removed."""
+        with contextlib.suppress(OSError):  # Windows does not remove open files
+            if self._size == 0 and not self.torn and os.path.samestat(os.fstat(self._file), self.path.stat()):
+                self.path.unlink()
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         os.close(self._file)

@@ -1,1 +1,1 @@
-"""Benchmark questions and texts: rows from the hub or from local files."""
+"""Benchmark questions and texts, from the hub or from local files."""

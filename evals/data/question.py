@@ -1,4 +1,4 @@
-"""One multiple-choice question of MMLU."""
+"""A question of MMLU."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ LETTERS = ("A", "B", "C", "D")
 
 
 @dataclass(frozen=True)
-class Question:
-    """One row of MMLU: four choices, the right one's place, and the row's place in its subject's split."""
+class MMLUQuestion:
+    """One row of MMLU with its four choices."""
 
     subject: str
-    index: int
+    index: int  # in the subject's split
     question: str
     choices: tuple[str, ...]
-    answer: int
+    answer: int  # index of the correct choice

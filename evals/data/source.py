@@ -1,4 +1,4 @@
-"""Where rows come from: a folder of JSON lines or parquet, or a data set on the hub. No torch."""
+"""Rows of data sets: from a folder of JSON lines or parquet, or from the hub. No torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ HUB_TIMEOUT = 10.0  # seconds
 
 
 def data_folder(name: str) -> Path | None:
-    """The folder of this name, or None for what must be a hub data set; raises one line where it can be neither."""
+    """Return the local folder of this name, or None if the name must be a hub data set.
+
+    Raises `BareloopError` if it can be neither.
+    """
     folder = local_path(name)
     if folder.is_dir():
         return folder
     if folder.exists() or name.startswith((".", "/", "~")):
-        what = "is a file; name its folder" if folder.exists() else "is no folder here"
-        raise BareloopError(f"--data {name} {what}")
+        problem = "is a file; name its folder" if folder.exists() else "is not a folder"
+        raise BareloopError(f"--data {name} {problem}")
     return None
 
 
-def table(name: str, split: str, config: str | None = None, alone: bool = True) -> list[Any]:
-    """All rows of a split of a data set, which has this configuration alone or beside others.
+def load_rows(name: str, split: str, config: str | None = None, is_only_config: bool = True) -> list[Any]:
+    """Return all rows of a split. `config` is a configuration of the data set, its only one or one of several.
 
-    In a folder they are `<split>.jsonl` or `.jsonl.gz` or `<split>-*.parquet`, in a folder `<config>` or with
-    `<config>_` before the name where there are several, and as they lie on the hub (`data/`, `<config>/`).
+    In a folder, the rows are in `<split>.jsonl`, `<split>.jsonl.gz` or `<split>-*.parquet`. If the data set has several
+    configurations, these are in a folder `<config>` or the file name begins with `<config>_`. The hub's layouts
+    (`data/`, `<config>/`) are read, too.
     """
     folder = data_folder(name)
     if folder is None:
@@ -40,28 +44,31 @@ def table(name: str, split: str, config: str | None = None, alone: bool = True) 
         if rows is None:
             raise BareloopError(f"{name} has no {split} split")
         return list(rows)
-    begins = [f"{config}/", f"{config}_"] if config else []
-    begins += ["", "data/"] if alone or not config else []
-    for begin in begins:
-        for path in (folder / f"{begin}{split}.jsonl", folder / f"{begin}{split}.jsonl.gz"):
+    prefixes = [f"{config}/", f"{config}_"] if config else []
+    prefixes += ["", "data/"] if is_only_config or not config else []
+    for prefix in prefixes:
+        for path in (folder / f"{prefix}{split}.jsonl", folder / f"{prefix}{split}.jsonl.gz"):
             if path.exists():
                 return list(json_lines(path))
-        parts = sorted(folder.glob(f"{begin}{split}-*.parquet")) or sorted(folder.glob(f"{begin}{split}.parquet"))
+        parts = sorted(folder.glob(f"{prefix}{split}-*.parquet")) or sorted(folder.glob(f"{prefix}{split}.parquet"))
         if parts:
             return [row for path in parts for row in parquet_rows(path)]
-    expected = ", ".join(f"{begin}{split}.jsonl(.gz) or -*.parquet" for begin in begins)
+    expected = ", ".join(f"{prefix}{split}.jsonl(.gz) or -*.parquet" for prefix in prefixes)
     raise BareloopError(f"{name} has no {split} split{f' of {config}' if config else ''}: no {expected}")
 
 
-def do_without(error: BareloopError, rescore: bool) -> None:
-    """Where the data cannot be had: a line for --rescore, whose tables need none; else, and for a wrong flag, raise."""
+def continue_without_data(error: BareloopError, rescore: bool) -> None:
+    """With --rescore, report that the data is missing and return: tables need no data. Otherwise raise the error.
+
+    Usage errors are always raised.
+    """
     if not rescore or isinstance(error, UsageError):
         raise error
-    print(f"without the data there are only tables: {error}", file=sys.stderr)
+    print(f"without the data only tables can be made: {error}", file=sys.stderr)
 
 
 def json_lines(path: Path) -> Iterator[Any]:
-    """The values in a file of JSON lines, compressed or not."""
+    """Yield the values of a file of JSON lines, which may be compressed with gzip."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
@@ -77,7 +84,7 @@ def json_lines(path: Path) -> Iterator[Any]:
 
 
 def parquet_rows(path: Path) -> list[Any]:
-    """The rows of one file."""
+    """Return the rows of a parquet file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -87,36 +94,38 @@ def parquet_rows(path: Path) -> list[Any]:
         raise BareloopError(f"cannot read {path}: {error}") from error
 
 
-def hub_rows(name: str, config: str | None, split: str) -> Any:
-    """A split from the hub, or its cache where there is no network; None where the data set has no such split."""
+def hub_rows(name: str, config: str | None, split: str, alternative: str = "name a local folder with --data") -> Any:
+    """Return a split from the hub, or from its cache if offline; None if the data set has no such split.
+
+    Raises `BareloopError`, whose message ends with `alternative`, if the data cannot be fetched.
+    """
     from huggingface_hub import constants
 
-    look_up(name)
+    check_data_set(name)
 
     from datasets import load_dataset
 
     try:
         return load_dataset(name, config, split=split)
-    except Exception as error:  # the library raises a dozen kinds, none with a way out
+    except Exception as error:  # the library raises many types
         if isinstance(error, ValueError) and "Unknown split" in str(error):
             return None
         reason = "which cannot be reached" if constants.HF_HUB_OFFLINE else type(error).__name__
         raise BareloopError(
-            f"cannot get the data set {name} from the hub ({reason}); "
-            "go online once to fetch it, or name a local folder with --data"
+            f"cannot get the data set {name} from the hub ({reason}); go online once to fetch it, or {alternative}"
         ) from error
 
 
-def look_up(data_set: str) -> None:
-    """Ask the hub for a data set; without a network, turn to the cache: at once, not after many retries."""
+def check_data_set(name: str) -> None:
+    """Check that the hub has a data set. Without a network, switch to the cache at once rather than after retries."""
     from huggingface_hub import HfApi, constants, errors
 
     try:
-        HfApi().dataset_info(data_set, timeout=HUB_TIMEOUT)
+        HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise BareloopError(
-            f"{data_set} is neither a folder here nor a data set on the hub (a private one needs HF_TOKEN)"
+            f"{name} is neither a local folder nor a data set on the hub (a private one needs HF_TOKEN)"
         ) from None
-    except Exception:  # offline, in the words of whatever HTTP library is below
+    except Exception:  # offline; the type depends on the HTTP library
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True

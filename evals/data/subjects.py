@@ -1,4 +1,4 @@
-"""The 57 subjects of MMLU in their four groups, as lm-evaluation-harness has them."""
+"""The 57 subjects of MMLU in their four groups, as in lm-evaluation-harness."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the benchmark programs share: tasks, prompts, scoring, the resumable run."""
+"""Evaluation of a task: prompts, scoring, resumable runs, and what the programs share."""

@@ -1,4 +1,4 @@
-"""Solved examples before a question, as lm-evaluation-harness draws and places them. Pure: no model, no torch."""
+"""Solved examples before a question, chosen and placed as in lm-evaluation-harness. Pure: no model, no torch."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from evals.harness.prompts import Render
 
 SEED = 1234
 ROLES = ("user", "assistant")
-Example = tuple[str, str]  # a question as it is asked, and its answer
+Example = tuple[str, str]  # (formatted question, answer)
 
 
-def context(
+def build_context(
     examples: Sequence[Example],
     question: str,
     render: Render | None = None,
     single_turn: bool = False,
     description: str = "",
 ) -> str:
-    """What a model is given before it answers; `render` puts it into a chat template.
+    """Return the text before the answer, through a chat template if `render` is given.
 
-    There the description is the system's message, and each example a turn of the user's and one of the assistant's;
-    with `single_turn` all of them stand in one message.
+    In a chat, the description is the system message, and each example is a user turn and an assistant turn; with
+    `single_turn`, examples and question form one user message.
     """
-    plain = "".join(f"{asked} {answer}\n\n" for asked, answer in examples) + question
+    plain = "".join(f"{prompt} {answer}\n\n" for prompt, answer in examples) + question
     if render is None:
         return description + plain
     turns = [{"role": "user", "content": plain}]
     if not single_turn:
-        roles = ({"role": role, "content": text} for own in examples for role, text in zip(ROLES, own, strict=True))
-        turns = [*roles, {"role": "user", "content": question}]
+        solved = (
+            {"role": role, "content": text} for example in examples for role, text in zip(ROLES, example, strict=True)
+        )
+        turns = [*solved, {"role": "user", "content": question}]
     system = [{"role": "system", "content": description}] if description else []
     return render_chat(render, [*system, *turns])
 
 
 def render_chat(render: Render, messages: list[dict[str, str]]) -> str:
-    """A conversation by its template; without the system message where the template refuses it."""
+    """Render a conversation; without the system message if the template rejects it."""
     try:
         return render(messages)
     except TemplateError:
@@ -46,17 +48,20 @@ def render_chat(render: Render, messages: list[dict[str, str]]) -> str:
         return render(messages[1:])
 
 
-def delimiter(render: Render | None) -> str:
-    """What stands between a question and its answer: a chat template has its own."""
+def target_delimiter(render: Render | None) -> str:
+    """Return the text between a question and its answer. In a chat the template separates them."""
     return " " if render is None else ""
 
 
-def draws(questions: int, pool: int, shots: int, seed: int = SEED) -> list[list[int]]:
-    """For each question in order the places of its examples in the pool, drawn afresh by one generator."""
+def draw_examples(questions: int, pool: int, shots: int, seed: int = SEED) -> list[list[int]]:
+    """Return indices into the pool for each question in order; all are drawn by one generator."""
     generator = Random(seed)
     return [generator.sample(range(pool), shots) for _ in range(questions)]
 
 
-def others(drawn: Sequence[int], own: int, shots: int) -> list[int]:
-    """Of one example more than needed, drawn from the questions' own split, those that are not the question itself."""
-    return [place for place in drawn if place != own][:shots]
+def exclude_question(drawn: Sequence[int], question: int, shots: int) -> list[int]:
+    """Return `shots` of the drawn indices without the question itself.
+
+    If examples come from the split of the questions, one more than needed is drawn.
+    """
+    return [index for index in drawn if index != question][:shots]

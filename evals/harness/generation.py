@@ -1,4 +1,4 @@
-"""Questions that a model answers in its own words: greedy decoding, many rows side by side."""
+"""Questions with generated answers: greedy decoding of many questions in parallel."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evals.harness.likelihood import shares
+from evals.harness.likelihood import per_question
 from evals.harness.prompts import encoder
-from evals.harness.task import Item, Task, Writing
+from evals.harness.task import BatchLimits, Generation, Item, Task
 from evals.runs.run_file import Key, sha256
 
 if TYPE_CHECKING:
@@ -18,84 +18,92 @@ if TYPE_CHECKING:
     from engine.runtime.clocks import Stopwatch
     from engine.text.tokenizer import Tokenizer
 
-LEAST_SHARED = 32  # tokens at the beginning of all prompts that are worth keeping from batch to batch
+MIN_SHARED_PREFIX = 32  # tokens; a shorter common prefix of a block is not worth its own forward pass
 
 
-def write(
+def generate_answers(
     task: Task,
     llm: LLM,
-    batch: tuple[int, int],
+    limits: BatchLimits,
     blocks: Iterable[Sequence[tuple[Any, Item]]],
     missing: set[Key],
     watch: Stopwatch,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Blocks of rows and items -> the records of each batch that holds a missing question, but only of the missing.
+    """Answer blocks of (row, item). Yield the records of missing questions, batch by batch.
 
-    `batch`: the tokens that are computed at once, and the questions that are answered side by side. What all prompts
-    of a block begin with is computed once, and what some of a batch share once more.
+    Batches without a missing question are skipped. The common prefix of all prompts of a block is computed once;
+    `prefill_batch` shares what some prompts of a batch have in common.
     """
     from engine.decoding.batch import prefill_batch
     from engine.runtime.memory import peak_memory
 
-    assert task.writing is not None
+    assert task.generation is not None
     encode_all = encoder(llm.tokenizer)
-    room = llm.max_length - task.writing.max_new_tokens
+    max_prompt = llm.max_length - task.generation.max_new_tokens
     root = llm.sequence()
     for block in blocks:
-        whole = encode_all([item.requests[0][0] for _, item in block])
-        prompts = [ids[-room:] for ids in whole]
-        begin = beginning(prompts)
-        for start in range(0, len(block), batch[1]):
-            owners = block[start : start + batch[1]]
-            if missing.isdisjoint(item.key for _, item in owners):
+        full_prompts = encode_all([item.requests[0][0] for _, item in block])
+        prompts = [ids[-max_prompt:] for ids in full_prompts]
+        prefix = shared_prefix(prompts)
+        for start in range(0, len(block), limits.answers):
+            members = block[start : start + limits.answers]
+            if missing.isdisjoint(item.key for _, item in members):
                 continue
             computed = 0
-            if root.ids != begin:
+            if root.ids != prefix:
                 root.close()
-                root, computed = llm.sequence(), len(begin)
-                if begin:
-                    root.feed(begin)
-            fed = prefill_batch(root, prompts[start : start + batch[1]], batch[0])
+                root, computed = llm.sequence(), len(prefix)
+                if prefix:
+                    root.feed(prefix)
+            prefilled = prefill_batch(root, prompts[start : start + limits.answers], limits.tokens)
             prefill = asdict(watch.lap())
-            answers = respond(fed.rows, task.writing, llm.tokenizer)
+            answers = decode_answers(prefilled.rows, task.generation, llm.tokenizer)
             decode = asdict(watch.lap())
-            spent = {kind: None if prefill[kind] is None else prefill[kind] + decode[kind] for kind in prefill}
-            spent |= {"computed": computed + fed.computed, "prefill": prefill["real"], "decode": decode["real"]}
-            times = shares(spent, len(owners)) | {"peak_memory": peak_memory(llm.device)}
+            cost = {name: None if prefill[name] is None else prefill[name] + decode[name] for name in prefill}
+            cost |= {"computed": computed + prefilled.computed, "prefill": prefill["real"], "decode": decode["real"]}
+            times = per_question(cost, len(members)) | {"peak_memory": peak_memory(llm.device)}
             yield [
-                record(task.writing, row, item, events, times, len(prompts[place]), len(whole[place]) > room)
-                for place, ((row, item), events) in enumerate(zip(owners, answers, strict=True), start)
+                make_record(
+                    task.generation,
+                    row,
+                    item,
+                    events,
+                    times,
+                    len(prompts[index]),
+                    len(full_prompts[index]) > max_prompt,
+                )
+                for index, ((row, item), events) in enumerate(zip(members, answers, strict=True), start)
                 if item.key in missing
             ]
     root.close()
 
 
-def beginning(prompts: Sequence[list[int]]) -> list[int]:
-    """What all of them begin with, where it is worth keeping; at least one token of each is left."""
+def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
+    """Return the common prefix of all prompts if it is worth sharing. At least one token of each prompt is left."""
     from engine.decoding.loop import common_prefix
 
-    shared = common_prefix(min(prompts), max(prompts))  # in this order all others lie between
-    shared = min(shared, min(map(len, prompts)) - 1)
-    return prompts[0][:shared] if shared >= LEAST_SHARED and len(prompts) > 1 else []
+    length = common_prefix(min(prompts), max(prompts))  # in lexicographic order all others are in between
+    length = min(length, min(map(len, prompts)) - 1)
+    return prompts[0][:length] if length >= MIN_SHARED_PREFIX and len(prompts) > 1 else []
 
 
-def ends(tokenizer: Tokenizer) -> list[str]:
-    """The text of EOS, which ends an answer also where a model spells it out."""
+def eos_texts(tokenizer: Tokenizer) -> list[str]:
+    """Return the text of EOS as a stop string: some models spell it out in ordinary tokens."""
     text = tokenizer.special_tokens.get("eos_token")
     return [text] if text else []
 
 
-def respond(rows: list[TokenSequence], writing: Writing, tokenizer: Tokenizer) -> list[list[Event]]:
-    """What is written after each row, all side by side; the rows are closed."""
+def decode_answers(rows: list[TokenSequence], generation: Generation, tokenizer: Tokenizer) -> list[list[Event]]:
+    """Decode all rows in parallel and close them. Return the events of each."""
     from engine.decoding.loop import decode
     from engine.decoding.sampling import SamplingParams
 
     answers: list[list[Event]] = [[] for _ in rows]
-    special = tokenizer.control_tokens  # which are no part of the text
+    special = tokenizer.control_tokens  # their text is not part of the output
     params = SamplingParams(
-        max_new_tokens=writing.max_new_tokens,
-        stop=(*writing.until, *ends(tokenizer)),
-        stop_token_ids=[special[text] for text in writing.until if text in special],
+        max_new_tokens=generation.max_new_tokens,
+        stop=(*generation.until, *eos_texts(tokenizer)),
+        stop_token_ids=[special[text] for text in generation.until if text in special],
     )
     for event in decode(rows, params):
         answers[event.sequence].append(event)
@@ -104,8 +112,8 @@ def respond(rows: list[TokenSequence], writing: Writing, tokenizer: Tokenizer) -
     return answers
 
 
-def record(
-    writing: Writing,
+def make_record(
+    generation: Generation,
     row: Any,
     item: Item,
     events: Sequence[Event],
@@ -113,9 +121,9 @@ def record(
     tokens: int,
     truncated: bool,
 ) -> dict[str, Any]:
-    """One line of the run file. `times` is the question's share of what its batch took, and no part of the result."""
+    """Return a question's record for the run file. `times` is its share of the cost of its batch."""
     response = "".join(event.text for event in events)
-    answers, metrics = writing.judge(row, response)
+    answers, metrics = generation.judge(row, response)
     return {
         "subject": item.subject,
         "index": item.index,

@@ -1,4 +1,4 @@
-"""What tells one run from another: the name of its file, and the header in it."""
+"""Run identity: file name and header."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from engine.checkpoints import embedded
 from engine.runtime.files import local_path
-from evals.data.catalogue import stem
+from evals.data.catalogue import run_stem
 from evals.harness.task import Task
+from evals.runs.collection import RUN_SUFFIX
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def results_folder(options: Any, model: str) -> Path:
-    """Where a model's files go: <output-dir>/<owner>__<name>, or the name of its folder."""
+    """Return the folder of a model's files in --output-dir: <owner>__<name>, or the name of the model's folder."""
     is_path = _is_folder(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
     name = local_path(model).resolve().name if is_path else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
     return local_path(options.output_dir) / name
@@ -34,16 +35,16 @@ def _is_folder(model: str) -> bool:
     return model != embedded.NAME and local_path(model).is_dir()
 
 
-def run_file(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
-    """Where the records of one setting are."""
-    begin = stem(task.name, task.split, task.shots, options.chat_template, options.single_turn)
-    return results_folder(options, model) / f"{begin}_{device}_{dtype}_{quant}.run.jsonl"
+def run_path(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
+    """Return the path of the run file of one setting."""
+    stem = run_stem(task.name, task.split, task.shots, options.chat_template, options.single_turn)
+    return results_folder(options, model) / f"{stem}_{device}_{dtype}_{quant}{RUN_SUFFIX}"
 
 
 def make_header(
     task: Task, options: Any, model: str, opened: Opened, device: torch.device, batch_tokens: int, batch_size: int = 0
 ) -> dict[str, Any]:
-    """All that a record depends on, and when, where and with which code the run was begun."""
+    """Return everything that a record depends on, and when, where and by which version the run was started."""
     from engine.runtime.device import dtype_name
 
     return {
@@ -57,7 +58,7 @@ def make_header(
         **hashes(opened),
         "data": task.digest,
         "batch_tokens": batch_tokens,
-        **({"batch_size": batch_size} if task.writing else {}),
+        **({"batch_size": batch_size} if task.generation else {}),
         "seed": 0,
         "device": device.type,
         "dtype": dtype_name(opened.dtype),
@@ -69,7 +70,7 @@ def make_header(
 
 
 def hashes(opened: Opened) -> dict[str, str]:
-    """What tells a checkpoint from another: SHA-256 of its weights, config.json, and files of the tokenizer."""
+    """Return SHA-256 hashes that identify a checkpoint: of its weights, config.json, and the tokenizer's files."""
     from engine.checkpoints.hub import TOKENIZER_FILES
     from engine.checkpoints.pickles import find_tensors
     from engine.checkpoints.safetensors import fingerprint
@@ -88,13 +89,13 @@ def hashes(opened: Opened) -> dict[str, str]:
 def _version() -> str:
     try:
         return metadata.version("bareloop")
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"]) if project.exists() else "unknown"
 
 
 def machine(device: torch.device) -> str:
-    """What it was run on: the GPU's name, or the processor and the number of threads."""
+    """Describe the hardware: the GPU's name, or the processor and the number of threads."""
     import torch
 
     if device.type == "cuda":

@@ -1,20 +1,21 @@
-"""A benchmark declared: its rows as pure functions turn them into questions. What all but MMLU share."""
+"""Benchmarks as declarations: pure functions turn rows into questions, the rest is shared. MMLU has its own file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
-from engine.cli.parser import Parser, run
+from engine.cli.parser import Parser
 from engine.runtime.errors import BareloopError, UsageError
 from evals.data import source
 from evals.data.catalogue import BENCHMARKS, Benchmark
 from evals.harness import fewshot
 from evals.harness.prompts import Render
-from evals.harness.task import Item, Task, Writing
+from evals.harness.task import Generation, Item, Task
 from evals.runs.run_file import correct_choices
 from evals.runs.scoring import predict, predict_normalized
 
@@ -22,63 +23,85 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One row: its question as the model reads it, and its choices or the answers that are accepted."""
+class Question:
+    """A row as a question to a model."""
 
-    text: str
-    gold: int | list[int] | list[str]
-    target: str  # the answer that a solved example shows
+    prompt: str
+    gold: int | list[int] | list[str]  # index of the correct choice, indices, or accepted answers
+    target: str  # the answer in a solved example
     choices: Sequence[str] = ()
-    shown: str = ""  # the question as a person reads it, where that is another
-    more: Mapping[str, Any] = field(default_factory=dict)  # columns that lm-evaluation-harness adds to the row
+    display: str = ""  # the question for people, if it differs from the prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)  # that lm-evaluation-harness adds to the row
 
 
 @dataclass(frozen=True)
 class Row:
-    """An asked row at its place."""
+    """A row of the data with its question."""
 
     subject: str
     index: int
-    doc: Mapping[str, Any]
-    asked: Asked
+    doc: Mapping[str, Any]  # columns as in the data
+    question: Question
 
 
-def accuracies(asked: Asked, loglikelihoods: Sequence[float]) -> dict[str, float]:
-    """acc: the likeliest choice is right; acc_norm: the likeliest for each of its characters is."""
-    by_length = predict_normalized(loglikelihoods, asked.choices)
-    return {"acc": float(predict(loglikelihoods) == asked.gold), "acc_norm": float(by_length == asked.gold)}
+def accuracies(question: Question, loglikelihoods: Sequence[float]) -> dict[str, float]:
+    """Return acc (the most likely choice is correct) and acc_norm (the most likely one per character is)."""
+    normalized = predict_normalized(loglikelihoods, question.choices)
+    return {"acc": float(predict(loglikelihoods) == question.gold), "acc_norm": float(normalized == question.gold)}
 
 
 def metric_list(*names: str) -> list[dict[str, Any]]:
-    """Metrics, in lm-evaluation-harness's words."""
+    """Return metrics in the form of lm-evaluation-harness's task definitions."""
     return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is read, asked and judged."""
+    """How a benchmark's data is read, prompted and judged."""
 
     name: str
-    subjects: Mapping[str, str | None]  # its parts, and the configuration of the data set that each is in
-    columns: str  # what a row needs, in words
-    ask: Callable[[str, Mapping[str, Any]], Asked]  # a subject and its row; raises KeyError, TypeError, ValueError
+    subjects: Mapping[str, str | None]  # subject -> configuration of the data set
+    columns: str  # required columns, for error messages
+    parse: Callable[[str, Mapping[str, Any]], Question]  # (subject, row); raises KeyError, TypeError or ValueError
     version: float
-    definition: Mapping[str, Any]  # in lm-evaluation-harness's words
-    examples: str | None = None  # the split that solved examples are drawn from
-    first_examples: bool = False  # the first ones, not drawn for each question
-    judge: Callable[[Asked, Sequence[float]], dict[str, float]] = accuracies
-    writing: Writing | None = None
-    read: Callable[[str, str, str | None, bool], list[Any]] = source.table
-    mark: str = ""  # a column of some data sets, by which a flag picks rows
+    definition: Mapping[str, Any]  # in lm-evaluation-harness's terms
+    example_split: str | None = None  # split of the solved examples; None if there are none
+    uses_first_examples: bool = False  # instead of drawing examples for each question
+    choice_metrics: Callable[[Question, Sequence[float]], dict[str, float]] = accuracies
+    generation: Generation | None = None  # None for multiple choice
+    load_rows: Callable[[str, str, str | None, bool], list[Any]] = source.load_rows
+    mark: str = ""  # a boolean column by which a flag selects rows
 
     @property
     def benchmark(self) -> Benchmark:
-        """What the catalogue knows of it."""
+        """The catalogue's entry."""
         return BENCHMARKS[self.name]
 
 
-def parser(protocol: Protocol, several_shots: bool = False) -> Parser:
-    """The program's flags; where it takes several numbers of examples, they come as a list."""
+def program(
+    protocol: Protocol, several_shots: bool = False
+) -> tuple[Callable[[], Parser], Callable[[Any], list[Task]], Callable[[Any], object]]:
+    """Return a benchmark program's `parser()`, `load_tasks(options)` and `main(options)`.
+
+    `several_shots`: --shots takes a list; each number is a task.
+    """
+
+    def load_tasks(options: Any) -> list[Task]:
+        if not several_shots:
+            return [load_task(protocol, options)]
+        shots = list(dict.fromkeys(options.shots))
+        return [load_task(protocol, Namespace(**{**vars(options), "shots": number})) for number in shots]
+
+    def main(options: Any) -> object:
+        from evals.harness.program import run_program
+
+        return run_program(options, load_tasks, protocol.name)
+
+    return lambda: make_parser(protocol, several_shots), load_tasks, main
+
+
+def make_parser(protocol: Protocol, several_shots: bool = False) -> Parser:
+    """Return the parser of a benchmark's program."""
     from evals.harness.program import add_run_options
 
     about = protocol.benchmark
@@ -88,188 +111,200 @@ def parser(protocol: Protocol, several_shots: bool = False) -> Parser:
     if len(protocol.subjects) > 1:
         names = (*protocol.subjects, ALL)
         result.add_argument("--subset", choices=names, default=ALL, help=f"{', '.join(names)} (default: {ALL})")
-    if protocol.examples is not None:
-        told = f"solved examples before each question (default: {about.shots})"
-        many: dict[str, Any] = {"nargs": "+", "default": [about.shots]} if several_shots else {"default": about.shots}
-        result.add_argument("--shots", type=int, metavar="N", help=told, **many)
-    result.add_argument("--split", default=about.split, help=f"of the questions (default: {about.split})")
+    if protocol.example_split is not None:
+        count: dict[str, Any] = {"nargs": "+", "default": [about.shots]} if several_shots else {"default": about.shots}
+        result.add_argument(
+            "--shots", type=int, metavar="N", help=f"solved examples per question (default: {about.shots})", **count
+        )
+    result.add_argument("--split", default=about.split, help=f"split to evaluate (default: {about.split})")
     if protocol.mark:
-        told = f"only rows whose column {protocol.mark!r} is true, for data that marks them"
-        result.add_argument(f"--{protocol.mark}-rows", dest="marked", action="store_true", help=told)
-    add_run_options(result, writes=protocol.writing is not None)
+        result.add_argument(
+            f"--{protocol.mark}-rows",
+            dest="marked",
+            action="store_true",
+            help=f"only rows whose column {protocol.mark!r} is true, for data that has it",
+        )
+    add_run_options(result, generates=protocol.generation is not None)
     return result
 
 
-def main(protocol: Protocol) -> NoReturn:
-    """The whole program."""
-    from evals.harness.program import run_program
-
-    run(parser(protocol), lambda options: run_program(options, lambda own: load_task(protocol, own), protocol.name))
-
-
 def load_task(protocol: Protocol, options: Any) -> Task:
-    """The benchmark as the flags choose it."""
+    """Return the task that the flags select."""
     subset = getattr(options, "subset", ALL)
     chosen = [subject for subject in protocol.subjects if subset in (ALL, subject)]
-    shots = options.shots if protocol.examples is not None else 0
+    shots = options.shots if protocol.example_split is not None else 0
     mark = protocol.mark if getattr(options, "marked", False) else ""
-    everything: dict[str, list[Row]] = {}
-    pools: dict[str, list[Asked]] = {}
+    all_rows: dict[str, list[Row]] = {}
+    pools: dict[str, list[Question]] = {}
     try:
-        everything = {own: rows(protocol, options.data, own, options.split, mark) for own in protocol.subjects}
-        pools = {subject: pool(protocol, options, subject, own) for subject, own in everything.items()}
+        for subject in protocol.subjects:
+            all_rows[subject] = load_questions(protocol, options.data, subject, options.split, mark)
+        pools = {subject: example_pool(protocol, options, subject, rows) for subject, rows in all_rows.items()}
     except BareloopError as error:
-        source.do_without(error, options.rescore)
-        everything = {}
-    questions = {subject: own for subject, own in everything.items() if subject in chosen}
-    drawn = {subject: draw(protocol, options, len(own), pools[subject]) for subject, own in questions.items()}
-    kind = "multiple_choice" if protocol.writing is None else "generate_until"
+        source.continue_without_data(error, options.rescore)
+        all_rows = {}
+    questions = {subject: rows for subject, rows in all_rows.items() if subject in chosen}
+    examples = {
+        subject: choose_examples(protocol, options, len(rows), pools[subject]) for subject, rows in questions.items()
+    }
+    output_type = "multiple_choice" if protocol.generation is None else "generate_until"
     delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
-    definition = {"dataset_path": options.data, **protocol.definition, "output_type": kind, **delimiters}
+    definition = {"dataset_path": options.data, **protocol.definition, "output_type": output_type, **delimiters}
 
-    def item(row: Row, render: Render | None) -> Item:
-        places = drawn[row.subject][row.index]
-        solved = [(own.text, own.target) for own in (pools[row.subject][place] for place in places)]
-        asked = fewshot.context(solved, row.asked.text, render, options.single_turn)
-        ends = [f"{fewshot.delimiter(render)}{choice}" for choice in row.asked.choices]
-        if protocol.writing is not None:
-            ends = [protocol.writing.request]
-        return Item(row.subject, row.index, [(asked, end) for end in ends], row.asked.gold)
+    def make_item(row: Row, render: Render | None) -> Item:
+        solved = [pools[row.subject][index] for index in examples[row.subject][row.index]]
+        pairs = [(example.prompt, example.target) for example in solved]
+        context = fewshot.build_context(pairs, row.question.prompt, render, options.single_turn)
+        continuations = [f"{fewshot.target_delimiter(render)}{choice}" for choice in row.question.choices]
+        if protocol.generation is not None:
+            continuations = [protocol.generation.request]
+        requests = [(context, continuation) for continuation in continuations]
+        return Item(row.subject, row.index, requests, row.question.gold)
 
-    def alone(row: Row, render: Render | None) -> str:
-        return fewshot.context([], row.asked.text, render)
+    def context_without_examples(row: Row, render: Render | None) -> str:
+        return fewshot.build_context([], row.question.prompt, render)
 
-    def config(subject: str) -> dict[str, Any]:
-        told = {"dataset_name": protocol.subjects[subject], "num_fewshot": shots}
-        return {"task": full(subject), **definition, **told, "metadata": {"version": protocol.version}}
+    def harness_config(subject: str) -> dict[str, Any]:
+        setting = {"dataset_name": protocol.subjects[subject], "num_fewshot": shots}
+        return {"task": full_name(subject), **definition, **setting, "metadata": {"version": protocol.version}}
 
     task = Task(
         name=protocol.name,
         title=protocol.benchmark.title,
         split=mark or options.split,
         shots=shots,
-        digest=digest([*everything.values()], [own for own in pools.values() if own]),
+        digest=digest([*all_rows.values()], [pool for pool in pools.values() if pool]),
         questions=questions,
-        choose=lambda available: [subject for subject in available if subject in chosen],
+        choose_subjects=lambda available: [subject for subject in available if subject in chosen],
         limit=options.limit,
         groups={},
-        item=item,
-        alone=alone,
+        make_item=make_item,
+        context_without_examples=context_without_examples,
         show=show,
-        doc=lambda row: {**row.doc, **row.asked.more},
-        text=readable,
-        target=lambda row: row.asked.target if protocol.writing else str(record_gold(row.asked.gold)),
-        config=config,
+        doc=lambda row: {**row.doc, **row.question.columns},
+        display_fields=display_fields,
+        target=lambda row: row.question.target if protocol.generation else str(first_gold(row.question.gold)),
+        harness_config=harness_config,
         version=protocol.version,
-        judge=lambda row, scores: protocol.judge(row.asked, scores),
-        writing=protocol.writing,
+        choice_metrics=lambda row, loglikelihoods: protocol.choice_metrics(row.question, loglikelihoods),
+        generation=protocol.generation,
     )
-    full = task.full_name
+    full_name = task.full_name
     return task
 
 
-def rows(protocol: Protocol, data: str, subject: str, split: str, mark: str = "") -> list[Row]:
-    """The rows of a split, asked; with a mark those that carry it."""
+def load_questions(protocol: Protocol, data: str, subject: str, split: str, mark: str = "") -> list[Row]:
+    """Load the questions of a split; with `mark`, only rows in which that column is true.
+
+    Raises `BareloopError` that names an invalid row, or if there is no question.
+    """
     config = protocol.subjects[subject]
-    alone = len(set(protocol.subjects.values())) == 1
-    found: list[Row] = []
-    for number, doc in enumerate(protocol.read(data, split, config, alone), 1):
+    is_only_config = len(set(protocol.subjects.values())) == 1
+    rows: list[Row] = []
+    for number, doc in enumerate(protocol.load_rows(data, split, config, is_only_config), 1):
         try:
             if mark and doc[mark] is not True:
                 continue
-            asked = protocol.ask(subject, doc)
-            check(doc, asked)
+            question = protocol.parse(subject, doc)
+            check(doc, question)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             where = f"{data}, {config or ''} {split} row {number}".replace(",  ", ", ")
             needed = ", ".join([protocol.columns, *([mark] if mark else [])])
-            raise BareloopError(f"{where} is no question: it needs {needed}") from None
-        found.append(Row(subject, len(found), doc, asked))
-    if not found:
-        raise BareloopError(f"the {split} split of {data} is empty" + (f" but for rows without {mark}" if mark else ""))
-    return found
+            raise BareloopError(f"{where} is not a question: it needs {needed}") from None
+        rows.append(Row(subject, len(rows), doc, question))
+    if not rows:
+        raise BareloopError(f"the {split} split of {data} has no rows" + (f" in which {mark} is true" if mark else ""))
+    return rows
 
 
-def check(doc: Mapping[str, Any], asked: Asked) -> None:
-    """Refuse, by a ValueError, a question that could not be scored, saved or told."""
-    json.dumps(doc, ensure_ascii=False).encode()  # half a character cannot be written
-    gold = asked.gold if isinstance(asked.gold, list) else [asked.gold]
-    places = [place for place in gold if isinstance(place, int)]
-    if asked.choices and (len(asked.choices) < 2 or not all(0 <= place < len(asked.choices) for place in places)):
-        raise ValueError("too few choices, or the right one is none of them")
+def check(doc: Mapping[str, Any], question: Question) -> None:
+    """Raise `ValueError` for a question that cannot be scored, saved or displayed."""
+    json.dumps(doc, ensure_ascii=False).encode()  # raises for a lone surrogate
+    gold = question.gold if isinstance(question.gold, list) else [question.gold]
+    indices = [index for index in gold if isinstance(index, int)]
+    count = len(question.choices)
+    if question.choices and (count < 2 or not all(0 <= index < count for index in indices)):
+        raise ValueError("too few choices, or the correct index is out of range")
     if not gold:
-        raise ValueError("nothing is right")
+        raise ValueError("no correct answer")
 
 
 def text(value: Any) -> str:
-    """What must be text."""
+    """Return the value if it is a string. Raises `TypeError` otherwise."""
     if not isinstance(value, str):
-        raise TypeError("no text")
+        raise TypeError("not a string")
     return value
 
 
 def texts(value: Any) -> list[str]:
-    """What must be a list of texts."""
+    """Return the value if it is a list of strings. Raises `TypeError` otherwise."""
     if not isinstance(value, list):
-        raise TypeError("no list")
-    return [text(own) for own in value]
+        raise TypeError("not a list")
+    return [text(element) for element in value]
 
 
-def pool(protocol: Protocol, options: Any, subject: str, questions: Sequence[Row]) -> list[Asked]:
-    """What examples are taken from; nothing where none are asked for."""
-    shots = options.shots if protocol.examples is not None else 0
-    if shots == 0 or protocol.examples is None:
+def example_pool(protocol: Protocol, options: Any, subject: str, questions: Sequence[Row]) -> list[Question]:
+    """Return the questions that examples are chosen from; an empty list if no examples are wanted.
+
+    Raises `UsageError` if --shots is out of range.
+    """
+    shots = options.shots if protocol.example_split is not None else 0
+    if shots == 0 or protocol.example_split is None:
         return []
-    own = options.split == protocol.examples
-    found = questions if own else rows(protocol, options.data, subject, protocol.examples)
-    most = len(found) - own
-    if not 0 <= shots <= most:
-        raise UsageError(f"--shots {shots}: the {protocol.examples} split has {most} examples; use 0 to {most}")
-    return [row.asked for row in found]
+    is_same_split = options.split == protocol.example_split
+    rows = questions if is_same_split else load_questions(protocol, options.data, subject, protocol.example_split)
+    limit = len(rows) - is_same_split  # a question is not its own example
+    if not 0 <= shots <= limit:
+        raise UsageError(f"--shots {shots}: the {protocol.example_split} split has {limit} examples; use 0 to {limit}")
+    return [row.question for row in rows]
 
 
-def draw(protocol: Protocol, options: Any, questions: int, examples: Sequence[Asked]) -> list[Sequence[int]]:
-    """For each question the places of its examples."""
-    if not examples:
+def choose_examples(protocol: Protocol, options: Any, questions: int, pool: Sequence[Question]) -> list[Sequence[int]]:
+    """Return, for each question, the indices of its examples in the pool."""
+    if not pool:
         return [()] * questions
-    own_split = options.split == protocol.examples
-    if protocol.first_examples:
-        drawn = [[*range(options.shots + own_split)]] * questions
+    is_same_split = options.split == protocol.example_split
+    if protocol.uses_first_examples:
+        drawn = [[*range(options.shots + is_same_split)]] * questions
     else:
-        drawn = fewshot.draws(questions, len(examples), options.shots + own_split)
-    if not own_split:
+        drawn = fewshot.draw_examples(questions, len(pool), options.shots + is_same_split)
+    if not is_same_split:
         return [*drawn]
-    return [fewshot.others(places, own, options.shots) for own, places in enumerate(drawn)]
+    return [fewshot.exclude_question(indices, question, options.shots) for question, indices in enumerate(drawn)]
 
 
-def digest(questions: Sequence[Sequence[Row]], pools: Sequence[Sequence[Asked]]) -> str:
-    """A SHA-256 over what is asked and shown, the same whatever kind of file it comes from."""
-    told = [[row.asked for row in own] for own in questions] + [list(own) for own in pools]
-    parts = [[[own.text, list(own.choices), own.gold, own.target] for own in part] for part in told]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+def digest(rows: Sequence[Sequence[Row]], pools: Sequence[Sequence[Question]]) -> str:
+    """Return a SHA-256 of all prompts and answers. It does not depend on the file format."""
+    parts = [[row.question for row in part] for part in rows] + [list(pool) for pool in pools]
+    fields = [
+        [[question.prompt, list(question.choices), question.gold, question.target] for question in part]
+        for part in parts
+    ]
+    return hashlib.sha256(json.dumps(fields, ensure_ascii=False).encode()).hexdigest()
 
 
-def record_gold(gold: int | list[int] | list[str]) -> int | str:
-    """The first of what is right."""
+def first_gold(gold: int | list[int] | list[str]) -> int | str:
+    """Return the first correct choice or accepted answer."""
     return gold[0] if isinstance(gold, list) else gold
 
 
-def readable(row: Row) -> dict[str, Any]:
-    """A row to be read: its question, and its choices or the accepted answers."""
-    asked = row.asked
-    question = {"question": asked.shown or asked.text, "answer": asked.gold}
-    return question | ({"choices": list(asked.choices)} if asked.choices else {"solution": asked.target})
+def display_fields(row: Row) -> dict[str, Any]:
+    """Return a question for people, with its choices or its solution."""
+    question = row.question
+    fields = {"question": question.display or question.prompt, "answer": question.gold}
+    return fields | ({"choices": list(question.choices)} if question.choices else {"solution": question.target})
 
 
 def show(row: Row, record: Mapping[str, Any]) -> str:
-    """A question, what the model made of it, right or wrong."""
-    head, asked = f"[{row.subject} {row.index}] {row.asked.text}", row.asked
-    if not asked.choices:
+    """Format a question with the model's answer, and whether it is correct."""
+    question, heading = row.question, f"[{row.subject} {row.index}] {row.question.prompt}"
+    if not question.choices:
         verdict = "right" if record["correct"] else f"wrong, it is {' or '.join(map(str, record['gold']))}"
-        return f"{head}{record['response']}\n-> {record['prediction']} ({verdict})\n"
-    right = correct_choices(record)
+        return f"{heading}{record['response']}\n-> {record['prediction']} ({verdict})\n"
+    correct = correct_choices(record)
     marks = [
-        f"{'>' if place == record['prediction'] else ' '} {'+' if place in right else '-'} {choice}"
-        for place, choice in enumerate(asked.choices)
+        f"{'>' if index == record['prediction'] else ' '} {'+' if index in correct else '-'} {choice}"
+        for index, choice in enumerate(question.choices)
     ]
     verdict = "right" if record["correct"] else "wrong"
-    return "\n".join([head, *marks, f"({verdict}; margin {record['margin']:.3f})\n"])
+    return "\n".join([heading, *marks, f"({verdict}; margin {record['margin']:.3f})\n"])

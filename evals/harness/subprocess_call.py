@@ -1,4 +1,4 @@
-"""One call in a process of its own: what it takes is its own, and how it ends ends nothing else. No torch."""
+"""Run a function in a subprocess, so that its memory use and crashes do not affect the caller. No torch."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from typing import Any
 from engine.runtime.errors import BareloopError, is_out_of_memory
 
 
-def apart(function: Callable[..., Any], *arguments: Any, debug: bool = False) -> Any:
-    """What a module's function returns in a fresh process; `debug` shows the traceback of what it raises.
+def run_in_subprocess(function: Callable[..., Any], *arguments: Any, debug: bool = False) -> Any:
+    """Call a module-level function in a new process and return its result. `debug` prints the traceback of an error.
 
-    Raises its `BareloopError`, or a line that says what else it raised or how the process ended.
+    Raises the function's `BareloopError`, or one that names its exception or how the process ended.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, debug, function, arguments), daemon=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(sender, debug, function, arguments), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        answer = ours.recv()
+        result = receiver.recv()
     except EOFError:
         process.join()
-        raise BareloopError(_ended(process.exitcode or 0)) from None
+        raise BareloopError(_describe_exit(process.exitcode or 0)) from None
     finally:
         process.kill()
         process.join()
-        ours.close()
-    if isinstance(answer, BareloopError):
-        raise answer
-    return answer
+        receiver.close()
+    if isinstance(result, BareloopError):
+        raise result
+    return result
 
 
-def _serve(pipe: Connection, debug: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    answer: Any
+def _serve(sender: Connection, debug: bool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then kills this process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    result: Any
     try:
-        answer = function(*arguments)
+        result = function(*arguments)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        told = str(error).strip().partition("\n")[0]
-        what = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {told}"
-        answer = error if isinstance(error, BareloopError) else BareloopError(what)
+        first_line = str(error).strip().partition("\n")[0]
+        message = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {first_line}"
+        result = error if isinstance(error, BareloopError) else BareloopError(message)
     with contextlib.suppress(OSError):
-        pipe.send(answer)
+        sender.send(result)
 
 
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its child, which would go on, and disturb what is measured next."""
+def _exit_with_parent() -> None:
+    """End this process when the parent ends. A killed parent cannot, and the child would disturb later measurements."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _ended(status: int) -> str:
+def _describe_exit(status: int) -> str:
     if status >= 0:
-        return f"its process ended with status {status} and no answer"
+        return f"its process ended with status {status} and without a result"
     name = signal.Signals(-status).name
-    return f"its process was ended by {name}" + (", mostly for lack of memory" if name == "SIGKILL" else "")
+    return f"its process was ended by {name}" + (", usually for lack of memory" if name == "SIGKILL" else "")

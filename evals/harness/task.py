@@ -1,4 +1,4 @@
-"""What a benchmark is: its questions, and how each is asked, judged, shown and exported."""
+"""Interface of a benchmark: its questions, and functions that prompt, judge, display and export them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from evals.data.catalogue import full_name
 from evals.harness.prompts import Render
 from evals.runs.run_file import Key
 
 
+class BatchLimits(NamedTuple):
+    """Limits of a batch."""
+
+    tokens: int  # computed in one forward pass
+    answers: int  # generated in parallel
+
+
 @dataclass(frozen=True)
 class Item:
-    """One question as a model is asked it.
+    """One question as requests to a model.
 
-    With choices there is a request for each, and `gold` holds the places of the right ones (mostly it is one place).
-    Where the model answers in its own words there is one request, whose continuation tells how in JSON, and `gold`
-    holds the answers that are accepted.
+    Multiple choice: one request per choice; `gold` is the index of the correct choice, or several indices. Generated
+    answers: a single request, whose continuation holds the generation settings as JSON; `gold` holds the accepted
+    answers.
     """
 
     subject: str
-    index: int  # row of the subject's split
-    requests: list[tuple[str, str]]  # context and continuation
+    index: int  # row in the subject's split
+    requests: list[tuple[str, str]]  # (context, continuation)
     gold: int | list[int] | list[str]
 
     @property
@@ -33,58 +40,58 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How a model answers in its own words: greedily, up to a text that ends it, or a number of tokens."""
+class Generation:
+    """How answers are generated (greedily, up to a stop string or a number of tokens) and judged."""
 
     until: tuple[str, ...]
     max_new_tokens: int
-    settings: Mapping[str, Any]  # the same in lm-evaluation-harness's words
+    settings: Mapping[str, Any]  # lm-evaluation-harness's generation_kwargs
     judge: Callable[[Any, str], tuple[dict[str, str], dict[str, float]]]
-    # a row, a response -> the answers in it by how it is read, the reading that decides first; its metrics
+    # (row, response) -> extracted answer by filter, the deciding filter first; metrics, the deciding one first
 
     @property
     def request(self) -> str:
-        """What stands in place of a continuation."""
+        """The settings as JSON, in place of a continuation."""
         return json.dumps(self.settings, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark: its questions, and how each is asked, judged, shown and exported."""
+    """A benchmark in one setting. The type of a row depends on the benchmark."""
 
-    name: str  # mmlu
+    name: str  # such as mmlu
     title: str
     split: str
     shots: int
-    digest: str  # of the data
-    questions: Mapping[str, Sequence[Any]]  # all rows of every chosen subject; none where the data is not here
-    choose: Callable[[Sequence[str]], list[str]]  # of the subjects that there are
-    limit: int | None  # of each subject's questions
-    groups: Mapping[str, Sequence[str]]  # of subjects
-    item: Callable[[Any, Render | None], Item]
-    alone: Callable[[Any, Render | None], str]  # a question's context without examples
-    show: Callable[[Any, Mapping[str, Any]], str]  # a question and its record, to be read
-    doc: Callable[[Any], Mapping[str, Any]]  # a row as it stands in the data
-    text: Callable[[Any], Mapping[str, Any]]  # a row to be read: its question, its choices
-    target: Callable[[Any], str]  # what is right, in lm-evaluation-harness's words
-    config: Callable[[str], Mapping[str, Any]]  # a subject's definition, in lm-evaluation-harness's words
+    digest: str  # SHA-256 of the data
+    questions: Mapping[str, Sequence[Any]]  # all rows of the chosen subjects; empty if the data is not available
+    choose_subjects: Callable[[Sequence[str]], list[str]]  # filters a list of subjects
+    limit: int | None  # questions per subject
+    groups: Mapping[str, Sequence[str]]  # subjects by group
+    make_item: Callable[[Any, Render | None], Item]  # (row, chat template or None)
+    context_without_examples: Callable[[Any, Render | None], str]
+    show: Callable[[Any, Mapping[str, Any]], str]  # (row, record) -> text for --verbose
+    doc: Callable[[Any], Mapping[str, Any]]  # row -> the columns that lm-evaluation-harness exports
+    display_fields: Callable[[Any], Mapping[str, Any]]  # row -> more columns for --save-question-data
+    target: Callable[[Any], str]  # row -> lm-evaluation-harness's `target`
+    harness_config: Callable[[str], Mapping[str, Any]]  # subject -> its definition in lm-evaluation-harness
     version: float  # of that definition
-    judge: Callable[[Any, Sequence[float]], dict[str, float]]  # a row, its choices' log-likelihoods -> metrics
-    writing: Writing | None = None  # instead of choices
+    choice_metrics: Callable[[Any, Sequence[float]], dict[str, float]]  # (row, log-likelihoods) -> metrics
+    generation: Generation | None = None  # None for multiple choice
 
     @cached_property
     def wanted(self) -> set[Key]:
-        """The questions to be scored."""
+        """The questions to evaluate: those of the chosen subjects, up to the limit."""
         return {(subject, row) for subject, rows in self.questions.items() for row in range(len(rows[: self.limit]))}
 
     def full_name(self, subject: str) -> str:
-        """What lm-evaluation-harness calls a subject."""
+        """Return lm-evaluation-harness's name of a subject."""
         return full_name(self.name, subject)
 
     def select(self, records: Mapping[Key, Any]) -> dict[Key, Any]:
-        """Of these records those that are wanted, in order; where the data is not here, by their subjects' names."""
+        """Return the wanted records, sorted. Without the data, they are chosen by subject name and limit."""
         if self.questions:
             return {key: records[key] for key in sorted(self.wanted & records.keys())}
-        subjects = self.choose(sorted({subject for subject, _ in records}))
+        subjects = self.choose_subjects(sorted({subject for subject, _ in records}))
         keys = sorted(key for key in records if key[0] in subjects and (self.limit is None or key[1] < self.limit))
         return {key: records[key] for key in keys}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine.cli.figures import INK, MIN_FONT_SIZE, PALETTE, QUIET, fold, lines, text_width
 from evals.analysis.patterns import Rate
-from evals.data import catalogue
+from evals.data.catalogue import run_stem
 from evals.data.subjects import GROUPS
 from evals.runs.collection import SETTING_FIELDS, Group, Run
 from evals.runs.run_file import correct_choices
@@ -114,7 +114,7 @@ def metric_name(group: Group) -> str:
 def file_stem(group: Group, subject: str = "") -> str:
     """Return the start of the file names of a group's plots, like that of its run files: mmlu_5shot_chat."""
     header = group.runs[0].header
-    setting = catalogue.stem(*(header[name] for name in SETTING_FIELDS))
+    setting = run_stem(*(header[name] for name in SETTING_FIELDS))
     return re.sub(r"[^\w.-]+", "_", f"{setting}_{subject}" if subject else setting)
 
 

@@ -7,7 +7,6 @@ hold the hash of the prompt, the correct answer, whether the model gave it, and 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -97,9 +96,6 @@ class RunFile:
 
     def close(self) -> None:
         """Close the file and release its lock. A file that is still empty is removed."""
-        if not (self._has_header or self._file.lines or self._file.torn):
-            with contextlib.suppress(OSError):  # Windows does not remove open files
-                self.path.unlink()
         self._file.close()
 
     def __enter__(self) -> RunFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.progress import duration
-from evals.data.catalogue import BENCHMARKS, split_of
+from evals.data.catalogue import BENCHMARKS, default_split
 from evals.runs.scoring import accuracy, pooled_stderr
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def micro_average(name: str, subjects: Sequence[Accuracy]) -> Accuracy:
 def prompt_setting(header: Record) -> str:
     """Describe how the questions were prompted, such as "5-shot, through the chat template"."""
     chat = ("", ", through the chat template", ", through the chat template in one turn")
-    split = "" if header["split"] == split_of(header["task"]) else f", {header['split']} split"
+    split = "" if header["split"] == default_split(header["task"]) else f", {header['split']} split"
     return f"{header['shots']}-shot{chat[header['chat'] + header['single_turn']]}{split}"
 
 

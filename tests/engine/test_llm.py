@@ -89,7 +89,7 @@ def test_stop_strings_end_a_text_and_are_no_part_of_it(stories):
         assert completion.token_ids == full.token_ids[: len(completion.token_ids)]
 
 
-def test_a_stream_is_the_completion_in_pieces(stories):
+def test_a_stream_is_the_completion_in_plan_steps(stories):
     params = SamplingParams(max_new_tokens=30, logprobs=3, stop=["dog"])
     completion = stories.generate(["Once upon a time"], params)[0]
     events = list(stories.stream("Once upon a time", params))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: what it made of the real questions, by the flags that repeat it; and itself, run here."""
+"""lm-evaluation-harness as a reference: its recorded results (golden), the flags that repeat them, and a live run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from engine.cli import parser as cli
-from evals import arc, gsm8k, hellaswag, squad, truthfulqa
+from evals import arc, gsm8k, hellaswag, mmlu, squad, truthfulqa
 from evals.harness import protocol
-from evals.harness.program import run_program
 from evals.harness.protocol import Protocol
 from evals.harness.task import Task
-from evals.mmlu import load_task, parser
 
 MMLU, HELLASWAG, ARC, TRUTHFULQA, GSM8K = "mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k"
-# Each run of its, and the program and flags that repeat it.
+# The recorded runs: our program and flags that repeat each.
 RUNS: dict[str, tuple[str, list[str]]] = {
     "mmlu_0shot": (MMLU, ["--shots", "0"]),
     "mmlu_5shot": (MMLU, []),
@@ -38,50 +37,50 @@ PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def run(shared: Path, name: str) -> dict[str, Any]:
-    """Hashes and metrics of one run."""
+def golden(shared: Path, name: str) -> dict[str, Any]:
+    """Return the hashes and metrics of a recorded run."""
     return json.loads((shared / "data" / "lm_eval_golden" / "golden.json").read_text())["runs"][name]
 
 
 def task(shared: Path, name: str) -> Task:
-    """The task of one run."""
+    """Return our task for a recorded run."""
     program, flags = RUNS[name]
     return load(shared, program, *flags)
 
 
 def load(shared: Path, program: str, *flags: str) -> Task:
-    """The task that these flags of a program make, all subjects unless they say otherwise."""
-    words = ["--data", str(shared / "data" / program), *flags]
+    """Return the task for these flags of a program, with all subjects unless the flags name some."""
+    arguments = ["--data", str(shared / "data" / program), *flags]
     if program == MMLU:
-        return load_task(parser().parse_args(["--subjects", "all", *words]))
-    return protocol.load_task(PROTOCOLS[program], protocol.parser(PROTOCOLS[program]).parse_args(words))
+        return mmlu.load_task(mmlu.parser().parse_args(["--subjects", "all", *arguments]))
+    return protocol.load_task(PROTOCOLS[program], protocol.make_parser(PROTOCOLS[program]).parse_args(arguments))
 
 
-def mmlu(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """The whole program in this process, which saves the imports."""
-    told, errors = io.StringIO(), io.StringIO()
+def run_mmlu(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run evals.mmlu in this process, which saves the imports. Ctrl-C and all errors are caught as in a program."""
+    stdout, stderr = io.StringIO(), io.StringIO()
     status = 0
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(errors):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            cli.run(parser(), lambda options: run_program(options, load_task, MMLU), words)
-        except SystemExit as ended:
-            status = int(str(ended.code))
-    return subprocess.CompletedProcess(list(words), status, told.getvalue(), errors.getvalue())
+            cli.run(mmlu.parser(), mmlu.main, arguments)
+        except SystemExit as error:
+            status = int(str(error.code))
+    return subprocess.CompletedProcess(list(arguments), status, stdout.getvalue(), stderr.getvalue())
 
 
 def chatml(messages: Sequence[Mapping[str, str]]) -> str:
-    """The template of those runs."""
+    """Render the chat template of the recorded runs."""
     turns = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
     return f"{turns}<|im_start|>assistant\n"
 
 
-def fake(context: str, continuation: str) -> float:
-    """The log-likelihood that those runs used instead of a model."""
-    return -(1 + 9 * draw(f"{context}\x00{continuation}"))
+def fake_loglikelihood(context: str, continuation: str) -> float:
+    """Return the log-likelihood that the recorded runs used instead of a model's."""
+    return -(1 + 9 * hash_to_unit(f"{context}\x00{continuation}"))
 
 
 def fake_response(context: str, solution: str) -> str:
-    """What those runs were given as a solution of GSM8K's: right, or wrong in one of seven ways."""
+    """Return the response that the recorded runs used for GSM8K: correct, or wrong in one of seven ways."""
     steps, answer = solution.split("#### ")
     return [
         f" {solution}",
@@ -92,16 +91,28 @@ def fake_response(context: str, solution: str) -> str:
         " no number here",
         f" #### {answer}\n\nSo it is 7.",
         f" {steps}#### -{answer}",
-    ][int(8 * draw(context))]
+    ][int(8 * hash_to_unit(context))]
 
 
-def draw(text: str) -> float:
-    """A number from 0 to 1 by a text's hash."""
+def hash_to_unit(text: str) -> float:
+    """Map a text to a number from 0 to 1 by its hash."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 2**48
 
 
-def evaluate(shared: Path, folder: Path, subjects: Sequence[str], shots: int, limit: int, **chat: bool) -> Any:
-    """Its samples by subject: each question with its requests and four log-likelihoods, float32, on the CPU."""
+def load_model(folder: Path) -> Any:
+    """Return lm-evaluation-harness's own `hf` model, float32 on the CPU."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(str(folder), dtype="float32", batch_size=1, device="cpu")
+
+
+def evaluate(
+    model: Any, shared: Path, folder: Path, subjects: Sequence[str], shots: int, limit: int, **chat: bool
+) -> Any:
+    """Run the harness on MMLU. Return its samples by subject: questions with requests and four log-likelihoods.
+
+    Task definitions are written to `folder`.
+    """
     import lm_eval
     from lm_eval.tasks import TaskManager
 
@@ -129,16 +140,14 @@ def evaluate(shared: Path, folder: Path, subjects: Sequence[str], shots: int, li
             "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         }
         (folder / f"ours_{subject}.yaml").write_text(json.dumps(definition))  # JSON is YAML
-    done = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(folder / "model"), "dtype": "float32"},
-        tasks=[f"ours_{subject}" for subject in subjects],
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        num_fewshot=shots,
-        batch_size=1,
-        device="cpu",
-        limit=limit,
-        bootstrap_iters=0,
-        **chat,
-    )
-    return {subject: done["samples"][f"ours_{subject}"] for subject in subjects}
+    with mock.patch("lm_eval.evaluator.add_env_info"):  # which runs `pip list`
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=[f"ours_{subject}" for subject in subjects],
+            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+            num_fewshot=shots,
+            limit=limit,
+            bootstrap_iters=0,
+            **chat,
+        )
+    return {subject: results["samples"][f"ours_{subject}"] for subject in subjects}

@@ -88,20 +88,20 @@ def test_a_recurrent_checkpoint_keeps_nothing_but_itself(kind):
         state.checkpoint(row)
     held = {
         id(t.untyped_storage()): t.untyped_storage().nbytes()
-        for layer in state._rows[row].now.memory
+        for layer in state._rows[row].current.memory
         for t in layer.values()
     }
     assert state.nbytes == 3 * sum(held.values())
-    assert not any(t.is_inference() for layer in state._rows[row].now.memory for t in layer.values())
+    assert not any(t.is_inference() for layer in state._rows[row].current.memory for t in layer.values())
     assert state.nbytes <= state.row_bytes(180)
 
 
 def test_padded_steps_stay_small_however_ragged_their_rows():
-    from engine.decoding.loop import _pieces
+    from engine.decoding.loop import _plan_steps
 
     starts, stops = [0] * 101, [1048, *([10] * 100)]
     for padded in (True, False):
-        steps = list(_pieces(starts, stops, 2048, [0] * 101, padded))
+        steps = list(_plan_steps(starts, stops, 2048, [0] * 101, padded))
         assert [piece for step in steps for piece in step] == [(i, 0, stop) for i, stop in enumerate(stops)]
         largest = max(len(step) * max(stop - first for _, first, stop in step) for step in steps)
         assert largest <= 2 * 2048 or not padded

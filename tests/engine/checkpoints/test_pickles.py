@@ -20,7 +20,7 @@ from engine.runtime.errors import BareloopError
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache of the test's own."""
-    monkeypatch.setattr(pickled, "_cache", lambda: tmp_path / "cache")
+    monkeypatch.setattr(pickles, "_cache", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 

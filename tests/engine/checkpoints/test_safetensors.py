@@ -49,7 +49,7 @@ def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_conversion_in_pieces(tmp_path, monkeypatch):
+def test_conversion_in_plan_steps(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.checkpoints.safetensors.BUFFER", 40)
     tensor = torch.randn(7, 9)
     save_file({"a": tensor}, tmp_path / "model.safetensors")
@@ -119,7 +119,7 @@ def test_shards_and_their_index(tmp_path):
     index.write_text(json.dumps({"weight_map": names}))
     assert {name: stored.view()[0].item() for name, stored in open_checkpoint(tmp_path).items()} == {"a": 1, "b": 0}
     (tmp_path / names["b"]).unlink()
-    with pytest.raises(BareloopError, match=r"lacks 1 of 2 shards: model-00002-of-00002"):
+    with pytest.raises(BareloopError, match=r"1 of 2 shards are missing in .*: model-00002-of-00002"):
         open_checkpoint(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
     with pytest.raises(BareloopError, match="not a file of its own folder"):
@@ -139,6 +139,6 @@ def test_each_tensor_comes_from_the_file_that_the_index_names(tmp_path):
 
 def test_names_that_are_too_long_are_clipped(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 10_000}}))
-    with pytest.raises(BareloopError, match="lacks 1 of 1 shards") as caught:
+    with pytest.raises(BareloopError, match="1 of 1 shards are missing") as caught:
         open_checkpoint(tmp_path)
     assert len(str(caught.value)) <= 600

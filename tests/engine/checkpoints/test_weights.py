@@ -205,7 +205,7 @@ def test_gradients_equal_transformers(tiny_llama, prompt):
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tiny_llama, monkeypatch):
     monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda device: 1000)
-    with pytest.raises(BareloopError, match=r"no memory: the weights take .* GB in bfloat16.*a model of at most"):
+    with pytest.raises(BareloopError, match=r"out of memory: the weights take .* GB in bfloat16.*a model of at most"):
         load(tiny_llama.folder, "bfloat16")
 
 

@@ -139,7 +139,7 @@ def test_help_needs_no_torch(name):
         (("engine", "--wrong"), 2, "unrecognized arguments: --wrong"),
         (("engine", "--dtype", "int3"), 2, "invalid choice: 'int3'"),
         (("evals.mmlu", "-m", "x", "--limit", "0"), 2, "--limit 0: use 1 or more"),
-        (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "--data ./nowhere is no folder here"),
+        (("evals.mmlu", "-m", "x", "--data", "./nowhere"), 1, "--data ./nowhere is not a folder"),
     ],
 )
 def test_bad_flags_are_one_line(words, code, line):

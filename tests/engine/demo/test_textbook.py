@@ -18,7 +18,7 @@ from engine.demo.pages import BEGIN, END
 from engine.demo.questions import is_taught, rows
 from engine.demo.train import encode
 from engine.demo.wordings import wording
-from evals.data.question import Question
+from evals.data.question import MMLUQuestion
 from evals.data.subjects import GROUPS
 from evals.harness.prompts import mmlu_description, question_block
 
@@ -133,7 +133,7 @@ def test_dialogues_recall_what_was_said_last_and_summaries_keep_their_order():
 def test_the_layout_is_mmlu_s():
     """The engine cannot know the evals, so the layout is written twice; here the two are held together."""
     for row in rows()["test"][::20]:
-        question = Question(row["subject"], 0, row["question"], tuple(row["choices"]), row["answer"])
+        question = MMLUQuestion(row["subject"], 0, row["question"], tuple(row["choices"]), row["answer"])
         assert textbook.heading(row["subject"]) == mmlu_description(row["subject"])
         assert textbook.block(row["question"], row["choices"]) == question_block(question)
 

@@ -174,7 +174,7 @@ def fed(sequence, ids):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [63, 64, 65, 511, 512, 1300])
-def test_a_long_past_is_attended_to_in_pieces(ops, dtype, length, monkeypatch):
+def test_a_long_past_is_attended_to_in_plan_steps(ops, dtype, length, monkeypatch):
     serve(monkeypatch, ops)
     llm = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype)
     ids = torch.randint(0, 101, (length + 1,), generator=torch.Generator().manual_seed(length)).tolist()

@@ -1,4 +1,4 @@
-"""Rows from files: both layouts give the same questions, and bad ones are named."""
+"""The questions of MMLU: all file layouts give the same questions, and invalid rows are named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW = {"question": "?", "subject": "astronomy", "choices": ["a", "b", "None", "4
 
 
 def write_csv(folder, split: str, questions) -> None:
-    """The original layout: no header, the answer as a letter."""
+    """Write the original layout: no header, the answer as a letter."""
     short = {"validation": "val"}.get(split, split)
     (folder / short).mkdir(parents=True)
     for subject, rows in questions.items():
@@ -26,7 +26,7 @@ def write_csv(folder, split: str, questions) -> None:
 
 
 @pytest.mark.parametrize("split", ["dev", "validation", "test"])
-def test_all_layouts_hold_the_same_questions(shared, tmp_path, split):
+def test_all_layouts_give_the_same_questions(shared, tmp_path, split):
     lines, parquet = MMLU(str(shared / "data" / "mmlu")), MMLU(str(shared / "data" / "mmlu" / "parquet"))
     write_csv(tmp_path, split, lines.split(split))
     original = MMLU(str(tmp_path))
@@ -36,7 +36,7 @@ def test_all_layouts_hold_the_same_questions(shared, tmp_path, split):
     assert list(lines.split(split)) == sorted(lines.split(split))
 
 
-def test_the_whole_of_mmlu_by_group(shared):
+def test_groups_select_their_subjects(shared):
     assert {group: len(subjects) for group, subjects in GROUPS.items()} == {
         "stem": 19, "humanities": 13, "social_sciences": 12, "other": 13,
     }  # fmt: skip
@@ -45,20 +45,20 @@ def test_the_whole_of_mmlu_by_group(shared):
     assert len(data.choose(["stem"], "test")) == 7
 
 
-def test_subjects_by_name(shared, tmp_path):
+def test_subjects_are_chosen_by_name(shared, tmp_path):
     data = MMLU(str(shared / "data" / "mmlu"))
     assert data.choose(["anatomy", "astronomy", "anatomy"], "test") == ["anatomy", "astronomy"]
     assert len(data.choose(["astronomy", "all"], "test")) == 10
     with pytest.raises(UsageError, match=r"no subject 'astronmy' .*nearest: astronomy"):
         data.choose(["astronmy"], "test")
-    with pytest.raises(UsageError, match=r"no subject 'xyz' .*there are: abstract_algebra"):
+    with pytest.raises(UsageError, match=r"no subject 'xyz' .*subjects: abstract_algebra"):
         data.choose(["xyz"], "test")
     (tmp_path / "test.jsonl").write_text(json.dumps(ROW))
     with pytest.raises(UsageError, match="has no subject of the group humanities"):
         MMLU(str(tmp_path)).choose(["humanities"], "test")
 
 
-def test_any_change_of_the_data_changes_its_digest(tmp_path):
+def test_every_change_of_the_data_changes_its_digest(tmp_path):
     digests = set()
     for row in (ROW, ROW | {"answer": 1}, ROW | {"question": "? "}, ROW | {"choices": ["a", "b", "None", "5"]}):
         (tmp_path / "test.jsonl").write_text(json.dumps(row))
@@ -70,25 +70,25 @@ def test_any_change_of_the_data_changes_its_digest(tmp_path):
     ("line", "message"),
     [
         (json.dumps(ROW | {"choices": ["a", "b", "c"]}), "row 2 has 3 choices"),
-        (json.dumps(ROW | {"answer": 1.9}), "row 2 is no question"),
-        (json.dumps(ROW | {"answer": True}), "row 2 is no question"),
-        (json.dumps(ROW | {"choices": "True"}), "row 2 is no question"),
-        (json.dumps(ROW | {"subject": "../up"}), "row 2: '../up' is no name of a subject"),
-        (json.dumps(ROW | {"question": "\ud800"}), "row 2 holds half a character"),
-        (json.dumps(ROW | {"choices": ["a", None, "c", "d"]}), "row 2 is no question"),
+        (json.dumps(ROW | {"answer": 1.9}), "row 2 is not a question"),
+        (json.dumps(ROW | {"answer": True}), "row 2 is not a question"),
+        (json.dumps(ROW | {"choices": "True"}), "row 2 is not a question"),
+        (json.dumps(ROW | {"subject": "../up"}), "row 2: '../up' is not a subject name"),
+        (json.dumps(ROW | {"question": "\ud800"}), "row 2 contains a lone surrogate"),
+        (json.dumps(ROW | {"choices": ["a", None, "c", "d"]}), "row 2 is not a question"),
         (json.dumps(ROW | {"answer": 4}), "row 2 has 4 choices and answer 4"),
-        (json.dumps({"question": "?"}), "row 2 is no question: it needs"),
-        ("[1]", "row 2 is no question"),
+        (json.dumps({"question": "?"}), "row 2 is not a question: question, subject and choices must be text"),
+        ("[1]", "row 2 is not a question"),
         ('{"question"', "line 2 is not JSON"),
     ],
 )
-def test_bad_rows_are_named(tmp_path, line, message):
+def test_invalid_rows_are_named(tmp_path, line, message):
     (tmp_path / "test.jsonl").write_text(json.dumps(ROW) + "\n" + line + "\n")
     with pytest.raises(BareloopError, match=message):
         MMLU(str(tmp_path)).split("test")
 
 
-def test_choices_stay_text(tmp_path):
+def test_choices_that_look_like_numbers_or_none_stay_text(tmp_path):
     with gzip.open(tmp_path / "test.jsonl.gz", "wt") as file:
         file.write(json.dumps(ROW) + "\n")
     (question,) = MMLU(str(tmp_path)).split("test")["astronomy"]
@@ -98,16 +98,16 @@ def test_choices_stay_text(tmp_path):
         MMLU(str(tmp_path)).split("test")
 
 
-def test_a_snapshot_of_the_hub_s_files_has_no_subject_called_all(shared, tmp_path):
+def test_all_and_auxiliary_train_of_the_hub_are_not_subjects(shared, tmp_path):
     for name in ("anatomy", "all", "auxiliary_train"):
         shutil.copytree(shared / "data" / "mmlu" / "parquet" / "anatomy", tmp_path / name)
     assert list(MMLU(str(tmp_path)).split("test")) == ["anatomy"]
 
 
-def test_what_is_not_there(tmp_path):
+def test_missing_data_is_named(tmp_path):
     with pytest.raises(BareloopError, match="no such folder: ~nobody-here/data"):
         MMLU("~nobody-here/data")
-    with pytest.raises(BareloopError, match="is no folder here"):
+    with pytest.raises(BareloopError, match="is not a folder"):
         MMLU("./nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(BareloopError, match="is a file; name its folder"):
@@ -127,19 +127,19 @@ def test_what_is_not_there(tmp_path):
         ("q,a,b,c,d,A\n\n", "row 2 has 0 columns"),
     ],
 )
-def test_bad_csv_rows_are_named(tmp_path, text, message):
+def test_invalid_csv_rows_are_named(tmp_path, text, message):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "astronomy_test.csv").write_text(text)
     with pytest.raises(BareloopError, match=message):
         MMLU(str(tmp_path)).split("test")
 
 
-def test_the_hub_s_one_configuration_with_everything(monkeypatch):
+def test_the_hub_is_asked_for_the_configuration_all(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = []
+    requests = []
 
     def load_dataset(name, configuration, split):
-        asked.append((name, configuration, split))
+        requests.append((name, configuration, split))
         if split == "nowhere":
             raise ValueError(f"Unknown split {split!r}")
         return [ROW | {"subject": "virology"}, ROW, ROW | {"question": "!"}]
@@ -148,6 +148,6 @@ def test_the_hub_s_one_configuration_with_everything(monkeypatch):
     data = MMLU("cais/mmlu")
     assert list(data.split("test")) == ["astronomy", "virology"]
     assert [question.index for question in data.split("test")["astronomy"]] == [0, 1]
-    assert asked == [("cais/mmlu", "all", "test")]
+    assert requests == [("cais/mmlu", "all", "test")]
     with pytest.raises(BareloopError, match="cais/mmlu has no nowhere split"):
         data.split("nowhere")

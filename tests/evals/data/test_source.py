@@ -1,4 +1,4 @@
-"""Rows from folders and the hub, in every layout; what is missing is named."""
+"""Rows from folders in every layout, and from the hub; missing data is named."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path, rows) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "alone"),
+    ("name", "config", "is_only_config"),
     [
         ("test.jsonl", None, True),
         ("test.jsonl.gz", "main", True),
@@ -40,21 +40,21 @@ def write(path, rows) -> None:
         ("main/test.parquet", "main", True),
     ],
 )
-def test_every_layout_is_read(tmp_path, name, config, alone):
+def test_every_layout_is_read(tmp_path, name, config, is_only_config):
     write(tmp_path / name, ROWS)
-    assert source.table(str(tmp_path), "test", config, alone) == ROWS
+    assert source.load_rows(str(tmp_path), "test", config, is_only_config) == ROWS
 
 
-def test_parts_of_a_split_come_in_order(tmp_path):
+def test_parts_of_a_split_are_read_in_order(tmp_path):
     for part in range(2):
         write(tmp_path / f"test-0000{part}-of-00002.parquet", ROWS[part : part + 1])
-    assert source.table(str(tmp_path), "test") == ROWS
+    assert source.load_rows(str(tmp_path), "test") == ROWS
 
 
 def test_one_of_several_configurations_is_never_taken_for_another(tmp_path):
     write(tmp_path / "test.jsonl", ROWS)
     with pytest.raises(BareloopError, match=r"has no test split of easy: no easy/test.jsonl\(.gz\) or -\*.parquet"):
-        source.table(str(tmp_path), "test", "easy", alone=False)
+        source.load_rows(str(tmp_path), "test", "easy", is_only_config=False)
 
 
 @pytest.mark.parametrize(
@@ -68,34 +68,34 @@ def test_one_of_several_configurations_is_never_taken_for_another(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, content, line):
     (tmp_path / "test.jsonl").write_bytes(content)
     with pytest.raises(BareloopError, match=line):
-        source.table(str(tmp_path), "test")
+        source.load_rows(str(tmp_path), "test")
     (tmp_path / "test.jsonl").rename(tmp_path / "test-0.parquet")
     with pytest.raises(BareloopError, match="cannot read"):
-        source.table(str(tmp_path), "test")
+        source.load_rows(str(tmp_path), "test")
 
 
 def test_a_file_and_a_missing_folder_are_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(BareloopError, match="is a file; name its folder"):
         source.data_folder(str(tmp_path / "file"))
-    with pytest.raises(BareloopError, match="is no folder here"):
+    with pytest.raises(BareloopError, match="is not a folder"):
         source.data_folder("./nowhere")
     assert source.data_folder("openai/gsm8k") is None
 
 
 def test_the_hub_is_asked_for_the_configuration_and_the_split(monkeypatch):
-    """A stand-in for `datasets`, which needs the hub."""
-    asked = []
+    """With a fake of `datasets`, which needs the hub."""
+    requests = []
 
     def load_dataset(name, config, split):
-        asked.append((name, config, split))
+        requests.append((name, config, split))
         if split != "test":
             raise ValueError(f'Unknown split "{split}".')
         return ROWS
 
-    monkeypatch.setattr(source, "look_up", asked.append)
+    monkeypatch.setattr(source, "check_data_set", requests.append)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-    assert source.table("openai/gsm8k", "test", "main") == ROWS
-    assert asked == ["openai/gsm8k", ("openai/gsm8k", "main", "test")]
+    assert source.load_rows("openai/gsm8k", "test", "main") == ROWS
+    assert requests == ["openai/gsm8k", ("openai/gsm8k", "main", "test")]
     with pytest.raises(BareloopError, match="openai/gsm8k has no dev split"):
-        source.table("openai/gsm8k", "dev", "main")
+        source.load_rows("openai/gsm8k", "dev", "main")

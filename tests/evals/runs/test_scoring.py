@@ -19,16 +19,18 @@ PLAIN = {"loglikelihoods": [], "margin": 1.0, "truncated": False, "tokens": 1, "
 
 @pytest.mark.parametrize("run", lm_harness.RUNS)
 def test_every_metric_equals_the_harness(shared, run):
-    expected = lm_harness.run(shared, run)
+    expected = lm_harness.golden(shared, run)
     task = lm_harness.task(shared, run)
     records = []
     for rows in task.questions.values():
         for row in rows:
-            item = task.item(row, lm_harness.chatml if "chatml" in run else None)
-            if task.writing is None:
-                metrics = task.judge(row, [lm_harness.fake(*request) for request in item.requests])
+            item = task.make_item(row, lm_harness.chatml if "chatml" in run else None)
+            if task.generation is None:
+                loglikelihoods = [lm_harness.fake_loglikelihood(*request) for request in item.requests]
+                metrics = task.choice_metrics(row, loglikelihoods)
             else:
-                metrics = task.writing.judge(row, lm_harness.fake_response(item.requests[0][0], row.asked.target))[1]
+                response = lm_harness.fake_response(item.requests[0][0], row.question.target)
+                metrics = task.generation.judge(row, response)[1]
             records.append({"subject": item.subject, "index": item.index, "metrics": metrics, **PLAIN})
     summary = summarize(HEADER | {"task": task.name}, records, task.groups)
     assert {task.full_name(subject.name) for subject in summary.subjects} <= set(expected["metrics"])
@@ -48,7 +50,7 @@ def test_answers_are_extracted_from_gsm8k_responses_as_the_harness_does(shared):
     lines = (shared / "data" / "lm_eval_golden" / "gsm8k_filters.jsonl").read_text().splitlines()
     assert len(lines) == 400
     for line in map(json.loads, lines):
-        answers, metrics = gsm8k.read(line["response"], line["gold"])
+        answers, metrics = gsm8k.judge_response(line["response"], line["gold"])
         for name in ("strict-match", "flexible-extract"):
             assert [answers[name], metrics[f"exact_match,{name}"]] == line[name]
 
