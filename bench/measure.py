@@ -24,7 +24,7 @@ LIMITS_INTERVAL = 8  # rounds between two measurements of the limits
 
 @dataclass
 class Limits:
-    """Memory bandwidth and matrix product rate of the device, measured repeatedly, as the load of the machine varies."""
+    """Memory bandwidth and matrix product rate of the device, measured repeatedly, as its load varies."""
 
     device: torch.device
     dtype: torch.dtype

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bench import peers, shapes
+from bench import peer_engines, peers, shapes
 from engine import LLM
 from engine.runtime.errors import BareloopError, UsageError
 
@@ -29,21 +29,65 @@ def test_engines_are_measured_in_turn(tiny_shape, tmp_path, capsys):
     flags = ["-m", str(tiny_shape), "--rounds", "2", "--new-tokens", "4", "--prefill-tokens", "20"]
     engines = ["bareloop-bfloat16", "bareloop-float32"]
     peers.main(options(*flags, "--engines", *engines, "--output-dir", str(tmp_path / "out")))
-    told = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
-    assert [one["engine"] for one in told["engines"]] == engines
-    assert all(len(one[what]) == 2 for one in told["engines"] for what in ("decode", "prefill", "bandwidth"))
+    written = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert [entry["engine"] for entry in written["engines"]] == engines
+    assert all(len(entry[key]) == 2 for entry in written["engines"] for key in ("decode", "prefill", "bandwidth"))
     assert "bareloop-float32" in capsys.readouterr().out
 
 
 def test_an_unknown_engine_is_refused():
-    with pytest.raises(UsageError, match="no engine 'vllm'; there are: bareloop-bfloat16"):
+    with pytest.raises(UsageError, match="unknown engine 'vllm'; use bareloop-bfloat16"):
         peers.main(options("--engines", "vllm"))
 
 
-def test_an_engine_that_fails_says_why(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 10, "model_type": "llama"}))
-    with pytest.raises(BareloopError, match="bareloop-float32: "):
-        peers.measure(tmp_path, options("--engines", "bareloop-float32"))
+class FakeWorker:
+    """An engine without a process: "llama.cpp-BF16" fails at its second run, "llama.cpp-Q8_0" does not load."""
+
+    def __init__(self, name, folder, threads, window):
+        if name == "llama.cpp-Q8_0":
+            raise BareloopError(f"{name}: no such format")
+        self.name, self.runs = name, 0
+
+    def run(self, ids, new):
+        self.runs += 1
+        if self.name == "llama.cpp-BF16" and self.runs > 2:
+            raise BareloopError(f"{self.name} crashed (SIGSEGV)")
+        return [0.1 * (number + 1) for number in range(new)]
+
+    def close(self):
+        pass
+
+
+def test_engines_that_fail_are_named_and_the_others_keep_their_rows(tiny_shape, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    monkeypatch.setattr(peers, "token_bytes", lambda *_: 1000)
+    engines = ["bareloop-bfloat16", "llama.cpp-BF16", "llama.cpp-Q8_0"]
+    peers.main(options("-m", str(tiny_shape), "--rounds", "2", "--engines", *engines, "--output-dir", str(tmp_path)))
+    captured = capsys.readouterr()
+    assert "bareloop-bfloat16" in captured.out
+    assert "left out: llama.cpp-BF16 crashed (SIGSEGV)" in captured.err
+    assert "left out: llama.cpp-Q8_0: no such format" in captured.err
+    written = json.loads((tmp_path / f"{tiny_shape.name}.json").read_text())["engines"]
+    assert [len(entry["decode"]) for entry in written] == [2, 0, 0]
+    assert [entry["error"] for entry in written] == [
+        "",
+        "llama.cpp-BF16 crashed (SIGSEGV)",
+        "llama.cpp-Q8_0: no such format",
+    ]
+
+
+def test_a_comparison_without_any_result_fails(tiny_shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "Worker", FakeWorker)
+    with pytest.raises(BareloopError, match=r"no engine could be measured: .*no such format"):
+        peers.main(options("-m", str(tiny_shape), "--engines", "llama.cpp-Q8_0", "--output-dir", str(tmp_path)))
+
+
+def test_a_crash_of_a_worker_is_an_error_with_its_signal(tiny_shape):
+    worker = peer_engines.Worker("bareloop-float32", tiny_shape, 1, 64)
+    worker.process.kill()
+    with pytest.raises(BareloopError, match=r"^bareloop-float32 crashed \(SIGKILL\)$"):
+        worker.run(IDS, 2)
+    worker.close()
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "olmo2"])

@@ -38,7 +38,11 @@ def test_a_benchmark_is_named_by_its_parameters():
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "cannot read"), ("{}", "no file of --benchmark-json"), ('{"benchmarks": []}', "holds no benchmark")],
+    [
+        (None, "cannot read"),
+        ("{}", "not a file written by --bench"),
+        ('{"benchmarks": []}', "has no benchmark"),
+    ],
 )
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path, content, says):
     path = tmp_path / "run.json"

@@ -34,5 +34,5 @@ def test_a_shape_is_written_once_and_what_is_none_is_one_line(cache):
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert (shapes.checkpoint("tiny") / "model.safetensors").stat().st_mtime_ns == written
     assert shapes.checkpoint(str(folder)) == folder
-    with pytest.raises(BareloopError, match="no shape 'huge'; there are: tiny"):
+    with pytest.raises(BareloopError, match="unknown shape 'huge'; use tiny"):
         shapes.checkpoint("huge")

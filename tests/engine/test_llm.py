@@ -124,7 +124,7 @@ def test_what_is_no_prompt_is_named(tiny_llama):
     llm = LLM.load(tiny_llama.folder, device="cpu")
     with pytest.raises(BareloopError, match="at least 1 token"):
         llm.logits([])
-    for prompts, message in (("text", "a list of prompts"), ([{"a": 1}], "not dict"), ([["a"]], "hold 'a'")):
+    for prompts, message in (("text", "a list of prompts"), ([{"a": 1}], "not dict"), ([["a"]], "contain 'a'")):
         with pytest.raises(BareloopError, match=message):
             llm.generate(prompts)
 

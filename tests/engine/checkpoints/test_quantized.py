@@ -74,7 +74,9 @@ def saved(tiny_llama, tmp_path):
 
 
 def test_a_quantized_folder_is_not_turned_into_another_format(saved):
-    with pytest.raises(BareloopError, match="is already quantized to int8, which cannot become int4; leave out --quant"):
+    with pytest.raises(
+        BareloopError, match="is already quantized to int8, which cannot become int4; leave out --quant"
+    ):
         open_model(saved, quant="int4")
     assert open_model(saved, quant="int8").quant == "int8"
 

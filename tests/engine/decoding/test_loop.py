@@ -111,10 +111,10 @@ def test_the_window_ends_a_reply(llm, prompt):
     ("ids", "message"),
     [
         ([], "at least 1 token"),
-        ([1] * 257, "257 tokens.*holds 256"),
-        ([1, 128], "from 0 to 127"),
-        ([-1], "from 0 to 127"),
-        ([1.5], "hold 1.5"),
+        ([1] * 257, "257 tokens.*window is 256"),
+        ([1, 128], "0 to 127"),
+        ([-1], "0 to 127"),
+        ([1.5], "contain 1.5"),
     ],
 )
 def test_prompts_that_cannot_be_fed_are_refused_and_lose_nothing(llm, prompt, ids, message):

@@ -195,7 +195,7 @@ def test_logprobs_are_the_model_s_own():
         ({"min_p": 1.5}, "min_p = 1.5: use from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty = 0"),
         ({"presence_penalty": math.inf}, "presence_penalty = inf: use a finite number"),
-        ({"stop": ["x"] * 1000}, "stop holds 1000 strings: use up to 64"),
+        ({"stop": ["x"] * 1000}, "stop has 1000 strings: use up to 64"),
         ({"stop": [""]}, "none of them empty"),
         ({"stop": "x"}, "a list of strings"),
         ({"logprobs": -1}, "logprobs = -1"),
@@ -207,5 +207,5 @@ def test_values_that_make_no_sense_are_named(values, message):
 
 
 def test_a_bias_on_a_token_that_is_none():
-    with pytest.raises(UsageError, match="token 9; the model's run from 0 to 2"):
+    with pytest.raises(UsageError, match="token 9; the model's tokens are 0 to 2"):
         penalize(torch.zeros(1, 3), SamplingParams(logit_bias={9: 1.0}), [[0]], [0])

@@ -147,8 +147,8 @@ def counted(monkeypatch, ops):
 
 def serve(monkeypatch, ops):
     """These operators instead of this machine's best."""
-    monkeypatch.setattr(kernels, "_built", ops)
-    monkeypatch.setattr(kernels, "_ops", ops)
+    monkeypatch.setattr(kernels, "_loaded_ops", ops)
+    monkeypatch.setattr(kernels, "_active_ops", ops)
 
 
 def test_a_weight_that_is_replaced_counts_from_the_next_token(ops, monkeypatch):
@@ -243,7 +243,7 @@ def test_a_failed_build_says_why_and_is_tried_again_without_its_log(cache, monke
 
 
 def test_a_library_that_does_not_load_is_said_and_thrown_away(cache, monkeypatch, caplog):
-    for name, value in (("_built", None), ("_ops", None), ("_why", ""), ("_isa", "")):
+    for name, value in (("_loaded_ops", None), ("_active_ops", None), ("_inactive_reason", ""), ("_isa", "")):
         monkeypatch.setattr(kernels, name, value)
     build.build("portable")  # which is no library at all
     kernels._load("portable")

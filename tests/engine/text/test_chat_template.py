@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,12 +126,23 @@ def test_control_tokens_leak_from_no_key_of_a_message(shared):
     assert tokenizer.token_id(bad) not in ids
 
 
-def test_content_that_is_no_text_is_refused(shared):
+def test_text_parts_are_joined_and_other_content_is_refused_by_type(shared):
     folder = shared / "tokenizers" / "qwen2.5-0.5b-instruct"
     template = ChatTemplate.load(folder, Tokenizer.load(folder))
-    with pytest.raises(BareloopError, match="content is text, not list"):
-        template.encode([{"role": "user", "content": [{"type": "text", "text": "hi"}]}])
-    with pytest.raises(BareloopError, match="plain text, numbers and lists"):
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
+    as_text = [{"role": "user", "content": "hi\nyou"}]
+    assert template.encode([{"role": "user", "content": parts}]) == template.encode(as_text)
+    assert template.encode([{"role": "user", "content": tuple(parts)}]) == template.encode(as_text)
+    for content, message in (
+        ([parts[0], {"type": "image_url", "image_url": {}}], "message 1: content of type 'image_url' is not supported"),
+        ([{"type": "text"}], "message 1: content of type 'text' is not supported"),
+        (["hi"], "message 1: content of type 'str' is not supported"),
+        (7, "message 1: content is text or a list of text parts, not int"),
+        ("\ud800", "message 1: .*surrogate"),
+    ):
+        with pytest.raises(BareloopError, match=message):
+            template.encode([{"role": "user", "content": content}])
+    with pytest.raises(BareloopError, match="only have text, numbers, lists and objects"):
         template.render([{"role": "user", "content": "x", "more": object()}])
 
 
@@ -165,12 +176,15 @@ def test_hostile_templates_end_in_one_line(shared, name):
     assert "hi" in ChatTemplate.load(folder, tokenizer).render(messages)  # and again, after one that was ended
 
 
-def test_the_date_stays_what_it_was(shared):
+def test_the_date_does_not_change_during_a_conversation(shared):
     tokenizer = Tokenizer.load(shared / "tokenizers" / "llama-3.2")
-    template = ChatTemplate("{{ strftime_now('%d %b %Y %H:%M:%S') }}", tokenizer)
+    before = datetime.now()
+    template = ChatTemplate("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}", tokenizer)
     first = template.render([{"role": "user", "content": "x"}])
-    time.sleep(1.1)
     assert template.render([{"role": "user", "content": "x"}]) == first
+    assert before <= datetime.strptime(first, "%d %b %Y %H:%M:%S.%f") <= datetime.now()
+    fixed = ChatTemplate(template.source, tokenizer, datetime(2024, 7, 26))
+    assert fixed.render([{"role": "user", "content": "x"}]) == "26 Jul 2024 00:00:00.000000"
 
 
 def test_models_without_a_template_or_messages_are_one_line(shared, tmp_path):
@@ -200,6 +214,6 @@ def test_chat_answers_by_the_template(shared, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "getsid"), reason="sessions are POSIX's")
-def test_the_renderer_is_in_a_session_of_its_own_so_that_ctrl_c_does_not_end_it():
-    process = template._RENDERER._started()
+def test_ctrl_c_does_not_reach_the_renderer_because_it_has_its_own_session():
+    process = template._RENDERER._start()
     assert os.getsid(process.pid) != os.getsid(0)
