@@ -91,7 +91,7 @@ def test_quantized_checkpoints_are_refused_by_name():
         ({"vocab_size": None}, "has no vocab_size"),
         ({"hidden_size": "big"}, "hidden_size = 'big' is not a whole number"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
-        ({"num_key_value_heads": 3}, "4 attention heads are no multiple of 3"),
+        ({"num_key_value_heads": 3}, "4 attention heads are not a multiple of 3"),
         ({"head_dim": 5}, "head_dim = 5 is odd"),
         ({"hidden_act": "laplace"}, "hidden_act = 'laplace' is not implemented; known: silu"),
         ({"rms_norm_eps": -1}, "rms_norm_eps = -1 is not a positive number"),
@@ -106,7 +106,7 @@ def test_quantized_checkpoints_are_refused_by_name():
                 "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
                 "rope_scaling": {"type": "linear", "factor": 4.0},
             },
-            "say different things",
+            "rope_parameters and rope_scaling differ",
         ),
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 1}},
@@ -155,7 +155,7 @@ def test_junk_is_refused_in_one_line_or_harmless(model_type, key, value):
 
 def test_read_json(tmp_path):
     path = tmp_path / "x.json"
-    for text, message in (("[1]", "holds a list"), ("{", "not JSON"), ("[" * 10**5, "not JSON")):
+    for text, message in (("[1]", "has a list"), ("{", "not JSON"), ("[" * 10**5, "not JSON")):
         path.write_text(text)
         with pytest.raises(BareloopError, match=message):
             read_json(path)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
+from engine.checkpoints.bitsandbytes import dequantized_tensors
 from engine.checkpoints.safetensors import open_checkpoint
 from engine.layers.linear import Linear, Matrix
 from engine.quant import bitsandbytes as bnb
@@ -36,7 +37,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_products_are_bitsandbytes_own(library, quant, monkeypatch):
     weight, bias, x = drawn(192, 128), drawn(192, seed=1), drawn(5, 128, seed=2)
     x[1, 7] = 20.0  # an outlier
-    form = bnb.choose(quant, 192, 128, torch.float32)
+    form = bnb.choose_format(quant, 192, 128, torch.float32)
     held = form.begin(CPU)
     for first in range(0, 192, 64):
         form.fill(held, first, weight[first : first + 64])
@@ -119,7 +120,7 @@ def test_a_checkpoint_of_bitsandbytes_is_the_model_of_its_numbers(library, folde
     prequantized(library, folder, tmp_path / "theirs", quant)
     llm = LLM.load(tmp_path / "theirs", "cpu", "float32")
     assert llm.quant == quant.removesuffix("-double")
-    stored = bnb.as_numbers(open_checkpoint(tmp_path / "theirs"))["model.layers.0.mlp.down_proj.weight"]
+    stored = dequantized_tensors(open_checkpoint(tmp_path / "theirs"))["model.layers.0.mlp.down_proj.weight"]
     numbers, down = torch.empty(64, 128), llm.model.layers[0].mlp.down
     stored.read_into(numbers)
     assert torch.equal(numbers, down.format.dense(down._parameters, 0, 64, torch.float32))  # to the last bit
@@ -146,7 +147,7 @@ def test_a_damaged_description_is_one_line(library, folder, tmp_path):
     tensors = load_file(path)
     key = next(name for name in tensors if "quant_state" in name)
     save_file({**tensors, key: tensors[key][:-3].contiguous()}, path)
-    with pytest.raises(BareloopError, match="is no description of a matrix"):
+    with pytest.raises(BareloopError, match="is not a valid description of a matrix"):
         LLM.load(tmp_path / "theirs", "cpu")
 
 
@@ -163,13 +164,13 @@ def test_what_is_missing_or_cut_off_in_a_matrix_is_named(library, folder, tmp_pa
         {**tensors, key: tensors[key][:-1].clone()},
     ):
         save_file(broken, path)
-        with pytest.raises(BareloopError, match=f"its {part} is missing or has not"):
+        with pytest.raises(BareloopError, match=f"its {part} is missing or does not have"):
             LLM.load(tmp_path / "theirs", "cpu")
 
 
 def test_columns_that_are_no_whole_blocks_stay_as_they_are():
-    assert bnb.choose("nf4", 64, 96, torch.float32) is None  # bitsandbytes on a CPU takes each row by itself
-    assert bnb.choose("nf4", 50, 128, torch.float32) is not None
+    assert bnb.choose_format("nf4", 64, 96, torch.float32) is None  # bitsandbytes on a CPU takes each row by itself
+    assert bnb.choose_format("nf4", 50, 128, torch.float32) is not None
 
 
 def test_without_bitsandbytes_one_line_says_how_to_get_it(folder, monkeypatch):
