@@ -148,10 +148,15 @@ class Keys:
         return types
 
     def rotary_fraction(self, default: float) -> float:
-        """The fraction of each head that is rotated: `partial_rotary_factor`, top-level or in `rope_parameters`."""
+        """The fraction of each head that is rotated.
+
+        `rope_parameters.partial_rotary_factor` overrides the top-level key, as in transformers, whose 5.x versions
+        may write the default at the top level beside the value in use.
+        """
         nested = self.get("rope_parameters", {})
         inner = nested.get("partial_rotary_factor") if isinstance(nested, dict) else None
-        fraction = self.get("partial_rotary_factor", default if inner is None else inner)
+        outer = self.get("partial_rotary_factor", default)
+        fraction = outer if inner is None else inner
         if _number(fraction, self.name("partial_rotary_factor")) > 1:
             raise BareloopError(f"config.json: {self.name('partial_rotary_factor')} = {quote(fraction)} exceeds 1")
         return float(fraction)

@@ -66,15 +66,16 @@ def test_the_kernels_compute_the_quantized_numbers_on_a_gpu():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
 def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype):
-    cpu = LLM.load(tiny_llama.folder, "cpu", "float32", quant)
     gpu = LLM.load(tiny_llama.folder, "cuda", dtype, quant)
     ids, params = prompt(9), SamplingParams(max_new_tokens=4, ignore_eos=True)
-    near = 1e-2 if dtype == "float32" else 0.1
-    assert (cpu.logits(ids) - gpu.logits(ids)).abs().max() <= near * cpu.logits(ids).abs().max()
-    assert len(gpu.generate([ids, ids[:3]], params)[0].token_ids) == 4
     gpu.save(tmp_path / "saved")
-    again = LLM.load(tmp_path / "saved", "cuda")
-    assert torch.equal(again.logits(ids), gpu.logits(ids))
+    reloaded = LLM.load(tmp_path / "saved", "cuda")
+    assert torch.equal(reloaded.logits(ids), gpu.logits(ids))
+    # The saved folder, because a CPU without the C++ kernels would choose other formats for embedding and head.
+    expected = LLM.load(tmp_path / "saved", "cpu", "float32").logits(ids)
+    tolerance = 1e-2 if dtype == "float32" else 0.1
+    assert (expected - gpu.logits(ids)).abs().max() <= tolerance * expected.abs().max()
+    assert len(gpu.generate([ids, ids[:3]], params)[0].token_ids) == 4
 
 
 @pytest.mark.cuda

@@ -164,3 +164,18 @@ def test_read_json(tmp_path):
         read_json(path)
     with pytest.raises(BareloopError, match="cannot read"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(("family", "name"), [("phi", "partial_rotary_factor"), ("gpt_neox", "rotary_pct")])
+def test_a_rotary_fraction_in_rope_parameters_overrides_the_top_level_key(family, name):
+    raw = {
+        "model_type": family,
+        "vocab_size": 8,
+        "hidden_size": 40,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    nested = {"partial_rotary_factor": 0.4, "rope_theta": 1e4, "rope_type": "default"}
+    sizes = [configure(raw | keys)[1].rotary_size for keys in ({name: 0.5}, {name: 0.5, "rope_parameters": nested})]
+    assert sizes == [10, 8]
