@@ -138,10 +138,11 @@ def quantized(device: str, shape: str, quant: str) -> dict[str, Any]:
 
 
 def transformers(device: str, shape: str) -> dict[str, Any]:
-    """transformers with the same shape: prefill, `generate` of one and eight rows."""
+    """transformers with the same shape: prefill, `generate` of one and eight rows, both after a pass that warms up."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     place = choose_device(device)
+    torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default, which `choose_device` changes
     config = {key: value for key, value in SHAPES[shape].items() if key not in ("model_type", "architectures")}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -162,8 +163,7 @@ def transformers(device: str, shape: str) -> dict[str, Any]:
             def generate(new: int, ids: Tensor = ids) -> None:
                 model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
 
-            generate(4)
-            short, long = (best_of(1, place, lambda new=new: generate(new), warm=False) for new in (4, 4 + NEW_TOKENS))  # type: ignore[misc]
+            short, long = (best_of(1, place, lambda new=new: generate(new)) for new in (4, 4 + NEW_TOKENS))  # type: ignore[misc]
             figures[f"decode {rows}, tokens/s"] = rows * NEW_TOKENS / (long - short)
     return {**figures, "peak memory, GB": peak_memory(place) / 1e9}
 
@@ -261,9 +261,8 @@ def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def best_of(rounds: int, device: torch.device, work: Callable[[], Any], warm: bool = True) -> float:
+def best_of(rounds: int, device: torch.device, work: Callable[[], Any]) -> float:
     """The shortest of some rounds in seconds, after one that warms up."""
-    if warm:
-        work()
-        synchronize(device)
+    work()
+    synchronize(device)
     return min(timed(device, work)[1] for _ in range(rounds))
