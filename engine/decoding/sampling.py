@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine import kernels
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 
 MAX_STOPS = 64  # stop strings, each searched after every token
 INVALID = -1  # in place of a token: the logits of the row are not finite numbers
@@ -74,9 +74,16 @@ class SamplingParams:
 
 
 def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling parameters of a checkpoint's generation_config.json, as fields of `SamplingParams`."""
+    """Sampling parameters of a checkpoint's generation_config.json, as fields of `SamplingParams`.
+
+    Raises `BareloopError` for a value that is not a number.
+    """
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     values = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    for name, value in values.items():
+        kind, types = ("an integer", int) if name == "top_k" else ("a number", int | float)
+        if isinstance(value, bool) or not isinstance(value, types):
+            raise BareloopError(f"generation_config.json: {name} = {quote(value)} is not {kind}; correct or remove it")
     if generation_config.get("do_sample") is not True:
         return {name: value for name, value in values.items() if name == "repetition_penalty"}
     return {"temperature": 1.0, "top_k": 50} | values  # transformers' defaults with do_sample

@@ -43,8 +43,8 @@ class ChatTemplate:
             return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
         source = tokenizer.settings.get("chat_template")
         if isinstance(source, list):
-            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-            source = named.get("default")
+            templates = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+            source = templates[-1].get("template") if templates else None
         if not isinstance(source, str):
             raise BareloopError(f"{folder} has no chat template: it is a base model; use a plain text prompt")
         return ChatTemplate(source, tokenizer, now)
