@@ -53,7 +53,7 @@ VALUES: tuple[Any, ...] = (
 def folder(tmp_path_factory) -> Path:
     """A byte-level BPE tokenizer without merges, in GPT-2's format, which is the one that reads added_tokens.json."""
     folder: Path = tmp_path_factory.mktemp("tokenizer")
-    (folder / "vocab.json").write_text(json.dumps({character: byte for character, byte in byte_table().items()}))
+    (folder / "vocab.json").write_text(json.dumps(byte_table()))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     return folder
 
