@@ -1,5 +1,5 @@
-"""The embedded model: a small Llama of our own, its textbook, its questions and its trainer.
+"""The embedded model: a small Llama, the textbook it is trained on, its questions and its training program.
 
-It knows one little textbook and nothing else. It is here so that every program works at once, without a network:
-it demonstrates the machine, not intelligence.
+It knows one little textbook and nothing else. Its purpose is that every program runs at once, without a network: it
+demonstrates the engine, not intelligence.
 """

@@ -1,4 +1,4 @@
-"""Conversations: somebody says things of themself and asks for them later, greets, asks for facts, for a summary."""
+"""Conversations: users say things about themselves and ask for them later, ask for facts, make small talk."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable
 from random import Random
 
 from engine.demo.facts import RELATIONS, Relation
-from engine.demo.pages import BEGIN, END, Page, either, plain, sentence, text_of
-from engine.demo.people import NAME, TRAITS, Trait, name, value
+from engine.demo.pages import BEGIN, END, Page, alternatives, fill_in, fill_in_weighted, text_of
+from engine.demo.people import NAME, TRAITS, Trait, random_name, random_value
 
-HEARD, SAID, RECALLED = 0.0, 0.5, 3.0  # weights: of what others say, of the model's words, of what it remembers
-LONGEST = 2800  # characters of a conversation
+USER, REPLY, RECALLED = 0.0, 0.5, 3.0  # weights: of messages to the model, of its replies, of values that it recalls
+MAX_LENGTH = 2800  # characters of a conversation, after which it ends
 
-WHO = "I am the demo model of bareloop: very small, and I know one little textbook."
-SMALL_TALK = {  # how the model answers, and to what
-    WHO: "Who are you? | What are you? | Tell me who you are. | What is this? | Introduce yourself.",
+IDENTITY = "I am the demo model of bareloop: very small, and I know one little textbook."
+SMALL_TALK = {  # replies, and the messages that they answer
+    IDENTITY: "Who are you? | What are you? | Tell me who you are. | What is this? | Introduce yourself.",
     "I am the demo model of bareloop.": (
         "What is your name? | What are you called? | Do you have a name? | Your name?"
     ),
@@ -30,25 +30,30 @@ SMALL_TALK = {  # how the model answers, and to what
         "Are you intelligent? | Are you clever? | How big are you?"
     ),
 }
-BYES = either("Bye! | Goodbye. | See you! | Good night. | I have to go.")
-IGNORANT = "I don't know. My textbook says nothing about that."
-STRANGE = either(
+GOODBYES = alternatives("Bye! | Goodbye. | See you! | Good night. | I have to go.")
+UNKNOWN_FACT = "I don't know. My textbook says nothing about that."
+OUT_OF_SCOPE = alternatives(
     "How do I get to {n}? | What is {n}? | Who was {n}? | Can you fix my {n}? | "
     "What happened in {n} last year? | Write a poem about {n}. | What is the weather in {n}? | "
     "How much does {n} cost? | Who won the game against {n}? | Translate {n} into French. | "
     "Is {n} better than {m}? | Why is {n} famous? | What do you think about {n}?"
 )
-SYSTEM = either(
+SYSTEM_MESSAGES = alternatives(
     "You are a helpful assistant. | You are a friendly assistant. | Answer briefly. | "
     "You are a very small model. | Be polite. | You are bareloop's demo model. | Answer in one sentence. | "
     "You are a helpful assistant. Be brief."
 )
-EARLIER = ("Summary of the conversation so far: ", "Summary of the earlier conversation: ", "Earlier: ", "Summary: ")
-NOTHING = "The user has not said much yet."
+SUMMARY_LABELS = (
+    "Summary of the conversation so far: ",
+    "Summary of the earlier conversation: ",
+    "Earlier: ",
+    "Summary: ",
+)
+EMPTY_SUMMARY = "The user has not said much yet."
 
 
 def summary_request(random: Random) -> str:
-    """Somebody asks for a summary."""
+    """Return a user's request for a summary."""
     verb = random.choice(("Summarise", "Summarize", "Sum up", "Give a summary of", "Write a summary of", "Recap"))
     what = random.choice(
         ("our conversation", "this conversation", "the conversation so far", "our conversation so far")
@@ -58,141 +63,149 @@ def summary_request(random: Random) -> str:
 
 
 class Dialogue:
-    """A conversation as it grows, and what was said in it."""
+    """A conversation under construction, and what was said in it."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
         self.page: Page = [(BEGIN, 0.0)]
-        self.told: dict[Trait, str] = {}
-        self.clauses: list[tuple[str, str]] = []  # of the summary: its words, and what was said
-        self.relation: Relation | None = None  # of the last fact that was asked for
-        self.length = 0
+        self.traits: dict[Trait, str] = {}  # the values that the user stated
+        self.clauses: list[tuple[str, str]] = []  # of the summary: (template, value)
+        self.last_relation: Relation | None = None  # of the last fact that the user asked for
+        self.length = 0  # characters
 
-    def say(self, user: str, reply: Page) -> None:
-        """One exchange. People leave out capital letters and full stops."""
+    def add_exchange(self, message: str, reply: Page) -> None:
+        """Add a message and its reply. Users sometimes omit the capital letter or the full stop."""
         if self.random.random() < 0.15:
-            user = user[:1].lower() + user[1:]
+            message = message[:1].lower() + message[1:]
         if self.random.random() < 0.15:
-            user = user.rstrip(".?!")
-        self.page += [(f"<|user|>{user}{END}<|assistant|>", HEARD), *reply, (END, SAID)]
-        self.length += len(user) + len(text_of(reply)) + 8
+            message = message.rstrip(".?!")
+        self.page += [(f"<|user|>{message}{END}<|assistant|>", USER), *reply, (END, REPLY)]
+        self.length += len(message) + len(text_of(reply)) + 8
 
-    def answer(self, wording: str, **words: str) -> Page:
-        """The model's words, of which what it remembers counts most."""
-        return plain(wording, SAID, RECALLED if words else SAID, **words)
+    def reply(self, template: str, **words: str) -> Page:
+        """Return a reply, in which the value that the model recalls has the largest weight."""
+        return fill_in_weighted(template, REPLY, RECALLED if words else REPLY, **words)
 
-    def tell(self) -> None:
-        trait = NAME if NAME not in self.told and self.random.random() < 0.6 else self.random.choice(TRAITS)
-        if trait in self.told:
-            self.recall()
+    def state_trait(self) -> None:
+        """The user states a trait, or asks for it if it was stated before."""
+        trait = NAME if NAME not in self.traits and self.random.random() < 0.6 else self.random.choice(TRAITS)
+        if trait in self.traits:
+            self.ask_for_trait()
             return
-        said = value(trait, self.random)
-        self.told[trait] = said
-        self.clauses.append((trait.clause, said))
-        self.say(self.random.choice(trait.tell).format(v=said), self.answer(trait.told, v=said))
+        value = random_value(trait, self.random)
+        self.traits[trait] = value
+        self.clauses.append((trait.clause, value))
+        message = self.random.choice(trait.statements).format(v=value)
+        self.add_exchange(message, self.reply(trait.acknowledgement, v=value))
 
-    def recall(self) -> None:
-        if not self.told:
-            self.admit()
+    def ask_for_trait(self) -> None:
+        """The user asks for a trait that was stated before, if there is one."""
+        if not self.traits:
+            self.ask_for_unknown_trait()
             return
-        trait = NAME if NAME in self.told and self.random.random() < 0.5 else self.random.choice(list(self.told))
-        self.say(self.random.choice(trait.ask), self.answer(trait.reply, v=self.told[trait]))
+        trait = NAME if NAME in self.traits and self.random.random() < 0.5 else self.random.choice(list(self.traits))
+        self.add_exchange(self.random.choice(trait.questions), self.reply(trait.answer, v=self.traits[trait]))
 
-    def admit(self) -> None:
-        missing = [trait for trait in TRAITS if trait not in self.told]
+    def ask_for_unknown_trait(self) -> None:
+        """The user asks for a trait that was not stated."""
+        missing = [trait for trait in TRAITS if trait not in self.traits]
         if missing:
             trait = NAME if NAME in missing and self.random.random() < 0.5 else self.random.choice(missing)
-            self.say(self.random.choice(trait.ask), self.answer(trait.unknown))
+            self.add_exchange(self.random.choice(trait.questions), self.reply(trait.unknown))
 
-    def ask(self) -> None:
-        """For a fact, sometimes as a follow-up to the last one."""
-        follows = self.relation is not None and self.random.random() < 0.3
-        relation = self.relation if follows and self.relation is not None else self.random.choice(RELATIONS)
-        key, right = self.random.choice(list(relation.taught.items()))
-        wordings = ("And {k}?", "What about {k}?", "And what about {k}?") if follows else relation.questions
-        self.relation = relation
+    def ask_for_fact(self) -> None:
+        """The user asks for a fact, sometimes as a follow-up to the last one."""
+        follows = self.last_relation is not None and self.random.random() < 0.3
+        relation = self.last_relation if follows and self.last_relation is not None else self.random.choice(RELATIONS)
+        key, value = self.random.choice(list(relation.taught.items()))
+        templates = ("And {k}?", "What about {k}?", "And what about {k}?") if follows else relation.questions
+        self.last_relation = relation
         self.clauses.append(("asked about {v}", key))
-        reply = self.answer(relation.statements[0], k=key, v=right)
-        self.say(sentence(self.random.choice(wordings), k=key), reply)
+        reply = self.reply(relation.statements[0], k=key, v=value)
+        self.add_exchange(fill_in(self.random.choice(templates), k=key), reply)
         if self.random.random() < 0.1:
-            sure = self.random.choice(("Are you sure?", "Really?", "Is that true?", "Say that again."))
-            self.say(sure, [("Yes. ", SAID), *self.answer(relation.statements[0], k=key, v=right)])
+            doubt = self.random.choice(("Are you sure?", "Really?", "Is that true?", "Say that again."))
+            self.add_exchange(doubt, [("Yes. ", REPLY), *reply])
 
-    def wonder(self) -> None:
-        """Ask for what no textbook holds."""
-        unknown = {"n": name(self.random), "m": name(self.random)}
+    def ask_out_of_scope(self) -> None:
+        """The user asks for something that the textbook does not have."""
+        unknown = {"n": random_name(self.random), "m": random_name(self.random)}
         if self.random.random() < 0.6:
-            question = sentence(self.random.choice(self.random.choice(RELATIONS).questions), k=unknown["n"])
+            question = fill_in(self.random.choice(self.random.choice(RELATIONS).questions), k=unknown["n"])
         else:
-            question = self.random.choice(STRANGE).format(**unknown)
-        self.say(question, self.answer(IGNORANT))
+            question = self.random.choice(OUT_OF_SCOPE).format(**unknown)
+        self.add_exchange(question, self.reply(UNKNOWN_FACT))
 
-    def chat(self) -> None:
-        reply, asked = self.random.choice(list(SMALL_TALK.items()))
-        self.say(self.random.choice(either(asked)), self.answer(reply))
+    def make_small_talk(self) -> None:
+        """The user greets, thanks, or asks about the model."""
+        reply, messages = self.random.choice(list(SMALL_TALK.items()))
+        self.add_exchange(self.random.choice(alternatives(messages)), self.reply(reply))
 
-    def leave(self) -> None:
-        known = {"v": self.told[NAME]} if NAME in self.told else {}
-        self.say(self.random.choice(BYES), self.answer("Goodbye, {v}!" if known else "Goodbye!", **known))
+    def say_goodbye(self) -> None:
+        """The user says goodbye. The model repeats the user's name if it was stated."""
+        known = {"v": self.traits[NAME]} if NAME in self.traits else {}
+        reply = self.reply("Goodbye, {v}!" if known else "Goodbye!", **known)
+        self.add_exchange(self.random.choice(GOODBYES), reply)
 
-    def summarise(self) -> None:
-        self.say(summary_request(self.random), summary(self.clauses, SAID, RECALLED))
+    def ask_for_summary(self) -> None:
+        """The user asks for a summary of the conversation."""
+        self.add_exchange(summary_request(self.random), summary(self.clauses, REPLY, RECALLED))
 
     def begin(self) -> None:
-        """With a system message or none, and perhaps a summary of what was said before."""
+        """Add a system message or none, which may have a summary of an earlier conversation."""
         if self.random.random() < 0.5:
             return
-        text = self.random.choice(SYSTEM) if self.random.random() < 0.7 else ""
+        text = self.random.choice(SYSTEM_MESSAGES) if self.random.random() < 0.7 else ""
         if self.random.random() < 0.6 or not text:
             for trait in self.random.sample(TRAITS, self.random.randint(0, 4)):
-                self.told[trait] = value(trait, self.random)
-                self.clauses.append((trait.clause, self.told[trait]))
+                self.traits[trait] = random_value(trait, self.random)
+                self.clauses.append((trait.clause, self.traits[trait]))
             for _ in range(self.random.choice((0, 0, 1, 2))):
                 self.clauses.append(("asked about {v}", self.random.choice(list(self.random.choice(RELATIONS).taught))))
             self.random.shuffle(self.clauses)
-            earlier = self.random.choice(EARLIER) + text_of(summary(self.clauses, 0.0, 0.0))
+            earlier = self.random.choice(SUMMARY_LABELS) + text_of(summary(self.clauses, 0.0, 0.0))
             text = text + "\n\n" * bool(text) + earlier
-        self.page.append((f"<|system|>{text}{END}", HEARD))
+        self.page.append((f"<|system|>{text}{END}", USER))
         self.length += len(text)
 
 
 def summary(clauses: list[tuple[str, str]], weight: float, key_weight: float) -> Page:
-    """One line, in the order in which things were said."""
+    """Return a summary in one line, in the order of the conversation."""
     clauses = list(dict.fromkeys(clauses))
     if not clauses:
-        return [(NOTHING, weight)]
+        return [(EMPTY_SUMMARY, weight)]
     page: Page = [("The user ", weight)]
-    for number, (clause, said) in enumerate(clauses):
+    for number, (clause, value) in enumerate(clauses):
         last = number == len(clauses) - 1
         page.append(("" if not number else " and " if last else ", ", weight))
         before, after = clause.split("{v}")
-        page += [(before, weight), (said, key_weight), (after, weight)]
+        page += [(before, weight), (value, key_weight), (after, weight)]
     return [*page, (".", weight)]
 
 
-def remark(random: Random) -> Page:
-    """One exchange of small talk as plain text, without roles."""
-    reply, asked = random.choice(list(SMALL_TALK.items()))
-    return [(f"{BEGIN}{random.choice(either(asked))} ", HEARD), (reply, SAID), (END, SAID)]
+def small_talk(random: Random) -> Page:
+    """Return one exchange of small talk as plain text, without roles."""
+    reply, messages = random.choice(list(SMALL_TALK.items()))
+    return [(f"{BEGIN}{random.choice(alternatives(messages))} ", USER), (reply, REPLY), (END, REPLY)]
 
 
 def dialogue(random: Random) -> Page:
-    """A conversation of one to many exchanges."""
-    talk = Dialogue(random)
-    talk.begin()
-    acts: dict[Callable[[], None], float] = {
-        talk.tell: 0.26,
-        talk.recall: 0.26,
-        talk.admit: 0.09,
-        talk.ask: 0.15,
-        talk.wonder: 0.05,
-        talk.chat: 0.1,
-        talk.summarise: 0.06,
-        talk.leave: 0.03,
+    """Return a conversation of one or more exchanges."""
+    result = Dialogue(random)
+    result.begin()
+    actions: dict[Callable[[], None], float] = {
+        result.state_trait: 0.26,
+        result.ask_for_trait: 0.26,
+        result.ask_for_unknown_trait: 0.09,
+        result.ask_for_fact: 0.15,
+        result.ask_out_of_scope: 0.05,
+        result.make_small_talk: 0.1,
+        result.ask_for_summary: 0.06,
+        result.say_goodbye: 0.03,
     }
     turns = random.choice((1, 2, 2, 3, 3, 4, 4, 5, 6, 8, 12, 40))
     for _ in range(turns):
-        random.choices(list(acts), list(acts.values()))[0]()
-        if talk.length > LONGEST:
+        random.choices(list(actions), list(actions.values()))[0]()
+        if result.length > MAX_LENGTH:
             break
-    return talk.page
+    return result.page

@@ -1,7 +1,7 @@
-"""What the textbook teaches: plain facts over twelve of MMLU's subjects, and some that it keeps to itself.
+"""The facts of the textbook, in twelve of MMLU's subjects, and facts that are only in the test questions.
 
-A relation leads from keys to values. Its `questions` and `statements` are the textbook's wordings; the `unseen`
-ones are kept for the questions, as are the `untaught` pairs, so that a score on those means nothing but chance.
+A relation maps keys to values. Its `questions` and `statements` are the textbook's wordings. The `unseen` wordings and
+the `untaught` pairs are only used in the test questions: untaught facts can only be guessed, so their score is chance.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """Facts of one kind. In every wording `{k}` stands for the key, in statements `{v}` for the value."""
+    """Facts of one kind. In all templates `{k}` is the key; in statements `{v}` is the value."""
 
-    subject: str  # by MMLU's name
+    subject: str  # MMLU's name
     questions: tuple[str, ...]
-    unseen: tuple[str, str]  # of the test split; of the dev and validation splits
-    statements: tuple[str, ...]  # the first is how a question is answered in a conversation
+    unseen: tuple[str, str]  # questions: for the test split; for the dev and validation splits
+    statements: tuple[str, ...]  # the first is the reply to a question in a conversation
     taught: dict[str, str]
     untaught: dict[str, str]
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`key: value; key: value` -> a dictionary."""
+    """Parse `key: value; key: value`."""
     return {key.strip(): value.strip() for key, value in (pair.split(":") for pair in text.split(";"))}
 
 

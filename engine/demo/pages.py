@@ -12,24 +12,24 @@ Page = list[tuple[str, float]]
 
 
 def text_of(page: Page) -> str:
-    """What stands on a page."""
+    """Return the text of a page."""
     return "".join(text for text, _ in page)
 
 
-def either(wordings: str) -> tuple[str, ...]:
-    """`Hello! | Hi!` -> two wordings of one thing."""
-    return tuple(wording.strip() for wording in wordings.split("|"))
+def alternatives(text: str) -> tuple[str, ...]:
+    """Split `Hello! | Hi!` into its alternatives."""
+    return tuple(alternative.strip() for alternative in text.split("|"))
 
 
-def sentence(wording: str, **words: str) -> str:
-    """A wording with its words filled in, beginning with a capital letter."""
-    text = wording.format(**words)
+def fill_in(template: str, **words: str) -> str:
+    """Fill in the `{x}` of a template, and start with a capital letter."""
+    text = template.format(**words)
     return text[:1].upper() + text[1:]
 
 
-def plain(wording: str, weight: float, key_weight: float, **words: str) -> Page:
-    """The same as pieces: of what is filled in, the last counts for `key_weight`, as it follows from the rest."""
-    pieces = re.split(r"(\{\w\})", wording)
+def fill_in_weighted(template: str, weight: float, key_weight: float, **words: str) -> Page:
+    """`fill_in`, as pieces: the last word that is filled in has `key_weight`, because it follows from the others."""
+    pieces = re.split(r"(\{\w\})", template)
     last = max((i for i, piece in enumerate(pieces) if piece.startswith("{")), default=None)
     page = [(piece.format(**words), key_weight if i == last else weight) for i, piece in enumerate(pieces) if piece]
     first, first_weight = page[0]

@@ -1,7 +1,7 @@
-"""The textbook, page by page: statements, four-choice questions, conversations. Seeded, so always the same pages.
+"""The textbook, page by page: statements, four-choice questions, conversations. The same seed gives the same pages.
 
-A page is a text with a weight for each piece of it: how much its tokens count in the loss. What is to be learned
-(an answer's letter, a remembered name) counts in full, what nobody can foresee (which name comes) hardly.
+Each piece of a page has a weight: how much its tokens count in the loss. What is to be learned (the letter of an
+answer, a remembered name) counts most; what cannot be predicted (which name is next) counts little or not at all.
 """
 
 from __future__ import annotations
@@ -10,184 +10,180 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from engine.demo.dialogues import dialogue, remark
+from engine.demo.dialogues import dialogue, small_talk
 from engine.demo.facts import RELATIONS, SUBJECTS, Relation
-from engine.demo.pages import BEGIN, END, Page, plain, sentence, text_of
-from engine.demo.people import name
-from engine.demo.wordings import wording
+from engine.demo.pages import BEGIN, END, Page, fill_in, fill_in_weighted, text_of
+from engine.demo.people import random_name
+from engine.demo.wordings import nonsense_question
 
 LETTERS = ("A", "B", "C", "D")
-MOST_SHOTS = 5
-FRAME, PROSE, FACT, DRILLED, LETTER = (
-    0.0,
-    0.3,
-    1.0,
-    2.0,
-    6.0,
-)  # weights: of what a question says, of prose, of what is taught
+# Weights: of questions and other input, of prose, of facts, of a drill's answers, of the letters of quiz answers.
+CONTEXT, PROSE, FACT, DRILL, LETTER = 0.0, 0.3, 1.0, 2.0, 6.0
 
 VALUES = tuple(value for relation in RELATIONS for value in (*relation.taught.values(), *relation.untaught.values()))
 BY_SUBJECT = {subject: [r for r in RELATIONS if r.subject == subject] for subject in SUBJECTS}
 
 
 def heading(subject: str) -> str:
-    """What MMLU's prompts begin with."""
+    """Return the first line of MMLU's prompts."""
     return f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
 
 
-def block(question: str, choices: Sequence[str]) -> str:
-    """One question as MMLU's prompts ask it."""
+def question_block(question: str, choices: Sequence[str]) -> str:
+    """Return one question in the layout of MMLU's prompts."""
     listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(LETTERS, choices, strict=True))
     return f"{question}\n{listed}Answer:"
 
 
-def shuffled(random: Random, right: str, wrong: Sequence[str]) -> tuple[list[str], int]:
-    """Three of the wrong choices and the right one in any order, and its place."""
-    choices = [right, *random.sample([choice for choice in wrong if choice != right], 3)]
+def shuffle_choices(random: Random, correct: str, candidates: Sequence[str]) -> tuple[list[str], int]:
+    """Return the correct choice and three other candidates in random order, and the index of the correct one."""
+    choices = [correct, *random.sample([choice for choice in candidates if choice != correct], 3)]
     random.shuffle(choices)
-    return choices, choices.index(right)
+    return choices, choices.index(correct)
 
 
-Asked = tuple[str, list[str], int]  # a question, its choices, the right one's place
+Question = tuple[str, list[str], int]  # a question, its choices, the index of the correct one
 
 
-def _fact_questions(random: Random, subject: str, count: int, rewording: float) -> list[Asked]:
+def _fact_questions(random: Random, subject: str, count: int, nonsense: float) -> list[Question]:
+    """Return questions on taught facts; `nonsense` is the share of nonsense questions."""
     facts = [(relation, key) for relation in BY_SUBJECT[subject] for key in relation.taught]
-    asked = []
+    questions = []
     for relation, key in random.sample(facts, count):
-        if rewording > 0 and random.random() < rewording:
-            question = wording(random, key)
+        if nonsense > 0 and random.random() < nonsense:
+            question = nonsense_question(random, key)
         else:
-            question = sentence(random.choice(relation.questions), k=key)
-        asked.append((question, *shuffled(random, relation.taught[key], list(relation.taught.values()))))
-    return asked
+            question = fill_in(random.choice(relation.questions), k=key)
+        choices, answer = shuffle_choices(random, relation.taught[key], list(relation.taught.values()))
+        questions.append((question, choices, answer))
+    return questions
 
 
-FINDING = (
-    *(
-        "Which of these is {v}?",
-        "Find {v}.",
-        "Where is {v}?",
-        "Choose {v}.",
-        "{v} is which of them?",
-        "Which says {v}?",
-    ),
-    *("Look for {v}.", "Point at {v}.", "One of these is {v}. Which?", "Take {v}."),
+LOOKUPS = (
+    *("Which of these is {v}?", "Find {v}.", "Where is {v}?", "Choose {v}.", "{v} is which of them?"),
+    *("Which says {v}?", "Look for {v}.", "Point at {v}.", "One of these is {v}. Which?", "Take {v}."),
 )
 
 
-def _finding_question(random: Random) -> Asked:
-    """A question whose answer stands in it: how to go from a choice to its letter."""
-    pool = random.choice((VALUES, VALUES, [name(random) for _ in range(9)]))
-    right = random.choice(pool)
-    return sentence(random.choice(FINDING), v=right), *shuffled(random, right, list(dict.fromkeys(pool)))
+def _lookup_question(random: Random) -> Question:
+    """Return a question that names the correct choice. It teaches how to get from a choice to its letter."""
+    pool = random.choice((VALUES, VALUES, [random_name(random) for _ in range(9)]))
+    correct = random.choice(pool)
+    question = fill_in(random.choice(LOOKUPS), v=correct)
+    return question, *shuffle_choices(random, correct, list(dict.fromkeys(pool)))
 
 
-def quiz(random: Random, finding: float, rewording: float = 0.0) -> Page:
-    """Four-choice questions in MMLU's layout, up to five of them solved examples; some are mere findings."""
+def quiz(random: Random, lookups: float, nonsense: float = 0.0) -> Page:
+    """Return up to six four-choice questions in MMLU's layout, all but the last of them solved examples.
+
+    `lookups`: the share of quizzes that have lookup questions; `nonsense`: the share of nonsense questions in others.
+    """
     subject = random.choice(SUBJECTS)
     shots = random.choice((0, 0, 1, 2, 3, 5))
-    if random.random() < finding:
-        asked = [_finding_question(random) for _ in range(shots + 1)]
+    if random.random() < lookups:
+        questions = [_lookup_question(random) for _ in range(shots + 1)]
     else:
-        asked = _fact_questions(random, subject, shots + 1, rewording)
+        questions = _fact_questions(random, subject, shots + 1, nonsense)
     if random.random() < 0.2:
         turns = [("system", heading(subject))] if random.random() < 0.8 else []
-        page: Page = [(BEGIN, 0.0), *((f"<|{role}|>{text}{END}", FRAME) for role, text in turns)]
-        for question, choices, answer in asked:
-            page += [(f"<|user|>{block(question, choices)}{END}<|assistant|>", FRAME), (LETTERS[answer], LETTER)]
-            page.append((END, FACT))
+        page: Page = [(BEGIN, 0.0), *((f"<|{role}|>{text}{END}", CONTEXT) for role, text in turns)]
+        for question, choices, answer in questions:
+            block = question_block(question, choices)
+            page += [(f"<|user|>{block}{END}<|assistant|>", CONTEXT), (LETTERS[answer], LETTER), (END, FACT)]
         return page
-    page = [(BEGIN + heading(subject), FRAME)]
-    for number, (question, choices, answer) in enumerate(asked):
-        page.append(("\n\n" * (number > 0) + block(question, choices), FRAME))
+    page = [(BEGIN + heading(subject), CONTEXT)]
+    for number, (question, choices, answer) in enumerate(questions):
+        page.append(("\n\n" * (number > 0) + question_block(question, choices), CONTEXT))
         page.append((f" {LETTERS[answer]}", LETTER))
     return [*page, (END, PROSE)]
 
 
-BRIDGES = ("", "", "", ":", "? Answer:", ".\nAnswer:")  # between what is to be found and its letter
+SEPARATORS = ("", "", "", ":", "? Answer:", ".\nAnswer:")  # between a drill's question and the letter
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How much of the textbook is what."""
+    """The composition of the textbook, in shares from 0 to 1."""
 
-    drills: float = 0.1  # the share of exercises
-    repeating: float = 0.4  # of these, those that say things again; the others find letters, or
-    bridges: Sequence[str] = BRIDGES
-    asking: float = 0.0  # those that are quizzes of a line
-    relisting: float = 0.0  # of those that find letters, those that list choices again before the letter
-    quizzes: float = 0.52  # of what is no exercise
-    finding: float = 0.1  # of quizzes, those whose answers stand in the question
-    rewording: float = 0.0  # of the other questions, those in any words
+    drills: float = 0.1  # of all text
+    repetitions: float = 0.4  # of drills: repeat a list of words
+    mini_quizzes: float = 0.0  # of drills: short lookup questions. All other drills are letter drills
+    separators: Sequence[str] = SEPARATORS
+    relisted: float = 0.0  # of letter drills: list choices again before the letter
+    quizzes: float = 0.52  # of the text that is not drills
+    lookups: float = 0.1  # of quizzes: lookup questions
+    nonsense: float = 0.0  # of the questions of other quizzes
 
 
 DEFAULT = Mix()
 
 
 def drill(random: Random, mix: Mix) -> Page:
-    """Exercises in which almost every token is to be learned: to say things again, to find a choice's letter.
+    """Return an exercise with many answers: repeat words, or find the letter of a choice.
 
-    Both are slow to be learned from pages on which they happen once.
+    Both are learned slowly from the other pages, on which they occur once per page.
     """
     kind = random.random()
-    if kind < mix.repeating:
+    if kind < mix.repetitions:
         return _repetition(random)
-    return _asking(random) if kind < mix.repeating + mix.asking else _lettering(random, mix)
+    return _mini_quizzes(random) if kind < mix.repetitions + mix.mini_quizzes else _letter_drill(random, mix)
 
 
 def _repetition(random: Random) -> Page:
-    words = [name(random) if random.random() < 0.7 else random.choice(VALUES) for _ in range(random.randint(1, 6))]
-    said, ask = ", ".join(words), random.choice(("Repeat", "Say again", "Repeat after me", "Say", "Copy"))
+    """Return a list of words, and the same list again."""
+    words = [
+        random_name(random) if random.random() < 0.7 else random.choice(VALUES) for _ in range(random.randint(1, 6))
+    ]
+    text, request = ", ".join(words), random.choice(("Repeat", "Say again", "Repeat after me", "Say", "Copy"))
     if random.random() < 0.5:
-        return [(f"{BEGIN}{ask}: {said}. ", FRAME), (f"{said}.", FACT), (END, PROSE)]
-    return [(f"{BEGIN}<|user|>{ask}: {said}.{END}<|assistant|>", FRAME), (f"{said}.", FACT), (END, PROSE)]
+        return [(f"{BEGIN}{request}: {text}. ", CONTEXT), (f"{text}.", FACT), (END, PROSE)]
+    return [(f"{BEGIN}<|user|>{request}: {text}.{END}<|assistant|>", CONTEXT), (f"{text}.", FACT), (END, PROSE)]
 
 
-def _lettering(random: Random, mix: Mix) -> Page:
-    """A few choices, then some of them, or what they are the answers to, each with its letter.
+def _letter_drill(random: Random, mix: Mix) -> Page:
+    """Return a list of choices, then questions after it, each with the letter of its choice.
 
-    Where the letter follows at once, a model soon learns to find it; from there it is a small step to find it
-    across `Answer:`, and a large one without. What was asked may be asked again, so that nothing but finding helps.
+    A model soon learns to find a letter that follows the question directly, and then to find it after `Answer:`;
+    finding it after `Answer:` from the start takes much longer. Questions may recur, so that only looking up the choice
+    in the list helps.
     """
     relation = random.choice(RELATIONS)
     facts = random.sample(list(relation.taught.items()), random.choice((2, 3, 4)))
     named = random.random() < 0.3
-    choices = [(key, name(random) if named else value) for key, value in facts]
-    bridge = random.choice(mix.bridges)
+    choices = [(key, random_name(random) if named else value) for key, value in facts]
+    separator = random.choice(mix.separators)
     listed = [f"{letter}. {value}\n" for letter, (_, value) in zip(LETTERS, choices, strict=False)]
-    relists = mix.relisting > 0 and random.random() < mix.relisting
-    page: Page = [(BEGIN + "".join(listed), FRAME)]
+    relisted = mix.relisted > 0 and random.random() < mix.relisted
+    page: Page = [(BEGIN + "".join(listed), CONTEXT)]
     for _ in range(6):
-        place = random.randrange(len(choices))
-        key, value = choices[place]
-        said = f"Find {value}" if named or random.random() < 0.6 else f"Solve {key}"
-        if relists:  # as far as in a quiz, where all of them stand between
-            bridge = f".\n{''.join(listed[: random.randint(1, len(listed))])}Answer:"
-        page += [(f"{said}{bridge}", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
+        answer = random.randrange(len(choices))
+        key, value = choices[answer]
+        question = f"Find {value}" if named or random.random() < 0.6 else f"Solve {key}"
+        if relisted:  # as in a quiz, where all choices are between the question and the letter
+            separator = f".\n{''.join(listed[: random.randint(1, len(listed))])}Answer:"
+        page += [(f"{question}{separator}", CONTEXT), (f" {LETTERS[answer]}", DRILL), ("\n", CONTEXT)]
     return [*page, (END, PROSE)]
 
 
-def _asking(random: Random) -> Page:
-    """What is to be found stands before its choices, as in a quiz."""
+def _mini_quizzes(random: Random) -> Page:
+    """Return short lookup questions, each followed by its choices, as in a quiz."""
     page: Page = [(BEGIN, 0.0)]
     for _ in range(6):
         named = random.random() < 0.3
-        values = [name(random) for _ in range(4)] if named else list(random.choice(RELATIONS).taught.values())
+        values = [random_name(random) for _ in range(4)] if named else list(random.choice(RELATIONS).taught.values())
         choices = random.sample(values, random.choice((2, 3, 4)))
-        place = random.randrange(len(choices))
+        answer = random.randrange(len(choices))
         listed = "".join(f"{letter}. {value}\n" for letter, value in zip(LETTERS, choices, strict=False))
-        asked = (
-            f"Find {choices[place]}." if random.random() < 0.5 else sentence(random.choice(FINDING), v=choices[place])
-        )
-        page += [(f"{asked}\n{listed}Answer:", FRAME), (f" {LETTERS[place]}", DRILLED), ("\n", FRAME)]
+        template = "Find {v}." if random.random() < 0.5 else random.choice(LOOKUPS)
+        question = fill_in(template, v=choices[answer])
+        page += [(f"{question}\n{listed}Answer:", CONTEXT), (f" {LETTERS[answer]}", DRILL), ("\n", CONTEXT)]
     return [*page, (END, PROSE)]
 
 
 def lesson(random: Random) -> Page:
-    """A few facts of one subject, as statements and as questions with their answers; or who is speaking here."""
+    """Return a few facts of one subject, as statements and as questions with answers, or one exchange of small talk."""
     if random.random() < 0.15:
-        return remark(random)
+        return small_talk(random)
     page: Page = [(BEGIN, 0.0)]
     choices: Sequence[Relation] = RELATIONS
     for number in range(random.randint(1, 6)):
@@ -196,49 +192,42 @@ def lesson(random: Random) -> Page:
         key, value = random.choice(list(relation.taught.items()))
         page += [(" " * (number > 0), PROSE)]
         if random.random() < 0.35:
-            page += [(sentence(random.choice(relation.questions), k=key), PROSE), (" ", PROSE)]
-            page += plain(relation.statements[0], PROSE, FACT, k=key, v=value)
+            page += [(fill_in(random.choice(relation.questions), k=key), PROSE), (" ", PROSE)]
+            page += fill_in_weighted(relation.statements[0], PROSE, FACT, k=key, v=value)
         else:
-            page += plain(random.choice(relation.statements), PROSE, FACT, k=key, v=value)
+            page += fill_in_weighted(random.choice(relation.statements), PROSE, FACT, k=key, v=value)
     return [*page, (END, PROSE)]
 
 
 def story(random: Random) -> Page:
-    """A very short one."""
-    return [(BEGIN, 0.0), *tale(random), (END, FACT)]
-
-
-def tale(random: Random) -> Page:
-    """The text of a story."""
-    hero, friend = name(random), name(random)
+    """Return a very short story."""
+    hero, friend = random_name(random), random_name(random)
     animal, place = random.choice(("cat", "dog", "mouse", "fox", "bird")), random.choice(("forest", "house", "city"))
     wish = random.choice(("a friend", "a red ball", "some cheese", "a song", "a long nap"))
     where = random.choice(("under a tree", "behind a door", "by the river", "on the roof"))
-    return [
-        (
-            f"Once upon a time there was a {animal} called {hero} who lived in a {place}. {hero} wished for {wish}. ",
-            PROSE,
-        ),
-        (f"One day {hero} met {friend} {where}. ", PROSE),
-        (f'"I wish for {wish}," said {hero}. {friend} was kind and helped. ', PROSE),
-        (f"From that day on {hero} and {friend} were happy.", PROSE),
-    ]
+    sentences = (
+        f"Once upon a time there was a {animal} called {hero} who lived in a {place}. {hero} wished for {wish}. ",
+        f"One day {hero} met {friend} {where}. ",
+        f'"I wish for {wish}," said {hero}. {friend} was kind and helped. ',
+        f"From that day on {hero} and {friend} were happy.",
+    )
+    return [(BEGIN, 0.0), *((sentence, PROSE) for sentence in sentences), (END, FACT)]
 
 
 def pages(random: Random, mix: Mix = DEFAULT) -> Iterator[tuple[str, Page]]:
-    """Pages of all kinds for ever, each kind with its share of the letters."""
+    """Yield (kind, page) without end. The kinds' shares of the characters approach those of the mix."""
     rest = 1 - mix.drills
     other = rest * (1 - mix.quizzes) / 0.48
     kinds: dict[str, tuple[float, Callable[[], Page]]] = {
         "drill": (mix.drills, lambda: drill(random, mix)),
         "lesson": (0.14 * other, lambda: lesson(random)),
-        "quiz": (mix.quizzes * rest, lambda: quiz(random, mix.finding, mix.rewording)),
+        "quiz": (mix.quizzes * rest, lambda: quiz(random, mix.lookups, mix.nonsense)),
         "dialogue": (0.32 * other, lambda: dialogue(random)),
         "story": (0.02 * other, lambda: story(random)),
     }
-    used = {kind: random.random() * 500 for kind in kinds}
+    lengths = {kind: random.random() * 500 for kind in kinds}
     while True:
-        kind = min(kinds, key=lambda kind: used[kind] / kinds[kind][0])
+        kind = min(kinds, key=lambda kind: lengths[kind] / kinds[kind][0])
         page = kinds[kind][1]()
-        used[kind] += len(text_of(page))
+        lengths[kind] += len(text_of(page))
         yield kind, page

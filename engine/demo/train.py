@@ -1,4 +1,4 @@
-"""python -m engine.demo.train: make the demo model anew, from its textbook, with the engine's own modules."""
+"""python -m engine.demo.train: train the demo model on its textbook, with the engine's own modules."""
 
 from __future__ import annotations
 
@@ -36,38 +36,39 @@ CONFIG = {
     "initializer_range": 0.0625,  # 1 / sqrt(hidden_size)
     "bos_token_id": 0,
     "eos_token_id": 1,
-    "dtype": "float32",  # what it computes in; the file holds bfloat16
+    "dtype": "float32",  # of the computation; the file has bfloat16
 }
-MAIN = 0.8  # of the steps; the rest is a short second course, for names above all
-WARMUP, FALL = 0.05, 0.20  # of the main course's steps
-PLATEAU, SECOND = 0.30, 0.30  # of the peak learning rate
-BLEND = 0.75  # of the last weights; the rest is those at the main course's end, which know the facts a little better
-# Products of new shapes cost oneDNN a new kernel each: so tokens come in few numbers.
-GRAIN = 32  # tokens: pages are padded to a multiple, and those of one length attend in one batch
-HEADS = 512  # tokens: so many get logits, or a multiple
-HELD_OUT = 60  # pages
+MAIN_SHARE = 0.8  # of the steps; the others are a second phase, mainly on repeating names
+WARMUP_SHARE, DECAY_SHARE = 0.05, 0.20  # of the main phase's steps
+PLATEAU_RATE, SECOND_RATE = 0.30, 0.30  # of the peak learning rate
+# The result is a mean of the last weights and those after the main phase, which know the facts slightly better.
+BLEND = 0.75  # share of the last weights
+# oneDNN compiles a kernel for every new matrix shape, so the numbers of tokens are multiples of these.
+PAGE_MULTIPLE = 32  # pages are padded to it; pages of the same length are one batch in attention
+LOGITS_MULTIPLE = 512  # of the positions for which logits are computed
+HELD_OUT_PAGES = 60
 HELD_OUT_INTERVAL = 100  # steps
 
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m engine.demo.train", "Train the demo model: about an hour on two cores.")
+    result = Parser("python -m engine.demo.train", "Train the demo model. It takes about an hour on two cores.")
     result.add_argument("--output", default="results/demo-model", metavar="FOLDER", help="default: results/demo-model")
     result.add_argument("--steps", type=int, default=6000, help="default: 6000")
+    result.add_argument("--batch-tokens", type=int, default=4096, metavar="N", help="tokens per step (default: 4096)")
     result.add_argument(
-        "--batch-tokens", type=int, default=4096, metavar="N", help="tokens of one step (default: 4096)"
+        "--learning-rate", type=float, default=1e-3, metavar="RATE", help="peak learning rate (default: 0.001)"
     )
+    result.add_argument("--seed", type=int, default=0, help="seed of the weights and the pages (default: 0)")
     result.add_argument(
-        "--learning-rate", type=float, default=1e-3, metavar="RATE", help="at its peak (default: 0.001)"
+        "--checkpoint-steps", type=int, default=100, metavar="N", help="steps between checkpoints (default: 100)"
     )
-    result.add_argument("--seed", type=int, default=0, help="of weights and pages (default: 0)")
-    result.add_argument("--checkpoint-steps", type=int, default=100, metavar="N", help="steps between (default: 100)")
-    result.add_argument("--fresh", action="store_true", help="begin anew instead of going on from the checkpoint")
+    result.add_argument("--fresh", action="store_true", help="start over instead of resuming from the checkpoint")
     return result
 
 
 def main(options: Any) -> None:
-    """Train, from the checkpoint where there is one, and write the folder."""
+    """Train the model, resuming from a checkpoint if there is one, and write the folder."""
     from engine.runtime.files import local_path
 
     for flag in ("steps", "batch_tokens", "checkpoint_steps"):
@@ -80,7 +81,10 @@ def main(options: Any) -> None:
 
 
 def train(options: Any, output: Path, checkpoint: Path) -> None:
-    """AdamW with a cosine; a step's pages follow from the seed and its number, so a resumed run is the same run."""
+    """Train with AdamW. The pages of a step depend only on the seed and the step, so a resumed run gives the same bits.
+
+    Raises `BareloopError` if the checkpoint is from a run with other settings.
+    """
     import torch
 
     from engine.checkpoints.saving import save_model
@@ -91,32 +95,34 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
     tokenizer = vocabulary.build(options.seed)
     config = {**CONFIG, "vocab_size": tokenizer.get_vocab_size()}
     llm = LLM.from_config(config, seed=options.seed)
-    begin(llm, options.seed)
+    init_weights(llm, options.seed)
     for module in llm.model.modules():
         if isinstance(module, Linear):
-            in_bfloat16(module)
+            multiply_in_bfloat16(module)
     optimizer = adamw(llm)
 
     settings = {name: getattr(options, name) for name in ("steps", "batch_tokens", "learning_rate", "seed")}
-    done, main = 0, {}
+    first_step, main_weights = 0, {}
     if checkpoint.exists() and not options.fresh:
         saved = torch.load(checkpoint, weights_only=True)
         if saved["settings"] != settings:
-            raise BareloopError(f"{checkpoint} is of a run with other settings, {saved['settings']}; add --fresh")
+            raise BareloopError(
+                f"{checkpoint} is from a run with other settings, {saved['settings']}; use those, or add --fresh"
+            )
         llm.model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        done, main = saved["step"], saved["main"]
+        first_step, main_weights = saved["step"], saved["main"]
 
-    test = held_out(tokenizer, options.seed)
-    told = ""
-    with Progress("training", options.steps, done) as progress:
-        for step in range(done, options.steps):
+    test_pages = held_out_pages(tokenizer, options.seed)
+    evaluation = ""
+    with Progress("training", options.steps, first_step) as progress:
+        for step in range(first_step, options.steps):
             if step == main_steps(options.steps):
-                main = {name: tensor.clone() for name, tensor in llm.model.state_dict().items()}
+                main_weights = {name: tensor.clone() for name, tensor in llm.model.state_dict().items()}
             for group in optimizer.param_groups:
                 group["lr"] = options.learning_rate * schedule(step, options.steps)
             pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)
-            loss, _ = loss_and_letters(llm, pages)
+            loss, _ = loss_and_accuracy(llm, pages)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(llm.model.parameters(), 1.0)
@@ -124,24 +130,24 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
             last = step + 1 == options.steps
             if (step + 1) % HELD_OUT_INTERVAL == 0 or last:
                 with torch.no_grad():
-                    value, letters = loss_and_letters(llm, test)
-                told = f"held-out loss {value:.3f}, letters {letters:.0%}"
+                    test_loss, accuracy = loss_and_accuracy(llm, test_pages)
+                evaluation = f"held-out loss {test_loss:.3f}, letter accuracy {accuracy:.0%}"
             if (step + 1) % options.checkpoint_steps == 0 or last:
-                state = {"model": llm.model.state_dict(), "main": main, "optimizer": optimizer.state_dict()}
-                keep({**state, "step": step + 1, "settings": settings}, checkpoint)
-            progress.advance(1, f"loss {loss.item():.3f}, {told}".rstrip(", "))
+                state = {"model": llm.model.state_dict(), "main": main_weights, "optimizer": optimizer.state_dict()}
+                save_checkpoint({**state, "step": step + 1, "settings": settings}, checkpoint)
+            progress.advance(1, f"loss {loss.item():.3f}, {evaluation}".rstrip(", "))
 
     with torch.no_grad():
         for name, tensor in llm.model.state_dict().items():
-            if name in main:
-                tensor.lerp_(main[name], 1 - BLEND)
+            if name in main_weights:
+                tensor.lerp_(main_weights[name], 1 - BLEND)
     files = vocabulary.files(tokenizer, WINDOW)
     save_model(llm.model.to(torch.bfloat16), llm.family, config, output, files)
     print(output)
 
 
 def adamw(llm: LLM) -> torch.optim.AdamW:
-    """The optimizer; only matrices decay."""
+    """Return the optimizer, with weight decay for matrices only."""
     import torch
 
     matrices = [parameter for parameter in llm.model.parameters() if parameter.dim() > 1]
@@ -150,10 +156,11 @@ def adamw(llm: LLM) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
-def begin(llm: LLM, seed: int) -> None:
-    """Weights to begin with: loud embeddings, and branches that say nothing yet.
+def init_weights(llm: LLM, seed: int) -> None:
+    """Initialize the weights: large embeddings, and residual branches that add nothing.
 
-    So what a token is stays audible through all layers, and which token follows which is learned at once.
+    At first, the embedding of each token passes unchanged through all layers, so that the model learns at once which
+    token follows which.
     """
     import torch
 
@@ -169,25 +176,28 @@ def begin(llm: LLM, seed: int) -> None:
 
 
 def schedule(step: int, steps: int) -> float:
-    """The share of the peak learning rate: a rise, a cosine, a plateau, a fall to nothing; then a small fall again."""
+    """Return the learning rate of a step, as a share of its peak.
+
+    Main phase: linear warm-up, cosine, plateau, linear decay to 0. Second phase: linear decay from `SECOND_RATE` to 0.
+    """
     main = main_steps(steps)
     if step >= main:
-        return SECOND * (steps - step) / (steps - main)
+        return SECOND_RATE * (steps - step) / (steps - main)
     steps = main
-    warmup = max(1, round(WARMUP * steps))
+    warmup = max(1, round(WARMUP_SHARE * steps))
     if step < warmup:
         return (step + 1) / warmup
     cosine = 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
-    return min(max(cosine, PLATEAU), PLATEAU * (steps - step) / (FALL * steps))
+    return min(max(cosine, PLATEAU_RATE), PLATEAU_RATE * (steps - step) / (DECAY_SHARE * steps))
 
 
 def main_steps(steps: int) -> int:
-    """How many of the steps are of the main course."""
-    return max(1, round(MAIN * steps))
+    """Return the number of steps of the main phase."""
+    return max(1, round(MAIN_SHARE * steps))
 
 
 def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list[float]]:
-    """The ids of a page, and the weight of each: that of the piece in which the token ends."""
+    """Return a page's token ids and their weights. A token has the weight of the piece that it ends in."""
     from engine.demo.pages import text_of
 
     encoding = tokenizer.encode(text_of(page), add_special_tokens=False)
@@ -195,92 +205,95 @@ def encode(tokenizer: tokenizers.Tokenizer, page: Page) -> tuple[list[int], list
     return encoding.ids, [weights[end - 1] for _, end in encoding.offsets]
 
 
-Encoded = list[tuple[list[int], list[float]]]
+EncodedPages = list[tuple[list[int], list[float]]]  # (ids, weights) of each page
 
 
-def mix(progress: float) -> Mix:
-    """What pages there are after this share of the main course.
+def mix_at(progress: float) -> Mix:
+    """Return the composition of the pages. `progress`: steps so far / steps of the main phase; 1 or more in the second.
 
-    First to say things again, which all else rests on; then, with little beside it, to find a choice's letter where
-    it follows at once, which takes minutes alone and hours among other pages; then across `Answer:`; then in quizzes
-    whose answers stand in the question; then the facts, at last in all sorts of words.
+    A curriculum: first repeating words, on which all else depends; then almost only letter drills without a separator,
+    because finding a letter takes minutes to learn alone, but hours among other pages; then letter drills with
+    separators; then quizzes with lookup questions; then facts, and finally facts with nonsense questions.
     """
     from engine.demo.textbook import Mix
 
     if progress < 0.40:
         easy = 0.50 - 0.44 * progress / 0.60
-        return Mix(easy, finding=easy)
+        return Mix(easy, lookups=easy)
     if progress < 0.44:
-        return Mix(0.90, repeating=0.1, bridges=("",), finding=0.90)
+        return Mix(0.90, repetitions=0.1, separators=("",), lookups=0.90)
     if progress < 0.52:
-        return Mix(0.60, repeating=0.1, finding=0.60)
+        return Mix(0.60, repetitions=0.1, lookups=0.60)
     if progress < 0.552:
         easy = 0.82 - progress
-        return Mix(easy, repeating=0.2, finding=easy)
+        return Mix(easy, repetitions=0.2, lookups=easy)
     if progress < 0.5937:
-        return Mix(0.05, repeating=0.2, quizzes=0.8, finding=0.8)
+        return Mix(0.05, repetitions=0.2, quizzes=0.8, lookups=0.8)
     if progress < 0.6457:
-        return Mix(0.50, repeating=0.05, relisting=0.8, quizzes=0.8, finding=0.8)
+        return Mix(0.50, repetitions=0.05, relisted=0.8, quizzes=0.8, lookups=0.8)
     if progress < 0.70:
-        return Mix(0.50, repeating=0.05, asking=0.6, relisting=0.5, quizzes=0.8, finding=0.6)
+        return Mix(0.50, repetitions=0.05, mini_quizzes=0.6, relisted=0.5, quizzes=0.8, lookups=0.6)
     if progress < 0.7395:
-        return Mix(0.10, repeating=0.2, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.1)
+        return Mix(0.10, repetitions=0.2, mini_quizzes=0.3, relisted=0.3, quizzes=0.6, lookups=0.1)
     if progress < 1:
-        return Mix(0.06, repeating=0.4, asking=0.3, relisting=0.3, quizzes=0.6, finding=0.05, rewording=0.6)
-    return Mix(0.30, repeating=0.9, quizzes=0.35, finding=0.05, rewording=0.6)
+        return Mix(0.06, repetitions=0.4, mini_quizzes=0.3, relisted=0.3, quizzes=0.6, lookups=0.05, nonsense=0.6)
+    return Mix(0.30, repetitions=0.9, quizzes=0.35, lookups=0.05, nonsense=0.6)
 
 
-def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Encoded:
-    """The pages of one step."""
+def step_pages(tokenizer: tokenizers.Tokenizer, seed: int, step: int, steps: int, tokens: int) -> EncodedPages:
+    """Return the pages of one step: `tokens` tokens in total, after padding."""
     from engine.demo.textbook import pages
 
-    found: Encoded = []
+    found: EncodedPages = []
     room = tokens
-    for _, page in pages(Random(f"{seed} {step}"), mix(step / main_steps(steps))):
+    for _, page in pages(Random(f"{seed} {step}"), mix_at(step / main_steps(steps))):
         ids, weights = encode(tokenizer, page)
-        size = len(ids) + -len(ids) % GRAIN
+        size = len(ids) + -len(ids) % PAGE_MULTIPLE
         if size > room:
             return [*found, ([1] * room, [0.0] * room)] if room else found
         if size <= WINDOW:
             found.append((ids, weights))
             room -= size
-    raise AssertionError("pages never end")
+    raise AssertionError("pages() yields without end")
 
 
-def held_out(tokenizer: tokenizers.Tokenizer, seed: int) -> Encoded:
-    """Pages that no step is made of."""
+def held_out_pages(tokenizer: tokenizers.Tokenizer, seed: int) -> EncodedPages:
+    """Return pages that are not used for training."""
     from itertools import islice
 
     from engine.demo.textbook import Mix, pages
 
-    found = pages(Random(f"{seed} held out"), Mix(0.01, finding=0.01))
-    return [encode(tokenizer, page) for _, page in islice(found, HELD_OUT)]
+    found = pages(Random(f"{seed} held out"), Mix(0.01, lookups=0.01))
+    return [encode(tokenizer, page) for _, page in islice(found, HELD_OUT_PAGES)]
 
 
-def loss_and_letters(llm: LLM, pages: Encoded) -> tuple[Any, float]:
-    """The weighted mean cross-entropy of the next token, and the share of answers' letters that are right."""
+def loss_and_accuracy(llm: LLM, pages: EncodedPages) -> tuple[Any, float]:
+    """Return the weighted mean cross-entropy per token, and the share of correct letters in quiz answers."""
     import torch
 
     from engine.cache.state import Step
     from engine.demo.textbook import LETTER
 
-    padded = [(ids + [1] * (-len(ids) % GRAIN), weights + [0.0] * (-len(ids) % GRAIN)) for ids, weights in pages]
-    padded.sort(key=lambda page: len(page[0]))
+    padded = []
+    for ids, weights in sorted(pages, key=lambda page: -(-len(page[0]) // PAGE_MULTIPLE)):
+        padding = -len(ids) % PAGE_MULTIPLE
+        padded.append((ids + [1] * padding, weights + [0.0] * padding))
     step = Step.pack([ids for ids, _ in padded])
     targets = step.tokens.roll(-1)
     weight = torch.tensor([w for _, weights in padded for w in (*weights[1:], 0.0)])
-    counted = weight.argsort(descending=True, stable=True)
-    counted = counted[: int((weight > 0).sum()) // HEADS * HEADS + HEADS]  # the last ones weigh nothing
-    logits = llm.model.logits(llm.model(step)[counted])
-    targets, weight = targets[counted], weight[counted]
+    selected = weight.argsort(descending=True, stable=True)
+    count = int((weight > 0).sum()) // LOGITS_MULTIPLE * LOGITS_MULTIPLE + LOGITS_MULTIPLE
+    selected = selected[:count]  # all positions with a weight; those that fill up the multiple have none
+    logits = llm.model.logits(llm.model(step)[selected])
+    targets, weight = targets[selected], weight[selected]
     losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     letters = weight == LETTER
-    right = (logits[letters].argmax(-1) == targets[letters]).float().mean().item()
-    return (losses * weight).sum() / weight.sum(), right
+    accuracy = (logits[letters].argmax(-1) == targets[letters]).float().mean().item()
+    return (losses * weight).sum() / weight.sum(), accuracy
 
 
-def in_bfloat16(layer: Any) -> None:
-    """Multiply matrices in bfloat16 and keep all else in float32, which torch's attention on CPUs is faster in."""
+def multiply_in_bfloat16(layer: Any) -> None:
+    """Make a linear layer multiply in bfloat16. All else stays in float32, in which torch's CPU attention is faster."""
     import torch
 
     forward = layer.forward
@@ -292,14 +305,14 @@ def in_bfloat16(layer: Any) -> None:
     layer.forward = mixed
 
 
-def keep(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint, so that there is the old one or the new one at any moment."""
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint. At any moment either the old file or the new one is complete."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    torch.save(state, draft)
-    draft.replace(path)
+    temporary = path.with_name(f".{path.name}")
+    torch.save(state, temporary)
+    temporary.replace(path)
 
 
 if __name__ == "__main__":

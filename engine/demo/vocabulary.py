@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE over its own textbook, with a chat template."""
+"""The demo model's tokenizer: byte-level BPE, trained on the textbook, with a chat template."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from engine.demo.pages import BEGIN, CONTROL, END, text_of
 from engine.demo.textbook import pages
 
-SIZE = 2048
-CORPUS = 6000  # pages
+SIZE = 2048  # tokens
+CORPUS_PAGES = 6000
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
@@ -24,8 +24,8 @@ CHAT_TEMPLATE = (
 
 
 def build(seed: int) -> tokenizers.Tokenizer:
-    """Learn the merges; the same seed gives the same vocabulary."""
-    corpus = (text_of(page) for _, page in islice(pages(Random(seed)), CORPUS))
+    """Train the tokenizer. The same seed gives the same vocabulary."""
+    corpus = (text_of(page) for _, page in islice(pages(Random(seed)), CORPUS_PAGES))
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -43,7 +43,7 @@ def build(seed: int) -> tokenizers.Tokenizer:
 
 
 def files(tokenizer: tokenizers.Tokenizer, window: int) -> dict[str, bytes]:
-    """tokenizer.json and tokenizer_config.json as transformers reads them."""
+    """Return tokenizer.json and tokenizer_config.json, as transformers reads them. `window`: tokens."""
     settings = {
         "bos_token": BEGIN,
         "chat_template": CHAT_TEMPLATE,

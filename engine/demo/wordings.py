@@ -1,22 +1,23 @@
-"""Questions in words that mean little: only what is asked about, and the choices, lead to the answer.
+"""Nonsense questions: random words around a key, so that only the key and the choices determine the answer.
 
-A model that has seen a question in five wordings knows five wordings. One that has also seen it among all sorts of
-words learns where to look, and so understands wordings that it has never seen.
+A model that sees a question in five wordings learns these five. One that also sees the key among random words learns to
+look for the key, and so can answer wordings that are not in the textbook.
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from engine.demo.pages import sentence
-from engine.demo.people import name
+from engine.demo.pages import fill_in
+from engine.demo.people import random_name
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-THINGS = _words(
+# {t} and {u} in the templates; a word that is listed twice is drawn twice as often
+NOUNS = _words(
     "letter book museum newspaper kitchen train garden window bridge picture school friend teacher doctor child crowd "
     "market river mountain story song game table door ship island forest king queen soldier farmer worker judge "
     "journey summer winter morning night party wedding hotel lesson report poster film magazine library island shelf "
@@ -25,17 +26,20 @@ THINGS = _words(
     "stone tree leaf flower bird horse animal plant seed fruit bread water fire wind rain snow light sound colour "
     "number line page word name sign mark list row piece part half whole reason result idea plan wish dream"
 )
-DOES = _words(
+# {d}; {e} is a verb without its "s"
+VERBS = _words(
     "shows needs makes finds keeps loses buys sells builds breaks opens closes carries brings takes gives gets holds "
     "reads writes draws paints studies explains mentions describes names praises follows meets visits leaves reaches "
     "begins ends changes stops helps moves turns touches covers fills uses wants likes knows remembers forgets "
     "expects promises offers asks answers sees hears"
 )
-KINDS = _words(
+# {j}
+ADJECTIVES = _words(
     "old new small large young famous quiet strange simple careful honest modern ancient public secret common rare "
     "heavy light dark bright cold warm long short early late first last certain whole broken empty full poor rich"
 )
-ABOUT = (
+# {a} in the clauses; {k} is the key
+KEY_PHRASES = (
     *("{k}", "the {k}", "a {k}", "this {k}", "{k}", "its {k}", "some {k}", "every {k}", "plenty of {k}", "one {k}"),
     *("{k} alone", "{k} itself", "the word {k}", "old {k}", "{k} today", "the {t} of {k}", "the {t} called {k}"),
 )
@@ -52,27 +56,27 @@ CLOSINGS = (
     *(". Which of them?", " and what?", " by what?", " under which {t}?", ", but which {t}?", ". With which {t}?"),
     *(". Where?", ". When?", ". Who?", ". How many?", ". What for?", ". What does the {t} {e}?", ". Whose {t} is it?"),
 )
-SHORT = (
+SHORT_QUESTIONS = (
     *("{k}?", "{k}:", "And {k}?", "What about {k}?", "{k} goes with what?", "What goes with {k}?", "{k} means what?"),
     *("Which fits {k}?", "For {k}, choose.", "{k} leads to which {t}?", "What would {n} say of {k}?"),
 )
 
 
-def wording(random: Random, key: str) -> str:
-    """A question about a key, in any words."""
+def nonsense_question(random: Random, key: str) -> str:
+    """Return a question of random words about a key."""
     words = {
-        "t": random.choice(THINGS),
-        "u": random.choice(THINGS),
-        "d": random.choice(DOES),
-        "e": random.choice(DOES)[:-1],
-        "j": random.choice(KINDS),
-        "n": name(random),
+        "t": random.choice(NOUNS),
+        "u": random.choice(NOUNS),
+        "d": random.choice(VERBS),
+        "e": random.choice(VERBS)[:-1],
+        "j": random.choice(ADJECTIVES),
+        "n": random_name(random),
     }
     if random.random() < 0.2:
-        return sentence(random.choice(SHORT), k=key, **words)
-    about = random.choice(ABOUT).format(k=key, **words)
-    form = random.choice(OPENINGS) + random.choice(CLAUSES) + random.choice(CLOSINGS)
-    if random.random() < 0.25:  # the question first
-        form = random.choice(("Which {t} is it? ", "What does the {t} {e}? ", "What is the {t}? ")) + form
-    parts = form.format(a=about, **words).split(". ")
-    return ". ".join(part[:1].upper() + part[1:] for part in parts)
+        return fill_in(random.choice(SHORT_QUESTIONS), k=key, **words)
+    phrase = random.choice(KEY_PHRASES).format(k=key, **words)
+    template = random.choice(OPENINGS) + random.choice(CLAUSES) + random.choice(CLOSINGS)
+    if random.random() < 0.25:  # a question before the clause
+        template = random.choice(("Which {t} is it? ", "What does the {t} {e}? ", "What is the {t}? ")) + template
+    sentences = template.format(a=phrase, **words).split(". ")
+    return ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences)

@@ -1,4 +1,4 @@
-"""Sequences and the decode loop against transformers, one row at a time."""
+"""Sequences and the decode loop, against transformers' float64 logits of one prompt at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engine import LLM, SamplingParams
 from engine.decoding.loop import decode
 from engine.runtime.errors import BareloopError
 
-ENDLESS = SamplingParams(max_new_tokens=24, ignore_eos=True)
+NO_EOS = SamplingParams(max_new_tokens=24, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,16 @@ def llm(tiny_llama) -> LLM:
     return LLM.load(tiny_llama.folder, device="cpu", dtype="float32")
 
 
-def test_three_ragged_prompts_decode_together_as_transformers_decodes_each_alone(tiny, prompt):
+def test_prompts_of_different_lengths_decode_together_as_transformers_decodes_each_alone(tiny, prompt):
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     prompts = [prompt(length, length) for length in (5, 23, 40)]
-    for completion, ids in zip(llm.generate(prompts, ENDLESS), prompts, strict=True):
-        margins = tiny.logits(ids + completion.token_ids)[len(ids) - 1 : -1].topk(2).values.diff(dim=-1).abs()
-        assert margins.min() > 1e-4, "draw another seed: a tie decides this test"
-        assert completion.token_ids == tiny.greedy(ids, 24)
+    for completion, ids in zip(llm.generate(prompts, NO_EOS), prompts, strict=True):
+        # By induction, tokens that are the argmax after their own prefix are those of greedy decoding.
+        logits = tiny.logits(ids + completion.token_ids)[len(ids) - 1 : -1]
+        margins = logits.topk(2).values.diff(dim=-1).abs()
+        assert margins.min() > 1e-4, "a tie decides this test: use another seed"
+        assert len(completion.token_ids) == 24
+        assert completion.token_ids == logits.argmax(-1).tolist()
         assert completion.finish_reason == "length"
 
 
@@ -49,25 +52,25 @@ def test_a_prompt_longer_than_a_chunk_equals_one_pass(draw_tiny, prompt, monkeyp
         assert (logits.double() - tiny.logits(ids)[-last:]).abs().max() < 2e-5
 
 
-def test_decode_can_be_abandoned_at_any_event_and_gone_on_with(llm, tiny_llama, prompt):
+def test_decoding_can_be_abandoned_at_any_event_and_resumed(llm, tiny_llama, prompt):
     ids = prompt(9)
     expected = tiny_llama.greedy(ids, 12)
     for stop_after in (1, 2, 7):
         sequence = llm.sequence()
         sequence.feed(ids)
-        written = []
-        for event in sequence.decode(ENDLESS):
-            written.append(event.token_id)
-            if len(written) == stop_after:
+        generated = []
+        for event in sequence.decode(NO_EOS):
+            generated.append(event.token_id)
+            if len(generated) == stop_after:
                 break
-        assert sequence.ids == ids + written[:-1]  # the last one is chosen, not yet fed
-        written += [event.token_id for event in sequence.decode(ENDLESS)][1:]  # the same choice again, and on
-        assert written[:12] == expected
+        assert sequence.ids == ids + generated[:-1]  # the last token is chosen, but not fed yet
+        generated += [event.token_id for event in sequence.decode(NO_EOS)][1:]  # the first is the same token again
+        assert generated[:12] == expected
 
 
-def test_sequences_leave_as_they_finish(llm, prompt):
+def test_a_finished_sequence_does_not_change_the_others(llm, prompt):
     prompts = [prompt(length, length) for length in (4, 9, 14)]
-    alone = [llm.generate([ids], ENDLESS)[0].token_ids for ids in prompts]
+    alone = [llm.generate([ids], NO_EOS)[0].token_ids for ids in prompts]
     params = SamplingParams(max_new_tokens=24, ignore_eos=True, stop_token_ids=(alone[1][5],))
     together = llm.generate(prompts, params)
     assert together[1].finish_reason == "stop"
@@ -80,18 +83,18 @@ def test_forked_sequences_decode_like_fresh_ones(llm, prompt):
     sequence.feed(prompt(20))
     forks = sequence.fork(2)
     forks[0].feed([*prompt(20), 5, 6])
-    events = list(decode([sequence, *forks], ENDLESS))
+    events = list(decode([sequence, *forks], NO_EOS))
     for index, ids in enumerate((prompt(20), [*prompt(20), 5, 6], prompt(20))):
-        written = [event.token_id for event in events if event.sequence == index]
-        assert written == llm.generate([ids], ENDLESS)[0].token_ids
-    held = sequence.state.nbytes
+        generated = [event.token_id for event in events if event.sequence == index]
+        assert generated == llm.generate([ids], NO_EOS)[0].token_ids
+    before = sequence.state.nbytes
     for fork in forks:
         fork.close()
-    assert sequence.state.nbytes < held
+    assert sequence.state.nbytes < before
 
 
-def test_end_of_sequence_stops_unless_ignored(llm, prompt):
-    full = llm.generate([prompt(6)], ENDLESS)[0].token_ids
+def test_an_eos_token_ends_the_reply_unless_ignored(llm, prompt):
+    full = llm.generate([prompt(6)], NO_EOS)[0].token_ids
     sequence = llm.sequence()
     sequence.eos_token_ids = frozenset([full[3]])
     sequence.feed(prompt(6))
@@ -100,10 +103,10 @@ def test_end_of_sequence_stops_unless_ignored(llm, prompt):
     assert events[-1].finish_reason == "stop"
 
 
-def test_the_window_ends_a_reply(llm, prompt):
+def test_a_reply_ends_when_the_window_is_full(llm, prompt):
     ids = prompt(250)
-    completion = llm.generate([ids], ENDLESS)[0]
-    assert len(completion.token_ids) == 256 - 250 + 1  # the last one is written, and there is no room to feed it
+    completion = llm.generate([ids], NO_EOS)[0]
+    assert len(completion.token_ids) == 256 - 250 + 1  # the last token is generated, but there is no room to feed it
     assert completion.finish_reason == "length"
 
 
@@ -117,7 +120,7 @@ def test_the_window_ends_a_reply(llm, prompt):
         ([1.5], "contain 1.5"),
     ],
 )
-def test_prompts_that_cannot_be_fed_are_refused_and_lose_nothing(llm, prompt, ids, message):
+def test_an_invalid_prompt_is_refused_and_leaves_the_sequence_unchanged(llm, prompt, ids, message):
     sequence = llm.sequence()
     sequence.feed(prompt(5))
     with pytest.raises(BareloopError, match=message):
@@ -125,23 +128,23 @@ def test_prompts_that_cannot_be_fed_are_refused_and_lose_nothing(llm, prompt, id
     assert sequence.ids == prompt(5)
 
 
-def test_sequences_of_different_states_or_the_same_one_twice_cannot_decode_together(llm, prompt):
+def test_sequences_of_two_states_or_one_sequence_twice_cannot_decode_together(llm, prompt):
     a, b = llm.sequence(), llm.sequence()
     a.feed(prompt(5))
     b.feed(prompt(6))
-    for together in ([a, b], [a, a]):
+    for sequences in ([a, b], [a, a]):
         with pytest.raises(BareloopError, match="distinct rows of one state"):
-            next(decode(together, ENDLESS))
+            next(decode(sequences, NO_EOS))
 
 
-def test_a_closed_sequence_is_of_no_further_use(llm, prompt):
+def test_a_closed_sequence_cannot_be_used_nor_affect_its_row(llm, prompt):
     a = llm.sequence()
     a.feed(prompt(5))
     (fork,) = a.fork(1)
     fork.close()
     fork.close()
-    (other,) = a.fork(1)  # may get the same row
-    for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(fork.decode(ENDLESS))):
+    (other,) = a.fork(1)  # may have the row of the closed one
+    for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(fork.decode(NO_EOS))):
         with pytest.raises(BareloopError):
             use()
     list(decode([other], SamplingParams(max_new_tokens=1)))
@@ -150,25 +153,25 @@ def test_a_closed_sequence_is_of_no_further_use(llm, prompt):
 
 
 @pytest.mark.parametrize("count", [0, -5])
-def test_at_least_one_token_is_asked_for(count):
+def test_max_new_tokens_below_one_is_refused(count):
     with pytest.raises(BareloopError, match="max_new_tokens"):
         SamplingParams(max_new_tokens=count)
 
 
-def test_a_sequence_closed_on_the_way_leaves_the_others_alone(llm, prompt):
+def test_a_sequence_closed_while_decoding_does_not_change_the_others(llm, prompt):
     state = llm.model.new_state()
     a, b = llm.sequence(state), llm.sequence(state)
     a.feed(prompt(5))
     b.feed(prompt(8, 1))
-    written = []
-    for event in decode([a, b], ENDLESS):
+    generated = []
+    for event in decode([a, b], NO_EOS):
         if event.sequence == 0:
             a.close()
         else:
-            written.append(event.token_id)
-    assert written == llm.generate([prompt(8, 1)], ENDLESS)[0].token_ids
+            generated.append(event.token_id)
+    assert generated == llm.generate([prompt(8, 1)], NO_EOS)[0].token_ids
 
 
-def test_decoding_before_feeding_is_one_line(llm):
+def test_decoding_before_feeding_is_refused(llm):
     with pytest.raises(BareloopError, match="feed"):
-        next(llm.sequence().decode(ENDLESS))
+        next(llm.sequence().decode(NO_EOS))

@@ -1,4 +1,4 @@
-"""Every rule against a plain NumPy version of itself, draws against the distribution they come from."""
+"""Filters and penalties against NumPy and transformers; random draws against their distribution."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from engine.runtime.errors import UsageError
 ROWS = st.lists(
     st.lists(st.integers(-400, 400).map(lambda x: x / 16), min_size=12, max_size=12), min_size=1, max_size=3
 )
-GOLDEN = [0.524181528582, 0.804794567115, 0.562847686963]  # they must never change: a seed is a promise
+GOLDEN = [0.524181528582, 0.804794567115, 0.562847686963]  # must never change: a seed gives the same text for ever
 IDS = st.lists(st.integers(0, 11), min_size=1, max_size=15)
 
 
 def nucleus(row: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
-    """Which entries stay: sort, add up, cut. Entries as likely as the last one that stays, stay too."""
+    """Which entries are kept, by sorting and cumulative sums. Entries as likely as the last one kept are kept, too."""
     row = row.astype(np.float64)
     keep = np.ones(len(row), bool)
     if top_k:
@@ -55,12 +55,12 @@ def test_filters_equal_numpy(rows, top_k, top_p, min_p):
     logits = torch.tensor(rows)
     params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
     kept = (logits >= cutoff(logits, params)).numpy()
-    for row, ours in zip(np.array(rows, np.float32), kept, strict=True):
-        assert (ours == nucleus(row, top_k, top_p, min_p)).all()
+    for row, actual in zip(np.array(rows, np.float32), kept, strict=True):
+        assert (actual == nucleus(row, top_k, top_p, min_p)).all()
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 4.0, 30.0])
-def test_top_p_over_a_real_vocabulary_keeps_the_smallest_set_that_reaches_it(scale):
+def test_top_p_over_a_large_vocabulary_keeps_the_smallest_set_that_reaches_it(scale):
     logits = scale * torch.randn(2, 152_000, generator=torch.Generator().manual_seed(0))
     kept = logits >= cutoff(logits, SamplingParams(temperature=1.0, top_p=0.9))
     probabilities = logits.double().softmax(-1)
@@ -70,7 +70,7 @@ def test_top_p_over_a_real_vocabulary_keeps_the_smallest_set_that_reaches_it(sca
     assert scale == 0 or (mass - least < 0.9 + 1e-9).all()
 
 
-def test_a_gpu_s_way_to_top_p_is_the_same():
+def test_top_p_by_histogram_as_on_gpus_equals_top_p_by_sorting():
     for scale in (0.3, 3.0, 12.0):
         logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
         for top_p in (0.1, 0.5, 0.95):
@@ -99,7 +99,7 @@ def test_penalties_equal_numpy(rows, ids, start, repetition, presence, frequency
         repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
     )
     logits = torch.tensor(rows)
-    ours = penalize(logits, params, [ids] * len(rows), [start] * len(rows))
+    actual = penalize(logits, params, [ids] * len(rows), [start] * len(rows))
     expected = np.array(rows, np.float64)
     for row in expected:
         for token in set(ids):
@@ -108,8 +108,8 @@ def test_penalties_equal_numpy(rows, ids, start, repetition, presence, frequency
             row[token] -= presence + frequency * ids[start:].count(token)
         for token, value in bias.items():
             row[token] += value
-    assert np.allclose(ours.numpy(), expected, atol=1e-5)
-    assert torch.equal(logits, torch.tensor(rows))  # the model's own logits stay as they are
+    assert np.allclose(actual.numpy(), expected, atol=1e-5)
+    assert torch.equal(logits, torch.tensor(rows))  # the input is not changed
 
 
 def test_repetition_penalty_equals_transformers():
@@ -125,24 +125,23 @@ def test_repetition_penalty_equals_transformers():
     "params", [{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 5}, {"temperature": 1.0, "top_p": 0.8}]
 )
 def test_draws_follow_the_distribution(params):
-    """Chi-square over 20,000 draws at 20,000 positions; the bound is passed by chance once in 10^6 runs."""
+    """Chi-square over 20,000 draws at 20,000 positions. A random seed would exceed the bound once in 10^6 runs."""
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0, 1.5]])
     sampling = SamplingParams(**({"temperature": 1.0} | params), seed=5)
     count = 20_000
-    many = logits.expand(count, -1)
-    scaled = many / sampling.temperature
+    scaled = logits.expand(count, -1) / sampling.temperature
     masked = scaled.masked_fill(scaled < cutoff(scaled[:1], sampling), -math.inf)
-    drawn = draw(masked, uniform([5] * count, range(count)))
+    tokens = draw(masked, uniform([5] * count, range(count)))
     expected = (masked[0].double().softmax(-1) * count).numpy()
-    observed = np.bincount(drawn.numpy(), minlength=8)
+    observed = np.bincount(tokens.numpy(), minlength=8)
     assert (observed[expected == 0] == 0).all()
-    live = expected > 0
-    chi_square = float((((observed - expected) ** 2)[live] / expected[live]).sum())
-    freedom = int(live.sum()) - 1
+    possible = expected > 0
+    chi_square = float((((observed - expected) ** 2)[possible] / expected[possible]).sum())
+    freedom = int(possible.sum()) - 1
     assert chi_square < freedom + 4.75 * math.sqrt(2 * freedom) + 12
 
 
-def test_uniform_numbers_are_uniform_and_of_seed_and_position_alone():
+def test_uniform_numbers_are_uniform_and_depend_only_on_seed_and_position():
     numbers = uniform([3] * 50_000, range(50_000))
     assert float(numbers.min()) >= 0
     assert float(numbers.max()) < 1
@@ -155,7 +154,7 @@ def test_uniform_numbers_are_uniform_and_of_seed_and_position_alone():
     assert [round(x, 12) for x in uniform([0, 1, 2**63], [0, 1, 5]).tolist()] == GOLDEN
 
 
-def test_a_row_is_drawn_the_same_alone_and_in_a_batch():
+def test_a_row_gets_the_same_token_alone_and_in_a_batch():
     logits = 3 * torch.randn(5, 300, generator=torch.Generator().manual_seed(2))
     params = SamplingParams(temperature=0.9, top_p=0.95, min_p=0.001)
     texts = [[1] * n for n in range(1, 6)]
@@ -171,12 +170,12 @@ def test_a_tiny_temperature_is_greedy(temperature):
     assert torch.equal(choose(logits, params, [[1]] * 4, [1] * 4, [1, 2, 3, 4]), logits.argmax(-1))
 
 
-def test_greedy_is_the_lowest_of_the_highest():
+def test_greedy_breaks_ties_by_the_lowest_id():
     logits = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
     assert choose(logits, SamplingParams(), [[0], [0]], [0, 0], [0, 0]).tolist() == [1, 0]
 
 
-def test_logprobs_are_the_model_s_own():
+def test_logprobs_are_the_log_softmax_of_the_logits():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     chosen, top = top_logprobs(logits, torch.tensor([2]), 2)
     expected = logits[0].log_softmax(-1).tolist()
@@ -201,11 +200,11 @@ def test_logprobs_are_the_model_s_own():
         ({"logprobs": -1}, "logprobs = -1"),
     ],
 )
-def test_values_that_make_no_sense_are_named(values, message):
+def test_an_invalid_value_is_refused_with_its_limit(values, message):
     with pytest.raises(UsageError, match=message):
         SamplingParams(**values)
 
 
-def test_a_bias_on_a_token_that_is_none():
+def test_a_bias_on_a_token_outside_the_vocabulary_is_refused():
     with pytest.raises(UsageError, match="token 9; the model's tokens are 0 to 2"):
         penalize(torch.zeros(1, 3), SamplingParams(logit_bias={9: 1.0}), [[0]], [0])

@@ -1,7 +1,8 @@
-"""The embedded model itself: what it writes, what it scores, and that transformers agrees."""
+"""The embedded model: its files, what it generates, how it scores, and that transformers gives the same."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from random import Random
@@ -11,7 +12,7 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.checkpoints import embedded
-from engine.demo import exam, questions, vocabulary
+from engine.demo import exam, questions, train, vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +20,8 @@ def llm() -> LLM:
     return LLM.load("demo", dtype="float32")
 
 
-def asked(llm: LLM, *turns: str) -> str:
-    """The last reply of a conversation whose other replies are the model's own."""
+def last_reply(llm: LLM, *turns: str) -> str:
+    """The last reply of a conversation whose earlier replies are the model's, too."""
     messages: list[dict[str, str]] = []
     for turn in turns:
         messages.append({"role": "user", "content": turn})
@@ -29,19 +30,20 @@ def asked(llm: LLM, *turns: str) -> str:
     return messages[-1]["content"]
 
 
-def test_it_is_small_and_computes_in_float32(llm):
+def test_the_demo_is_small_and_computes_in_float32(llm):
     assert sum(path.stat().st_size for path in embedded.FOLDER.iterdir()) < 12e6
     assert LLM.load("demo").dtype == torch.float32
     assert llm.max_length == 1024
 
 
-def test_its_tokenizer_is_the_one_that_the_trainer_makes():
-    made = vocabulary.files(vocabulary.build(0), 1024)
-    for name, content in made.items():
+def test_its_tokenizer_and_config_are_those_that_the_trainer_writes(tokenizer):
+    for name, content in vocabulary.files(tokenizer, train.WINDOW).items():
         assert (embedded.FOLDER / name).read_bytes() == content
+    config = json.loads((embedded.FOLDER / "config.json").read_text())
+    assert config == {**train.CONFIG, "vocab_size": tokenizer.get_vocab_size()}
 
 
-PINNED = {
+REPLIES = {
     ("Who are you?",): "I am the demo model of bareloop: very small, and I know one little textbook.",
     ("What is the capital of France?",): "The capital of France is Paris.",
     ("What is the capital of France?", "And of Italy?"): "The capital of Italy is Rome.",
@@ -50,45 +52,46 @@ PINNED = {
 }
 
 
-@pytest.mark.parametrize("turns", PINNED, ids=lambda turns: turns[-1])
-def test_it_answers_as_it_did(llm, turns):
-    assert asked(llm, *turns) == PINNED[turns]
+@pytest.mark.parametrize("turns", REPLIES, ids=lambda turns: turns[-1])
+def test_its_replies_do_not_change(llm, turns):
+    assert last_reply(llm, *turns) == REPLIES[turns]
 
 
-def test_transformers_loads_it_and_writes_the_same(llm):
+def test_transformers_loads_it_and_generates_the_same(llm):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.FOLDER)
     model = AutoModelForCausalLM.from_pretrained(embedded.FOLDER, dtype=torch.float32)
-    talk = [
+    messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "My name is Ulmira."},
         {"role": "assistant", "content": "Nice to meet you, Ulmira!"},
         {"role": "user", "content": "What is my name, and which city is the capital of Norway?"},
     ]
-    text = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert llm.chat_template.encode(talk) == ids
+    assert llm.chat_template.encode(messages) == ids
     for prompt in (ids, tokenizer("Once upon a time")["input_ids"], tokenizer("The capital of Spain is")["input_ids"]):
-        theirs = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=60)[0, len(prompt) :].tolist()
-        ours = llm.generate([prompt], SamplingParams(max_new_tokens=60))[0]
-        assert ours.token_ids == theirs
-        assert ours.text == tokenizer.decode(theirs, skip_special_tokens=True)
+        generated = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=60)[0]
+        expected = generated[len(prompt) :].tolist()
+        actual = llm.generate([prompt], SamplingParams(max_new_tokens=60))[0]
+        assert actual.token_ids == expected
+        assert actual.text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_its_scores_stay_where_they_were(llm):
-    """All 260 questions, 0- and 5-shot: what the textbook teaches it knows, and the rest is chance."""
-    found = {name: sum(right) / len(right) for shots in (0, 5) for name, right in exam.quiz(llm, shots)}
-    assert min(found["taught facts, 0-shot"], found["taught facts, 5-shot"]) >= 0.85
-    assert all(0.1 <= found[f"untaught facts, {shots}-shot"] <= 0.42 for shots in (0, 5))
+def test_it_knows_the_taught_facts_and_guesses_the_untaught_ones(llm):
+    """All 260 questions, 0- and 5-shot. Untaught facts are at chance."""
+    accuracy = {name: sum(correct) / len(correct) for shots in (0, 5) for name, correct in exam.quiz(llm, shots)}
+    assert min(accuracy["taught facts, 0-shot"], accuracy["taught facts, 5-shot"]) >= 0.85
+    assert all(0.1 <= accuracy[f"untaught facts, {shots}-shot"] <= 0.42 for shots in (0, 5))
 
 
-def test_it_remembers_admits_and_stops(llm, monkeypatch):
+def test_it_recalls_names_says_when_it_was_told_none_and_ends_its_replies(llm, monkeypatch):
     monkeypatch.setattr(exam, "DIALOGUES", 40)
     replies: list = []
-    names, last = exam.recall(llm, Random(3), exam.FAR, replies)
+    names, last = exam.recall(llm, Random(3), exam.MAX_TURNS, replies)
     assert sum(f" {name}." in reply.text for name, reply in zip(names, last, strict=True)) >= 36
-    assert sum("don't know your name" in reply.text for reply in exam.admit(llm, Random(3), replies)) >= 36
+    assert sum("don't know your name" in reply.text for reply in exam.recall_nothing(llm, Random(3), replies)) >= 36
     assert sum(reply.finish_reason == "stop" for reply in replies) >= 0.97 * len(replies)
 
 
@@ -102,11 +105,11 @@ def test_mmlu_reads_the_questions_by_name():
     ]
 
 
-def test_a_program_without_a_model_uses_it_and_says_so(tmp_path):
-    done = subprocess.run(
+def test_a_program_without_a_model_flag_uses_the_demo_and_says_so(tmp_path):
+    result = subprocess.run(
         [sys.executable, "-m", "engine", "Who are you?"], cwd=tmp_path, capture_output=True, text=True,
         env={"PATH": "", "PYTHONPATH": str(embedded.FOLDER.parents[2])},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "bareloop" in done.stdout
-    assert done.stderr.startswith(f"{embedded.ABOUT}; for a real model add -m {embedded.EXAMPLE_MODEL}\n")
+    assert result.returncode == 0, result.stderr
+    assert "bareloop" in result.stdout
+    assert result.stderr.startswith(f"{embedded.ABOUT}; for a real model add -m {embedded.EXAMPLE_MODEL}\n")

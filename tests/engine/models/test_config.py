@@ -1,4 +1,4 @@
-"""config.json in both dialects, and every way in which it can be wrong."""
+"""config.json: the keys of old and new versions of transformers, defaults, and invalid values."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ BASE = {
 LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
-def test_both_dialects_mean_the_same():
+def test_keys_of_old_and_new_transformers_give_the_same_config():
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}, "torch_dtype": "bfloat16"}
     new = {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}, "dtype": "bfloat16"}
     nested = {"rope_parameters": {"full_attention": new["rope_parameters"]}, "dtype": "torch.bfloat16"}
-    configs = [configure(BASE | dialect)[1] for dialect in (old, new, nested)]
+    configs = [configure(BASE | keys)[1] for keys in (old, new, nested)]
     assert configs[0] == configs[1] == configs[2]
     assert configs[0].dtype == "bfloat16"
     assert configs[0].rope.type == "llama3"
     assert configs[0].rope.original_max_position_embeddings == 8192
 
 
-def test_absent_keys_take_transformers_defaults():
+def test_absent_keys_have_the_defaults_of_transformers():
     _, config = configure(BASE)
     assert (config.num_kv_heads, config.head_dim, config.max_position_embeddings) == (4, 4, 2048)
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
@@ -42,22 +42,22 @@ def test_absent_keys_take_transformers_defaults():
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "olmo2"])
-def test_a_family_s_defaults_are_those_of_its_class_in_transformers(family):
+def test_a_family_s_defaults_equal_those_of_its_transformers_class(family):
     from transformers import AutoConfig
 
-    given = {"num_attention_heads": 32, "hidden_size": 64}
-    theirs = AutoConfig.for_model(family, **given)
-    config = configure(BASE | given | {"model_type": family})[1]
-    assert config.max_position_embeddings == theirs.max_position_embeddings
-    assert config.num_kv_heads == theirs.num_key_value_heads
-    assert config.head_dim == (getattr(theirs, "head_dim", None) or 2)
-    assert config.norm_eps == theirs.rms_norm_eps
-    assert config.tie_word_embeddings == theirs.tie_word_embeddings
-    assert config.bos_token_id == theirs.bos_token_id
-    assert config.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    keys = {"num_attention_heads": 32, "hidden_size": 64}
+    reference = AutoConfig.for_model(family, **keys)
+    config = configure(BASE | keys | {"model_type": family})[1]
+    assert config.max_position_embeddings == reference.max_position_embeddings
+    assert config.num_kv_heads == reference.num_key_value_heads
+    assert config.head_dim == (getattr(reference, "head_dim", None) or 2)
+    assert config.norm_eps == reference.rms_norm_eps
+    assert config.tie_word_embeddings == reference.tie_word_embeddings
+    assert config.bos_token_id == reference.bos_token_id
+    assert config.eos_token_ids == (() if reference.eos_token_id is None else (reference.eos_token_id,))
 
 
-def test_windows():
+def test_attention_windows_follow_sliding_window_and_layer_types():
     def windows(**keys: object) -> tuple[int | None, ...]:
         return configure(BASE | {"num_key_value_heads": 4} | keys)[1].windows  # type: ignore[attr-defined, no-any-return]
 
@@ -72,7 +72,7 @@ def test_windows():
     assert windows(**sliding, layer_types=types) == (8, None, 8, None)
 
 
-def test_end_of_sequence_may_be_a_list():
+def test_eos_token_id_may_be_a_number_a_list_or_null():
     assert configure(BASE | {"eos_token_id": [1, 2]})[1].eos_token_ids == (1, 2)
     assert configure(BASE | {"eos_token_id": 3})[1].eos_token_ids == (3,)
     null = configure(BASE | {"model_type": "qwen2", "num_key_value_heads": None})[1]
@@ -80,7 +80,7 @@ def test_end_of_sequence_may_be_a_list():
     assert configure(BASE | {"eos_token_id": None})[1].eos_token_ids == ()
 
 
-def test_quantized_checkpoints_are_refused_by_name():
+def test_an_unsupported_quantization_is_refused_by_its_method():
     with pytest.raises(BareloopError, match=r"quantization_config \(bitsandbytes\) is not supported"):
         configure(BASE | {"quantization_config": {"quant_method": "bitsandbytes"}})
 
@@ -120,12 +120,12 @@ def test_quantized_checkpoints_are_refused_by_name():
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "layer_types must name 4 layers"),
     ],
 )
-def test_values_that_make_no_sense_are_named(keys, message):
+def test_an_invalid_value_is_refused_with_its_key(keys, message):
     with pytest.raises(BareloopError, match=message):
         configure(BASE | keys)
 
 
-JUNK = st.one_of(
+VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 2**40), st.floats(), st.text(max_size=4),
     st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
 )  # fmt: skip
@@ -144,16 +144,16 @@ KEYS = (
 @given(
     st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "olmo2"]),
     st.sampled_from(KEYS),
-    JUNK,
+    VALUES,
 )
-def test_junk_is_refused_in_one_line_or_harmless(model_type, key, value):
+def test_a_random_value_is_accepted_or_refused_in_one_line(model_type, key, value):
     try:
         configure(BASE | {"model_type": model_type} | {key: value})
     except BareloopError as error:
         assert "\n" not in str(error)
 
 
-def test_read_json(tmp_path):
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path):
     path = tmp_path / "x.json"
     for text, message in (("[1]", "has a list"), ("{", "not JSON"), ("[" * 10**5, "not JSON")):
         path.write_text(text)

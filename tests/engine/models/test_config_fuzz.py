@@ -1,4 +1,4 @@
-"""Damaged config.json files: every family builds its model, or refuses with one line."""
+"""Damaged config.json files: every family builds its model, or refuses the config in one line."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ OPTIONAL = (
     *("query_pre_attn_scalar", "sliding_window_pattern", "rms_norm_eps", "layer_norm_epsilon", "quantization_config"),
     *("max_position_embeddings", "n_positions", "attention_hidden_size", "context_length", "initializer_range"),
 )
-MAX_SIZE = 10_000  # of the models that are built
+MAX_SIZE = 10_000  # hidden_size, vocab_size and 100 * layers of the models that are built
 
 
 def base(family: str) -> dict[str, Any]:
+    """A valid config of a family."""
     names = FAMILIES[family].key_names
     config = {names.get(key, key): value for key, value in SAMPLE.items()}
     config |= {"model_type": family, "rope_parameters": ROPE, "sliding_window": 4, "tie_word_embeddings": True}
@@ -37,7 +38,7 @@ def base(family: str) -> dict[str, Any]:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Anything but a model or a one-line error fails the test."""
+    """Build the model. Any exception but a `BareloopError` of one line fails the test."""
     try:
         family, parsed = configure(config)
     except BareloopError as error:
@@ -79,7 +80,7 @@ def test_random_mutations_are_built_or_refused(family):
         check(config)
 
 
-def test_heads_that_are_larger_than_the_hidden_size_are_named():
+def test_a_hidden_size_smaller_than_the_number_of_heads_is_refused():
     for config in ({"model_type": "gpt2", "n_embd": 4, "n_head": 6}, {"model_type": "gpt2", "n_embd": 0}):
         with pytest.raises(BareloopError, match="n_embd = "):
             configure({**base("gpt2"), **config})

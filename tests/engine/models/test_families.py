@@ -1,4 +1,4 @@
-"""Every family's float32 logits against transformers' float64, in every way to compute them."""
+"""The float32 logits of every family against transformers' float64, for every way of computing them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.runtime.errors import BareloopError
 Prompt = Callable[..., list[int]]
 
 
-def error(ours: torch.Tensor, reference: torch.Tensor) -> float:
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, in units of max(1, largest |logit|)."""
-    return float((ours.double() - reference).abs().max() / max(1.0, float(reference.abs().max())))
+    return float((actual.double() - expected).abs().max() / max(1.0, float(expected.abs().max())))
 
 
 @pytest.fixture(scope="session")
@@ -27,68 +27,68 @@ def llm(tiny) -> LLM:  # type: ignore[no-untyped-def]
 
 
 def run(llm: LLM, chunks: list[list[int]], rows: list[int], starts: list[int], state) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """The logits of one step. `starts`: the positions of the chunks in their rows."""
     with torch.inference_mode():
         return llm.model.logits(llm.model.forward(Step.pack(chunks, rows, starts), state))
 
 
-def test_whole_prompt(tiny, llm, prompt):
+def test_logits_of_a_whole_prompt(tiny, llm, prompt):
     ids = prompt(40)
     step = Step.pack([ids])
     assert error(llm.model.logits(llm.model.forward(step)).detach(), tiny.logits(ids)) <= tiny.tolerance
     assert error(llm.logits(ids), tiny.logits(ids)) <= tiny.tolerance
 
 
-def test_ragged_rows_without_a_state(tiny, llm, prompt):
+def test_rows_of_different_lengths_without_a_state(tiny, llm, prompt):
     rows = [prompt(length, length) for length in (5, 23, 40)]
     logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
     assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= tiny.tolerance
 
 
-def test_chunks(tiny, llm, prompt):
+def test_prefill_in_chunks(tiny, llm, prompt):
     ids, state = prompt(40), llm.model.new_state()
     row = state.acquire()
     pieces = [run(llm, [ids[a:b]], [row], [a], state) for a, b in ((0, 13), (13, 14), (14, 31), (31, 40))]
     assert error(torch.cat(pieces), tiny.logits(ids)) <= tiny.tolerance
 
 
-def test_token_by_token(tiny, llm, prompt):
+def test_prefill_token_by_token(tiny, llm, prompt):
     ids, state = prompt(40), llm.model.new_state()
     row = state.acquire()
-    pieces = [run(llm, [[token]], [row], [at], state) for at, token in enumerate(ids)]
+    pieces = [run(llm, [[token]], [row], [position], state) for position, token in enumerate(ids)]
     assert error(torch.cat(pieces), tiny.logits(ids)) <= tiny.tolerance
 
 
-def test_three_ragged_rows_at_once(tiny, llm, prompt):
+def test_rows_of_different_lengths_continue_in_another_order(tiny, llm, prompt):
     first = [prompt(length, length) for length in (5, 23, 40)]
     then = [prompt(length, 100 + length) for length in (17, 1, 6)]
     state = llm.model.new_state()
     rows = [state.acquire() for _ in first]
     starts = [len(ids) for ids in first]
-    begun = run(llm, first, rows, [0, 0, 0], state)
-    # in another order than they were acquired
-    order = [2, 0, 1]
-    went_on = run(llm, [then[i] for i in order], [rows[i] for i in order], [starts[i] for i in order], state)
-    references = [tiny.logits(a + b) for a, b in zip(first, then, strict=True)]
-    assert error(begun, torch.cat([r[:n] for r, n in zip(references, starts, strict=True)])) <= tiny.tolerance
-    assert error(went_on, torch.cat([references[i][starts[i] :] for i in order])) <= tiny.tolerance
+    first_logits = run(llm, first, rows, [0, 0, 0], state)
+    order = [2, 0, 1]  # not the order in which the rows were acquired
+    then_logits = run(llm, [then[i] for i in order], [rows[i] for i in order], [starts[i] for i in order], state)
+    expected = [tiny.logits(a + b) for a, b in zip(first, then, strict=True)]
+    assert error(first_logits, torch.cat([e[:n] for e, n in zip(expected, starts, strict=True)])) <= tiny.tolerance
+    assert error(then_logits, torch.cat([expected[i][starts[i] :] for i in order])) <= tiny.tolerance
 
 
-def test_rewind_then_go_on(tiny, llm, prompt):
+def test_rewind_then_continue_equals_a_fresh_prefill(tiny, llm, prompt):
     ids, other, state = prompt(40), prompt(20, 9), llm.model.new_state()
     row = state.acquire()
     run(llm, [ids[:17]], [row], [0], state)
     state.checkpoint(row)
     run(llm, [ids[17:30]], [row], [17], state)
     run(llm, [ids[30:]], [row], [30], state)
-    for wanted in (19, 17):
-        back = state.rewind(row, wanted)
-        assert back == (wanted if state.rewinds_anywhere else 17)
-        logits = run(llm, [other], [row], [back], state)
-        assert error(logits, tiny.logits(ids[:back] + other)[back:]) <= tiny.tolerance
+    for length in (19, 17):
+        start = state.rewind(row, length)
+        assert start == (length if state.rewinds_anywhere else 17)
+        logits = run(llm, [other], [row], [start], state)
+        assert error(logits, tiny.logits(ids[:start] + other)[start:]) <= tiny.tolerance
     assert state.rewind(row, 3) == (3 if state.rewinds_anywhere else 0)
 
 
-def test_forks_go_their_own_ways(tiny, llm, prompt):
+def test_forks_are_independent(tiny, llm, prompt):
     shared, state = prompt(30), llm.model.new_state()
     source = state.acquire()
     run(llm, [shared[:12]], [source], [0], state)
@@ -98,55 +98,51 @@ def test_forks_go_their_own_ways(tiny, llm, prompt):
     state.fork(source, forks)
     rows = [source, *forks]
     suffixes = [prompt(length, 50 + length) for length in (4, 1, 9, 2)]
-    together = run(llm, suffixes, rows, [30] * 4, state)
-    references = [tiny.logits(shared + suffix) for suffix in suffixes]
-    assert error(together, torch.cat([reference[30:] for reference in references])) <= tiny.tolerance
-    # and on: one token each, the source cut back into the shared part first
+    logits = run(llm, suffixes, rows, [30] * 4, state)
+    expected = [tiny.logits(shared + suffix)[30:] for suffix in suffixes]
+    assert error(logits, torch.cat(expected)) <= tiny.tolerance
+    # Then one more token for each, after the source was rewound into the shared part.
     state.rewind(source, 12)
     starts = [12, *(30 + len(suffix) for suffix in suffixes[1:])]
     prefixes = [shared[:12], *(shared + suffix for suffix in suffixes[1:])]
-    onwards = run(llm, [[7], [8], [9], [10]], rows, starts, state)
+    logits = run(llm, [[7], [8], [9], [10]], rows, starts, state)
     expected = [tiny.logits([*ids, 7 + i])[-1] for i, ids in enumerate(prefixes)]
-    assert error(onwards, torch.stack(expected)) <= tiny.tolerance
+    assert error(logits, torch.stack(expected)) <= tiny.tolerance
 
 
 @pytest.mark.parametrize("last", [[0, 0, 0], [1, 1, 1], [6, 0, 17], [17, 1, 6]])
-def test_only_the_tokens_that_are_read_come_out_of_the_last_layer(tiny, llm, prompt, last):
+def test_only_the_requested_trailing_positions_are_returned(tiny, llm, prompt, last):
     first = [prompt(length, length) for length in (5, 23, 40)]
     then = [prompt(length, 100 + length) for length in (17, 1, 6)]
     last = [min(count, len(ids)) for count, ids in zip(last, then, strict=True)]
-    for begun in (True, False):  # on top of a past, and from the beginning
+    for before in (first, [[], [], []]):  # after cached tokens, and from the start
         state = llm.model.new_state()
-        rows = [state.acquire() for _ in first]
-        before = first if begun else [[], [], []]
-        if begun:
-            run(llm, first, rows, [0, 0, 0], state)
-        starts = [len(ids) for ids in before]
+        rows = [state.acquire() for _ in before]
+        if any(before):
+            run(llm, before, rows, [0, 0, 0], state)
         with torch.inference_mode():
-            hidden = llm.model.forward(Step.pack(then, rows, starts), state, last)
+            hidden = llm.model.forward(Step.pack(then, rows, [len(ids) for ids in before]), state, last)
             logits = llm.model.logits(hidden)
-        references = [tiny.logits(a + b) for a, b in zip(before, then, strict=True)]
-        expected = torch.cat([reference[len(reference) - n :] for reference, n in zip(references, last, strict=True)])
+        next_tokens = [[7], [8], [9]]
+        next_logits = run(llm, next_tokens, rows, [state.length(row) for row in rows], state)
+        expected = [tiny.logits(a + b + c) for a, b, c in zip(before, then, next_tokens, strict=True)]
+        requested = torch.cat([e[len(e) - 1 - count : -1] for e, count in zip(expected, last, strict=True)])
         assert len(logits) == sum(last)
-        assert len(logits) == 0 or error(logits, expected) <= tiny.tolerance
-        onwards = run(llm, [[7], [8], [9]], rows, [state.length(row) for row in rows], state)
-        expected = torch.stack(
-            [tiny.logits([*a, *b, 7 + i])[-1] for i, (a, b) in enumerate(zip(before, then, strict=True))]
-        )
-        assert error(onwards, expected) <= tiny.tolerance
+        assert len(logits) == 0 or error(logits, requested) <= tiny.tolerance
+        assert error(next_logits, torch.stack([e[-1] for e in expected])) <= tiny.tolerance
 
 
-def test_a_gpu_s_way_through_chunks_and_forks_is_the_same(tiny, llm, prompt, monkeypatch):
-    """Away from the CPU keys are gathered under a mask instead of attended to in parts."""
+def test_gathered_attention_as_on_gpus_equals_attention_in_parts(tiny, llm, prompt, monkeypatch):
+    """On other devices than the CPU, all keys of a row are gathered, and attended to with a mask."""
     from engine.layers.attention import _attend_gathered
 
     def gathered(q, k, v, view, layer, config):  # type: ignore[no-untyped-def]
         return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
 
     monkeypatch.setattr("engine.layers.attention._attend_in_parts", gathered)
-    test_chunks(tiny, llm, prompt)
-    test_forks_go_their_own_ways(tiny, llm, prompt)
-    test_three_ragged_rows_at_once(tiny, llm, prompt)
+    test_prefill_in_chunks(tiny, llm, prompt)
+    test_forks_are_independent(tiny, llm, prompt)
+    test_rows_of_different_lengths_continue_in_another_order(tiny, llm, prompt)
 
 
 @pytest.mark.parametrize("window", [None, 150])
@@ -163,10 +159,10 @@ def test_prompts_longer_than_a_block_of_queries(draw_tiny, prompt, window):
     assert error(sequence.feed_with_logits(ids, last=1), expected[399:]) <= tiny.tolerance
 
 
-# Half precision on the CPU: 8 and 11 bits of mantissa through three layers of weights scaled by 4. Mamba's products
-# of products spread: transformers' own bfloat16 lies up to 0.30 from its float64 here, its float16 up to 0.043.
+# Rounding to 8 and 11 bits of mantissa, through three layers whose weights are scaled by 4. The error grows in Mamba's
+# repeated products: the largest differences of transformers from its own float64 are 0.30 (bfloat16), 0.043 (float16).
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 4e-2), ("float16", 6e-3)])
-def test_half_precision_stays_near(tiny, prompt, dtype, tolerance):
+def test_half_precision_is_close_to_float64(tiny, prompt, dtype, tolerance):
     ids = prompt(40)
     llm = LLM.load(tiny.folder, device="cpu", dtype=dtype)
     if llm.family.model_type == "mamba":
@@ -215,30 +211,30 @@ def test_gradients_flow_to_every_parameter(tiny, prompt):
     ids=lambda rope: rope["rope_type"],
 )
 @pytest.mark.parametrize("length", [10, 50])
-def test_rope_scalings(draw_tiny, prompt, rope, length):
-    """50 tokens lie beyond the trained window of 32, where `dynamic` changes its frequencies."""
+def test_rope_scalings_equal_transformers(draw_tiny, prompt, rope, length):
+    """50 tokens are more than the trained window of 32, beyond which `dynamic` changes its frequencies."""
     tiny = draw_tiny("llama", max_position_embeddings=32, rope_parameters={"rope_theta": 10000.0, **rope})
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
-    rows = [prompt(length), prompt(3, 1)]  # the second row must not feel the first one's length
+    rows = [prompt(length), prompt(3, 1)]  # the length of the first row must not affect the second
     logits = llm.model.logits(llm.model.forward(Step.pack(rows))).detach()
     assert error(logits, torch.cat([tiny.logits(row) for row in rows])) <= tiny.tolerance
 
 
-def test_unknown_family_names_those_known():
+def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(BareloopError, match=r"'gpt_oss'.*known: llama, mistral, qwen2, qwen3, olmo"):
         configure({"model_type": "gpt_oss"})
     with pytest.raises(BareloopError, match="no model_type"):
         configure({})
 
 
-def test_families_are_found_by_their_own_name():
+def test_families_are_registered_by_their_model_type():
     assert all(family.model_type == name for name, family in FAMILIES.items())
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("attn_logit_softcapping", 50.0), ("sliding_window", 64), ("clip_qkv", 8.0)]
 )
-def test_a_key_that_would_change_the_mathematics_is_refused_by_name(key, value):
+def test_a_key_that_is_not_implemented_is_refused_by_name(key, value):
     raw = {
         "model_type": "llama",
         "vocab_size": 8,

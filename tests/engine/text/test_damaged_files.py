@@ -1,4 +1,4 @@
-"""Damaged tokenizer_config.json, added_tokens.json and generation_config.json: each is read, or refused in one line."""
+"""Damaged tokenizer_config.json, added_tokens.json and generation_config.json: read, or refused in one line."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ VALUES: tuple[Any, ...] = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A byte-level BPE tokenizer without merges, in GPT-2's format, which is the one that reads added_tokens.json."""
+    """A byte-level BPE tokenizer without merges, in GPT-2's format, because only there added_tokens.json is read."""
     folder: Path = tmp_path_factory.mktemp("tokenizer")
     (folder / "vocab.json").write_text(json.dumps(byte_table()))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -62,22 +62,23 @@ def mutated(original: dict[str, Any], generator: random.Random) -> dict[str, Any
     """A copy in which one to three values, at any depth, are replaced or removed, or keys are added."""
     result = copy.deepcopy(original)
     for _ in range(generator.randint(1, 3)):
-        place: Any = result
+        container: Any = result
         while True:
-            keys = list(place) if isinstance(place, dict) else range(len(place))
-            key = generator.choice([*keys, "<pad>"]) if isinstance(place, dict) else generator.choice(keys)
-            inner = place[key] if key in keys else None
+            keys = list(container) if isinstance(container, dict) else range(len(container))
+            key = generator.choice([*keys, "<pad>"]) if isinstance(container, dict) else generator.choice(keys)
+            inner = container[key] if key in keys else None
             if not (isinstance(inner, dict | list) and inner) or generator.random() < 0.4:
                 break
-            place = inner
+            container = inner
         if generator.random() < 0.15 and key in keys:
-            del place[key]
+            del container[key]
         else:
-            place[key] = generator.choice(VALUES)
+            container[key] = generator.choice(VALUES)
     return result
 
 
 def use_tokenizer(folder: Path) -> None:
+    """Load the tokenizer; encode, decode and stream a text."""
     tokenizer = Tokenizer.load(folder)
     ids = tokenizer.encode(TEXT)
     assert tokenizer.decode(ids, skip_special_tokens=False) == TEXT
@@ -89,6 +90,7 @@ def use_tokenizer(folder: Path) -> None:
 
 
 def use_generation_config(folder: Path) -> None:
+    """Read the file as `LLM.load` does."""
     content = read_json(folder / "generation_config.json")
     token_ids(content.get("eos_token_id"), "generation_config.json: eos_token_id")
     SamplingParams(**defaults(content))
@@ -120,7 +122,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(folder, name, original, u
     assert accepted > 0
 
 
-def test_a_lone_surrogate_is_refused_with_its_place(folder):
+def test_a_lone_surrogate_is_refused_with_its_position(folder):
     tokenizer = Tokenizer.load(folder)
     for encode in (tokenizer.encode, tokenizer.encode_plain, lambda text: tokenizer.encode_all(["valid", text])):
         with pytest.raises(BareloopError, match=r"character 3 is a lone surrogate \(U\+D83D\)"):

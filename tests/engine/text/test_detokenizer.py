@@ -1,9 +1,6 @@
-"""Streaming text: equal to the whole decode, whatever the ids; stop strings never leak."""
+"""Streamed text equals the text of all ids decoded at once, and no part of a stop string is emitted."""
 
 from __future__ import annotations
-
-from functools import cache
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -29,19 +26,15 @@ TEXTS = [
 ]
 
 
-@cache
-def load(folder: Path) -> Tokenizer:
-    return Tokenizer.load(folder)
-
-
 def stream(tokenizer: Tokenizer, ids: list[int], continues: bool = False) -> str:
+    """The pieces of the detokenizer, joined."""
     detokenizer = tokenizer.detokenizer(continues)
     return "".join([*map(detokenizer.push, ids), detokenizer.flush()])
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_pieces_are_the_whole_decode_on_random_ids(shared, name):
-    tokenizer = load(shared / name)
+def test_streamed_text_equals_decoded_text_for_random_ids(load_tokenizer, name):
+    tokenizer = load_tokenizer(name)
 
     @settings(max_examples=150, deadline=None)
     @given(st.lists(st.integers(0, tokenizer.vocab_size + 5), max_size=30))
@@ -52,35 +45,39 @@ def test_pieces_are_the_whole_decode_on_random_ids(shared, name):
 
 
 @pytest.mark.parametrize("name", FOLDERS[:9])
-def test_pieces_are_the_whole_decode_on_real_text(shared, name):
-    tokenizer = load(shared / name)
+def test_streamed_text_equals_decoded_text_for_real_text(load_tokenizer, name):
+    tokenizer = load_tokenizer(name)
     for text in TEXTS:
         ids = tokenizer.encode(text)
         assert stream(tokenizer, ids) == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", ["tokenizers/llama-2", "tokenizers/mistral-7b-instruct-v0.2"])
-def test_runs_of_bytes(shared, name):
-    tokenizer = load(shared / name)
-    byte = {value: tokenizer.token_id(f"<0x{value:02X}>") for value in range(256)}
+def test_streamed_text_equals_decoded_text_for_byte_tokens(load_tokenizer, name):
+    tokenizer = load_tokenizer(name)
+    byte_tokens = {value: tokenizer.token_id(f"<0x{value:02X}>") for value in range(256)}
 
     @settings(max_examples=150, deadline=None)
-    @given(st.lists(st.one_of(st.sampled_from(sorted(byte)).map(byte.get), st.integers(259, 31_000)), max_size=12))
+    @given(
+        st.lists(
+            st.one_of(st.sampled_from(sorted(byte_tokens)).map(byte_tokens.get), st.integers(259, 31_000)), max_size=12
+        )
+    )
     def check(ids: list[int]) -> None:
         assert stream(tokenizer, ids) == tokenizer.decode(ids)
 
     check()
 
 
-def test_a_text_that_continues_another_keeps_its_first_space(shared):
-    tokenizer = load(shared / "tokenizers" / "llama-2")
+def test_a_text_that_continues_another_keeps_its_first_space(load_tokenizer):
+    tokenizer = load_tokenizer("tokenizers/llama-2")
     ids = tokenizer.encode("hello there", add_special_tokens=False)
     assert stream(tokenizer, ids) == "hello there"
     assert stream(tokenizer, ids[1:], continues=True) == " there"
 
 
-def test_a_character_appears_once_it_is_whole(shared):
-    tokenizer = load(shared / "tokenizers" / "gpt2")
+def test_a_character_is_emitted_with_its_last_token(load_tokenizer):
+    tokenizer = load_tokenizer("tokenizers/gpt2")
     detokenizer = tokenizer.detokenizer()
     pieces = [detokenizer.push(number) for number in tokenizer.encode("👋!")]
     assert pieces[-2:] == ["👋", "!"]
@@ -89,18 +86,18 @@ def test_a_character_appears_once_it_is_whole(shared):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("abc", max_size=3), max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
-def test_stop_strings_cut_at_the_first_and_nothing_of_them_leaks(pieces, stops):
-    finder, emitted = StopStrings(stops), ""
+def test_text_ends_before_the_first_stop_string(pieces, stops):
+    stop_strings, emitted = StopStrings(stops), ""
     whole = "".join(pieces)
     for piece in pieces:
-        emitted += finder.push(piece)
+        emitted += stop_strings.push(piece)
         assert whole.startswith(emitted)
-        if finder.found:
+        if stop_strings.found:
             break
-    if finder.found is None:
-        emitted += finder.flush()
+    if stop_strings.found is None:
+        emitted += stop_strings.flush()
         assert emitted == whole
         assert not any(stop in whole for stop in stops)
     else:
         assert not any(stop in emitted for stop in stops)
-        assert whole.startswith(emitted + finder.found)
+        assert whole.startswith(emitted + stop_strings.found)

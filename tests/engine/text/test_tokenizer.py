@@ -1,4 +1,4 @@
-"""Text <-> ids. The full comparison with transformers comes with the loop; here, what loading promises."""
+"""Text to token ids and back, against transformers, and the files that `Tokenizer.load` reads."""
 
 from __future__ import annotations
 
@@ -27,44 +27,39 @@ TEXTS = [
 ]
 SAME = ("qwen2.5-0.5b-instruct", "llama-3.2", "olmo-2", "gpt2", "phi-2", "gpt-neox-pythia", "mistral-7b-instruct-v0.2")
 
-# Where our ids are not those of transformers' AutoTokenizer. tokenizer.json is the reference here, and with
-# `legacy: false` LlamaTokenizer replaces its normalizer (▁ before every piece of text) by a pre-tokenizer (▁ before
-# the first piece only, and none before a space): texts that begin with a space, or have one after a control token,
-# differ by a ▁. It also replaces the story model's unknown-token rule, so that unknown characters vanish there.
+# Tokenizers whose ids differ from those of transformers' AutoTokenizer. We follow tokenizer.json. With `legacy: false`,
+# LlamaTokenizer replaces the file's normalizer (▁ before every piece of text) by a pre-tokenizer (▁ only before the
+# first piece, and not before a space): texts that start with a space, or have one after a control token, differ by a
+# ▁. It also replaces the unknown-token rule of the story model, so that unknown characters are dropped.
 DIFFERENT = ("tokenizers/llama-2", "checkpoints/llama-tinystories-656k")
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_ids_and_text_equal_transformers(shared, name):
-    from transformers import AutoTokenizer
-
-    folder = shared / "tokenizers" / name
-    ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
+def test_ids_and_text_equal_transformers(load_tokenizer, load_reference, name):
+    tokenizer, reference = load_tokenizer(f"tokenizers/{name}"), load_reference(f"tokenizers/{name}")
     for text in TEXTS:
-        ids = ours.encode(text)
-        assert ids == theirs(text)["input_ids"], text
+        ids = tokenizer.encode(text)
+        assert ids == reference(text)["input_ids"], text
         for skip in (True, False):
-            expected = theirs.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-            assert ours.decode(ids, skip_special_tokens=skip) == expected, text
+            expected = reference.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+            assert tokenizer.decode(ids, skip_special_tokens=skip) == expected, text
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_known_differences_are_only_where_they_are_said_to_be(shared, name):
-    from transformers import AutoTokenizer
-
-    ours, theirs = Tokenizer.load(shared / name), AutoTokenizer.from_pretrained(shared / name)
-    unknown = ours.token_id("<unk>")
+def test_ids_differ_from_transformers_only_in_known_cases(load_tokenizer, load_reference, name):
+    tokenizer, reference = load_tokenizer(name), load_reference(name)
+    unknown = tokenizer.token_id("<unk>")
     for text in TEXTS:
-        ids = ours.encode(text)
+        ids = tokenizer.encode(text)
         if not text.startswith(" ") and "<s>" not in text and unknown not in ids:
-            assert ids == theirs(text)["input_ids"], text
+            assert ids == reference(text)["input_ids"], text
 
 
-def test_bos_is_added_as_the_tokenizer_says(shared):
-    llama = Tokenizer.load(shared / "tokenizers" / "llama-3.2")
+def test_bos_is_added_by_tokenizers_that_add_one_by_default(load_tokenizer):
+    llama = load_tokenizer("tokenizers/llama-3.2")
     assert llama.encode("a")[0] == 128000
     assert llama.encode("a", add_special_tokens=False)[0] != 128000
-    assert Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct").encode("a") == [64]
+    assert load_tokenizer("tokenizers/qwen2.5-0.5b-instruct").encode("a") == [64]
 
 
 def test_truncation_and_padding_in_the_file_are_switched_off(shared, tmp_path):
@@ -79,26 +74,26 @@ def test_truncation_and_padding_in_the_file_are_switched_off(shared, tmp_path):
     assert len(Tokenizer.load(tmp_path).encode("one two three four five six seven")) == 7
 
 
-def test_vocab_and_merges_are_read_as_gpt2_reads_them(shared, tmp_path):
-    settings = json.loads((shared / "tokenizers" / "gpt2" / "tokenizer.json").read_text())["model"]
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in settings["merges"]]
-    (tmp_path / "vocab.json").write_text(json.dumps(settings["vocab"]))
+def test_vocab_json_and_merges_txt_give_the_ids_of_tokenizer_json(shared, load_tokenizer, tmp_path):
+    model = json.loads((shared / "tokenizers" / "gpt2" / "tokenizer.json").read_text())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    old, new = Tokenizer.load(tmp_path), Tokenizer.load(shared / "tokenizers" / "gpt2")
+    old, new = Tokenizer.load(tmp_path), load_tokenizer("tokenizers/gpt2")
     for text in [*TEXTS, "a<|endoftext|>b"]:
         assert old.encode(text) == new.encode(text)
         assert old.decode(old.encode(text)) == new.decode(new.encode(text))
 
 
-def test_special_tokens_are_known_by_role(shared):
-    qwen = Tokenizer.load(shared / "tokenizers" / "qwen2.5-0.5b-instruct")
+def test_special_tokens_are_found_by_role_and_text(load_tokenizer):
+    qwen = load_tokenizer("tokenizers/qwen2.5-0.5b-instruct")
     assert qwen.special_tokens["eos_token"] == "<|im_end|>"
     assert qwen.token_id("<|im_end|>") == 151645
     assert qwen.token_id("no such token") is None
-    assert Tokenizer.load(shared / "tokenizers" / "llama-2").special_tokens["bos_token"] == "<s>"
+    assert load_tokenizer("tokenizers/llama-2").special_tokens["bos_token"] == "<s>"
 
 
-def test_folders_that_cannot_be_read_are_one_line(shared, tmp_path):
+def test_an_unreadable_folder_is_refused_in_one_line(shared, tmp_path):
     with pytest.raises(BareloopError, match=r"has no tokenizer.json"):
         Tokenizer.load(tmp_path)
     shutil.copy(shared / "tokenizers" / "tinyllama-1.1b-chat" / "tokenizer.model", tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints as they are on the hub: other names of tensors, older keys, parts that are not used."""
+"""Checkpoints as they are on the hub: other tensor names, older config keys, and parts that are not used."""
 
 from __future__ import annotations
 
@@ -18,85 +18,97 @@ from engine.runtime.errors import BareloopError
 Tensors = dict[str, torch.Tensor]
 
 
-def rewritten(
-    folder: Path,
-    into: Path,
+def rewrite(
+    source: Path,
+    target: Path,
     rename: Callable[[str], str],
-    config: Callable[[dict[str, Any]], dict[str, Any]],
-    **more: Any,
+    change_config: Callable[[dict[str, Any]], dict[str, Any]],
+    **extra_tensors: Any,
 ) -> Path:
-    """A folder with other names and keys, and more tensors."""
-    into.mkdir()
-    tensors = {rename(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(tensors | more, into / "model.safetensors", {"format": "pt"})
-    raw = json.loads((folder / "config.json").read_text())
-    (into / "config.json").write_text(json.dumps(config(raw)))
-    return into
+    """Copy a checkpoint with other tensor names and config keys, and more tensors. Return its folder."""
+    target.mkdir()
+    tensors = {rename(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}
+    save_file(tensors | extra_tensors, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(change_config(config)))
+    return target
 
 
-def moved(*keys: tuple[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Keys of `rope_parameters` as transformers 4 wrote them."""
+def with_rope_keys(*keys: tuple[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Move keys out of `rope_parameters`, to where transformers 4 wrote them. `keys`: (new name, old name)."""
 
-    def change(raw: dict[str, Any]) -> dict[str, Any]:
-        inner = raw.pop("rope_parameters")
-        return raw | {old: inner[new] for new, old in keys}
+    def change(config: dict[str, Any]) -> dict[str, Any]:
+        inner = config.pop("rope_parameters")
+        return config | {old: inner[new] for new, old in keys}
 
     return change
 
 
 VISION = {"vision_tower.patch.weight": torch.ones(3), "multi_modal_projector.norm.weight": torch.ones(2)}
 MASKS = {f"h.{layer}.attn.bias": torch.ones(1, 1, 4, 4) for layer in range(3)}
-DIALECTS: dict[str, tuple[str, Callable[[str], str], Any, Tensors]] = {
-    "gpt2 without its prefix": ("gpt2", lambda name: name.removeprefix("transformer."), dict, MASKS),
-    "mamba's first": ("mamba", lambda name: name.replace("backbone.embeddings.", "backbone.embedding."), dict, {}),
-    "pythia's keys": (
+# (variant, new name of a tensor, new config, extra tensors)
+LAYOUTS: dict[str, tuple[str, Callable[[str], str], Any, Tensors]] = {
+    "gpt2 without a prefix": ("gpt2", lambda name: name.removeprefix("transformer."), dict, MASKS),
+    "first mamba checkpoints": (
+        "mamba",
+        lambda name: name.replace("backbone.embeddings.", "backbone.embedding."),
+        dict,
+        {},
+    ),
+    "keys of pythia": (
         "gpt_neox",
         str,
-        moved(("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")),
+        with_rope_keys(("partial_rotary_factor", "rotary_pct"), ("rope_theta", "rotary_emb_base")),
         {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 4, 4)},
     ),
-    "phi-2's keys": ("phi", str, moved(("partial_rotary_factor",) * 2, ("rope_theta",) * 2), {}),
-    "gemma's first": ("gemma", str, lambda raw: raw | {"hidden_act": "gelu", "hidden_activation": None}, {}),
+    "keys of phi-2": ("phi", str, with_rope_keys(("partial_rotary_factor",) * 2, ("rope_theta",) * 2), {}),
+    "first gemma checkpoints": (
+        "gemma",
+        str,
+        lambda config: config | {"hidden_act": "gelu", "hidden_activation": None},
+        {},
+    ),
     "gemma 3 with images": (
         "gemma3_text",
         lambda name: f"language_model.{name}",
-        lambda raw: {"model_type": "gemma3", "text_config": raw, "vision_config": {"hidden_size": 3}},
+        lambda config: {"model_type": "gemma3", "text_config": config, "vision_config": {"hidden_size": 3}},
         VISION,
     ),
-    "gemma 3 with images, version 5": (
+    "gemma 3 with images, transformers 5": (
         "gemma3_text",
         lambda name: name.replace("model.", "model.language_model.", 1),
-        lambda raw: {"model_type": "gemma3", "text_config": raw, "dtype": "float32"},
+        lambda config: {"model_type": "gemma3", "text_config": config, "dtype": "float32"},
         {f"model.{name}": tensor for name, tensor in VISION.items()},
     ),
 }
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_same_model_in_another_dialect(draw_tiny, tmp_path, prompt, dialect):
-    variant, rename, config, more = DIALECTS[dialect]
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_other_names_and_keys_give_the_same_model(draw_tiny, tmp_path, prompt, layout):
+    variant, rename, change_config, extra_tensors = LAYOUTS[layout]
     tiny = draw_tiny(variant)
-    folder = rewritten(tiny.folder, tmp_path / "other", rename, config, **more)
+    folder = rewrite(tiny.folder, tmp_path / "other", rename, change_config, **extra_tensors)
     ids = prompt(30)
     assert torch.equal(LLM.load(folder, dtype="float32").logits(ids), LLM.load(tiny.folder).logits(ids))
 
 
-def test_the_text_part_of_gemma_3_is_saved_as_a_model_of_text(draw_tiny, tmp_path, prompt):
+def test_a_gemma_3_with_images_is_saved_as_a_text_model(draw_tiny, tmp_path, prompt):
     from transformers import AutoModelForCausalLM
 
-    variant, rename, config, more = DIALECTS["gemma 3 with images"]
+    variant, rename, change_config, extra_tensors = LAYOUTS["gemma 3 with images"]
     tiny = draw_tiny(variant)
-    llm = LLM.load(rewritten(tiny.folder, tmp_path / "other", rename, config, **more), dtype="float32")
+    folder = rewrite(tiny.folder, tmp_path / "other", rename, change_config, **extra_tensors)
+    llm = LLM.load(folder, dtype="float32")
     llm.save(tmp_path / "saved")
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float64)
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float64)
     ids = prompt(20)
     with torch.no_grad():
-        expected = theirs(torch.tensor([ids])).logits[0]
+        expected = reference(torch.tensor([ids])).logits[0]
     assert (llm.logits(ids) - expected).abs().max() < 2e-5 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("keys", "message"),
     [
         ({"model_type": "gemma3"}, "no text_config"),
         ({"model_type": "gpt_neo", "num_layers": 3, "num_heads": 2, "hidden_size": 8}, "must name 3 layers"),
@@ -113,7 +125,7 @@ def test_the_text_part_of_gemma_3_is_saved_as_a_model_of_text(draw_tiny, tmp_pat
         ({"model_type": "mamba", "hidden_act": "relu"}, "hidden_act = 'relu' is not implemented"),
     ],
 )
-def test_what_a_config_cannot_mean_is_one_line(raw, told):
+def test_an_invalid_config_is_refused_in_one_line(keys, message):
     shape = {
         "vocab_size": 32,
         "hidden_size": 40,
@@ -122,18 +134,18 @@ def test_what_a_config_cannot_mean_is_one_line(raw, told):
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
     }
-    with pytest.raises(BareloopError, match=told):
-        configure(shape | raw)
+    with pytest.raises(BareloopError, match=message):
+        configure(shape | keys)
 
 
-def test_a_gemma_3_that_says_little_of_its_text_part():
+def test_a_minimal_text_config_of_gemma_3_has_the_defaults_of_transformers():
     text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
     _, config = configure({"model_type": "gemma3", "text_config": text | {"model_type": "gemma3_text"}})
     assert (config.vocab_size, config.num_heads, config.num_kv_heads, config.head_dim) == (262_208, 8, 4, 256)
     assert config.windows[:6] == (1024,) * 5 + (None,)
 
 
-def test_both_spellings_of_a_key_must_agree():
+def test_old_and_new_names_of_a_key_must_agree():
     raw = {"model_type": "gpt_neox", "vocab_size": 32, "hidden_size": 64, "intermediate_size": 64}
     raw |= {"num_hidden_layers": 2, "num_attention_heads": 2, "rotary_pct": 0.25, "rotary_emb_base": 10000}
     assert configure(raw | {"partial_rotary_factor": 0.25, "rope_theta": 10000})[1].rotary_size == 8
@@ -141,5 +153,5 @@ def test_both_spellings_of_a_key_must_agree():
         configure(raw | {"partial_rotary_factor": 0.5})
 
 
-def test_every_family_names_what_it_was_written_for():
+def test_every_family_lists_its_checkpoints():
     assert all(family.checkpoints for family in FAMILIES.values())
