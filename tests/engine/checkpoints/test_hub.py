@@ -1,30 +1,32 @@
-"""Ids -> snapshots, against a local stand-in for the hub's API."""
+"""Hub ids are resolved to snapshots, tested against a local server with the hub's API."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine import LLM
 from engine.checkpoints.hub import find_model
 from engine.runtime.errors import BareloopError
 
 COMMIT = "a" * 40
+UNREACHABLE = "http://127.0.0.1:9"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves one repository, me/tiny; me/gated is gated, all else is unknown. Remembers what was fetched."""
+    """A server with one repository, me/tiny; me/gated is gated, all others are unknown. It records the downloads."""
 
     files: dict[str, bytes]
-    fetched: list[str]
+    downloads: list[str]
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -45,7 +47,7 @@ class Hub(BaseHTTPRequestHandler):
             name = path.partition(f"/resolve/{COMMIT}/")[2]
             content = self.files[name]
             if body:
-                self.fetched.append(name)
+                self.downloads.append(name)
             headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
             self._send(200, content, headers, body)
         elif "/tree/" in path:
@@ -72,73 +74,77 @@ class Hub(BaseHTTPRequestHandler):
 def hub(tiny_llama) -> Iterator[tuple[str, type[Hub]]]:
     files = {path.name: path.read_bytes() for path in tiny_llama.folder.iterdir()}
     files |= {"README.md": b"hello", "pytorch_model.bin": b"x" * 1000, "consolidated.safetensors": b"y" * 1000}
-    handler = type("ThisHub", (Hub,), {"files": files, "fetched": []})
+    handler = type("ThisHub", (Hub,), {"files": files, "downloads": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", handler
     server.shutdown()
     server.server_close()
 
 
-def load(name: str, cache: Path, endpoint: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Load in a process of its own, because huggingface_hub reads its environment once."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": ".",
-        **more,
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "engine", "--inspect", "-m", name],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Find a model with this environment: huggingface_hub is imported again, because it reads the variables once."""
+
+    def call(name: str, endpoint: str, **environment: str) -> Path:
+        with monkeypatch.context() as patch:
+            for variable in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
+                patch.delenv(variable)
+            settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", **environment}
+            for variable, value in settings.items():
+                patch.setenv(variable, value)
+            for module in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+                patch.delitem(sys.modules, module)
+            try:
+                return find_model(name)
+            finally:
+                for module in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+                    del sys.modules[module]
+
+    return call
 
 
-def test_only_the_files_needed_are_fetched_and_then_never_again(hub, tmp_path):
+def test_only_the_necessary_files_are_downloaded_and_only_once(hub, load):
     endpoint, handler = hub
-    first = load("me/tiny", tmp_path, endpoint)
-    assert first.returncode == 0, first.stderr
-    assert "llama" in first.stdout
-    assert set(handler.fetched) == {"config.json", "generation_config.json", "model.safetensors"}
-    handler.fetched.clear()
-    assert load("me/tiny", tmp_path, "http://127.0.0.1:9").returncode == 0  # the cache needs no hub
-    assert load("me/tiny", tmp_path, endpoint, HF_HUB_OFFLINE="1").returncode == 0
-    assert handler.fetched == []
+    folder = load("me/tiny", endpoint)
+    needed = {"config.json", "generation_config.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == set(handler.downloads) == needed
+    handler.downloads.clear()
+    assert load("me/tiny", UNREACHABLE) == folder
+    assert load("me/tiny", endpoint, HF_HUB_OFFLINE="1") == folder
+    assert handler.downloads == []
+
+
+def test_a_downloaded_model_loads(hub, load, tiny_llama, prompt):
+    ids = prompt(9)
+    assert torch.equal(LLM.load(load("me/tiny", hub[0])).logits(ids), LLM.load(tiny_llama.folder).logits(ids))
 
 
 @pytest.mark.parametrize(
     ("name", "environment", "message"),
     [
         ("me/gated", {}, "me/gated is gated: accept its terms on its hub page, then set HF_TOKEN"),
-        (
-            "me/unknown",
-            {},
-            "me/unknown is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)",
-        ),
+        ("me/unknown", {}, "me/unknown is neither a folder here nor a repository on the hub"),
         ("me/tiny", {"HF_HUB_OFFLINE": "1"}, "not complete in the cache, and HF_HUB_OFFLINE is set"),
-        ("me/tiny", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached"),
+        ("me/tiny", {"HF_ENDPOINT": UNREACHABLE}, "the hub cannot be reached"),
     ],
 )
-def test_what_the_hub_cannot_give_is_one_line(hub, tmp_path, name, environment, message):
-    done = load(name, tmp_path, hub[0], **environment)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_what_the_hub_cannot_give_is_one_line(hub, load, name, environment, message):
+    with pytest.raises(BareloopError) as caught:
+        load(name, hub[0], **environment)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_an_incomplete_snapshot_is_completed(hub, tmp_path):
-    endpoint, handler = hub
-    load("me/tiny", tmp_path, endpoint)
-    (weights,) = tmp_path.rglob("snapshots/*/model.safetensors")
+def test_an_incomplete_snapshot_is_completed(hub, load):
+    endpoint, _ = hub
+    weights = load("me/tiny", endpoint) / "model.safetensors"
     weights.unlink()
-    handler.fetched.clear()
-    assert load("me/tiny", tmp_path, endpoint).returncode == 0
+    load("me/tiny", endpoint)
+    assert weights.exists()
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "what is this?"])
-def test_paths_that_are_no_ids_are_not_asked_for(name):
+def test_a_path_that_cannot_be_an_id_is_never_looked_up_on_the_hub(name):
     with pytest.raises(BareloopError, match="no such folder"):
         find_model(name)

@@ -1,0 +1,153 @@
+"""`python -m engine`: what it prints, its exit codes, and one line for every wrong flag."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import engine.__main__
+from engine.cli.parser import run
+
+
+class Output(NamedTuple):
+    """What a program left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Terminal(io.TextIOWrapper):
+    """An interactive stdin."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Output]:
+    """Run `python -m engine` in this process: program(*arguments, stdin=None); without stdin it is a terminal."""
+
+    def call(*arguments: str, stdin: str | None = None) -> Output:
+        stream = io.TextIOWrapper if stdin is not None else Terminal
+        monkeypatch.setattr(sys, "stdin", stream(io.BytesIO((stdin or "").encode())))
+        with pytest.raises(SystemExit) as caught:
+            run(engine.__main__.parser(), engine.__main__.main, arguments)
+        captured = capsys.readouterr()
+        return Output(int(caught.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def stories(shared: Path) -> tuple[str, ...]:
+    """The flags of a real model."""
+    return ("--model", str(shared / "checkpoints" / "llama-tinystories-656k"), "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("hi", "-m", "x", "--prompt", "ho"), 2, "give one prompt"),
+        (("hi", "-m", "x", "--system", "s"), 2, "--system needs --chat"),
+        (("hi", "-m", "x", "--file", "f"), 2, "give one of: a prompt, --file"),
+        (("-m", "x", "--file", "./nowhere"), 1, "cannot read the prompts in ./nowhere"),
+        (("-m", "x"), 2, "give a prompt: python -m engine --model MODEL"),
+        (("", "-m", "x"), 2, "the prompt is empty"),
+        (("--inspect", "-m", "./nowhere"), 1, "no such folder: ./nowhere"),
+        (("--inspect", "-m", ""), 1, "the model's name is empty"),
+        (("--wrong",), 2, "unrecognized arguments: --wrong"),
+        (("--dtype", "int3"), 2, "invalid choice: 'int3'"),
+        (("hi", "-m", "demo", "--device", "foo"), 2, "foo"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(program: Callable[..., Output], arguments: Any, code: int, line: str) -> None:
+    output = program(*arguments)
+    assert output.code == code
+    assert line in output.stderr
+    assert output.stderr.count("\n") == 1
+    assert output.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--prompt", "once " * 2000), "the model's window is 512"),
+        (("--prompt", "hi", "--chat"), "has no chat template"),
+        (("--prompt", "hi", "--temp", "-1"), "temperature = -1.0: use 0 or more"),
+        (("--prompt", "hi", "--top-p", "0"), "top_p = 0.0"),
+        (("--prompt", "hi", "--stop", *"abcdefgh" * 125), "stop has 1000 strings: use up to 64"),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_line(
+    program: Callable[..., Output], stories: tuple[str, ...], arguments: Any, line: str
+) -> None:
+    output = program(*stories, *arguments)
+    assert output.code in (1, 2)
+    assert line in output.stderr
+    assert output.stderr.count("\n") == 1
+    assert output.stdout == ""
+
+
+def test_an_empty_stdin_is_one_line(program: Callable[..., Output]) -> None:
+    output = program("-m", "x", stdin="")
+    assert output.code == 2
+    assert output.stderr.startswith("python -m engine: the prompt is empty")
+
+
+def test_a_prompt_from_stdin_is_continued_and_the_speed_is_reported(stories: tuple[str, ...]) -> None:
+    arguments = [sys.executable, "-m", "engine", *stories]
+    done = subprocess.run(arguments, input="Once upon a time", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith(", a little girl named Lily")
+    speed = r"6 \+ \d+ tokens, TTFT \d+ ms, [\d.]+ tokens/s, [\d.]+ GB/s \(\d+ % of the read bandwidth, \d+ GB/s\)"
+    assert re.fullmatch(speed + r", (C\+\+ kernels|PyTorch's operators).*\n", done.stderr)
+
+
+def test_the_prompt_may_follow_the_name_of_the_model(program: Callable[..., Output], stories: tuple[str, ...]) -> None:
+    positional = program(*stories, "-n", "5", "Once upon a time")
+    assert positional.stdout == program(*stories, "-n", "5", "-p", "Once upon a time").stdout
+    model = stories[:2]
+    assert positional.stdout == program("-n", "5", "--device", "cpu", *model, "Once upon a time").stdout
+
+
+def test_a_file_of_prompts_is_decoded_in_one_batch_and_printed_as_json(
+    program: Callable[..., Output], stories: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("Once upon a time\n\nTom had a big red ball.\n")
+    flags = (*stories, "--json", "--temp", "0.9", "--seed", "4", "-n", "12")
+    output = program(*flags, "--logprobs", "2", "--file", str(tmp_path / "prompts.txt"))
+    first, second = (json.loads(line) for line in output.stdout.splitlines())
+    assert (first["prompt"], second["prompt"]) == ("Once upon a time", "Tom had a big red ball.")
+    assert len(first["token_ids"]) == len(first["logprobs"]) == len(first["top_logprobs"]) == 12
+    alone = json.loads(program(*flags, "--prompt", "Tom had a big red ball.").stdout)
+    assert alone["text"] == second["text"]
+
+
+def test_several_models_stand_side_by_side(program: Callable[..., Output], stories: tuple[str, ...]) -> None:
+    output = program(*stories, *stories[:2], "--prompt", "Who is it?", "-n", "4")
+    assert output.code == 0
+    assert "tokens/s" in output.stdout
+    assert output.stdout.count("Who is it?") == 2
+
+
+def test_a_quantized_model_is_saved_and_loads_again(program: Callable[..., Output], tmp_path: Path) -> None:
+    folder = str(tmp_path / "demo8")
+    quantize = ("-m", "demo", "--quant", "int8", "--save-quantized", folder)
+    output = program(*quantize)
+    assert output.code == 0, output.stderr
+    assert "bytes in int8; load it as --model" in output.stderr
+    output = program("-m", folder, "Once upon a time", "-n", "3")
+    assert output.code == 0 and output.stdout.strip()
+    output = program(*quantize)
+    assert output.code == 1 and "exists and is not empty" in output.stderr
+    output = program("-m", "demo", "--save-quantized", str(tmp_path / "plain"))
+    assert output.code == 2 and "add --quant int8 or int4" in output.stderr
