@@ -95,8 +95,8 @@ def choose(
     """logits [R, V] -> the next token of every row [R], or `INVALID` if the largest logit is NaN or infinite.
 
     `texts` are the ids so far, of which the reply begins at `starts`. Greedy needs no softmax; the lowest id wins a
-    tie. The check for invalid rows uses the maximum, which is computed anyway and which any NaN reaches; the result
-    travels with the ids, without another synchronization of the device.
+    tie. The check for invalid rows uses the maximum or the sum, which are computed anyway and which any NaN reaches;
+    the result travels with the ids, without another synchronization of the device.
     """
     logits = penalize(logits, params, texts, starts)
     if params.temperature == 0:
@@ -106,12 +106,10 @@ def choose(
         largest, tokens = logits.max(dim=-1)
         return torch.where(largest.isfinite(), tokens, INVALID)
     logits = logits.float()
-    largest = logits.amax(-1, keepdim=True)
-    logits = (logits - largest) / max(params.temperature, 1e-30)  # stays within float32
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)  # stays within float32
     if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
         logits.masked_fill_(logits < cutoff(logits, params), -math.inf)
-    tokens = draw(logits, uniform(seeds, [len(ids) for ids in texts]))
-    return torch.where(largest[:, 0].isfinite(), tokens, INVALID)
+    return draw(logits, uniform(seeds, [len(ids) for ids in texts]))
 
 
 def penalize(logits: Tensor, params: SamplingParams, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
@@ -170,7 +168,7 @@ def top_p_by_histogram(logits: Tensor, top_p: float) -> Tensor:
     lowest = []
     for row in logits:
         top = row.max()
-        if top.isnan():  # an invalid row, which `choose` marks
+        if math.isnan(float(top)):  # an invalid row, which `draw` marks
             lowest.append(top)
             continue
         below = row - top
@@ -186,11 +184,15 @@ def top_p_by_histogram(logits: Tensor, top_p: float) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token per row [R]: invert the cumulative distribution of softmax(logits) at `uniforms` [R]."""
+    """Draw one token per row [R]: invert the cumulative distribution of softmax(logits) at `uniforms` [R].
+
+    `INVALID` if the sum is NaN, as it is if a logit is NaN or the largest one is infinite.
+    """
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     cumulative = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=wide)
-    targets = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+    total = cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, uniforms.to(cumulative)[:, None] * total, right=True)
+    return tokens.clamp_(max=logits.shape[1] - 1).masked_fill_(total.isnan(), INVALID)[:, 0]
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
