@@ -35,19 +35,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every benchmark of a model on every device with every format."""
     if "llm" in metafunc.fixturenames:
         formats = metafunc.config.getoption("--bench-formats")
-        cases = [(device, form) for device in DEVICES for form in formats]
+        cases = [(device, weight_format) for device in DEVICES for weight_format in formats]
         metafunc.parametrize("llm", cases, ids=["-".join(case) for case in cases], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
 def llm(request: pytest.FixtureRequest) -> LLM:
     """The model on one device in one format; skipped, with the reason, if the machine does not have the device."""
-    device, form = request.param
+    device, weight_format = request.param
     try:
         choose_device(device)
     except BareloopError as error:
         pytest.skip(str(error))
-    model = LLM.load(checkpoint(request.config.getoption("--bench-model")), device=device, **load_options(form))
+    model = LLM.load(
+        checkpoint(request.config.getoption("--bench-model")), device=device, **load_options(weight_format)
+    )
     kernels.wait()
     return model
 

@@ -20,23 +20,23 @@ FORMATS = ("BF16", "Q8_0", "Q4_0")
 ARCHITECTURES = ("llama", "qwen2", "olmo2")  # architectures with a known tensor mapping
 
 
-def gguf_file(folder: Path, form: str) -> Path:
+def gguf_file(folder: Path, weight_format: str) -> Path:
     """The GGUF file of a checkpoint in a format, written to the cache on first use."""
     config = read_json(folder / "config.json")
     if config["model_type"] not in ARCHITECTURES:
         raise BareloopError(f"no GGUF conversion for {config['model_type']}; supported: {', '.join(ARCHITECTURES)}")
     stamp = "".join(f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.safetensors")))
     key = hashlib.sha256(f"{folder.resolve()} {stamp}".encode()).hexdigest()[:12]
-    path = cache_folder().with_name("gguf") / f"{folder.name}-{key}-{form}.gguf"
+    path = cache_folder().with_name("gguf") / f"{folder.name}-{key}-{weight_format}.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(".part")
-        _write(folder, config, form, draft)
+        _write(folder, config, weight_format, draft)
         draft.replace(path)
     return path
 
 
-def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
+def _write(folder: Path, config: dict[str, Any], weight_format: str, path: Path) -> None:
     import gguf
 
     architecture = config["model_type"]
@@ -59,10 +59,10 @@ def _write(folder: Path, config: dict[str, Any], form: str, path: Path) -> None:
     factors = _rope_factors(config, head_dim)
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors.numpy())
-    kind = gguf.GGMLQuantizationType[form]
+    kind = gguf.GGMLQuantizationType[weight_format]
     names = gguf.get_tensor_name_map(_architecture(architecture), config["num_hidden_layers"])
     stored = open_checkpoint(find_tensors(folder, False))
-    with Progress(f"{folder.name} as {form}", len(stored)) as progress:
+    with Progress(f"{folder.name} as {weight_format}", len(stored)) as progress:
         for name, weight in _weights(stored):
             if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
                 weight = _interleaved(weight, heads if "q_proj" in name else kv_heads)  # noqa: PLW2901

@@ -117,9 +117,13 @@ def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work
     }
 
 
-def load_options(form: str) -> dict[str, Any]:
+def load_options(weight_format: str) -> dict[str, Any]:
     """Keyword arguments of `LLM.load` for a dtype, or for a weight format (of a bfloat16 model)."""
-    return {"dtype": form} if form in ("bfloat16", "float32", "float16") else {"dtype": "bfloat16", "quant": form}
+    return (
+        {"dtype": weight_format}
+        if weight_format in ("bfloat16", "float32", "float16")
+        else {"dtype": "bfloat16", "quant": weight_format}
+    )
 
 
 @cache

@@ -77,7 +77,7 @@ def timestamps(tokens: Iterator[Any]) -> list[float]:
     return [time.perf_counter() - start for _ in tokens]
 
 
-def bareloop(form: str) -> Load:
+def bareloop(weight_format: str) -> Load:
     """Our engine, by its stream of events."""
 
     def load(folder: Path, threads: int, window: int) -> Run:  # noqa: ARG001
@@ -87,7 +87,7 @@ def bareloop(form: str) -> Load:
         from engine import LLM, SamplingParams, kernels
 
         torch.set_num_threads(threads)
-        llm = LLM.load(folder, device="cpu", **load_options(form))
+        llm = LLM.load(folder, device="cpu", **load_options(weight_format))
         kernels.wait()
 
         def run_once(ids: list[int], new: int) -> list[float]:
@@ -126,7 +126,7 @@ def transformers(dtype: str) -> Load:
     return load
 
 
-def llama_cpp(form: str) -> Load:
+def llama_cpp(weight_format: str) -> Load:
     """llama.cpp through its C API: greedy, with only numpy's argmax between two steps."""
 
     def load(folder: Path, threads: int, window: int) -> Run:
@@ -137,7 +137,7 @@ def llama_cpp(form: str) -> Load:
 
         from bench.gguf_files import gguf_file
 
-        path = gguf_file(folder, form)
+        path = gguf_file(folder, weight_format)
         quiet = lib.llama_log_callback(lambda *_: None)
         lib.llama_log_set(quiet, None)
         model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())

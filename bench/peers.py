@@ -150,14 +150,14 @@ def token_bytes(folder: Path, engine: str, context: int) -> int:
     from bench.measure import load_options, past_bytes
     from engine.checkpoints.opening import open_model
 
-    name, _, form = engine.partition("-")
+    name, _, weight_format = engine.partition("-")
     if name == "bareloop":
-        return sum(cost.nbytes for cost in open_model(folder, **load_options(form)).model.costs(context))
-    cache_dtype = "float32" if form == "float32" else "bfloat16"  # whatever the format of the weights
+        return sum(cost.nbytes for cost in open_model(folder, **load_options(weight_format)).model.costs(context))
+    cache_dtype = "float32" if weight_format == "float32" else "bfloat16"  # whatever the format of the weights
     costs = list(open_model(folder, cache_dtype).model.costs(context))
     cache = past_bytes(costs)
     weights = sum(cost.nbytes for cost in costs) - cache
-    return cache + round(weights * BITS[form] / BITS[cache_dtype])
+    return cache + round(weights * BITS[weight_format] / BITS[cache_dtype])
 
 
 def table(measured: list[Measurement], options: Any) -> Table:

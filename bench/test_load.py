@@ -34,17 +34,17 @@ print(seconds, peak() - before, sum(parameter.nbytes for parameter in llm.model.
 
 
 @pytest.mark.benchmark(group="load")
-@pytest.mark.parametrize("form", ["bfloat16", "float32", "int8", "int4"])
-def test_load(benchmark: Any, request: pytest.FixtureRequest, form: str) -> None:
+@pytest.mark.parametrize("weight_format", ["bfloat16", "float32", "int8", "int4"])
+def test_load(benchmark: Any, request: pytest.FixtureRequest, weight_format: str) -> None:
     """`bfloat16` is as stored, the others convert every weight. After the first round the file is in the page cache."""
     if sys.platform != "linux":
         pytest.skip("peak memory is read from /proc")
     folder = checkpoint(request.config.getoption("--bench-model"))
-    outputs, wanted = [], load_options(form)
+    outputs, options = [], load_options(weight_format)
 
     def load() -> None:
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(folder), wanted["dtype"], wanted.get("quant", "none")],
+            [sys.executable, "-c", PROGRAM, str(folder), options["dtype"], options.get("quant", "none")],
             capture_output=True,
             text=True,
             check=True,

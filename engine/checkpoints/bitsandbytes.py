@@ -102,13 +102,13 @@ def _check_parts(parts: Mapping[str, Stored], info: Mapping[str, Any], name: str
         )
     count = info["shape"][0] * info["shape"][1]
     blocks = -(-count // BLOCK)
-    wanted = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
+    sizes = {"codes": -(-count // 2), "absmax": blocks, "quant_map": 16}
     if "nested_absmax" in parts or ("absmax" in parts and not parts["absmax"].dtype.is_floating_point):
         size = info.get("nested_blocksize")
         if type(size) is not int or size < 1 or not isinstance(info.get("nested_offset"), float | int):
             raise BareloopError(f"{name}: its description lacks nested_blocksize or nested_offset")
-        wanted |= {"nested_absmax": -(-blocks // size), "nested_quant_map": 256}
-    for part, size in wanted.items():
+        sizes |= {"nested_absmax": -(-blocks // size), "nested_quant_map": 256}
+    for part, size in sizes.items():
         if part not in parts or not parts[part].shape or parts[part].shape[0] != size:
             raise BareloopError(f"{name}: its {part} is missing or does not have {size:,} entries; download it again")
 

@@ -86,12 +86,12 @@ def match_tensors(
     Raises one `BareloopError` that names all missing, misshapen and unexpected tensors.
     """
     sources = parameter_sources(model, family)
-    wanted = {source.name: source for group in sources.values() for source in group}
-    missing = [name for name in wanted if name not in tensors]
-    unexpected = [name for name in tensors if name not in wanted and not name.endswith(family.ignored)]
+    expected = {source.name: source for group in sources.values() for source in group}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected and not name.endswith(family.ignored)]
     misshapen = [
         f"{name} is {dtype_name(tensors[name].dtype)} {list(tensors[name].shape)}, not float {list(source.shape)}"
-        for name, source in wanted.items()
+        for name, source in expected.items()
         if name in tensors and (tensors[name].shape != source.shape or not tensors[name].dtype.is_floating_point)
     ]
     problems = [

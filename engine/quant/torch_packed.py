@@ -20,28 +20,32 @@ def torch_packed_format(bits: int, rows: int, columns: int, dtype: torch.dtype) 
     return TorchInt8(rows, columns, dtype) if bits == 8 else TorchInt4(rows, columns, dtype)
 
 
-def from_panel_format(form: Panels, tensors: Tensors) -> tuple[Format, dict[str, Tensor]]:
+def from_panel_format(weight_format: Panels, tensors: Tensors) -> tuple[Format, dict[str, Tensor]]:
     """Convert a matrix from panels to PyTorch's layout. int4 with smaller groups than that layout has becomes int8."""
-    same_codes = form.bits == 8 or form.group == GROUP
-    other = torch_packed_format(form.bits if same_codes else 8, form.rows, form.columns, form.dtype)
+    same_codes = weight_format.bits == 8 or weight_format.group == GROUP
+    other = torch_packed_format(
+        weight_format.bits if same_codes else 8, weight_format.rows, weight_format.columns, weight_format.dtype
+    )
     new = other.empty(torch.device("cpu"))
-    for first in range(0, form.rows, STEP):
-        last = min(first + STEP, form.rows)
+    for first in range(0, weight_format.rows, STEP):
+        last = min(first + STEP, weight_format.rows)
         if same_codes:
-            other.set_codes(new, first, *form.codes(tensors, first, last))
+            other.set_codes(new, first, *weight_format.codes(tensors, first, last))
         else:
-            other.fill(new, first, form.dense(tensors, first, last, torch.float32))
+            other.fill(new, first, weight_format.dense(tensors, first, last, torch.float32))
     return other, new
 
 
-def to_panel_format(form: Format, tensors: Tensors) -> dict[str, Tensor]:
+def to_panel_format(weight_format: Format, tensors: Tensors) -> dict[str, Tensor]:
     """Convert a matrix from PyTorch's layout to panels; empty for any other format, which is stored as it is."""
-    if not isinstance(form, TorchInt8 | TorchInt4):
+    if not isinstance(weight_format, TorchInt8 | TorchInt4):
         return {}
-    panels = Panels(form.rows, form.columns, form.dtype, 8 if isinstance(form, TorchInt8) else 4)
+    panels = Panels(
+        weight_format.rows, weight_format.columns, weight_format.dtype, 8 if isinstance(weight_format, TorchInt8) else 4
+    )
     new = panels.empty(torch.device("cpu"))
-    for first in range(0, form.rows, STEP):
-        panels.set_codes(new, first, *form.codes(tensors, first, min(first + STEP, form.rows)))
+    for first in range(0, weight_format.rows, STEP):
+        panels.set_codes(new, first, *weight_format.codes(tensors, first, min(first + STEP, weight_format.rows)))
     return new
 
 

@@ -1,4 +1,4 @@
-"""bitsandbytes' formats, against its own modules; checkpoints that it has quantized; the line where it is missing."""
+"""Formats of bitsandbytes compared with its own modules; checkpoints in these formats; errors without the library."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def library():
-    """bitsandbytes, where it is installed."""
+    """bitsandbytes; the test is skipped if it is not installed."""
     return pytest.importorskip("bitsandbytes")
 
 
 @pytest.fixture(scope="module")
 def folder(draw_tiny):
-    """A Llama whose matrices are whole numbers of blocks."""
+    """A Llama whose matrices consist of whole blocks."""
     return draw_tiny("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4).folder
 
 
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+def random_matrix(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "nf4-double", "fp4-double", "llm.int8"])
-def test_products_are_bitsandbytes_own(library, quant, monkeypatch):
-    weight, bias, x = drawn(192, 128), drawn(192, seed=1), drawn(5, 128, seed=2)
+def test_products_equal_those_of_bitsandbytes(library, quant, monkeypatch):
+    weight, bias, x = random_matrix(192, 128), random_matrix(192, seed=1), random_matrix(5, 128, seed=2)
     x[1, 7] = 20.0  # an outlier
-    form = bnb.choose_format(quant, 192, 128, torch.float32)
-    held = form.begin(CPU)
+    weight_format = bnb.choose_format(quant, 192, 128, torch.float32)
+    tensors = weight_format.begin(CPU)
     for first in range(0, 192, 64):
-        form.fill(held, first, weight[first : first + 64])
-    held = form.finish(held)
-    assert {name: tensor.shape for name, tensor in form.empty(CPU).items()} == {k: v.shape for k, v in held.items()}
+        weight_format.fill(tensors, first, weight[first : first + 64])
+    tensors = weight_format.finish(tensors)
+    assert {name: tensor.shape for name, tensor in weight_format.empty(CPU).items()} == {
+        k: v.shape for k, v in tensors.items()
+    }
     if quant == "llm.int8":
         module = library.nn.Linear8bitLt(128, 192, has_fp16_weights=False, threshold=6.0)
         module.weight = library.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
@@ -51,24 +53,24 @@ def test_products_are_bitsandbytes_own(library, quant, monkeypatch):
         module.eval()
         expected = module(x)
     else:
-        kind, double = quant[:3], quant.endswith("double")
+        quant_type, double = quant[:3], quant.endswith("double")
         codes, state = library.functional.quantize_4bit(
-            weight, blocksize=64, quant_type=kind, compress_statistics=double
+            weight, blocksize=64, quant_type=quant_type, compress_statistics=double
         )
-        assert torch.equal(codes, held["weight"])
+        assert torch.equal(codes, tensors["weight"])
         expected = library.matmul_4bit(x, codes, quant_state=state, bias=bias)
         dense = library.functional.dequantize_4bit(codes, state)
-        assert torch.equal(form.dense(held, 64, 192, torch.float32), dense[64:])
-    found = form.product({**held, "bias": bias}, x)
-    assert found.dtype == x.dtype
-    assert torch.allclose(found, expected.to(found.dtype), rtol=1e-5, atol=1e-5)
+        assert torch.equal(weight_format.dense(tensors, 64, 192, torch.float32), dense[64:])
+    y = weight_format.product({**tensors, "bias": bias}, x)
+    assert y.dtype == x.dtype
+    assert torch.allclose(y, expected.to(y.dtype), rtol=1e-5, atol=1e-5)
 
 
-def test_the_head_and_the_embedding_stay_as_they_are(library, folder, prompt):
+def test_the_head_and_the_embedding_are_not_quantized(library, folder, prompt):
     llm = LLM.load(folder, "cpu", "bfloat16", "4bit")
     assert llm.quant == "nf4" and llm.model.embed.format is None and llm.model.head.format is None
-    inner = [m for m in llm.model.layers.modules() if isinstance(m, Matrix)]
-    assert len(inner) == 12 and all(isinstance(m.format, bnb.Bnb4) for m in inner)
+    matrices = [m for m in llm.model.layers.modules() if isinstance(m, Matrix)]
+    assert len(matrices) == 12 and all(isinstance(m.format, bnb.Bnb4) for m in matrices)
     dense = LLM.load(folder, "cpu", "bfloat16")
     ids = prompt(9)
     assert (llm.logits(ids) - dense.logits(ids)).abs().max() < 0.8 * dense.logits(ids).abs().max()
@@ -76,7 +78,7 @@ def test_the_head_and_the_embedding_stay_as_they_are(library, folder, prompt):
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4-double", "llm.int8"])
-def test_a_saved_model_is_read_back_as_it_was(library, folder, tmp_path, quant, prompt):
+def test_a_saved_model_loads_unchanged(library, folder, tmp_path, quant, prompt):
     llm = LLM.load(folder, "cpu", "bfloat16", quant)
     llm.save(tmp_path / "saved")
     again = LLM.load(tmp_path / "saved", "cpu")
@@ -84,12 +86,12 @@ def test_a_saved_model_is_read_back_as_it_was(library, folder, tmp_path, quant, 
 
 
 def prequantized(library, folder, target, quant: str) -> None:
-    """A folder as transformers saves a model that bitsandbytes has quantized."""
+    """Write a folder as transformers saves a model quantized by bitsandbytes."""
     from safetensors.torch import load_file, save_file
 
     tensors, result = load_file(folder / "model.safetensors"), {}
     for name, tensor in tensors.items():
-        if tensor.dim() != 2 or "embed" in name or "lm_head" in name or "layers.1.mlp.down" in name:  # one is skipped
+        if tensor.dim() != 2 or "embed" in name or "lm_head" in name or "layers.1.mlp.down" in name:  # one stays dense
             result[name] = tensor
         elif quant == "llm.int8":
             codes, largest, _ = library.functional.int8_vectorwise_quant(tensor.half())
@@ -116,47 +118,47 @@ def prequantized(library, folder, target, quant: str) -> None:
 
 
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "nf4-double", "llm.int8"])
-def test_a_checkpoint_of_bitsandbytes_is_the_model_of_its_numbers(library, folder, tmp_path, quant, prompt):
-    prequantized(library, folder, tmp_path / "theirs", quant)
-    llm = LLM.load(tmp_path / "theirs", "cpu", "float32")
+def test_a_checkpoint_of_bitsandbytes_computes_with_its_stored_values(library, folder, tmp_path, quant, prompt):
+    prequantized(library, folder, tmp_path / "prequantized", quant)
+    llm = LLM.load(tmp_path / "prequantized", "cpu", "float32")
     assert llm.quant == quant.removesuffix("-double")
-    stored = dequantized_tensors(open_checkpoint(tmp_path / "theirs"))["model.layers.0.mlp.down_proj.weight"]
-    numbers, down = torch.empty(64, 128), llm.model.layers[0].mlp.down
-    stored.read_into(numbers)
-    assert torch.equal(numbers, down.format.dense(down._parameters, 0, 64, torch.float32))  # to the last bit
-    assert llm.model.layers[1].mlp.down.format is None  # as the checkpoint has it
+    stored = dequantized_tensors(open_checkpoint(tmp_path / "prequantized"))["model.layers.0.mlp.down_proj.weight"]
+    values, down = torch.empty(64, 128), llm.model.layers[0].mlp.down
+    stored.read_into(values)
+    assert torch.equal(values, down.format.dense(down._parameters, 0, 64, torch.float32))  # to the last bit
+    assert llm.model.layers[1].mlp.down.format is None  # dense in the checkpoint
     qkv = llm.model.layers[0].attention.qkv
     assert isinstance(qkv, Linear) and qkv.format is not None
     twin = LLM.load(folder, "cpu", "float32")
-    own = dict(llm.model.named_modules())
+    quantized = dict(llm.model.named_modules())
     for path, module in twin.model.named_modules():
-        if isinstance(module, Matrix) and own[path].format is not None:
-            dense = own[path].format.dense(own[path]._parameters, 0, module.rows, torch.float32)
+        if isinstance(module, Matrix) and quantized[path].format is not None:
+            dense = quantized[path].format.dense(quantized[path]._parameters, 0, module.rows, torch.float32)
             module.weight = torch.nn.Parameter(dense, requires_grad=False)
-    ids, near = prompt(9), 0.05 if quant == "llm.int8" else 1e-3  # which rounds x to 8 bits
-    assert (llm.logits(ids) - twin.logits(ids)).abs().max() <= near * twin.logits(ids).abs().max()
-    llm.save(tmp_path / "ours")  # with what they have left as it was
-    assert torch.equal(LLM.load(tmp_path / "ours", "cpu", "float32").logits(ids), llm.logits(ids))
+    ids, tolerance = prompt(9), 0.05 if quant == "llm.int8" else 1e-3  # llm.int8 rounds x to 8 bits
+    assert (llm.logits(ids) - twin.logits(ids)).abs().max() <= tolerance * twin.logits(ids).abs().max()
+    llm.save(tmp_path / "saved")  # with its dense matrix
+    assert torch.equal(LLM.load(tmp_path / "saved", "cpu", "float32").logits(ids), llm.logits(ids))
 
 
-def test_a_damaged_description_is_one_line(library, folder, tmp_path):
+def test_a_damaged_quant_state_is_one_line(library, folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    prequantized(library, folder, tmp_path / "theirs", "nf4")
-    path = tmp_path / "theirs" / "model.safetensors"
+    prequantized(library, folder, tmp_path / "prequantized", "nf4")
+    path = tmp_path / "prequantized" / "model.safetensors"
     tensors = load_file(path)
     key = next(name for name in tensors if "quant_state" in name)
     save_file({**tensors, key: tensors[key][:-3].contiguous()}, path)
     with pytest.raises(BareloopError, match="is not a valid description of a matrix"):
-        LLM.load(tmp_path / "theirs", "cpu")
+        LLM.load(tmp_path / "prequantized", "cpu")
 
 
 @pytest.mark.parametrize("part", ["absmax", "quant_map", "nested_absmax", "nested_quant_map"])
-def test_what_is_missing_or_cut_off_in_a_matrix_is_named(library, folder, tmp_path, part):
+def test_a_missing_or_truncated_part_of_a_matrix_is_named(library, folder, tmp_path, part):
     from safetensors.torch import load_file, save_file
 
-    prequantized(library, folder, tmp_path / "theirs", "nf4-double")
-    path = tmp_path / "theirs" / "model.safetensors"
+    prequantized(library, folder, tmp_path / "prequantized", "nf4-double")
+    path = tmp_path / "prequantized" / "model.safetensors"
     tensors = load_file(path)
     key = next(name for name in tensors if name.endswith(f".{part}"))
     for broken in (
@@ -165,20 +167,20 @@ def test_what_is_missing_or_cut_off_in_a_matrix_is_named(library, folder, tmp_pa
     ):
         save_file(broken, path)
         with pytest.raises(BareloopError, match=f"its {part} is missing or does not have"):
-            LLM.load(tmp_path / "theirs", "cpu")
+            LLM.load(tmp_path / "prequantized", "cpu")
 
 
-def test_columns_that_are_no_whole_blocks_stay_as_they_are():
-    assert bnb.choose_format("nf4", 64, 96, torch.float32) is None  # bitsandbytes on a CPU takes each row by itself
+def test_a_matrix_whose_rows_are_not_whole_blocks_stays_dense():
+    assert bnb.choose_format("nf4", 64, 96, torch.float32) is None  # on a CPU bitsandbytes treats each row separately
     assert bnb.choose_format("nf4", 50, 128, torch.float32) is not None
 
 
-def test_without_bitsandbytes_one_line_says_how_to_get_it(folder, monkeypatch):
+def test_without_bitsandbytes_one_line_names_the_extra(folder, monkeypatch):
     monkeypatch.setattr(bnb, "find_spec", lambda _: None)
     with pytest.raises(BareloopError, match=r"needs bitsandbytes: pip install bareloop\[bnb\]"):
         LLM.load(folder, "cpu", quant="nf4")
 
 
-def test_apples_gpu_is_refused_with_what_serves_there(library):
+def test_apples_gpu_is_refused_with_the_supported_devices(library):
     with pytest.raises(BareloopError, match="supports cpu and cuda, not mps; use --device cpu"):
         bnb.check(torch.device("mps"))
