@@ -1,4 +1,4 @@
-"""Quantized folders: written and read back bit by bit, refused where they do not fit."""
+"""Quantized folders: saved and loaded with the same bits, refused if anything does not fit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def parameters(llm: LLM) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module", params=["llama-tied-bias", "gpt2", "mamba"])
 def source(request, draw_tiny):
-    """A folder of each kind: tied with a head dimension of its own, on its side, recurrent."""
+    """Model folders: tied with a separate head dimension, transposed matrices (GPT-2), recurrent."""
     sizes = {"gpt2": {"hidden_size": 96}, "mamba": {"hidden_size": 64, "intermediate_size": 128}}
     return draw_tiny(request.param, **sizes.get(request.param, {"hidden_size": 96, "head_dim": 16})).folder
 
 
 @pytest.mark.parametrize("quant", QUANTS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_quantized_model_is_read_back_as_it_was(source, tmp_path, quant, dtype, prompt):
+def test_a_saved_quantized_model_loads_with_the_same_bits(source, tmp_path, quant, dtype, prompt):
     llm = LLM.load(source, "cpu", dtype, quant)
     llm.save(tmp_path / "saved")
     again = LLM.load(tmp_path / "saved", "cpu")
@@ -43,37 +43,37 @@ def test_a_quantized_model_is_read_back_as_it_was(source, tmp_path, quant, dtype
 
 
 @pytest.mark.parametrize("quant", QUANTS)
-def test_without_kernels_the_same_folder_is_written_and_read(source, tmp_path, quant, prompt, monkeypatch):
+def test_folders_are_exchanged_between_machines_with_and_without_kernels(source, tmp_path, quant, prompt, monkeypatch):
     LLM.load(source, "cpu", "float32", quant).save(tmp_path / "with")
     expected = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
     monkeypatch.setattr(kernels, "available", lambda: False)
     LLM.load(source, "cpu", "float32", quant).save(tmp_path / "without")
     both = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without")]
-    found = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
-    if quant == "int8":  # in int4, PyTorch's layout has 8 bits for the head
+    logits = LLM.load(tmp_path / "with", "cpu").logits(prompt(9))
+    if quant == "int8":  # for int4 PyTorch's layout stores the head as int8
         assert both[0] == both[1]
-        assert (found - expected).abs().max() <= 1e-2 * expected.abs().max()
-    found = LLM.load(tmp_path / "without", "cpu").logits(prompt(9))
+        assert (logits - expected).abs().max() <= 1e-2 * expected.abs().max()
+    logits = LLM.load(tmp_path / "without", "cpu").logits(prompt(9))
     monkeypatch.undo()
     again = LLM.load(tmp_path / "without", "cpu")
-    assert torch.allclose(again.logits(prompt(9)), found, atol=1e-2 * float(expected.abs().max()))
+    assert torch.allclose(again.logits(prompt(9)), logits, atol=1e-2 * float(expected.abs().max()))
 
 
-def test_quantizing_reads_the_checkpoint_a_piece_at_a_time(source, tmp_path, monkeypatch):
-    whole = parameters(LLM.load(source, "cpu", "float32", "int4"))
+def test_quantizing_in_pieces_gives_the_same_bits(source, tmp_path, monkeypatch):
+    original = parameters(LLM.load(source, "cpu", "float32", "int4"))
     monkeypatch.setattr("engine.checkpoints.loading.QUANTIZE_BYTES", 1)  # 64 rows
     pieces = parameters(LLM.load(source, "cpu", "float32", "int4"))
-    assert all(torch.equal(whole[name], pieces[name]) for name in whole)
+    assert all(torch.equal(original[name], pieces[name]) for name in original)
 
 
 @pytest.fixture
 def saved(tiny_llama, tmp_path):
-    """A folder in int8."""
+    """A folder quantized to int8."""
     LLM.load(tiny_llama.folder, "cpu", quant="int8").save(tmp_path / "saved")
     return tmp_path / "saved"
 
 
-def test_a_quantized_folder_is_not_turned_into_another_format(saved):
+def test_a_quantized_folder_is_not_converted_to_another_format(saved):
     with pytest.raises(
         BareloopError, match="is already quantized to int8, which cannot become int4; leave out --quant"
     ):
@@ -82,7 +82,7 @@ def test_a_quantized_folder_is_not_turned_into_another_format(saved):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"version": 2}, "is not supported; quantize it again"),
         ({"format": "int3"}, "is not supported; quantize it again"),
@@ -91,23 +91,23 @@ def test_a_quantized_folder_is_not_turned_into_another_format(saved):
         ({"quant_method": "bitsandbytes"}, "is not supported"),
     ],
 )
-def test_what_config_json_says_and_is_not_implemented_is_named(saved, changed, told):
+def test_an_unsupported_quantization_config_is_named(saved, changed, message):
     config = json.loads((saved / "config.json").read_text())
     config["quantization_config"] |= changed
     (saved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BareloopError, match=told):
+    with pytest.raises(BareloopError, match=message):
         open_model(saved)
 
 
-@pytest.mark.parametrize("said", ["bareloop", 4, ["int8"]])
-def test_a_declaration_that_is_no_object_is_one_line(saved, said):
+@pytest.mark.parametrize("value", ["bareloop", 4, ["int8"]])
+def test_a_quantization_config_that_is_not_an_object_is_one_line(saved, value):
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps({**config, "quantization_config": said}))
+    (saved / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
     with pytest.raises(BareloopError, match="is not an object"):
         open_model(saved)
 
 
-def test_a_model_whose_shapes_no_format_takes_is_saved_as_it_is(draw_tiny, tmp_path, prompt):
+def test_a_model_whose_shapes_no_format_supports_is_saved_unquantized(draw_tiny, tmp_path, prompt):
     folder = draw_tiny(
         "llama", hidden_size=30, intermediate_size=30, num_attention_heads=5, num_key_value_heads=5
     ).folder
@@ -116,28 +116,28 @@ def test_a_model_whose_shapes_no_format_takes_is_saved_as_it_is(draw_tiny, tmp_p
     assert torch.equal(LLM.load(tmp_path / "saved", "cpu").logits(prompt(5)), LLM.load(folder, "cpu").logits(prompt(5)))
 
 
-def test_tensors_that_do_not_fit_are_named(saved):
+def test_missing_unexpected_and_misshapen_tensors_are_named(saved):
     from safetensors.torch import load_file, save_file
 
-    whole = load_file(saved / "model.safetensors")
+    original = load_file(saved / "model.safetensors")
     name = "layers.1.mlp.down.weight"
-    for tensors, told in (
-        ({key: value for key, value in whole.items() if key != name}, f"1 missing \\({name}\\)"),
-        ({**whole, "extra": torch.zeros(1)}, "1 unexpected \\(extra\\)"),
-        ({**whole, name: whole[name][:-1].contiguous()}, f"{name} is int8 .* not int8"),
-        ({**whole, name: whole[name].float()}, f"{name} is float32 .* not int8"),
+    for tensors, message in (
+        ({key: value for key, value in original.items() if key != name}, f"1 missing \\({name}\\)"),
+        ({**original, "extra": torch.zeros(1)}, "1 unexpected \\(extra\\)"),
+        ({**original, name: original[name][:-1].contiguous()}, f"{name} is int8 .* not int8"),
+        ({**original, name: original[name].float()}, f"{name} is float32 .* not int8"),
     ):
         save_file(tensors, saved / "model.safetensors")
-        with pytest.raises(BareloopError, match=told):
+        with pytest.raises(BareloopError, match=message):
             LLM.load(saved, "cpu")
 
 
-def test_a_format_nobody_knows_is_named_with_those_that_there_are(tiny_llama):
+def test_an_unknown_format_is_refused_with_the_known_ones(tiny_llama):
     with pytest.raises(BareloopError, match="unknown weight format 'int3'; use none, int8, int4, nf4"):
         LLM.load(tiny_llama.folder, quant="int3")
 
 
-def test_where_memory_is_short_a_format_is_the_way_out(tiny_llama, monkeypatch):
+def test_the_message_about_memory_names_a_dtype_or_format_that_fits(tiny_llama, monkeypatch):
     monkeypatch.setattr("engine.checkpoints.loading._can_map", lambda *_: False)
     monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda _: 150_000)
     with pytest.raises(BareloopError, match=r"in float32, .*; --dtype bfloat16 takes"):

@@ -1,4 +1,4 @@
-"""Reading safetensors: what is right is read, what is wrong is one line."""
+"""Reading safetensors: valid files are read exactly, and damaged ones are refused with one line."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_reads_what_safetensors_writes(tmp_path, dtype):
+def test_files_of_the_safetensors_library_are_read_in_any_dtype(tmp_path, dtype):
     tensors = {"a": torch.randn(3, 5).to(dtype), "b": torch.randn(7).to(dtype), "c": torch.zeros(0, 4, dtype=dtype)}
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    found = open_checkpoint(tmp_path)
-    assert set(found) == set(tensors)
-    for name, stored in found.items():
-        for wanted in (dtype, torch.float32, torch.bfloat16):
-            place = torch.full(stored.shape, 9.0, dtype=wanted)
-            stored.read_into(place)
-            assert torch.equal(place, tensors[name].to(wanted))
+    tensors_read = open_checkpoint(tmp_path)
+    assert set(tensors_read) == set(tensors)
+    for name, stored in tensors_read.items():
+        for target_dtype in (dtype, torch.float32, torch.bfloat16):
+            target = torch.full(stored.shape, 9.0, dtype=target_dtype)
+            stored.read_into(target)
+            assert torch.equal(target, tensors[name].to(target_dtype))
         if stored.aligned:
             assert torch.equal(stored.view(), tensors[name])
 
 
-def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):
+def test_writing_to_a_mapped_tensor_does_not_change_the_file(tmp_path):
     save_file({"a": torch.ones(4)}, tmp_path / "model.safetensors")
     before = (tmp_path / "model.safetensors").read_bytes()
     open_checkpoint(tmp_path)["a"].view().mul_(2)
     assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
-def test_conversion_in_plan_steps(tmp_path, monkeypatch):
+def test_a_tensor_larger_than_the_buffer_is_converted_in_steps(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.checkpoints.safetensors.BUFFER", 40)
     tensor = torch.randn(7, 9)
     save_file({"a": tensor}, tmp_path / "model.safetensors")
-    place = torch.empty(7, 9, dtype=torch.float64)
-    open_checkpoint(tmp_path)["a"].read_into(place)
-    assert torch.equal(place, tensor.double())
+    target = torch.empty(7, 9, dtype=torch.float64)
+    open_checkpoint(tmp_path)["a"].read_into(target)
+    assert torch.equal(target, tensor.double())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_conversion_in_plan_steps(tmp_path, monkeypatch):
         ({"a": entry(offsets=(8, 16))}, None, "is truncated"),
     ],
 )
-def test_hostile_headers_are_one_line(tmp_path, header, length, message):
+def test_a_malformed_header_is_one_line(tmp_path, header, length, message):
     path = write(tmp_path / "model.safetensors", header, b"\0" * 8, length)
     with pytest.raises(BareloopError, match=message) as caught:
         open_checkpoint(tmp_path)
@@ -102,7 +102,7 @@ def test_random_bytes_are_one_line(data):
             assert all(stored.start + stored.nbytes <= len(data) for stored in tensors.values())
 
 
-def test_a_file_that_ends_early(tmp_path):
+def test_a_truncated_file_is_one_line(tmp_path):
     save_file({"a": torch.ones(100)}, tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
     for size in (0, 3, 8, 40, len(content) - 1):
@@ -137,7 +137,7 @@ def test_each_tensor_comes_from_the_file_that_the_index_names(tmp_path):
     assert open_checkpoint(tmp_path)["a"].view()[0] == 1
 
 
-def test_names_that_are_too_long_are_clipped(tmp_path):
+def test_long_names_are_clipped_in_messages(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x" * 10_000}}))
     with pytest.raises(BareloopError, match="1 of 1 shards are missing") as caught:
         open_checkpoint(tmp_path)
