@@ -1,4 +1,4 @@
-"""The facade: real checkpoints, goldens, text in and out, and one line for every bad input."""
+"""The `LLM` class: real checkpoints, goldens, text in and out, and one line for every bad input."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def story_goldens(shared) -> list[dict]:  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("family", json.loads((GOLDEN / "families.json").read_text()))
-def test_our_own_goldens(family):
+def test_logits_equal_the_goldens_of_every_family(family):
     """Needs neither transformers nor the shared folder."""
     golden = json.loads((GOLDEN / "families.json").read_text())[family]
     formula = runpy.run_path(str(GOLDEN / "make.py"))["formula"]
     llm = LLM.from_config(golden["config"], device="cpu")
     with torch.no_grad():
-        for name, listed in parameter_sources(llm.model, llm.family).items():
-            for part in listed:
-                value = formula(part.name, part.shape)
-                place = llm.model.get_parameter(name)[part.rows]
-                place.copy_(value if part.layout is None else part.layout.load(value, llm.config))
+        for name, sources in parameter_sources(llm.model, llm.family).items():
+            for source in sources:
+                value = formula(source.name, source.shape)
+                rows = llm.model.get_parameter(name)[source.rows]
+                rows.copy_(value if source.layout is None else source.layout.load(value, llm.config))
     expected = torch.tensor(golden["last_logits"])
     assert (llm.logits(golden["ids"])[-1] - expected).abs().max() <= 2e-5 * max(1.0, float(expected.abs().max()))
 
@@ -60,10 +60,10 @@ def test_real_checkpoints_reproduce_their_goldens(shared, name):
         assert torch.allclose(top.values, torch.tensor(case["last_prompt_position"]["top5_logits"]), atol=1e-4)
         assert abs(float(logits[-1].sum()) - case["last_prompt_position"]["sum"]) < 1e-2
     together = llm.generate([case["prompt"] for case in cases], params)
-    assert [one.token_ids for one in together] == [case["greedy_48_ids_no_eos_stop"] for case in cases]
+    assert [completion.token_ids for completion in together] == [case["greedy_48_ids_no_eos_stop"] for case in cases]
 
 
-def test_a_story_begins_as_it_should(stories):
+def test_a_real_checkpoint_tells_its_story(stories):
     text = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=48))[0].text
     assert text.startswith(", a little girl named Lily lived in a small house")
 
@@ -79,7 +79,7 @@ def test_one_seed_gives_one_text_alone_in_a_batch_and_after_a_restart(stories, s
     assert together[0] != stories.generate(prompts[:1], SamplingParams(temperature=1.0, top_p=0.95, seed=12))[0]
 
 
-def test_stop_strings_end_a_text_and_are_no_part_of_it(stories):
+def test_stop_strings_end_a_text_and_are_not_part_of_it(stories):
     full = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=60))[0]
     assert full.text is not None
     for stop in (" girl", "tle gi", "named", ", a", "little girl named Lily lived"):
@@ -89,7 +89,7 @@ def test_stop_strings_end_a_text_and_are_no_part_of_it(stories):
         assert completion.token_ids == full.token_ids[: len(completion.token_ids)]
 
 
-def test_a_stream_is_the_completion_in_plan_steps(stories):
+def test_streamed_events_add_up_to_the_completion(stories):
     params = SamplingParams(max_new_tokens=30, logprobs=3, stop=["dog"])
     completion = stories.generate(["Once upon a time"], params)[0]
     events = list(stories.stream("Once upon a time", params))
@@ -101,7 +101,7 @@ def test_a_stream_is_the_completion_in_plan_steps(stories):
     assert completion.usage.completion_tokens == len(events)
 
 
-def test_a_prompt_and_its_text_read_on(stories):
+def test_generated_text_begins_with_a_space_or_punctuation(stories):
     text = stories.generate(["Once upon a time there"], SamplingParams(max_new_tokens=5))[0].text
     assert text is not None
     assert text.startswith((" ", ",", "."))
@@ -120,7 +120,7 @@ def test_greedy_text_equals_transformers_generate_for_200_tokens(stories, shared
         assert ours == expected.tolist()
 
 
-def test_what_is_no_prompt_is_named(tiny_llama):
+def test_invalid_prompts_are_one_line(tiny_llama):
     llm = LLM.load(tiny_llama.folder, device="cpu")
     with pytest.raises(BareloopError, match="at least 1 token"):
         llm.logits([])
@@ -132,7 +132,7 @@ def test_what_is_no_prompt_is_named(tiny_llama):
 def test_a_folder_without_a_tokenizer_takes_ids_and_refuses_text(tiny_llama, tmp_path, prompt):
     shutil.copytree(tiny_llama.folder, tmp_path / "model")
     llm = LLM.load(tmp_path / "model", device="cpu")
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # no use without the tokenizer itself
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # useless without tokenizer.json
         (tmp_path / "model" / name).write_text("{}")
     completion = llm.generate([prompt(5)], SamplingParams(max_new_tokens=3, ignore_eos=True))[0]
     assert len(completion.token_ids) == 3
@@ -151,7 +151,7 @@ def test_end_of_sequence_ids_come_from_both_configs(tiny_llama, tmp_path):
     assert LLM.load(tmp_path / "saved", device="cpu").eos_token_ids == (127, 5)
 
 
-def test_bfloat16_is_chosen_and_kept(tiny_llama, tmp_path):
+def test_a_model_loaded_in_bfloat16_is_saved_in_bfloat16(tiny_llama, tmp_path):
     llm = LLM.load(tiny_llama.folder, device="cpu", dtype="bfloat16")
     llm.save(tmp_path / "half")
     again = LLM.load(tmp_path / "half", device="cpu")
@@ -191,7 +191,7 @@ def test_bad_input_is_one_line(tiny_llama, tmp_path, change):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_asked_for_and_absent(tiny_llama):
+def test_cuda_without_a_device_is_one_line(tiny_llama):
     with pytest.raises(BareloopError, match="device cuda: no CUDA device is available here; use --device cpu or auto"):
         LLM.load(tiny_llama.folder, device="cuda")
 

@@ -1,4 +1,4 @@
-"""The state's book-keeping: what rows remember, share, and give back."""
+"""Memory of a KV state: growth, shared prefixes, windows, release."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def forward(llm: LLM, state: KVState, chunks: dict[int, list[int]]) -> torch.Ten
         return llm.model.logits(llm.model.forward(step, state))
 
 
-def test_pack_lays_rows_end_to_end():
+def test_pack_concatenates_rows():
     step = Step.pack([[5, 6], [7]], rows=[3, 0], starts=[10, 0])
     assert step.tokens.tolist() == [5, 6, 7]
     assert step.positions.tolist() == [10, 11, 0]
@@ -45,8 +45,8 @@ def test_pack_lays_rows_end_to_end():
     assert list(step.slices()) == [slice(0, 2), slice(2, 3)]
 
 
-@pytest.mark.parametrize("least", [1, 2, 5, 17])
-def test_sixteen_forks_of_a_long_prefix_hold_it_once(llm, least):
+@pytest.mark.parametrize("min_tokens", [1, 2, 5, 17])
+def test_sixteen_forks_of_a_long_prefix_store_it_once(llm, min_tokens):
     state = llm.model.new_state()
     source = state.acquire()
     state.reserve(source, 2000)
@@ -56,15 +56,15 @@ def test_sixteen_forks_of_a_long_prefix_hold_it_once(llm, least):
     assert state.nbytes == one_row
     forks = [state.acquire() for _ in range(16)]
     state.fork(source, forks)
-    forward(llm, state, {row: [2 + i] * (least + i % 4) for i, row in enumerate(forks)})
-    own = sum(least + i % 4 for i in range(16)) * one_row // 2000
-    assert state.nbytes <= 1.1 * one_row + own
+    forward(llm, state, {row: [2 + i] * (min_tokens + i % 4) for i, row in enumerate(forks)})
+    new = sum(min_tokens + i % 4 for i in range(16)) * one_row // 2000
+    assert state.nbytes <= 1.1 * one_row + new
     for row in forks:
         state.release(row)
     assert state.nbytes == one_row
 
 
-def test_growth_doubles_and_release_frees(llm):
+def test_capacity_doubles_and_release_frees_it(llm):
     state = llm.model.new_state()
     row = state.acquire()
     sizes = set()
@@ -78,7 +78,7 @@ def test_growth_doubles_and_release_frees(llm):
         state.length(row)
 
 
-def test_an_abandoned_forward_leaves_no_trace(llm, monkeypatch):
+def test_an_interrupted_forward_changes_nothing(llm, monkeypatch):
     state = llm.model.new_state()
     row = state.acquire()
     forward(llm, state, {row: [1, 2, 3]})
@@ -92,7 +92,7 @@ def test_an_abandoned_forward_leaves_no_trace(llm, monkeypatch):
     assert torch.allclose(forward(llm, state, {row: [6]})[-1], expected, atol=1e-5)
 
 
-def test_rewind_clips_to_what_there_is(llm):
+def test_rewind_is_limited_to_the_length_of_the_row(llm):
     state = llm.model.new_state()
     row = state.acquire()
     forward(llm, state, {row: [1, 2, 3]})
@@ -109,7 +109,7 @@ def test_a_state_written_in_inference_mode_can_be_used_outside_it(llm):
     assert torch.allclose(llm.model.logits(hidden)[0], llm.logits([1, 2, 3, 4])[-1], atol=1e-5)
 
 
-def test_a_prefix_handed_from_fork_to_fork_is_not_stored_twice(llm):
+def test_a_prefix_passed_from_fork_to_fork_is_stored_once(llm):
     state = llm.model.new_state()
     row = state.acquire()
     forward(llm, state, {row: [1] * 100})
@@ -131,7 +131,7 @@ def test_a_step_with_a_row_twice_or_without_tokens_is_refused(llm):
             state.view(step)
 
 
-def test_a_row_that_outgrows_its_window_keeps_what_it_can_still_see():
+def test_a_row_longer_than_its_window_keeps_only_the_window():
     llm = LLM.from_config(CONFIG | {"model_type": "mistral", "sliding_window": 100}, seed=3, device="cpu")
     state = llm.model.new_state()
     row, ids = state.acquire(), [i * 7 % 64 for i in range(1500)]
@@ -145,12 +145,12 @@ def test_a_row_that_outgrows_its_window_keeps_what_it_can_still_see():
     state.fork(row, [fork])
     assert state.rewind(row, 1440) == 1440  # within the window
     assert torch.allclose(forward(llm, state, {row: [9]})[-1], llm.logits([*ids[:1440], 9])[-1], atol=1e-5)
-    assert state.rewind(row, 700) == 0  # that far back nothing is left
+    assert state.rewind(row, 700) == 0  # beyond the window: start over
     assert torch.allclose(forward(llm, state, {row: [3, 4]})[-1], llm.logits([3, 4])[-1], atol=1e-5)
     assert torch.allclose(forward(llm, state, {fork: [8]})[-1], llm.logits([*ids, 5, 8])[-1], atol=1e-5)
 
 
-def test_layers_that_see_everything_forget_nothing():
+def test_only_layers_with_a_window_drop_tokens():
     windows = {"use_sliding_window": True, "sliding_window": 50, "max_window_layers": 1}
     llm = LLM.from_config(CONFIG | {"model_type": "qwen2", **windows}, seed=3, device="cpu")
     state = llm.model.new_state()

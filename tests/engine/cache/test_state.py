@@ -1,4 +1,4 @@
-"""Whatever a state's rows go through, each answers like a fresh pass over its own tokens."""
+"""After any sequence of operations each row of a state behaves like a fresh forward pass over its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def forward(llm: LLM, state: State, chunks: dict[int, list[int]]) -> torch.Tenso
         return llm.model.logits(llm.model.forward(step, state))
 
 
-# Random histories: whatever rows do, each answers like a fresh pass over its own tokens.
 OPERATIONS = st.lists(
     st.tuples(
         st.sampled_from(["feed", "feed", "feed", "rewind", "fork", "release", "checkpoint"]),
@@ -36,7 +35,7 @@ OPERATIONS = st.lists(
 
 SIZE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "initializer_range": 0.3}
 DECODER = SIZE | {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
-KINDS = {
+MODELS = {
     "full": DECODER | {"model_type": "llama"},
     "window": DECODER | {"model_type": "mistral", "sliding_window": 7},
     "mixed": DECODER | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
@@ -45,58 +44,60 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", MODELS)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
-def test_random_histories_equal_fresh_passes(operations: Any, kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("engine.cache.kv.MIN_SLACK", 4)  # so that short rows outgrow their windows
-    llm = LLM.from_config(KINDS[kind], seed=3, device="cpu")
+def test_after_random_operations_every_row_equals_a_fresh_forward_pass(
+    operations: Any, model: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("engine.cache.kv.MIN_SLACK", 4)  # so that short rows exceed their windows
+    llm = LLM.from_config(MODELS[model], seed=3, device="cpu")
     state = llm.model.new_state()
-    held: dict[int, list[int]] = {state.acquire(): []}
-    for number, (what, which, amount, other) in enumerate(operations):
-        rows = list(held)
-        row = rows[which % len(rows)]
-        if what == "feed":
-            several = {row, rows[other % len(rows)]}
-            chunks = {r: [(number * 7 + r * 3 + i) % 64 for i in range(1 + (amount + r) % 40)] for r in several}
+    texts: dict[int, list[int]] = {state.acquire(): []}
+    for number, (operation, first, amount, second) in enumerate(operations):
+        rows = list(texts)
+        row = rows[first % len(rows)]
+        if operation == "feed":
+            chosen = {row, rows[second % len(rows)]}
+            chunks = {r: [(number * 7 + r * 3 + i) % 64 for i in range(1 + (amount + r) % 40)] for r in chosen}
             logits = forward(llm, state, chunks)
             ends = torch.tensor([len(chunk) for chunk in chunks.values()]).cumsum(0) - 1
             for end, (r, chunk) in zip(ends, chunks.items(), strict=True):
-                held[r] += chunk
-                assert torch.allclose(logits[end], llm.logits(held[r])[-1], atol=1e-4)
-        elif what == "rewind":
-            held[row] = held[row][: state.rewind(row, amount)]
-        elif what == "checkpoint":
+                texts[r] += chunk
+                assert torch.allclose(logits[end], llm.logits(texts[r])[-1], atol=1e-4)
+        elif operation == "rewind":
+            texts[row] = texts[row][: state.rewind(row, amount)]
+        elif operation == "checkpoint":
             state.checkpoint(row)
-        elif what == "fork" and len(rows) < 6:
+        elif operation == "fork" and len(rows) < 6:
             new = state.acquire()
             state.fork(row, [new])
-            held[new] = list(held[row])
-        elif what == "release" and len(rows) > 1:
+            texts[new] = list(texts[row])
+        elif operation == "release" and len(rows) > 1:
             state.release(row)
-            del held[row]
-        assert all(state.length(r) == len(ids) for r, ids in held.items())
+            del texts[row]
+        assert all(state.length(r) == len(ids) for r, ids in texts.items())
 
 
-@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
-def test_a_recurrent_checkpoint_keeps_nothing_but_itself(kind):
-    llm = LLM.from_config(KINDS[kind], seed=3, device="cpu")
+@pytest.mark.parametrize("model", ["mamba", "rwkv"])
+def test_a_recurrent_checkpoint_keeps_no_other_memory_alive(model):
+    llm = LLM.from_config(MODELS[model], seed=3, device="cpu")
     state = llm.model.new_state()
     row = state.acquire()
     for _ in range(3):
         forward(llm, state, {row: list(range(60))})
         state.checkpoint(row)
-    held = {
+    storages = {
         id(t.untyped_storage()): t.untyped_storage().nbytes()
         for layer in state._rows[row].current.memory
         for t in layer.values()
     }
-    assert state.nbytes == 3 * sum(held.values())
+    assert state.nbytes == 3 * sum(storages.values())
     assert not any(t.is_inference() for layer in state._rows[row].current.memory for t in layer.values())
     assert state.nbytes <= state.row_bytes(180)
 
 
-def test_padded_steps_stay_small_however_ragged_their_rows():
+def test_padded_steps_stay_small_for_rows_of_very_different_lengths():
     from engine.decoding.loop import _plan_steps
 
     starts, stops = [0] * 101, [1048, *([10] * 100)]

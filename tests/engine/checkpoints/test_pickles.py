@@ -44,9 +44,7 @@ def as_pickle(folder: Path, into: Path, shards: int = 1) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_pickle_is_converted_when_allowed_and_then_read_without_permission(
-    tiny_llama, tmp_path, prompt, shards, cache
-):
+def test_a_pickle_is_converted_if_allowed_and_then_read_without_permission(tiny_llama, tmp_path, prompt, shards, cache):
     folder = as_pickle(tiny_llama.folder, tmp_path / "model", shards)
     with pytest.raises(BareloopError, match=r"has only pytorch_model.*; add --allow-pickle"):
         LLM.load(folder)

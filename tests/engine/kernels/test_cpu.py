@@ -1,4 +1,4 @@
-"""Every path of the kernels against float64, on every instruction set of this machine; and how they are built."""
+"""The C++ kernels, compared with float64, on every instruction set that this machine supports; and their build."""
 
 from __future__ import annotations
 
@@ -31,41 +31,41 @@ CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
-# Of a sum of products, relative to the sum of their sizes: float32 sums, and bfloat16's rounding of the result.
+# Errors of a product: float32 sums, relative to the sum of magnitudes; rounding of the result.
 SUM, ROUNDING = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 @pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.supported_isas()])
 def ops(request):
-    """The operators of one path."""
+    """The operators for one instruction set."""
     return kernels.load(request.param)
 
 
-def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, 5, 8])
-def test_linear_is_the_sum_of_products(ops, dtype, rows):
+def test_linear_equals_the_exact_product(ops, dtype, rows):
     shapes = [(1, 1), (3, 2), (7, 31), (16, 32), (5, 33), (130, 65), (64, 896), (19, 8191), (33, 4097)]
     for out, size in shapes:
-        x, weight = drawn(rows, size, dtype=dtype, seed=out), drawn(out, size, dtype=dtype, seed=size)
-        for bias in (None, drawn(out, dtype=dtype)):
+        x, weight = random_tensor(rows, size, dtype=dtype, seed=out), random_tensor(out, size, dtype=dtype, seed=size)
+        for bias in (None, random_tensor(out, dtype=dtype)):
             y = ops.linear(x, weight, None, bias)
             exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
-            sizes = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
+            magnitudes = x.double().abs() @ weight.double().abs().T + (0 if bias is None else bias.double().abs())
             assert y.dtype == dtype and y.shape == (rows, out)
-            assert ((y.double() - exact).abs() <= SUM * sizes + ROUNDING[dtype] * exact.abs()).all(), (out, size)
+            assert ((y.double() - exact).abs() <= SUM * magnitudes + ROUNDING[dtype] * exact.abs()).all(), (out, size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_has_the_same_bits_alone_and_by_any_number_of_threads(ops, dtype):
+def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops, dtype):
     threads = torch.get_num_threads()
     try:
         for rows, size in ((4, 4096), (7, 4096), (8, 896), (6, 130)):
-            x, weight = drawn(rows, size, dtype=dtype), drawn(257, size, dtype=dtype, seed=1)
+            x, weight = random_tensor(rows, size, dtype=dtype), random_tensor(257, size, dtype=dtype, seed=1)
             together = ops.linear(x, weight, None, None)
             for count in (1, 2, 5):
                 torch.set_num_threads(count)
@@ -77,63 +77,63 @@ def test_a_row_has_the_same_bits_alone_and_by_any_number_of_threads(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_infinity_pass_through(ops, dtype):
-    x, weight = drawn(2, 67, dtype=dtype), drawn(9, 67, dtype=dtype).abs()
+    x, weight = random_tensor(2, 67, dtype=dtype), random_tensor(9, 67, dtype=dtype).abs()
     x[0, 66], x[1, 3] = math.nan, math.inf
     y = ops.linear(x, weight, None, None)
     assert y[0].isnan().all() and (y[1] == math.inf).all()
     weight[4, 0] = -math.inf
-    assert ops.linear(drawn(1, 67, dtype=dtype).abs(), weight, None, None)[0, 4] == -math.inf
+    assert ops.linear(random_tensor(1, 67, dtype=dtype).abs(), weight, None, None)[0, 4] == -math.inf
     assert ops.rms_norm(x, weight[0].abs(), 1e-6, "RMS")[0].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["RMS", "RMS, float32", "RMS, 1 + w"])
-def test_rms_norm_is_the_modules(ops, dtype, kind):
+@pytest.mark.parametrize("norm", ["RMS", "RMS, float32", "RMS, 1 + w"])
+def test_rms_norm_equals_the_module(ops, dtype, norm):
     for size in (1, 5, 16, 31, 32, 33, 96, 897):
-        module = NORMS[kind](size, 1e-5).to(dtype)
+        module = NORMS[norm](size, 1e-5).to(dtype)
         with torch.no_grad():
-            module.weight.copy_(drawn(size, seed=1))
-            x = drawn(3, 2, size, dtype=dtype)
-            y, exact = ops.rms_norm(x, module.weight, 1e-5, kind), module.double()(x.double())
-        # rounded twice where the quotient is rounded before the weight is applied
+            module.weight.copy_(random_tensor(size, seed=1))
+            x = random_tensor(3, 2, size, dtype=dtype)
+            y, exact = ops.rms_norm(x, module.weight, 1e-5, norm), module.double()(x.double())
+        # Rounded twice if the quotient is rounded before it is multiplied by the weight.
         assert torch.allclose(y.double(), exact, rtol=2.1 * ROUNDING[dtype] + 1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_argmax_is_the_first_of_the_largest_and_invalid_unless_that_is_finite(ops, dtype):
+def test_argmax_is_the_first_maximum_or_invalid_if_it_is_not_finite(ops, dtype):
     for size in (1, 2, 31, 32, 33, 1000, 4099):
-        x = drawn(3, size, dtype=dtype)
+        x = random_tensor(3, size, dtype=dtype)
         assert torch.equal(ops.argmax(x), x.argmax(-1))
     assert ops.argmax(torch.zeros(1, 77, dtype=dtype)).tolist() == [0]
     assert ops.argmax(torch.full((1, 77), -math.inf, dtype=dtype)).tolist() == [INVALID]
     for index in (0, 40, 76):
         for value, expected in ((math.nan, INVALID), (math.inf, INVALID), (100.0, index)):
-            x = drawn(2, 77, dtype=dtype).clamp(-9, 9)
+            x = random_tensor(2, 77, dtype=dtype).clamp(-9, 9)
             x[1, index] = value
             assert ops.argmax(x).tolist() == [int(x[0].argmax()), expected]
 
 
-def test_a_token_of_every_family_by_every_path(ops, tiny, prompt, monkeypatch):
-    """Rows of unequal length, several tokens each, against transformers in float64."""
-    serve(monkeypatch, ops)
+def test_decoding_every_family_with_every_instruction_set_equals_transformers(ops, tiny, prompt, monkeypatch):
+    """Rows of different lengths, several tokens each, compared with transformers in float64."""
+    use_operators(monkeypatch, ops)
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
     sequences = llm.prefilled_sequences([prompt(length, seed=length) for length in (1, 9, 23)])
-    used = counted(monkeypatch, ops)
+    calls = count_calls(monkeypatch, ops)
     list(decode(sequences, SamplingParams(max_new_tokens=5, ignore_eos=True)))
     for sequence in sequences:
         expected = tiny.logits(sequence.ids)[-1]
         bound = tiny.tolerance * max(1.0, float(expected.abs().max()))
         assert (sequence.logits.double() - expected).abs().max() <= bound
-    assert used["linear"] > 0
+    assert calls["linear"] > 0
     layers, steps = llm.config.num_layers, 4
     model = llm.family.model_type
     decoder = model not in ("mamba", "rwkv")
-    assert used["blocks"] == (steps if decoder else 0)
-    assert decoder or used[model] == steps * layers
+    assert calls["blocks"] == (steps if decoder else 0)
+    assert decoder or calls[model] == steps * layers
 
 
-def counted(monkeypatch, ops):
-    """How often each operator is called from here on."""
+def count_calls(monkeypatch, ops):
+    """Count the calls of each operator from now on."""
     calls: dict[str, int] = dict.fromkeys(("linear", "blocks", "mamba", "rwkv", "rms_norm", "argmax"), 0)
 
     class Counting:
@@ -141,61 +141,57 @@ def counted(monkeypatch, ops):
             calls[name] = calls.get(name, 0) + 1
             return getattr(ops, name)
 
-    serve(monkeypatch, Counting())
+    use_operators(monkeypatch, Counting())
     return calls
 
 
-def serve(monkeypatch, ops):
-    """These operators instead of this machine's best."""
+def use_operators(monkeypatch, ops):
+    """Use these operators instead of the best ones for this machine."""
     monkeypatch.setattr(kernels, "_loaded_ops", ops)
     monkeypatch.setattr(kernels, "_active_ops", ops)
 
 
-def test_a_weight_that_is_replaced_counts_from_the_next_token(ops, monkeypatch):
-    serve(monkeypatch, ops)
+def test_a_replaced_weight_is_used_from_the_next_token_on(ops, monkeypatch):
+    use_operators(monkeypatch, ops)
     llm = LLM.from_config(CONFIG, device="cpu")
     sequence = llm.sequence()
-    list(fed(sequence, [1, 2, 3]).decode(SamplingParams(max_new_tokens=3, ignore_eos=True)))
+    sequence.feed([1, 2, 3])
+    list(sequence.decode(SamplingParams(max_new_tokens=3, ignore_eos=True)))
     for mlp in (llm.model.layers[0].mlp, llm.model.layers[1].mlp):
-        mlp.down.weight = torch.nn.Parameter(drawn(72, 88), requires_grad=False)
+        mlp.down.weight = torch.nn.Parameter(random_tensor(72, 88), requires_grad=False)
     events = list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
     assert len(events) == 2
-    fresh = fed(llm.sequence(), sequence.ids[:-1])
-    assert not torch.allclose(sequence.logits, fresh.logits)  # what it remembers is the old weights'
-    llm.model.layers[1].mlp.down.weight = torch.nn.Parameter(drawn(72, 80), requires_grad=False)
+    fresh = llm.sequence()
+    fresh.feed(sequence.ids[:-1])
+    assert not torch.allclose(sequence.logits, fresh.logits)  # its cache comes from the old weights
+    llm.model.layers[1].mlp.down.weight = torch.nn.Parameter(random_tensor(72, 80), requires_grad=False)
     with pytest.raises(RuntimeError, match=r"weight 3 is \[72, 80\], not \[72, 88\]"):
         list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
 
 
-def fed(sequence, ids):
-    sequence.feed(ids)
-    return sequence
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("length", [63, 64, 65, 511, 512, 1300])
-def test_a_long_past_is_attended_to_in_plan_steps(ops, dtype, length, monkeypatch):
-    serve(monkeypatch, ops)
+def test_attention_to_a_long_past_is_computed_in_blocks(ops, dtype, length, monkeypatch):
+    use_operators(monkeypatch, ops)
     llm = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype)
     ids = torch.randint(0, 101, (length + 1,), generator=torch.Generator().manual_seed(length)).tolist()
-    exact = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype)
-    expected = exact.model.double()
+    exact = LLM.from_config(CONFIG | {"initializer_range": 0.2}, seed=1, device="cpu", dtype=dtype).model.double()
     with torch.no_grad():
-        wanted = expected.logits(expected(Step.pack([ids])))[-1]
+        expected = exact.logits(exact(Step.pack([ids])))[-1]
     sequence = llm.sequence()
     sequence.feed(ids[:-1])
     step = Step.pack([ids[-1:]], [sequence.row], [length])
     with torch.inference_mode():
-        found = llm.model.logits(llm.model(step, sequence.state))[0]
-    error = float((found.double() - wanted).abs().max() / wanted.abs().max())
+        logits = llm.model.logits(llm.model(step, sequence.state))[0]
+    error = float((logits.double() - expected).abs().max() / expected.abs().max())
     assert error <= (2e-5 if dtype == "float32" else 0.06)
 
 
-def test_with_gradients_and_for_many_rows_pytorch_computes():
-    x = drawn(4, 8)
+def test_with_gradients_or_many_rows_no_kernel_is_used():
+    x = random_tensor(4, 8)
     with torch.inference_mode():
         assert kernels.for_input(x) is not None or kernels._active_ops is None
-        assert kernels.for_input(drawn(kernels.MAX_ROWS + 1, 8)) is None and kernels.for_input(x[:0]) is None
+        assert kernels.for_input(random_tensor(kernels.MAX_ROWS + 1, 8)) is None and kernels.for_input(x[:0]) is None
         assert kernels.for_input(x.double()) is None and kernels.for_input(x.half()) is None
         assert kernels.for_input(x[None]) is None and kernels.for_input(x[0]) is None
     assert kernels.for_input(x) is None
@@ -203,34 +199,34 @@ def test_with_gradients_and_for_many_rows_pytorch_computes():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache, and a compiler that needs no time."""
+    """An empty cache and a fake compiler; returns the list of instruction sets that it was called for."""
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "kernels")
     built = []
 
-    def compiled(isa: str, folder: Path, verbose: bool) -> None:
+    def compile_fake(isa: str, folder: Path, verbose: bool) -> None:
         built.append(isa)
         (folder / f"{build.namespace(isa)}.so").write_text("a library")
 
-    monkeypatch.setattr(build, "_compile", compiled)
+    monkeypatch.setattr(build, "_compile", compile_fake)
     return built
 
 
-def test_a_library_is_built_once_and_is_whole_or_not_there(cache, monkeypatch):
+def test_a_library_is_built_once_and_a_partial_one_is_never_used(cache, monkeypatch):
     target = build.library_path("portable")
     draft = target.parent.with_suffix(".draft")
     draft.mkdir(parents=True)
-    (draft / target.name).write_text("half a lib")  # of a process that was killed
+    (draft / target.name).write_text("half a lib")  # left by a process that was killed
     build.build("portable")
     build.build("portable")
     assert cache == ["portable"] and target.read_text() == "a library" and not draft.exists()
 
 
-def test_a_failed_build_says_why_and_is_tried_again_without_its_log(cache, monkeypatch):
-    def fails(isa: str, folder: Path, verbose: bool) -> None:
+def test_a_failed_build_is_explained_and_repeated_once_its_log_is_removed(cache, monkeypatch):
+    def fail(isa: str, folder: Path, verbose: bool) -> None:
         raise RuntimeError("error: expected ';'")
 
     working = build._compile
-    monkeypatch.setattr(build, "_compile", fails)
+    monkeypatch.setattr(build, "_compile", fail)
     with pytest.raises(BareloopError, match="could not be built"):
         build.build("portable")
     log = build.library_path("portable").parent.with_suffix(".log")
@@ -242,16 +238,16 @@ def test_a_failed_build_says_why_and_is_tried_again_without_its_log(cache, monke
     assert build.library_path("portable").exists()
 
 
-def test_a_library_that_does_not_load_is_said_and_thrown_away(cache, monkeypatch, caplog):
+def test_a_library_that_does_not_load_is_reported_and_removed(cache, monkeypatch, caplog):
     for name, value in (("_loaded_ops", None), ("_active_ops", None), ("_inactive_reason", ""), ("_isa", "")):
         monkeypatch.setattr(kernels, name, value)
-    build.build("portable")  # which is no library at all
+    build.build("portable")  # the fake library is a text file
     kernels._load("portable")
     assert "do not load" in caplog.text and "do not load" in kernels.describe()
     assert kernels._loaded_ops is None and not build.library_path("portable").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_an_obstacle(tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(build, "cache_folder", lambda: tmp_path / "file" / "kernels")
     assert not build.is_built("portable")
@@ -265,7 +261,7 @@ def test_a_compiler_may_be_a_command_with_arguments(monkeypatch):
     assert build.compiler() in ("g++", "c++")
 
 
-def test_another_source_or_torch_is_another_library(monkeypatch):
+def test_another_version_of_torch_or_instruction_set_has_another_library(monkeypatch):
     before = build.library_path("portable")
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     assert build.library_path("portable") != before
@@ -273,35 +269,37 @@ def test_another_source_or_torch_is_another_library(monkeypatch):
 
 
 PROGRAM = """
+import sys
+from pathlib import Path
 from engine import LLM, SamplingParams, kernels
 llm = LLM.load("demo", device="cpu")
 tokens = [event.token_id for event in llm.stream("What is", SamplingParams(max_new_tokens=3))]
 print(len(tokens), kernels.describe())
+Path(sys.argv[1]).touch()
 kernels.wait()
 print(kernels.describe())
 """
 
 
-def ran(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program above with an empty cache."""
-    changed = {**os.environ, "XDG_CACHE_HOME": str(cache), "HOME": str(cache), **environment}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=changed, capture_output=True, text=True, timeout=120
-    )
+def run_program(cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program above with an empty cache. It creates the file `generated` after its first tokens."""
+    arguments = [sys.executable, "-c", PROGRAM, str(cache / "generated")]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "HOME": str(cache), **environment}
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path):
-    done = ran(tmp_path, CXX="no-such-compiler", BARELOOP_ISA="portable")
+    done = run_program(tmp_path, CXX="no-such-compiler", BARELOOP_ISA="portable")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].startswith("3 PyTorch's operators")
     assert "no C++ compiler (no-such-compiler)" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
-    compiler = tmp_path / "slow"
-    compiler.write_text("#!/bin/sh\nsleep 0.5\necho 'no room' >&2\nexit 1\n")
+    compiler, generated = tmp_path / "slow", tmp_path / "generated"
+    compiler.write_text(f"#!/bin/sh\nwhile [ ! -e {generated} ]; do sleep 0.02; done\necho 'no room' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    done = ran(tmp_path, CXX=str(compiler), BARELOOP_ISA="portable")
+    done = run_program(tmp_path, CXX=str(compiler), BARELOOP_ISA="portable")
     assert done.returncode == 0, done.stderr
     first, last = done.stdout.splitlines()
     assert first == "3 PyTorch's operators, while the C++ kernels are built"
@@ -309,7 +307,7 @@ def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["sse9", "avx512"])
-def test_an_unknown_path_is_named_with_those_that_there_are(value, monkeypatch):
+def test_an_unknown_instruction_set_is_refused_with_the_supported_ones(value, monkeypatch):
     monkeypatch.setenv(build.VARIABLE, value)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     with pytest.raises(BareloopError, match=f"BARELOOP_ISA={value} .*; use avx2, (torch, portable|portable, torch)"):

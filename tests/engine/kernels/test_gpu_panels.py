@@ -1,4 +1,4 @@
-"""The kernels of an NVIDIA GPU: by Triton's interpreter on a CPU where Triton is installed, and on a GPU."""
+"""The Triton kernels: in Triton's interpreter on a CPU, if Triton is installed, and on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from engine.kernels.gpu import panels as gpu
 
 device = torch.device(sys.argv[1])
 for group, rows, columns in ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32)):
-    form = Panels(rows, columns, torch.float32, 4 if group else 8, group)
-    held, weight = form.empty(torch.device("cpu")), torch.randn(rows, columns)
-    form.set_codes(held, 0, *(quantize4(weight, group) if group else quantize8(weight)))
-    codes, scales = form.codes(held, 0, rows)
+    weight_format = Panels(rows, columns, torch.float32, 4 if group else 8, group)
+    tensors, weight = weight_format.empty(torch.device("cpu")), torch.randn(rows, columns)
+    weight_format.set_codes(tensors, 0, *(quantize4(weight, group) if group else quantize8(weight)))
+    codes, scales = weight_format.codes(tensors, 0, rows)
     groups = torch.unflatten(codes, 1, (-1, group or columns))
     dense = (groups * scales.float().view(rows, -1, 1)).flatten(1)
-    own = {name: tensor.to(device) for name, tensor in held.items()}
-    assert torch.equal(gpu.dequantize(own["weight"], own["scales"], rows, torch.float32).cpu(), dense)
-    assert gpu.dequantize(own["weight"], own["scales"], rows, torch.bfloat16).dtype == torch.bfloat16
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    assert torch.equal(gpu.dequantize(moved["weight"], moved["scales"], rows, torch.float32).cpu(), dense)
+    assert gpu.dequantize(moved["weight"], moved["scales"], rows, torch.bfloat16).dtype == torch.bfloat16
     for count in (1, 3, 8):
         x = torch.randn(count, columns)
-        found = gpu.linear(x.to(device), own["weight"], own["scales"], rows).cpu()
-        assert (found - x @ dense.T).abs().max() < 1e-3, (group, rows, columns, count)
-print("right")
+        y = gpu.linear(x.to(device), moved["weight"], moved["scales"], rows).cpu()
+        assert (y - x @ dense.T).abs().max() < 1e-3, (group, rows, columns, count)
+print("passed")
 """
 
 
@@ -47,17 +47,17 @@ def check(device: str, **environment: str) -> None:
         text=True,
         timeout=300,
     )
-    assert done.stdout == "right\n", done.stderr
+    assert done.stdout == "passed\n", done.stderr
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_compute_the_quantized_numbers():
+def test_the_kernels_compute_with_the_quantized_values():
     check("cpu", TRITON_INTERPRET="1")
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_kernels_compute_the_quantized_numbers_on_a_gpu():
+def test_the_kernels_compute_with_the_quantized_values_on_a_gpu():
     check("cuda")
 
 
@@ -65,7 +65,7 @@ def test_the_kernels_compute_the_quantized_numbers_on_a_gpu():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype):
+def test_a_quantized_model_on_a_gpu_agrees_with_the_cpu(tiny_llama, tmp_path, prompt, quant, dtype):
     gpu = LLM.load(tiny_llama.folder, "cuda", dtype, quant)
     ids, params = prompt(9), SamplingParams(max_new_tokens=4, ignore_eos=True)
     gpu.save(tmp_path / "saved")
@@ -84,7 +84,7 @@ def test_a_gpu_says_what_the_cpu_says(tiny_llama, tmp_path, prompt, quant, dtype
 def test_bitsandbytes_on_a_gpu(draw_tiny, prompt, quant):
     pytest.importorskip("bitsandbytes")
     folder = draw_tiny("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4).folder
-    gpu, dense = (LLM.load(folder, "cuda", "bfloat16", form) for form in (quant, "none"))
+    gpu, dense = (LLM.load(folder, "cuda", "bfloat16", weight_format) for weight_format in (quant, "none"))
     ids = prompt(9)
     assert (gpu.logits(ids) - dense.logits(ids)).abs().max() < 0.8 * dense.logits(ids).abs().max()
     assert len(gpu.generate([ids], SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids) == 4

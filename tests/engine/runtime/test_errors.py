@@ -22,7 +22,7 @@ def test_quote_is_repr_clipped_to_80_characters():
         assert len(quote(value)) == MAX_QUOTE and quote(value).endswith("…")
 
 
-def refusal(call) -> str:
+def message_of(call) -> str:
     with pytest.raises((BareloopError, SystemExit)) as error:
         call()
     return str(error.value)
@@ -31,20 +31,20 @@ def refusal(call) -> str:
 def test_no_message_echoes_a_long_value(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": LONG}))
     for message in (
-        refusal(lambda: LLM.load(tmp_path)),
-        refusal(lambda: configure({"model_type": "llama", "hidden_size": LONG})),
-        refusal(lambda: configure({"model_type": "gpt2", "n_embd": [LONG]})),
-        refusal(lambda: LLM.load("demo", quant=LONG)),
-        refusal(lambda: LLM.load("demo", device=LONG)),
-        refusal(lambda: LLM.load("demo", dtype=LONG)),
+        message_of(lambda: LLM.load(tmp_path)),
+        message_of(lambda: configure({"model_type": "llama", "hidden_size": LONG})),
+        message_of(lambda: configure({"model_type": "gpt2", "n_embd": [LONG]})),
+        message_of(lambda: LLM.load("demo", quant=LONG)),
+        message_of(lambda: LLM.load("demo", device=LONG)),
+        message_of(lambda: LLM.load("demo", dtype=LONG)),
     ):
         assert LONG[: MAX_QUOTE + 1] not in message and "…" in message
     for name in (LONG, f"./{LONG}", "\0"):
-        assert len(refusal(lambda name=name: local_path(name) / LLM.load(name).folder)) < 700
+        assert len(message_of(lambda name=name: local_path(name) / LLM.load(name).folder)) < 700
     parser = Parser("test", "A test.")
     parser.add_model_options()
     for arguments in (["--dtype", LONG], ["--quant", LONG]):
-        refusal(lambda arguments=arguments: run(parser, lambda options: None, arguments))
+        message_of(lambda arguments=arguments: run(parser, lambda options: None, arguments))
         assert LONG[: MAX_QUOTE + 1] not in capsys.readouterr().err
 
 

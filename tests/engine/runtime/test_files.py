@@ -1,4 +1,4 @@
-"""Files that are never lost: whole or not at all, one writer, full disks."""
+"""Files that are never lost: atomic replacement, one writer, full disks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.files import AppendFile, write_atomic
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file.json"
     write_atomic(path, "one")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -22,7 +22,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_lines_are_appended_and_a_torn_one_is_cut_off(tmp_path):
+def test_lines_are_appended_after_an_incomplete_one_is_removed(tmp_path):
     path = tmp_path / "a" / "file.jsonl"
     with AppendFile(path) as file:
         assert file.lines == []
@@ -34,7 +34,7 @@ def test_lines_are_appended_and_a_torn_one_is_cut_off(tmp_path):
     assert path.read_text() == "one\ntwo\nthree\n"
 
 
-def test_a_torn_line_is_only_overwritten_by_another(tmp_path):
+def test_an_incomplete_line_is_kept_until_another_is_appended(tmp_path):
     path = tmp_path / "file"
     path.write_text("one\ntorn")
     with AppendFile(path) as file:
@@ -45,26 +45,26 @@ def test_a_torn_line_is_only_overwritten_by_another(tmp_path):
     assert path.read_text() == "one\n2\n"
 
 
-def test_a_file_that_was_renamed_before_we_had_its_lock_is_left_alone(tmp_path, monkeypatch):
+def test_a_file_renamed_before_it_was_locked_is_not_changed(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old\n")
     lock = AppendFile._lock
 
-    def late(self, file):
+    def lock_late(self, file):
         if path.read_text() == "old\n":
-            path.rename(tmp_path / "aside")
+            path.rename(tmp_path / "renamed")
             path.write_text("new\n")
         lock(self, file)
 
-    monkeypatch.setattr(AppendFile, "_lock", late)
+    monkeypatch.setattr(AppendFile, "_lock", lock_late)
     with AppendFile(path) as file:
         assert file.lines == ["new"]
         file.append("more\n")
-    assert (tmp_path / "aside").read_text() == "old\n"
+    assert (tmp_path / "renamed").read_text() == "old\n"
     assert path.read_text() == "new\nmore\n"
 
 
-def test_what_is_no_file_is_written_to(tmp_path):
+def test_pipes_and_links_are_written_through(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE, text=True)
     write_atomic(tmp_path / "pipe", ["one\n", "two\n"])
@@ -75,15 +75,15 @@ def test_what_is_no_file_is_written_to(tmp_path):
     assert (tmp_path / "target").read_text() == "text"
 
 
-def test_there_is_one_writer(tmp_path):
+def test_a_second_writer_is_refused(tmp_path):
     path = tmp_path / "file"
     with AppendFile(path), pytest.raises(BareloopError, match="another process is writing"):
         AppendFile(path)
     AppendFile(path).close()
 
 
-def test_what_a_full_disk_tears_is_taken_back(tmp_path):
-    """The limit on a file's size fails like a full disk: part of a write goes through, the next one raises."""
+def test_a_line_that_a_full_disk_cuts_off_is_removed(tmp_path):
+    """A limit on the file's size acts like a full disk: a part of the data is written, then writing fails."""
     path = tmp_path / "file"
     program = f"""
 import resource
@@ -105,13 +105,13 @@ with AppendFile(Path({str(path)!r})) as file:
     assert path.read_text() == "x" * 899 + "\n" + "z" * 9 + "\n"
 
 
-def test_a_pipe_is_nothing_to_append_to(tmp_path):
+def test_appending_to_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BareloopError, match="pipe is not a regular file"):
         AppendFile(tmp_path / "pipe")
 
 
-def test_what_cannot_be_written_is_one_line(tmp_path):
+def test_a_path_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BareloopError, match="cannot write"):
         AppendFile(tmp_path / "file" / "inside")
