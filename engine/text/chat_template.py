@@ -19,8 +19,8 @@ from typing import Any
 from engine.runtime.errors import BareloopError, TemplateError, quote
 from engine.text.tokenizer import Tokenizer, check_text
 
-TIMEOUT = 0.8  # seconds per rendering; real templates take milliseconds
-STARTUP_TIMEOUT = 30.0  # seconds for the worker to start
+CPU_LIMIT = 0.8  # seconds of CPU time per rendering; real templates take milliseconds
+TIMEOUT = 60.0  # seconds of real time for the worker to start, or to answer, however busy the machine is
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # appended to a prefilled reply while it is rendered
 MARK = "\ufdd0"  # a noncharacter, inserted into message text that looks like a control token
 
@@ -73,7 +73,8 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt and not prefilled,
         }
-        text = _RENDERER.render({"source": self.source, "variables": variables, "now": self.now})
+        request = {"source": self.source, "variables": variables, "now": self.now, "cpu_limit": CPU_LIMIT}
+        text = _RENDERER.render(request)
         if not prefilled:
             return text
         index = text.rfind(TAG.strip())
@@ -137,7 +138,7 @@ class _Renderer:
         self.lock = threading.Lock()
 
     def render(self, request: Mapping[str, Any]) -> str:
-        """Render one template, within `TIMEOUT`."""
+        """Render one template, within `CPU_LIMIT`."""
         try:
             line = json.dumps(request) + "\n"
         except (TypeError, ValueError) as error:
@@ -145,7 +146,7 @@ class _Renderer:
         with self.lock:
             answer = self._ask(line)
         if answer is None:
-            raise BareloopError(f"the chat template did not finish within {TIMEOUT} seconds or used too much memory")
+            raise BareloopError(f"the chat template did not finish within {CPU_LIMIT} seconds or used too much memory")
         if "refusal" in answer:
             raise TemplateError(f"the chat template rejects these messages: {answer['refusal']}")
         if "error" in answer:
@@ -185,7 +186,7 @@ class _Renderer:
             start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
         )
         atexit.register(self.process.kill)
-        watchdog = threading.Timer(STARTUP_TIMEOUT, self.process.kill)
+        watchdog = threading.Timer(TIMEOUT, self.process.kill)
         watchdog.start()
         assert self.process.stdout is not None
         ready = self.process.stdout.readline()

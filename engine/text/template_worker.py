@@ -1,11 +1,11 @@
 """The process that renders chat templates: jinja2 in its immutable sandbox, one JSON request per line on stdin.
 
 A template is a program that comes with a checkpoint. The sandbox protects Python's internals; a process with limited
-memory, which engine/text/chat_template.py kills after a second, protects everything else. It imports nothing from the
-engine.
+memory and CPU time protects everything else. It imports nothing from the engine.
 """
 
 import json
+import signal
 import sys
 from datetime import datetime
 from functools import lru_cache
@@ -27,9 +27,22 @@ class GenerationBlocks(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def render(source: str, variables: dict[str, object], now: str) -> str:
-    """Render the template. `now` (ISO 8601) is what `strftime_now` returns."""
-    return compile_template(source, now).render(**variables)
+def render(source: str, variables: dict[str, object], now: str, cpu_limit: float) -> str:
+    """Render the template. `now` (ISO 8601) is what `strftime_now` returns.
+
+    A signal ends the process after `cpu_limit` seconds of CPU time, which do not depend on how busy the machine is.
+    """
+    limit_cpu_time(cpu_limit)
+    try:
+        return compile_template(source, now).render(**variables)
+    finally:
+        limit_cpu_time(0)
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """Let SIGPROF end this process after so much CPU time from now on; 0 removes the limit."""
+    if hasattr(signal, "setitimer"):  # not on Windows, where chat_template.TIMEOUT is the only limit
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 @lru_cache(maxsize=4)
@@ -58,7 +71,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     except (ImportError, ValueError, OSError):
-        pass  # not on this system; the time limit still applies
+        pass  # not on this system; the limit on CPU time still applies
     print("ready", flush=True)
     for line in sys.stdin:
         try:

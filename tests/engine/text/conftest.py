@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from engine.text import chat_template
 from engine.text.tokenizer import Tokenizer
 
 
@@ -24,10 +23,3 @@ def load_reference(shared) -> Callable[[str], Any]:
     from transformers import AutoTokenizer
 
     return cache(lambda name: AutoTokenizer.from_pretrained(shared / name))
-
-
-@pytest.fixture(autouse=True)
-def long_timeouts(monkeypatch):
-    """Valid templates must not fail on a slow machine."""
-    monkeypatch.setattr(chat_template, "TIMEOUT", 600)
-    monkeypatch.setattr(chat_template, "STARTUP_TIMEOUT", 600)

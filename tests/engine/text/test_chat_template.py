@@ -38,7 +38,6 @@ LLAMA_2 = "tokenizers/llama-2"  # it has a BOS token, which some templates need
 LLAMA_3 = "tokenizers/llama-3.2"
 OLMO_2 = "tokenizers/olmo-2"
 QWEN = "tokenizers/qwen2.5-0.5b-instruct"
-TIMEOUT = chat_template.TIMEOUT  # the fixture `long_timeouts` replaces it
 
 
 def conversations() -> list[list[dict[str, str]]]:
@@ -153,17 +152,15 @@ HOSTILE = {
     "syntax": "{% if %}",
     "undefined": "{{ nothing.at.all }}",
 }
-ENDLESS = ("loops", "power")  # only the time limit ends them
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused_in_one_line(shared, load_tokenizer, monkeypatch, name):
+def test_a_hostile_template_is_refused_in_one_line(shared, load_tokenizer, name):
     tokenizer = load_tokenizer(QWEN)
     messages = [{"role": "user", "content": "hi"}]
     harmless = ChatTemplate.load(shared / QWEN, tokenizer)
     assert "hi" in harmless.render(messages)  # the renderer works
-    with monkeypatch.context() as patched, pytest.raises(BareloopError, match="chat template") as caught:
-        patched.setattr(chat_template, "TIMEOUT", 0.1 if name in ENDLESS else TIMEOUT)
+    with pytest.raises(BareloopError, match="chat template") as caught:
         ChatTemplate(HOSTILE[name], tokenizer).render(messages)
     assert "\n" not in str(caught.value)
     assert messages == [{"role": "user", "content": "hi"}]
