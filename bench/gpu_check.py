@@ -1,6 +1,6 @@
 """python -m bench.gpu_check: check and measure everything that runs on a GPU, within eight minutes.
 
-Every part runs in a subprocess with a time limit of its own; a part that fails or crashes is recorded, and the others
+Every part runs in a subprocess with its own time limit; a part that fails or crashes is recorded, and the others
 go on. The report is written after every part, as JSON and as Markdown. A bare image with torch, CUDA, Triton, pytest
 and transformers is enough. `--device cpu --shape tiny` tries all of it without a GPU.
 """
@@ -24,8 +24,8 @@ from engine.runtime.files import local_path, write_atomic
 
 ROOT = Path(__file__).parents[1]
 BUDGET = 480.0  # seconds
-LEAST = 10.0  # seconds; a part is skipped if less is left of the budget
-LINES = 25  # lines of a failed part's output that are kept
+MIN_LIMIT = 10.0  # seconds; a part is skipped if less is left of the budget
+MAX_LINES = 25  # lines of a failed part's output that are kept
 
 # Part -> its limit in seconds. Each has a function of this name in bench/gpu_parts.py, except `tests`.
 PARTS = {
@@ -102,20 +102,20 @@ def main(options: Any) -> None:
 
 def run_part(name: str, options: Any, limit: float) -> Result:
     """Run one part in a subprocess for at most `limit` seconds."""
-    if limit < LEAST:
+    if limit < MIN_LIMIT:
         return Result(name, "skipped", error="the budget is spent")
-    command = [sys.executable, "-m", "bench.gpu_check", "--part", name]
-    command += ["--device", options.device, "--shape", options.shape]
-    if name == "tests":
-        files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text()]
-        command = [sys.executable, "-m", "pytest", "-q", "-rf", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short"]
-        command += ["-o", "addopts=--import-mode=importlib", *files]
     environment = {**os.environ, "BARELOOP_ISA": "torch", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     start = time.monotonic()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace", start_new_session=True,
-    )  # fmt: skip
+        command_of(name, options),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     try:
         output = process.communicate(timeout=limit)[0].splitlines()
         timed_out = False
@@ -125,12 +125,22 @@ def run_part(name: str, options: Any, limit: float) -> Result:
         timed_out = True
     seconds = time.monotonic() - start
     if timed_out:
-        return Result(name, "timed out", seconds, f"exceeded its limit of {limit:.0f} s", output[-LINES:])
+        return Result(name, "timed out", seconds, f"exceeded its limit of {limit:.0f} s", output[-MAX_LINES:])
     if process.returncode:
-        return Result(name, "failed", seconds, describe_failure(process.returncode, output), output[-LINES:])
+        return Result(name, "failed", seconds, describe_failure(process.returncode, output), output[-MAX_LINES:])
     if name == "tests":
         return Result(name, "passed", seconds, figures={"pytest": output[-1].strip("= ") if output else ""})
     return Result(name, "passed", seconds, figures=json.loads(output[-1]))
+
+
+def command_of(name: str, options: Any) -> list[str]:
+    """The command line of one part. `tests` collects only files with GPU tests, whose imports a bare image has."""
+    if name != "tests":
+        program = [sys.executable, "-m", "bench.gpu_check"]
+        return [*program, "--part", name, "--device", options.device, "--shape", options.shape]
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text()]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rf", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short"]
+    return [*pytest, "-o", "addopts=--import-mode=importlib", *files]
 
 
 def describe_failure(status: int, output: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of `bench.gpu_check`. Each takes a device and a shape, and returns figures that JSON can hold."""
+"""The parts of `bench.gpu_check`. Each takes a device and a shape, and returns figures for the JSON report."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def machine(device: str, shape: str) -> dict[str, Any]:  # noqa: ARG001
-    """The card, the versions, the rate at which memory is read and matrices are multiplied."""
-    place = choose_device(device)
+    """The card, the versions, and the rates at which memory is read and matrices are multiplied."""
+    target = choose_device(device)
     figures: dict[str, Any] = {"torch": torch.__version__}
-    if place.type == "cuda":
-        properties = torch.cuda.get_device_properties(place)
+    if target.type == "cuda":
+        properties = torch.cuda.get_device_properties(target)
         figures |= {"card": properties.name, "memory, GB": properties.total_memory / 1e9, "CUDA": torch.version.cuda}
         figures["processors"] = properties.multi_processor_count
     for package in ("triton", "transformers"):
@@ -66,30 +66,30 @@ def machine(device: str, shape: str) -> dict[str, Any]:  # noqa: ARG001
             figures[package] = __import__(package).__version__
         except ImportError:
             figures[package] = "not installed"
-    figures["read bandwidth, GB/s"] = read_bandwidth(place) / 1e9
-    size = 8192 if place.type == "cuda" else 1024
-    a = torch.randn(size, size, device=place, dtype=torch.bfloat16)
-    seconds = best_of(5, place, lambda: a @ a)
+    figures["read bandwidth, GB/s"] = read_bandwidth(target) / 1e9
+    size = 8192 if target.type == "cuda" else 256
+    a = torch.randn(size, size, device=target, dtype=torch.bfloat16)
+    seconds = best_of(5, target, lambda: a @ a)
     figures["bfloat16 product, TFLOP/s"] = 2 * size**3 / seconds / 1e12
     return figures
 
 
 def correctness(device: str, shape: str) -> dict[str, Any]:  # noqa: ARG001
-    """Random models of every kind, in float32, on the device and on the CPU: logits, and chosen tokens.
+    """Compare random models of ten families, in float32, on the device and on the CPU: logits and generated tokens.
 
-    Raises `AssertionError` naming the family if logits differ by more than `TOLERANCE` of the largest, or tokens do.
+    Raises `AssertionError` with the family if logits differ by more than `TOLERANCE` of the largest, or tokens do.
     """
     errors = {}
     generator = torch.Generator().manual_seed(SEED)
     prompts = [torch.randint(2, 120, (length,), generator=generator).tolist() for length in (23, 5, 40)]
     greedy = SamplingParams(max_new_tokens=12, ignore_eos=True)
     sampled = SamplingParams(max_new_tokens=12, ignore_eos=True, temperature=0.8, top_p=0.9, top_k=40, seed=7)
-    for family, choices in FAMILIES.items():
-        config = {**TINY, "model_type": family, **choices}
+    for family, settings in FAMILIES.items():
+        config = {**TINY, "model_type": family, **settings}
         cpu = LLM.from_config(config, SEED, "cpu")
         other = LLM.from_config(config, SEED, device)
-        expected, found = cpu.logits(prompts[2]), other.logits(prompts[2])
-        errors[family] = float((expected - found).abs().max() / expected.abs().max())
+        expected, logits = cpu.logits(prompts[2]), other.logits(prompts[2])
+        errors[family] = float((expected - logits).abs().max() / expected.abs().max())
         assert errors[family] <= TOLERANCE, f"{family}: logits differ by {errors[family]:.1e} of the largest"
         sequence = other.sequence()
         sequence.feed(prompts[2][:-1])
@@ -97,15 +97,15 @@ def correctness(device: str, shape: str) -> dict[str, Any]:  # noqa: ARG001
         difference = float((cached - expected[-1]).abs().max() / expected.abs().max())
         assert difference <= TOLERANCE, f"{family}: with a cache logits differ by {difference:.1e} of the largest"
         for name, params in (("greedy", greedy), ("sampled", sampled)):
-            ours, theirs = ([own.token_ids for own in llm.generate(prompts, params)] for llm in (other, cpu))
-            assert ours == theirs, f"{family}: {name} tokens differ from those on the CPU"
+            ids, expected_ids = ([text.token_ids for text in llm.generate(prompts, params)] for llm in (other, cpu))
+            assert ids == expected_ids, f"{family}: {name} tokens differ from those on the CPU"
     return {"largest error of logits, relative": errors}
 
 
 def bfloat16(device: str, shape: str) -> dict[str, Any]:
     """The shape in bfloat16: prefill, decode of one and eight rows, 5-shot scoring."""
     llm, seconds = timed(choose_device(device), lambda: random_llm(shape, device))
-    return {"made, s": seconds, **speed(llm), **scoring(llm)}
+    return {"creation, s": seconds, **speed(llm), **scoring(llm)}
 
 
 def int8(device: str, shape: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def quantized(device: str, shape: str, quant: str) -> dict[str, Any]:
         module for module in llm.model.modules() if isinstance(module, Matrix) and "Lin" in type(module).__name__
     )
     assert matrix.format is not None
-    figures: dict[str, Any] = {"made, s": seconds}
+    figures: dict[str, Any] = {"creation, s": seconds}
     with torch.inference_mode():
         dense = matrix.format.dense(matrix._parameters, 0, matrix.rows, torch.float32).double()
         for rows in (1, 8, 64):
@@ -141,31 +141,31 @@ def transformers(device: str, shape: str) -> dict[str, Any]:
     """transformers with the same shape: prefill, `generate` of one and eight rows, both after a pass that warms up."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    place = choose_device(device)
+    target = choose_device(device)
     torch.backends.cuda.enable_cudnn_sdp(True)  # torch's default, which `choose_device` changes
     config = {key: value for key, value in SHAPES[shape].items() if key not in ("model_type", "architectures")}
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with place:
+        with target:
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(SHAPES[shape]["model_type"], **config)).eval()
     finally:
         torch.set_default_dtype(dtype)
     figures: dict[str, Any] = {}
     with torch.inference_mode():
         for tokens in (512, 2048):
-            ids = torch.tensor([random_ids(model.config.vocab_size, tokens)], device=place)
-            seconds = best_of(3, place, lambda ids=ids: model(ids, logits_to_keep=1))  # type: ignore[misc]
+            ids = torch.tensor([random_ids(model.config.vocab_size, tokens)], device=target)
+            seconds = best_of(3, target, lambda ids=ids: model(ids, logits_to_keep=1))  # type: ignore[misc]
             figures[f"prefill {tokens}, tokens/s"] = tokens / seconds
         for rows in (1, 8):
-            ids = torch.tensor([random_ids(model.config.vocab_size, CONTEXT)] * rows, device=place)
+            ids = torch.tensor([random_ids(model.config.vocab_size, CONTEXT)] * rows, device=target)
 
             def generate(new: int, ids: Tensor = ids) -> None:
                 model.generate(ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0)
 
-            short, long = (best_of(1, place, lambda new=new: generate(new)) for new in (4, 4 + NEW_TOKENS))  # type: ignore[misc]
+            short, long = (best_of(1, target, lambda new=new: generate(new)) for new in (4, 4 + NEW_TOKENS))  # type: ignore[misc]
             figures[f"decode {rows}, tokens/s"] = rows * NEW_TOKENS / (long - short)
-    return {**figures, "peak memory, GB": peak_memory(place) / 1e9}
+    return {**figures, "peak memory, GB": peak_memory(target) / 1e9}
 
 
 def speed(llm: LLM) -> dict[str, Any]:
@@ -213,38 +213,38 @@ def random_llm(shape: str, device: str, quant: str = "none") -> LLM:
 
     In bfloat16; on a CPU, where that may be slow, in float32.
     """
-    place = choose_device(device)
-    dtype = "float32" if place.type == "cpu" else "bfloat16"
+    target = choose_device(device)
+    dtype = "float32" if target.type == "cpu" else "bfloat16"
     family, config = configure(SHAPES[shape])
     with torch.device("meta"):
         model = family.build(config).to(choose_dtype(dtype, dtype))
-    assign_formats(model, quant, place)
-    generator = torch.Generator(place).manual_seed(SEED)
-    made: dict[int, torch.nn.Parameter] = {}
+    assign_formats(model, quant, target)
+    generator = torch.Generator(target).manual_seed(SEED)
+    replacements: dict[int, torch.nn.Parameter] = {}
 
     def keep(old: Tensor, new: Tensor) -> None:
-        made[id(old)] = torch.nn.Parameter(new, requires_grad=False)
+        replacements[id(old)] = torch.nn.Parameter(new, requires_grad=False)
 
     for module in model.modules():
         parameters: Mapping[str, Tensor] = dict(module.named_parameters(recurse=False))
         if isinstance(module, Matrix) and module.format is not None:
-            tensors = module.format.begin(place)
+            tensors = module.format.begin(target)
             step = 64 * ROW_MULTIPLE
             for first in range(0, module.rows, step):
                 rows = min(step, module.rows - first)
-                part = torch.empty(rows, module.columns, device=place).normal_(0, 0.02, generator=generator)
+                part = torch.empty(rows, module.columns, device=target).normal_(0, 0.02, generator=generator)
                 module.format.fill(tensors, first, part)
             for name, tensor in module.format.finish(tensors).items():
                 keep(parameters[name], tensor)
             parameters = {name: tensor for name, tensor in parameters.items() if name == "bias"}
         for name, parameter in parameters.items():
-            weight = torch.empty(parameter.shape, dtype=parameter.dtype, device=place)
+            weight = torch.empty(parameter.shape, dtype=parameter.dtype, device=target)
             if parameter.dim() > 1:
                 weight.normal_(0, 0.02, generator=generator)
             else:
                 weight.fill_(0 if name == "bias" else 1)
             keep(parameter, weight)
-    replace_parameters(model, made)
+    replace_parameters(model, replacements)
     return LLM(model, family, config, None, quant)
 
 
@@ -254,7 +254,7 @@ def random_ids(vocabulary: int, count: int, seed: int = SEED) -> list[int]:
 
 
 def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of some work, and the seconds it took."""
+    """Return the result of `work` and its duration in seconds."""
     start = time.perf_counter()
     result = work()
     synchronize(device)
@@ -262,7 +262,7 @@ def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def best_of(rounds: int, device: torch.device, work: Callable[[], Any]) -> float:
-    """The shortest of some rounds in seconds, after one that warms up."""
+    """Return the shortest duration of several rounds in seconds, after one round that warms up."""
     work()
     synchronize(device)
     return min(timed(device, work)[1] for _ in range(rounds))

@@ -1,11 +1,11 @@
-"""Fixtures that all tests share: the material beside the project, and tiny random models of every family."""
+"""Fixtures for all tests: the shared folder beside the project, and tiny random models of every family."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # one, wherever a test has its HOME
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+os.environ.setdefault("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # the same if a test changes HOME
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
 
 SHAPE = {
     "vocab_size": 128,
@@ -29,7 +29,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 
-# What each family is tried with, beyond the common shape.
+# Variant -> settings beyond the common shape. The family is the part before the first hyphen.
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-tied-bias": {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "head_dim": 12},
@@ -80,23 +80,27 @@ class Tiny:
 
     folder: Path
     reference: Any
-    tolerance: float  # of float32 logits, times max(1, largest |logit|)
+    tolerance: float  # of float32 logits, relative to max(1, largest |logit|)
+    computed: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
     def logits(self, ids: list[int]) -> torch.Tensor:
-        """The reference's scores [time, vocab], float64."""
-        with torch.no_grad():
-            return self.reference(torch.tensor([ids])).logits[0]
+        """The reference's logits [time, vocab], float64. Computed once for each sequence of ids; do not change them."""
+        key = tuple(ids)
+        if key not in self.computed:
+            with torch.no_grad():
+                self.computed[key] = self.reference(torch.tensor([ids])).logits[0]
+        return self.computed[key]
 
     def greedy(self, ids: list[int], count: int) -> list[int]:
-        """`count` tokens by argmax over whole prefixes: no cache, nothing to go wrong."""
-        written = list(ids)
+        """The `count` tokens that greedy decoding appends, each from a forward pass over the whole sequence."""
+        sequence = list(ids)
         for _ in range(count):
-            written.append(int(self.logits(written)[-1].argmax()))
-        return written[len(ids) :]
+            sequence.append(int(self.logits(sequence)[-1].argmax()))
+        return sequence[len(ids) :]
 
 
 def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Tiny:
-    """Draw a model of this variant, with its linear weights scaled by 4 so that logits are peaked."""
+    """Create a random model. Its matrices are multiplied by 4, so that logits differ clearly."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     family = variant.partition("-")[0]
@@ -114,22 +118,22 @@ def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Ti
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernels_are_there() -> None:
-    """One way of computing from the first test to the last."""
+def built_kernels() -> None:
+    """Wait for the C++ kernels, so that all tests compute in the same way."""
     from engine import kernels
     from engine.kernels import build
 
     kernels.wait()
     if os.environ.get(build.VARIABLE):
         return
-    for isa in set(build.supported_isas()) - {"torch"}:  # for their own tests, while others run
+    for isa in set(build.supported_isas()) - {"torch"}:  # for tests of each instruction set, while other tests run
         if not build.library_path(isa).exists() and build.obstacle(isa) is None:
             build.build_in_background(isa)
 
 
 @pytest.fixture(scope="session", params=list(VARIANTS))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Every variant in turn."""
+    """Every variant."""
     return make_tiny(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
 
@@ -141,7 +145,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def draw_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
-    """Draw one with other settings: draw_tiny("llama", hidden_size=…)."""
+    """Create a model with other settings: draw_tiny("llama", hidden_size=…)."""
 
     def draw(variant: str, seed: int = 0, **overrides: Any) -> Tiny:
         return make_tiny(tmp_path_factory.mktemp(variant) / "model", variant, seed, **overrides)
@@ -151,7 +155,7 @@ def draw_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real checkpoints, tokenizers and data beside the project; without it the test is skipped."""
+    """The folder of real checkpoints, tokenizers and data beside the project; tests are skipped without it."""
     folder = Path(os.environ.get("BARELOOP_SHARED", Path(__file__).parents[2] / "shared"))
     if not folder.is_dir():
         if os.environ.get("CI"):

@@ -1,4 +1,4 @@
-"""The structure of the project: who imports whom, and which modules load without torch."""
+"""The structure of the project: allowed imports, no circles, no torch where `--help` must be instant."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ WITHOUT_TORCH = (
 @cache
 def modules() -> dict[str, Path]:
     """Every module of the project by its dotted name."""
-    found = {}
+    result = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            found[dotted.removesuffix(".__init__")] = path
-    return found
+            result[dotted.removesuffix(".__init__")] = path
+    return result
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -76,18 +76,18 @@ def is_type_checking(node: ast.AST) -> bool:
 
 def module_level(tree: ast.Module) -> list[ast.AST]:
     """The statements that run when a module is imported."""
-    found: list[ast.AST] = []
+    result: list[ast.AST] = []
     pending: list[ast.AST] = list(tree.body)
     while pending:
         node = pending.pop()
-        found.append(node)
+        result.append(node)
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_type_checking(node):
             pending += ast.iter_child_nodes(node)
-    return found
+    return result
 
 
 def imported(nodes: list[ast.AST]) -> set[str]:
-    """The dotted names that import statements name: a module of the project where there is one of that name."""
+    """The dotted names in import statements, completed to a module of the project if there is one."""
     names = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -101,19 +101,19 @@ def imported(nodes: list[ast.AST]) -> set[str]:
 
 @cache
 def imports(module: str) -> set[str]:
-    """All that a module imports, anywhere in it, for types too."""
+    """All imports of a module, also those inside functions and for type checking."""
     return imported(list(ast.walk(ast.parse(modules()[module].read_text())))) - {module}
 
 
 @cache
 def imports_when_loaded(module: str) -> set[str]:
-    """What importing a module imports at once; its packages are loaded first."""
+    """The imports that run when a module is imported, with its package."""
     parents = {module.rpartition(".")[0]} & modules().keys()
     return imported(module_level(ast.parse(modules()[module].read_text()))) | parents
 
 
 def loaded_by(module: str) -> set[str]:
-    """All modules, of the project and others, that importing this one loads."""
+    """All modules, of the project and others, that are loaded when this one is imported."""
     loaded, pending = set(), [module]
     while pending:
         name = pending.pop()
@@ -124,20 +124,20 @@ def loaded_by(module: str) -> set[str]:
 
 
 def unit(module: str, layers: tuple[tuple[str, ...], ...]) -> str:
-    """The longest name among the layers' that a module stands under."""
+    """The layer of a module: the longest of their names that it starts with."""
     names = [name for layer in layers for name in layer if module == name or module.startswith(f"{name}.")]
     return max(names, key=len)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_packages_import_only_those_they_may(package):
+def test_packages_import_only_the_allowed_packages(package):
     for module in modules():
         if module.split(".")[0] == package:
             others = {name.split(".")[0] for name in imports(module)} & set(PACKAGES) - {package}
             assert others <= set(MAY_IMPORT[package]), f"{module} imports {sorted(others)}"
 
 
-def test_no_files_import_each_other_in_a_circle():
+def test_there_is_no_circle_of_imports():
     graph = {module: {name for name in imports(module) if name in modules()} for module in modules()}
     del graph["engine"]  # which re-exports lazily
     try:
@@ -154,18 +154,18 @@ def test_layers_import_only_from_layers_below(layers):
     for module in modules():
         if module.split(".")[0] != top or module == "engine":
             continue
-        own = unit(module, layers)
+        layer = unit(module, layers)
         for name in imports(module):
             if name.split(".")[0] != top or name == "engine":
                 continue
             other = unit(name, layers)
-            if other != own and height[other] >= height[own]:
+            if other != layer and height[other] >= height[layer]:
                 upwards.append(f"{module} imports {name}")
     assert upwards == []
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_modules_that_promise_it_load_without_torch(name):
+def test_modules_that_need_no_torch_do_not_import_it(name):
     package = name.removesuffix(".*")
     chosen = [module for module in modules() if module.startswith(f"{package}.")] if name != package else [name]
     assert chosen
@@ -180,7 +180,7 @@ def test_no_file_is_longer_than_350_lines():
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
-def test_transformers_is_only_imported_to_compare_with_it(module):
+def test_transformers_is_imported_only_by_comparisons(module):
     assert "transformers" not in {name.split(".")[0] for name in imports(module)} or module.startswith("bench.")
 
 

@@ -1,4 +1,4 @@
-"""The comparison with other engines, on the smallest shape; what is compared computes the same."""
+"""The comparison with other engines, on the smallest shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDS = list(range(5, 25))
 
 @pytest.fixture
 def tiny_shape(tmp_path, monkeypatch):
-    """Its folder, in a cache of its own."""
+    """The folder of the smallest shape, in an empty cache."""
     monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
     return shapes.checkpoint("tiny")
 
@@ -25,13 +25,13 @@ def options(*flags: str):
     return peers.parser().parse_args(list(flags))
 
 
-def test_engines_are_measured_in_turn(tiny_shape, tmp_path, capsys):
+def test_every_engine_has_a_row_with_all_rounds(tiny_shape, tmp_path, capsys):
     flags = ["-m", str(tiny_shape), "--rounds", "2", "--new-tokens", "4", "--prefill-tokens", "20"]
     engines = ["bareloop-bfloat16", "bareloop-float32"]
     peers.main(options(*flags, "--engines", *engines, "--output-dir", str(tmp_path / "out")))
-    written = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
-    assert [entry["engine"] for entry in written["engines"]] == engines
-    assert all(len(entry[key]) == 2 for entry in written["engines"] for key in ("decode", "prefill", "bandwidth"))
+    report = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    assert [entry["engine"] for entry in report["engines"]] == engines
+    assert all(len(entry[key]) == 2 for entry in report["engines"] for key in ("decode", "prefill", "bandwidth"))
     assert "bareloop-float32" in capsys.readouterr().out
 
 
@@ -58,7 +58,7 @@ class FakeWorker:
         pass
 
 
-def test_engines_that_fail_are_named_and_the_others_keep_their_rows(tiny_shape, tmp_path, capsys, monkeypatch):
+def test_an_engine_that_fails_is_named_and_the_others_keep_their_rows(tiny_shape, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(peers, "Worker", FakeWorker)
     monkeypatch.setattr(peers, "token_bytes", lambda *_: 1000)
     engines = ["bareloop-bfloat16", "llama.cpp-BF16", "llama.cpp-Q8_0"]
@@ -67,9 +67,9 @@ def test_engines_that_fail_are_named_and_the_others_keep_their_rows(tiny_shape, 
     assert "bareloop-bfloat16" in captured.out
     assert "left out: llama.cpp-BF16 crashed (SIGSEGV)" in captured.err
     assert "left out: llama.cpp-Q8_0: no such format" in captured.err
-    written = json.loads((tmp_path / f"{tiny_shape.name}.json").read_text())["engines"]
-    assert [len(entry["decode"]) for entry in written] == [2, 0, 0]
-    assert [entry["error"] for entry in written] == [
+    report = json.loads((tmp_path / f"{tiny_shape.name}.json").read_text())["engines"]
+    assert [len(entry["decode"]) for entry in report] == [2, 0, 0]
+    assert [entry["error"] for entry in report] == [
         "",
         "llama.cpp-BF16 crashed (SIGSEGV)",
         "llama.cpp-Q8_0: no such format",
@@ -91,8 +91,8 @@ def test_a_crash_of_a_worker_is_an_error_with_its_signal(tiny_shape):
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "llama", "olmo2"])
-def test_llama_cpp_has_the_same_weights(model_type, tmp_path, monkeypatch):
-    """Its greedy tokens are ours, through names, permutations and rotations."""
+def test_llama_cpp_gets_the_same_weights(model_type, tmp_path, monkeypatch):
+    """Its logits equal ours, after the conversion of names, permutations and rotary embeddings."""
     pytest.importorskip("llama_cpp")
     pytest.importorskip("gguf")
     monkeypatch.setattr("bench.gguf_files.cache_folder", lambda: tmp_path / "shapes")

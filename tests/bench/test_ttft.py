@@ -1,4 +1,4 @@
-"""The table of first tokens, on a tiny shape: what is cached is told right. Nothing here is timed."""
+"""The table of times to the first token, on a tiny shape: the numbers of cached tokens are right."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine.runtime.errors import BareloopError
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
+    """An empty cache folder."""
     monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
 
-def test_every_turn_reads_its_own_message_alone(cache, tmp_path, capsys):
+def test_every_turn_computes_only_its_new_message(cache, tmp_path, capsys):
     arguments = ["-m", "tiny", "--turns", "4", "--message-tokens", "20", "--reply-tokens", "4", "--rounds", "1"]
     ttft.main(ttft.parser().parse_args([*arguments, "--output-dir", str(tmp_path)]))
     turns = json.loads((tmp_path / "ttft.json").read_text())
@@ -29,10 +29,10 @@ def test_every_turn_reads_its_own_message_alone(cache, tmp_path, capsys):
     assert (tmp_path / "ttft.png").exists()
 
 
-def test_a_shape_is_written_once_and_what_is_none_is_one_line(cache):
+def test_a_shape_is_written_once_and_an_unknown_one_is_refused(cache):
     folder = shapes.checkpoint("tiny")
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert (shapes.checkpoint("tiny") / "model.safetensors").stat().st_mtime_ns == written
+    modified = (folder / "model.safetensors").stat().st_mtime_ns
+    assert (shapes.checkpoint("tiny") / "model.safetensors").stat().st_mtime_ns == modified
     assert shapes.checkpoint(str(folder)) == folder
     with pytest.raises(BareloopError, match="unknown shape 'huge'; use tiny"):
         shapes.checkpoint("huge")
