@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -15,6 +16,12 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # the same if a test changes HOME
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
+
+with contextlib.suppress(ImportError):  # not installed where only the GPU tests run
+    import hypothesis
+
+    hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("seeded")
 
 SHAPE = {
     "vocab_size": 128,

@@ -124,7 +124,7 @@ lengths = st.integers(0, 60)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_conversation_overflows_any_template(templates, name, data):
     """A conversation grows turn by turn, whatever the lengths, the window and the strategy."""

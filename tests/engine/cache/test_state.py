@@ -45,7 +45,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_after_random_operations_every_row_equals_a_fresh_forward_pass(
     operations: Any, model: str, monkeypatch: pytest.MonkeyPatch

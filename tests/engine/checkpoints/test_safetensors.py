@@ -89,7 +89,7 @@ def test_a_malformed_header_is_one_line(tmp_path, header, length, message):
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_random_bytes_are_one_line(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"

@@ -47,7 +47,7 @@ def nucleus(row: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarr
     return keep
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ROWS, st.integers(0, 14), st.sampled_from([0.05, 0.31, 0.77, 0.93, 1.0]), st.sampled_from([0.0, 0.013, 0.37, 1.0])
 )
@@ -88,7 +88,7 @@ def test_filters_equal_transformers():
     assert torch.equal(logits >= cutoff(logits, params), expected > -math.inf)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     ROWS, IDS, st.integers(0, 15), st.sampled_from([0.5, 1.0, 1.3]), st.sampled_from([-0.5, 0.0, 0.7]),
     st.sampled_from([0.0, 0.4]), st.dictionaries(st.integers(0, 11), st.floats(-5, 5), max_size=3),

@@ -140,7 +140,7 @@ KEYS = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(["llama", "mistral", "qwen2", "qwen3", "olmo2"]),
     st.sampled_from(KEYS),

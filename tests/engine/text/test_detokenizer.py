@@ -36,7 +36,7 @@ def stream(tokenizer: Tokenizer, ids: list[int], continues: bool = False) -> str
 def test_streamed_text_equals_decoded_text_for_random_ids(load_tokenizer, name):
     tokenizer = load_tokenizer(name)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.lists(st.integers(0, tokenizer.vocab_size + 5), max_size=30))
     def check(ids: list[int]) -> None:
         assert stream(tokenizer, ids) == tokenizer.decode(ids)
@@ -57,7 +57,7 @@ def test_streamed_text_equals_decoded_text_for_byte_tokens(load_tokenizer, name)
     tokenizer = load_tokenizer(name)
     byte_tokens = {value: tokenizer.token_id(f"<0x{value:02X}>") for value in range(256)}
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(
         st.lists(
             st.one_of(st.sampled_from(sorted(byte_tokens)).map(byte_tokens.get), st.integers(259, 31_000)), max_size=12
@@ -84,7 +84,7 @@ def test_a_character_is_emitted_with_its_last_token(load_tokenizer):
     assert set(pieces[:-2]) == {""}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.text("abc", max_size=3), max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_first_stop_string(pieces, stops):
     stop_strings, emitted = StopStrings(stops), ""

@@ -76,16 +76,16 @@ def test_a_single_run_has_no_comparisons(tmp_path):
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     """Open a page in a headless browser and return its DOM."""
-    found = [path for name in BROWSERS if (path := shutil.which(name))]
-    if not found:
+    browsers = [path for name in BROWSERS if (path := shutil.which(name))]
+    if not browsers:
         pytest.skip("needs Chromium")
     folder = tmp_path_factory.mktemp("browser")
 
     def open_page(html: str, fragment: str = "", *flags: str) -> str:
         (folder / "report.html").write_text(html, encoding="utf-8")
-        command = [found[0], *BROWSER_FLAGS, f"--user-data-dir={folder / 'profile'}", *flags]
+        command = [browsers[0], *BROWSER_FLAGS, f"--user-data-dir={folder / 'profile'}", *flags]
         address = f"{(folder / 'report.html').as_uri()}{fragment}"
-        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -27,7 +27,7 @@ def group(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def drawn(group):
+def plots(group):
     """The figures of the group's plots, by name."""
     with pytest.MonkeyPatch.context() as patch:
         make_plots_quick(patch)

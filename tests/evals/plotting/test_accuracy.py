@@ -9,8 +9,8 @@ from evals.plotting.accuracy import plot_accuracy
 from tests.evals.plotting.reading import accuracies, assert_wilson_intervals, dots, texts
 
 
-def test_bars_are_the_accuracies_best_first_with_wilson_intervals(group, drawn):
-    (axes,) = drawn["accuracy"].axes
+def test_bars_are_the_accuracies_best_first_with_wilson_intervals(group, plots):
+    (axes,) = plots["accuracy"].axes
     expected = sorted(accuracies(group), reverse=True)
     assert [x for x, _ in dots(axes)] == pytest.approx(expected)
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
@@ -20,8 +20,8 @@ def test_bars_are_the_accuracies_best_first_with_wilson_intervals(group, drawn):
     assert "chance 25 %" in texts(axes)
 
 
-def test_bars_of_few_subjects_are_their_accuracies(group, drawn):
-    figure = drawn["subjects"]
+def test_bars_of_few_subjects_are_their_accuracies(group, plots):
+    figure = plots["subjects"]
     expected = [accuracies(group, subject) for subject in ("anatomy", "astronomy")]
     assert [x for x, _ in dots(figure.axes[0])] == pytest.approx([*expected[0], *expected[1]])
     assert {"anatomy (50)", "astronomy (150)"} <= set(texts(figure))

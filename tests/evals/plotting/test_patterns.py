@@ -10,8 +10,8 @@ import pytest
 from tests.evals.plotting.reading import texts
 
 
-def test_misses_are_counted(group, drawn):
-    (axes,) = drawn["misses"].axes
+def test_misses_are_counted(group, plots):
+    (axes,) = plots["misses"].axes
     missed = [sum(not answer for answer in answers) for answers in zip(*group.correct, strict=True)]
     expected = [missed.count(number) for number in range(4)]
     assert [bar.get_height() for bar in axes.patches] == expected
@@ -23,8 +23,8 @@ def observed_shares(axes) -> list[str]:
     return [text.get_text() for text in axes.texts if text.get_text().endswith(" %") and text.get_fontsize() > 8]
 
 
-def test_overlaps_are_shares_of_the_missed_questions(group, drawn):
-    both, same = drawn["overlap"].axes
+def test_overlaps_are_shares_of_the_missed_questions(group, plots):
+    both, same = plots["overlap"].axes
     records = [run.records for run in group.runs]
     wrong = [{key for key, record in rows.items() if not record["correct"]} for rows in records]
     pairs = list(combinations(range(3), 2))
@@ -38,8 +38,8 @@ def test_overlaps_are_shares_of_the_missed_questions(group, drawn):
     assert [text for text in texts(both) if text in ("one", "two", "three")] == [run.label for run in group.runs]
 
 
-def test_choice_plots_show_how_often_each_choice_is_chosen_and_right(group, drawn):
-    for axes, run in zip(drawn["choices"].axes, group.runs, strict=True):
+def test_choice_plots_show_how_often_each_choice_is_chosen_and_right(group, plots):
+    for axes, run in zip(plots["choices"].axes, group.runs, strict=True):
         chosen = [record["prediction"] for record in run.records.values()]
         right = [record["gold"] for record in run.records.values()]
         assert [bar.get_height() for bar in axes.patches] == pytest.approx([chosen.count(k) / 200 for k in range(4)])
@@ -47,8 +47,8 @@ def test_choice_plots_show_how_often_each_choice_is_chosen_and_right(group, draw
         assert [label.get_text()[0] for label in axes.get_xticklabels()] == list("ABCD")
 
 
-def test_reliability_plots_show_confidence_accuracy_and_size_of_each_bin(group, drawn):
-    for axes, run in zip(drawn["reliability"].axes, group.runs, strict=True):
+def test_reliability_plots_show_confidence_accuracy_and_size_of_each_bin(group, plots):
+    for axes, run in zip(plots["reliability"].axes, group.runs, strict=True):
         bins: dict[int, list[tuple[float, bool]]] = {}
         for record in run.records.values():
             weights = [math.exp(score) for score in record["loglikelihoods"]]

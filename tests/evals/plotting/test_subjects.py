@@ -22,15 +22,15 @@ def test_many_subjects_are_dots_with_the_same_values_as_bars(group, monkeypatch)
     ]
 
 
-def test_the_cells_of_the_heat_map_are_the_accuracies(group, drawn):
-    (axes,) = drawn["heat_map"].axes
+def test_the_cells_of_the_heat_map_are_the_accuracies(group, plots):
+    (axes,) = plots["heat_map"].axes
     rows = [accuracies(group, subject) for subject in ("anatomy", "astronomy", None)]
     expected = [f"{100 * mean:.1f}" for row in rows for mean in row]
     assert [text.get_text() for text in axes.texts if type(text) is Text] == expected
 
 
-def test_error_rates_are_sorted_with_the_hardest_subject_first(group, drawn):
-    (axes,) = drawn["errors"].axes
+def test_error_rates_are_sorted_with_the_hardest_subject_first(group, plots):
+    (axes,) = plots["errors"].axes
     means = [1 - sum(accuracies(group, subject)) / 3 for subject in ("anatomy", "astronomy")]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(sorted(means, reverse=True))
     names = [text for text in texts(axes) if text in ("anatomy", "astronomy")]
