@@ -125,6 +125,12 @@ def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Ti
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models gain nothing from threads, which are what a busy machine slows down most. Kernel tests use two."""
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # here, and in programs that tests start
+
+
+@pytest.fixture(scope="session", autouse=True)
 def built_kernels() -> None:
     """Wait for the C++ kernels, so that all tests compute in the same way."""
     from engine import kernels

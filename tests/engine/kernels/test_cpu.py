@@ -36,12 +36,6 @@ SUM, ROUNDING = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.supported_isas()])
-def ops(request):
-    """The operators for one instruction set."""
-    return kernels.load(request.param)
-
-
 def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

@@ -9,7 +9,6 @@ import torch
 
 from engine import kernels
 from engine.checkpoints import weight_formats
-from engine.kernels import build
 from engine.quant.panels import GROUP, PANEL, Panels, from_panels, quantize4, quantize8, to_panels
 from engine.quant.torch_packed import TorchInt4, TorchInt8, from_panel_format, to_panel_format
 
@@ -20,12 +19,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 # is relative to the largest value of its row (int8) or group (int4).
 SUM, ROUNDING, STEP = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}, {8: 0.5 / 32767, 4: 0.5 / 127}
 SHAPES = {8: [(1, 4), (32, 32), (33, 36), (50, 260), (96, 896), (7, 1028)], 4: [(32, 32), (64, 96), (96, 896)]}
-
-
-@pytest.fixture(scope="module", params=[isa for isa in build.FLAGS if isa in build.supported_isas()])
-def ops(request):
-    """The operators for one instruction set."""
-    return kernels.load(request.param)
 
 
 def random_matrix(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
