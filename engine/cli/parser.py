@@ -24,15 +24,21 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def add_model_options(self, without: Sequence[str] = ()) -> None:
-        """Add the flags for `LLM.load`: --model, --device, --dtype, --quant, --allow-pickle; not those in `without`."""
+    def add_model_options(self, without: Sequence[str] = (), real_default: bool = False) -> None:
+        """Add the flags for `LLM.load`: --model, --device, --dtype, --quant, --allow-pickle; not those in `without`.
+
+        `real_default`: the default model is SmolLM2 if it is installed.
+        """
         self.add_argument(
             "--model",
             "-m",
             action="extend",
             nargs="+",
             metavar="MODEL",
-            help=f"model folder or hub id; several are used in turn (default: {embedded.NAME}, a tiny embedded model)",
+            help=(
+                "model folder, GGUF file, hub id or ollama:NAME; several are used in turn "
+                f"(default: {embedded.default_model() if real_default else embedded.NAME})"
+            ),
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -107,15 +113,14 @@ def run(parser: Parser, main: Callable[[Any], object], args: Sequence[str] | Non
     sys.exit(0)
 
 
-def choose_model(options: Any) -> None:
-    """Select the embedded model if none is named, and print a line that says so."""
+def choose_model(options: Any, default: str = embedded.NAME) -> None:
+    """Select the default model if none is named, and print a line that says so."""
     if options.model:
         return
     from rich.console import Console
 
-    options.model = [embedded.NAME]
-    line = f"{embedded.ABOUT}; for a real model add -m {embedded.EXAMPLE_MODEL}"
-    Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
+    options.model = [default]
+    Console(stderr=True, highlight=False).print(embedded.ABOUT[default], style="dim", soft_wrap=True)
 
 
 def model_options(options: Any) -> dict[str, Any]:

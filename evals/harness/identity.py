@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 
 def results_folder(options: Any, model: str) -> Path:
-    """Return the folder of a model's files in --output-dir: <owner>__<name>, or the name of the model's folder."""
-    is_path = _is_folder(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
-    name = local_path(model).resolve().name if is_path else re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    """Return the folder of a model's files in --output-dir: <owner>__<name>, or the name of its folder or file."""
+    is_path = _is_local(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
+    hub_name = re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
+    name = local_path(model).resolve().name.removesuffix(".gguf") if is_path else hub_name
     return local_path(options.output_dir) / name
 
 
-def _is_folder(model: str) -> bool:
-    return model != embedded.NAME and local_path(model).is_dir()
+def _is_local(model: str) -> bool:
+    return model not in embedded.ABOUT and local_path(model).exists()
 
 
 def run_path(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
@@ -53,7 +54,7 @@ def make_header(
         "split": task.split,
         "chat": options.chat_template,
         "single_turn": options.single_turn,
-        "model": str(local_path(model).resolve()) if _is_folder(model) else model,
+        "model": str(local_path(model).resolve()) if _is_local(model) else model,
         "max_length": opened.config.max_position_embeddings,
         **hashes(opened),
         "data": task.digest,
@@ -72,7 +73,7 @@ def make_header(
 def hashes(opened: Opened) -> dict[str, str]:
     """Return SHA-256 hashes that identify a checkpoint: of its weights, config.json, and the tokenizer's files."""
     from engine.checkpoints.hub import TOKENIZER_FILES
-    from engine.checkpoints.pickles import find_tensors
+    from engine.checkpoints.opening import weight_files
     from engine.checkpoints.safetensors import fingerprint
 
     def digest(names: Iterable[str]) -> str:
@@ -80,7 +81,7 @@ def hashes(opened: Opened) -> dict[str, str]:
         return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
 
     return {
-        "weights": fingerprint(find_tensors(opened.folder)),
+        "weights": fingerprint(weight_files(opened.folder)),
         "config": digest(["config.json"]),
         "tokenizer": digest(sorted(TOKENIZER_FILES)),
     }

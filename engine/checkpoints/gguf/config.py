@@ -1,0 +1,293 @@
+"""GGUF metadata -> the content of a config.json, from which `engine.models.configure` reads the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.runtime.errors import BareloopError, quote
+
+EPSILON, LAYER_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+
+
+class Metadata:
+    """The metadata of a file. Keys are without the architecture's prefix; ("general.…" and "tokenizer.…" have none)."""
+
+    def __init__(self, entries: Mapping[str, Any], path: object) -> None:
+        self.entries = entries
+        self.path = path
+        self.architecture = entries.get("general.architecture")
+        if self.architecture not in ARCHITECTURES:
+            raise BareloopError(
+                f"{path} has the architecture {quote(self.architecture)}, which is not implemented; "
+                f"known: {', '.join(ARCHITECTURES)}"
+            )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value, or the default if the file has none."""
+        return self.entries.get(f"{self.architecture}.{key}", default)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer. Raises `BareloopError` if it is missing or something else."""
+        value = self.get(key, default)
+        if type(value) is not int or not 0 < value < 2**31:
+            raise BareloopError(f"{self.path}: {self.architecture}.{key} = {quote(value)} is not a positive integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float | None:
+        """A finite number, or the default. Stored as float32: the shortest decimal that means the same is returned."""
+        value = self.get(key, default)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BareloopError(f"{self.path}: {self.architecture}.{key} = {quote(value)} is not a number")
+        return shortest(value)
+
+
+def shortest(value: float) -> float:
+    """The decimal with the fewest digits that rounds to the same float32: 9.999999747e-06 -> 1e-05."""
+    import numpy
+
+    return float(str(numpy.float32(value)))
+
+
+def config_json(
+    metadata: Metadata, tensors: Mapping[str, tuple[int, ...]], rope_factors: list[float]
+) -> dict[str, Any]:
+    """The content of the config.json of a Hugging Face folder with the same model.
+
+    `tensors`: the shape of every tensor. `rope_factors`: the values of rope_freqs.weight, or empty.
+    """
+    heads = metadata.get("attention.head_count")
+    heads_kv = metadata.get("attention.head_count_kv", heads)
+    if isinstance(heads_kv, list) and len(set(heads_kv)) == 1:
+        heads_kv = heads_kv[0]
+    vocabulary = tensors.get("token_embd.weight", (0,))[0]
+    config = {
+        "vocab_size": vocabulary,
+        "hidden_size": metadata.integer("embedding_length"),
+        "num_hidden_layers": metadata.integer("block_count"),
+        "max_position_embeddings": metadata.integer("context_length"),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "dtype": "bfloat16",
+        **token_ids(metadata),
+    }
+    if metadata.architecture != "mamba":
+        config |= {
+            "intermediate_size": metadata.integer("feed_forward_length"),
+            "num_attention_heads": metadata.integer("attention.head_count"),
+            "num_key_value_heads": heads_kv,
+        }
+    model_type, architecture, specific = ARCHITECTURES[str(metadata.architecture)]
+    config |= {"model_type": model_type, "architectures": [architecture], **specific(metadata, tensors)}
+    if rope_factors:
+        config["rope_parameters"] = llama3_rope(config, rope_factors, metadata)
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def token_ids(metadata: Metadata) -> dict[str, Any]:
+    """The special tokens of config.json."""
+    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    ids = {key: metadata.entries.get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
+    turn_end = metadata.entries.get("tokenizer.ggml.eot_token_id")
+    if turn_end is not None and turn_end != ids["eos_token_id"]:
+        ids["eos_token_id"] = [ids["eos_token_id"], turn_end] if ids["eos_token_id"] is not None else turn_end
+    return ids
+
+
+def rope(metadata: Metadata) -> dict[str, Any]:
+    """The rotary embedding: base, and linear or YaRN scaling."""
+    theta = metadata.number("rope.freq_base", 10_000.0)
+    kind, factor = metadata.get("rope.scaling.type", "none"), metadata.number("rope.scaling.factor")
+    if kind == "none" or factor is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    original = metadata.get("rope.scaling.original_context_length")
+    values = {"rope_type": kind, "rope_theta": theta, "factor": factor, "original_max_position_embeddings": original}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def llama3_rope(config: Mapping[str, Any], factors: list[float], metadata: Metadata) -> dict[str, Any]:
+    """The `llama3` scaling that has these frequency divisors, with its usual `low_freq_factor` 1, `high_freq_factor` 4.
+
+    Raises `BareloopError` if the divisors are of another kind.
+    """
+    theta, size = config["rope_parameters"]["rope_theta"], 2 * len(factors)
+    largest = max(factors)
+    wavelengths = [2 * math.pi * theta ** (2 * i / size) for i in range(len(factors))]
+    # Between the ends 1 / divisor = (1 - s) / largest + s, where s = (original / wavelength - 1) / 3.
+    between = [
+        wavelength * (1 + 3 * (1 / factor - 1 / largest) / (1 - 1 / largest))
+        for wavelength, factor in zip(wavelengths, factors, strict=True)
+        if 1 < factor < largest
+    ]
+    if between:
+        original = round(between[0])
+    else:  # any length between the wavelengths that are kept and those that are stretched gives the same divisors
+        shortest_length = 4 * max((w for w, factor in zip(wavelengths, factors, strict=True) if factor == 1), default=1)
+        longest_length = min((w for w, factor in zip(wavelengths, factors, strict=True) if factor > 1), default=2**30)
+        original = round(math.sqrt(shortest_length * longest_length))
+
+    def divisor(wavelength: float) -> float:
+        if wavelength < original / 4:
+            return 1.0
+        smooth = (original / wavelength - 1) / 3
+        return largest if wavelength > original else 1 / ((1 - smooth) / largest + smooth)
+
+    if any(abs(divisor(w) / factor - 1) > 1e-3 for w, factor in zip(wavelengths, factors, strict=True)):
+        raise BareloopError(
+            f"{metadata.path}: rope_freqs.weight is not a scaling of Llama 3's kind; others are unknown"
+        )
+    return {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": shortest(largest),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": original,
+    }
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def llama(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
+    """Llama, Mistral, TinyLlama, SmolLM."""
+    return {
+        "rms_norm_eps": metadata.number(EPSILON),
+        "head_dim": metadata.get("attention.key_length"),
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_down.bias" in tensors,
+        "rope_parameters": rope(metadata),
+    }
+
+
+def qwen2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """Qwen2, Qwen2.5."""
+    return {"rms_norm_eps": metadata.number(EPSILON), "rope_parameters": rope(metadata)}
+
+
+def qwen3(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """Qwen3."""
+    return {**qwen2(metadata, _), "head_dim": metadata.get("attention.key_length", 128)}
+
+
+def olmo2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """OLMo-2."""
+    return {"rms_norm_eps": metadata.number(EPSILON), "rope_parameters": rope(metadata)}
+
+
+def gemma(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """Gemma."""
+    return {
+        "rms_norm_eps": metadata.number(EPSILON),
+        "head_dim": metadata.get("attention.key_length", 256),
+        "rope_parameters": rope(metadata),
+    }
+
+
+def gemma2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """Gemma 2. The scale of the scores is not stored: head size, except for the 27B model (as in llama.cpp)."""
+    head_dim = metadata.get("attention.key_length", 256)
+    width = metadata.integer("embedding_length") // metadata.integer("attention.head_count")
+    return {
+        **gemma(metadata, _),
+        "query_pre_attn_scalar": width if metadata.integer("block_count") == 46 else head_dim,
+        "sliding_window": metadata.get("attention.sliding_window", 4096),
+        "attn_logit_softcapping": metadata.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": metadata.number("final_logit_softcapping", 30.0),
+    }
+
+
+def gemma3(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """Gemma 3, text. Layers with a window have an unscaled base of 10,000, as in llama.cpp."""
+    layers = metadata.integer("block_count")
+    head_dim = metadata.get("attention.key_length", 256)
+    width = metadata.integer("embedding_length") // metadata.integer("attention.head_count")
+    full = rope(metadata)
+    if metadata.get("rope.freq_base") is None:
+        full["rope_theta"] = 1e6
+    return {
+        **gemma(metadata, _),
+        "query_pre_attn_scalar": width if layers == 62 else head_dim,  # 62: the 27B model
+        "sliding_window": metadata.get("attention.sliding_window", 1024),
+        "layer_types": ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)],
+        "final_logit_softcapping": metadata.number("final_logit_softcapping"),
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    }
+
+
+def phi2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
+    """phi-1, 1.5 and 2."""
+    head_dim = metadata.integer("embedding_length") // metadata.integer("attention.head_count")
+    rotated = metadata.integer("rope.dimension_count", head_dim)
+    return {
+        "layer_norm_eps": metadata.number(LAYER_EPSILON),
+        "tie_word_embeddings": False,
+        "rope_parameters": {**rope(metadata), "partial_rotary_factor": rotated / head_dim},
+    }
+
+
+def gptneox(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
+    """GPT-NeoX, Pythia."""
+    head_dim = metadata.integer("embedding_length") // metadata.integer("attention.head_count")
+    rotated = metadata.integer("rope.dimension_count", head_dim)
+    return {
+        "num_key_value_heads": None,
+        "layer_norm_eps": metadata.number(LAYER_EPSILON),
+        "use_parallel_residual": bool(metadata.get("use_parallel_residual", True)),
+        "attention_bias": "blk.0.attn_qkv.bias" in tensors,
+        "rope_parameters": {**rope(metadata), "partial_rotary_factor": rotated / head_dim},
+    }
+
+
+def gpt2(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
+    """GPT-2. Converters may store the tied head as `output` once more; then it is found to be equal."""
+    return {
+        "n_embd": metadata.integer("embedding_length"),
+        "n_layer": metadata.integer("block_count"),
+        "n_head": metadata.integer("attention.head_count"),
+        "n_inner": metadata.integer("feed_forward_length"),
+        "n_positions": tensors.get("position_embd.weight", (metadata.integer("context_length"),))[0],
+        "layer_norm_epsilon": metadata.number(LAYER_EPSILON),
+        "tie_word_embeddings": True,
+        **dict.fromkeys(
+            ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+        ),
+        "max_position_embeddings": None,
+    }
+
+
+def mamba(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
+    """Mamba."""
+    inner = metadata.integer("ssm.inner_size")
+    return {
+        "max_position_embeddings": None,
+        "expand": inner // metadata.integer("embedding_length"),
+        "intermediate_size": inner,
+        "conv_kernel": metadata.integer("ssm.conv_kernel"),
+        "state_size": metadata.integer("ssm.state_size"),
+        "time_step_rank": metadata.integer("ssm.time_step_rank"),
+        "layer_norm_epsilon": metadata.number(EPSILON),
+        "use_conv_bias": "blk.0.ssm_conv1d.bias" in tensors,
+        "use_bias": "blk.0.ssm_in.bias" in tensors,
+    }
+
+
+# general.architecture -> model_type, class in transformers, the keys of config.json beyond the common ones.
+ARCHITECTURES: dict[str, tuple[str, str, Callable[[Metadata, Shapes], dict[str, Any]]]] = {
+    "llama": ("llama", "LlamaForCausalLM", llama),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", qwen2),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", qwen3),
+    "gemma": ("gemma", "GemmaForCausalLM", gemma),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM", gemma2),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM", gemma3),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", olmo2),
+    "phi2": ("phi", "PhiForCausalLM", phi2),
+    "gpt2": ("gpt2", "GPT2LMHeadModel", gpt2),
+    "gptneox": ("gpt_neox", "GPTNeoXForCausalLM", gptneox),
+    "mamba": ("mamba", "MambaForCausalLM", mamba),
+}

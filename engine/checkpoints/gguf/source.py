@@ -1,0 +1,163 @@
+"""Find a GGUF model by its name, and describe it as a Hugging Face folder.
+
+The folder is in the user's cache. It has config.json and the tokenizer's files, made from the GGUF file's metadata, and
+gguf.json with the paths of the files. The weights stay in these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.checkpoints.gguf.reader import GGUFFile, is_gguf
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import read_json, user_cache
+
+if TYPE_CHECKING:
+    from engine.checkpoints.safetensors import Stored
+
+POINTER = "gguf.json"
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+OLLAMA = "ollama:"  # prefix of a model's name in Ollama
+
+
+def find_gguf(path: Path) -> Path | None:
+    """The GGUF file that a path names: itself, or the only model in a folder; None if there is none.
+
+    Raises `BareloopError` if a folder has several.
+    """
+    if path.is_file():
+        return path if is_gguf(path) else None
+    if not path.is_dir():
+        return None
+    files = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
+    models = [file for file in files if (match := SHARD.fullmatch(file.name)) is None or int(match[2]) == 1]
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models[:5])
+        raise BareloopError(f"{path} has {len(models)} GGUF models; name one of them: {names}")
+    return models[0] if models else None
+
+
+def find_ollama(name: str) -> Path:
+    """The GGUF file of a model that Ollama has downloaded, such as ollama:llama3.2:1b.
+
+    Ollama's folder is $OLLAMA_MODELS, or ~/.ollama/models. Raises `BareloopError` if it has no such model.
+    """
+    import os
+
+    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    model, _, tag = name.removeprefix(OLLAMA).partition(":")
+    parts = model.split("/")
+    if not model or any(part in ("", ".", "..") for part in (*parts, tag or "latest")) or len(parts) > 3:
+        raise BareloopError(f"{name} is not a name in Ollama; for example: ollama:llama3.2:1b")
+    defaults = ["registry.ollama.ai", "library"]
+    manifest = root.joinpath("manifests", *defaults[: 3 - len(parts)], *parts, tag or "latest")
+    if not manifest.is_file():
+        raise BareloopError(f"Ollama has no model {name.removeprefix(OLLAMA)} in {root}; run: ollama pull {model}")
+    layers = read_json(manifest).get("layers")
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and layer.get("mediaType") == "application/vnd.ollama.image.model":
+            blob = root / "blobs" / str(layer.get("digest")).replace(":", "-")
+            if blob.parent == root / "blobs" and is_gguf(blob):
+                return blob
+    raise BareloopError(f"{manifest} names no GGUF file that exists; run: ollama pull {model}")
+
+
+def shards(path: Path) -> list[Path]:
+    """All files of a model that may be split: model-00001-of-00003.gguf. Raises `BareloopError` if some are missing."""
+    match = SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    paths = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, int(match[3]) + 1)]
+    missing = [shard.name for shard in paths if not shard.is_file()]
+    if missing:
+        raise BareloopError(
+            f"{len(missing)} of {len(paths)} shards are missing beside {path}: {', '.join(missing[:5])}"
+        )
+    return paths
+
+
+def as_folder(path: Path) -> Path:
+    """The Hugging Face folder that describes a GGUF file, made on first use and after a change of the file.
+
+    Raises `BareloopError` for a damaged file, or a model that is not implemented.
+    """
+    paths = [shard.resolve() for shard in shards(path)]
+    state = [(str(shard), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in paths]
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    key = hashlib.sha256(json.dumps(state).encode() + code).hexdigest()[:16]
+    folder = user_cache("gguf") / f"{path.name.removesuffix('.gguf')[:60]}-{key}"
+    if folder.is_dir():
+        return folder
+    files = _describe(paths)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for name, content in files.items():
+                (draft / name).write_text(content, encoding="utf-8")
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        if not folder.is_dir():  # otherwise another process was faster
+            raise BareloopError(
+                f"cannot write {folder}: {error.strerror}; set XDG_CACHE_HOME to another folder"
+            ) from error
+    return folder
+
+
+def _describe(paths: list[Path]) -> dict[str, str]:
+    """The content of the folder's files by name."""
+    from engine.checkpoints.gguf.config import Metadata, config_json
+    from engine.checkpoints.gguf.vocabulary import Vocabulary
+
+    opened = [GGUFFile(path) for path in paths]
+    metadata = Metadata(opened[0].metadata, paths[0])
+    shapes = {name: info.shape for file in opened for name, info in file.tensors.items()}
+    config = config_json(metadata, shapes, _rope_factors(opened))
+    vocabulary = Vocabulary(opened[0].metadata, paths[0])
+    return {
+        "config.json": json.dumps(config, indent=2) + "\n",
+        "tokenizer.json": vocabulary.tokenizer().to_str(),
+        "tokenizer_config.json": json.dumps(vocabulary.settings(), indent=2) + "\n",
+        POINTER: json.dumps({"files": [str(path) for path in paths], "architecture": metadata.architecture}) + "\n",
+    }
+
+
+def _rope_factors(files: list[GGUFFile]) -> list[float]:
+    import torch
+
+    from engine.checkpoints.gguf.tensors import ROPE_FREQS, GGUFTensor
+
+    for file in files:
+        if (info := file.tensors.get(ROPE_FREQS)) is not None:
+            factors = torch.empty(info.shape)
+            GGUFTensor(file, torch.float32, info.shape, info.start, info).read_into(factors)  # type: ignore[arg-type]
+            return factors.flatten().tolist()
+    return []
+
+
+def open_gguf(folder: Path) -> dict[str, Stored] | None:
+    """The tensors of the GGUF file that a folder made by `as_folder` describes; None for any other folder."""
+    from engine.checkpoints.gguf.tensors import checkpoint_tensors
+
+    paths = gguf_files(folder)
+    if not paths:
+        return None
+    pointer, config = read_json(folder / POINTER), read_json(folder / "config.json")
+    result: dict[str, Any] = {}
+    for path in paths:
+        result |= checkpoint_tensors(GGUFFile(path), pointer["architecture"], config)
+    return result
+
+
+def gguf_files(folder: Path) -> list[Path]:
+    """The GGUF files that a folder made by `as_folder` describes; empty for any other folder."""
+    pointer = folder / POINTER
+    return [Path(path) for path in read_json(pointer)["files"]] if pointer.is_file() else []

