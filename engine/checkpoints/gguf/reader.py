@@ -37,7 +37,7 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """One file: its checked header, and its mapped bytes."""
+    """One file: its checked header, and access to its bytes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class GGUFFile:
                 self.size = path.stat().st_size
                 if file.read(4) != MAGIC:
                     raise BareloopError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
-                self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BareloopError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
         self._position = len(MAGIC)
@@ -73,6 +73,16 @@ class GGUFFile:
             if data_start + offset + nbytes > self.size:
                 self._truncated(f"tensor {quote(name)} ends at byte {data_start + offset + nbytes:,}")
             self.tensors[name] = TensorInfo(shape, kind, data_start + offset, nbytes)
+        self._mapped.close()
+
+    def read(self, start: int, count: int) -> bytearray:
+        """Read `count` bytes from `start` on. They are not mapped, so that they do not stay in the process's memory."""
+        buffer = bytearray(count)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            if file.readinto(buffer) != count:
+                self._truncated(f"tensor data continues to byte {start + count:,}")
+        return buffer
 
     def _description(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self._string(), self._number("I")
@@ -125,7 +135,7 @@ class GGUFFile:
         end = self._position + count
         if end > self.size:
             self._truncated(f"its header continues to byte {end:,}")
-        content = self.mapped[self._position : end]
+        content = self._mapped[self._position : end]
         self._position = end
         return content
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, block_size, package
 from engine.checkpoints.safetensors import Stored
 
-CHUNK = 2**20  # values that are dequantized at once
+CHUNK = 2**18  # values that are dequantized at once
 
 ATTENTION = {f"blk.*.attn_{x}": f"model.layers.*.self_attn.{x}_proj" for x in "qkv"}
 LLAMA = {
@@ -118,7 +118,9 @@ class GGUFTensor(Stored):
     def equals(self, other: Stored) -> bool:
         if not isinstance(other, GGUFTensor) or (self.shape, self.info.kind) != (other.shape, other.info.kind):
             return False
-        return bool((self._packed() == other._packed()).all())
+        step, size = max(1, CHUNK // math.prod(self.shape[1:])), self._file_rows()
+        pairs = ((first, min(first + step, size)) for first in range(0, size, step))
+        return all(bool((self._packed(*rows) == other._packed(*rows)).all()) for rows in pairs)
 
     def read_into(self, target: Tensor) -> None:
         """Dequantize into `target`, which has this shape, some rows at a time."""
@@ -127,26 +129,36 @@ class GGUFTensor(Stored):
             replace(self, shape=self.shape[::-1], transposed=False).read_into(whole)
             target.copy_(whole.T)
             return
-        packed = self._packed()
-        count = self.shape[0] if len(packed) > 1 else 1
+        whole = None if self.rows is None else self._packed(0, self._file_rows())
+        count = self.shape[0] if self._file_rows() > 1 else 1
         flat, step = target.view(count, -1), max(1, CHUNK * count // math.prod(self.shape))
         dequantize, kind = package().quants.dequantize, package().GGMLQuantizationType(self.info.kind)
         for begin in range(0, count, step):
-            rows = slice(self.first + begin, self.first + min(begin + step, count))
-            part = packed[rows] if self.rows is None else packed[self.rows[rows].numpy()]
-            tensor = torch.from_numpy(dequantize(part, kind).astype("float32"))
+            first, last = self.first + begin, self.first + min(begin + step, count)
+            packed = self._packed(first, last) if whole is None else whole[self._order[first:last]]
+            tensor = torch.from_numpy(dequantize(packed, kind).astype("float32", copy=False))
             flat[begin : begin + step].copy_(tensor if self.values is None else self.values(tensor))
 
-    def _packed(self) -> Any:
-        """The rows in the mapped file, a numpy array [rows, bytes or plain numbers]. A vector has one value per row."""
+    @property
+    def _order(self) -> Any:
+        assert self.rows is not None
+        return self.rows.numpy()
+
+    def _file_rows(self) -> int:
+        """Number of rows in the file. A vector has one value per row, unless it is quantized."""
+        values_per_block, _ = block_size(self.info.kind, str(self.file.path))
+        is_row = len(self.info.shape) > 1 or values_per_block > 1
+        return math.prod(self.info.shape[:-1] if is_row else self.info.shape)
+
+    def _packed(self, first: int, last: int) -> Any:
+        """Rows `first` to `last` of the file: a numpy array [rows, bytes or plain numbers]."""
         import numpy
 
         types = package().GGMLQuantizationType
         dtype = numpy.dtype({types.F32: "<f4", types.F16: "<f2"}.get(types(self.info.kind), "u1"))
-        count, file = self.info.nbytes // dtype.itemsize, cast("Any", self.file)
-        values_per_block, _ = block_size(self.info.kind, str(file.path))
-        rows = self.info.shape[:-1] if len(self.info.shape) > 1 or values_per_block > 1 else self.info.shape
-        return numpy.frombuffer(file.mapped, dtype, count, self.info.start).reshape(math.prod(rows), -1)
+        size = self.info.nbytes // self._file_rows()
+        content = cast("Any", self.file).read(self.info.start + first * size, (last - first) * size)
+        return numpy.frombuffer(content, dtype).reshape(last - first, -1)
 
 
 def checkpoint_tensors(file: GGUFFile, architecture: str, config: Mapping[str, Any]) -> dict[str, Stored]:
