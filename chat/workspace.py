@@ -12,14 +12,13 @@ from pathlib import Path
 from chat import store
 from chat.events import Notice, Settings
 from chat.session import Session
-from engine.checkpoints.pickles import find_tensors
-from engine.checkpoints.safetensors import fingerprint
+from engine.checkpoints.opening import weights_fingerprint
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 from engine.text.chat_template import ChatTemplate
 
-_fingerprint = cache(fingerprint)  # it reads hundreds of megabytes, and every turn is saved
+_fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
 
 class Workspace:
@@ -137,7 +136,7 @@ class Workspace:
     def _weights_hash(self) -> str:
         folder = self.session.llm.folder
         assert folder is not None  # a model with a tokenizer was loaded from a folder
-        return _fingerprint(find_tensors(folder))
+        return _fingerprint(folder)
 
     def _template_hash(self) -> str:
         template = self.session.template

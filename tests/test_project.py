@@ -49,7 +49,10 @@ def test_the_wheel_has_every_source_and_data_file(wheel):
 
 @pytest.mark.parametrize(
     ("arguments", "expected_text"),
-    [(("engine", "Who are you?"), "demo model of bareloop"), (("evals.mmlu", "--limit", "4"), "business ethics")],
+    [
+        (("engine", "-m", "demo", "Who are you?"), "demo model of bareloop"),
+        (("evals.mmlu", "--limit", "4"), "business ethics"),
+    ],
 )
 def test_the_wheel_works_elsewhere_without_a_network(wheel, tmp_path, arguments, expected_text):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")

@@ -16,7 +16,7 @@ from engine.checkpoints.hub import find_model
 from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
-from engine.checkpoints.safetensors import Stored, open_checkpoint
+from engine.checkpoints.safetensors import Stored, fingerprint, open_checkpoint
 from engine.checkpoints.weight_formats import assign_formats
 from engine.models import configure
 from engine.models.config import ModelConfig
@@ -87,10 +87,10 @@ def open_model(
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 
 
-def weight_files(folder: Path) -> set[Path]:
-    """The files with the weights of a folder that `find_model` returned."""
+def weights_fingerprint(folder: Path) -> str:
+    """A SHA-256 that identifies the weights of a folder that `find_model` returned (see safetensors.fingerprint)."""
     paths = set(gguf_files(folder))
-    return paths or {stored.file.path for stored in open_checkpoint(find_tensors(folder)).values()}
+    return fingerprint(paths or {stored.file.path for stored in open_checkpoint(find_tensors(folder)).values()})
 
 
 def _dense_weights(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:

@@ -73,15 +73,14 @@ def make_header(
 def hashes(opened: Opened) -> dict[str, str]:
     """Return SHA-256 hashes that identify a checkpoint: of its weights, config.json, and the tokenizer's files."""
     from engine.checkpoints.hub import TOKENIZER_FILES
-    from engine.checkpoints.opening import weight_files
-    from engine.checkpoints.safetensors import fingerprint
+    from engine.checkpoints.opening import weights_fingerprint
 
     def digest(names: Iterable[str]) -> str:
         paths = [opened.folder / name for name in names if (opened.folder / name).exists()]
         return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
 
     return {
-        "weights": fingerprint(weight_files(opened.folder)),
+        "weights": weights_fingerprint(opened.folder),
         "config": digest(["config.json"]),
         "tokenizer": digest(sorted(TOKENIZER_FILES)),
     }

@@ -125,9 +125,9 @@ class GGUFTensor(Stored):
     def read_into(self, target: Tensor) -> None:
         """Dequantize into `target`, which has this shape, some rows at a time."""
         if self.transposed:
-            whole = torch.empty(self.shape[::-1])
-            replace(self, shape=self.shape[::-1], transposed=False).read_into(whole)
-            target.copy_(whole.T)
+            original = torch.empty(self.shape[::-1])
+            replace(self, shape=self.shape[::-1], transposed=False).read_into(original)
+            target.copy_(original.T)
             return
         whole = None if self.rows is None else self._packed(0, self._file_rows())
         count = self.shape[0] if self._file_rows() > 1 else 1
