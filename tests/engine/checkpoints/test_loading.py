@@ -24,6 +24,16 @@ def test_the_message_about_memory_names_a_dtype_that_fits(tiny_llama, monkeypatc
         LLM.load(tiny_llama.folder, "cpu", "float32")
 
 
+def test_the_message_about_memory_names_a_dtype_or_format_that_fits(tiny_llama, monkeypatch):
+    monkeypatch.setattr("engine.checkpoints.loading._can_map", lambda *_: False)
+    monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda _: 150_000)
+    with pytest.raises(BareloopError, match=r"in float32, .*; --dtype bfloat16 takes"):
+        LLM.load(tiny_llama.folder, "cpu")
+    monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda _: 80_000)
+    with pytest.raises(BareloopError, match="--quant int8 takes about"):
+        LLM.load(tiny_llama.folder, "cpu", "bfloat16")
+
+
 PROGRAM = """
 import os, sys
 import torch

@@ -130,18 +130,3 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(saved):
         save_file(tensors, saved / "model.safetensors")
         with pytest.raises(BareloopError, match=message):
             LLM.load(saved, "cpu")
-
-
-def test_an_unknown_format_is_refused_with_the_known_ones(tiny_llama):
-    with pytest.raises(BareloopError, match="unknown weight format 'int3'; use none, int8, int4, nf4"):
-        LLM.load(tiny_llama.folder, quant="int3")
-
-
-def test_the_message_about_memory_names_a_dtype_or_format_that_fits(tiny_llama, monkeypatch):
-    monkeypatch.setattr("engine.checkpoints.loading._can_map", lambda *_: False)
-    monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda _: 150_000)
-    with pytest.raises(BareloopError, match=r"in float32, .*; --dtype bfloat16 takes"):
-        LLM.load(tiny_llama.folder, "cpu")
-    monkeypatch.setattr("engine.checkpoints.loading.free_memory", lambda _: 80_000)
-    with pytest.raises(BareloopError, match="--quant int8 takes about"):
-        LLM.load(tiny_llama.folder, "cpu", "bfloat16")

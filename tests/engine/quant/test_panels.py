@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from engine import kernels
-from engine.checkpoints import weight_formats
 from engine.quant.panels import GROUP, PANEL, Panels, from_panels, quantize4, quantize8, to_panels
-from engine.quant.torch_packed import TorchInt4, TorchInt8, from_panel_format, to_panel_format
+from tests.engine.quant.matrices import dequantized, quantized, random_matrix
 
 CPU = torch.device("cpu")
 BITS_AND_GROUPS = [(8, 32), (4, 32), (4, 16)]  # bits of a weight, and number of int4 weights that share a scale
@@ -19,25 +18,6 @@ DTYPES = [torch.float32, torch.bfloat16]
 # is relative to the largest value of its row (int8) or group (int4).
 SUM, ROUNDING, STEP = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}, {8: 0.5 / 32767, 4: 0.5 / 127}
 SHAPES = {8: [(1, 4), (32, 32), (33, 36), (50, 260), (96, 896), (7, 1028)], 4: [(32, 32), (64, 96), (96, 896)]}
-
-
-def random_matrix(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def quantized(weight_format, weight: torch.Tensor, bias: torch.Tensor | None = None):
-    """A quantized matrix: its tensors, and the values that they represent in float64."""
-    tensors = weight_format.begin(CPU)
-    for first in range(0, weight_format.rows, 64):
-        weight_format.fill(tensors, first, weight[first : first + 64].float())
-    tensors = {**weight_format.finish(tensors), "bias": bias}
-    return tensors, dequantized(*weight_format.codes(tensors, 0, weight_format.rows))
-
-
-def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Codes times scales in float64."""
-    groups = torch.unflatten(codes.double(), 1, (scales[0].numel(), -1))
-    return (groups * scales.double().view(len(codes), -1, 1)).flatten(1)
 
 
 def largest_error(
@@ -182,64 +162,6 @@ def test_the_operator_refuses_wrong_shapes(ops):
             ops.linear(x, weight, scales, None)
 
 
-FORMATS = [lambda *shape: Panels(*shape, 8), lambda *shape: Panels(*shape, 4), TorchInt8, TorchInt4]
-SMALL_GROUPS = [lambda *shape: Panels(*shape, 4, 16)]
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-@pytest.mark.parametrize(
-    "make_format", [*FORMATS, *SMALL_GROUPS], ids=["int8", "int4", "torch int8", "torch int4", "small groups"]
-)
-def test_many_rows_few_rows_and_gradients_agree_with_float64(make_format, dtype, monkeypatch):
-    rows, columns = 1120, 256
-    monkeypatch.setattr("engine.quant.base.DENSE_BLOCK", 512 * columns * dtype.itemsize)  # bytes: three blocks
-    bias = random_matrix(rows, dtype=dtype)
-    weight_format = make_format(rows, columns, dtype)
-    tensors, weight = quantized(weight_format, random_matrix(rows, columns) / 16, bias)
-    x = random_matrix(33, columns, dtype=dtype)
-    exact = x.double() @ weight.T + bias.double()
-    with torch.inference_mode():
-        products = {count: weight_format.product(tensors, x[:count]) for count in (33, 3, 1)}
-    for count, y in products.items():
-        assert y.dtype == dtype and y.shape == (count, rows)
-        # Weights are rounded to 16 bits, as are sums of 256 products; with few rows x may be rounded to 8 bits.
-        tolerance = 1e-3 if dtype == torch.float32 else 2e-2
-        tolerance = 0.05 if isinstance(weight_format, Panels) and weight_format.bits == 4 and count < 33 else tolerance
-        assert torch.allclose(y.double(), exact[:count], rtol=tolerance, atol=tolerance)
-    x.requires_grad_()
-    weight_format.product(tensors, x).float().sum().backward()
-    assert torch.allclose(x.grad.double(), weight.sum(0).expand(33, -1), rtol=0.05, atol=0.05)
-
-
-@pytest.mark.parametrize("make_format", [FORMATS[0], *SMALL_GROUPS, TorchInt8], ids=["int8", "int4", "torch"])
-def test_an_embedding_looks_up_rows(make_format):
-    weight_format = make_format(64, 48, torch.bfloat16)
-    tensors, weight = quantized(weight_format, random_matrix(64, 48))
-    ids = torch.tensor([63, 0, 7, 32, 31, 7])
-    assert torch.equal(weight_format.lookup(tensors, ids), weight[ids].float().bfloat16())
-    assert weight_format.lookup(tensors, ids[:0]).shape == (0, 48)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_pytorchs_layout_has_the_same_values(bits):
-    panels = Panels(1120, 64, torch.float32, bits)
-    tensors, weight = quantized(panels, random_matrix(1120, 64))
-    torch_format, torch_tensors = from_panel_format(panels, tensors)
-    assert torch.equal(dequantized(*torch_format.codes(torch_tensors, 0, 1120)), weight)
-    again = to_panel_format(torch_format, torch_tensors)
-    assert torch.equal(again["weight"], tensors["weight"]) and torch.equal(again["scales"], tensors["scales"])
-    assert to_panel_format(panels, tensors) == {}
-
-
-@pytest.mark.parametrize("columns", [4, 20, 36, 100])
-def test_pytorchs_operator_is_not_called_with_columns_that_it_does_not_support(columns):
-    weight_format = TorchInt8(8, columns, torch.bfloat16)
-    tensors, weight = quantized(weight_format, random_matrix(8, columns))
-    x = random_matrix(2, columns).bfloat16()
-    with torch.inference_mode():
-        assert torch.allclose(weight_format.product(tensors, x).double(), x.double() @ weight.T, rtol=0.05, atol=0.1)
-
-
 def test_nan_and_infinite_weights_make_their_row_nan(ops):
     weight = random_matrix(32, 64)
     weight[3, 5], weight[4, 40] = math.nan, math.inf
@@ -248,20 +170,3 @@ def test_nan_and_infinite_weights_make_their_row_nan(ops):
         ops.quantize(weight, tensors["weight"], tensors["scales"], 0)
         y = ops.linear(random_matrix(1, 64), tensors["weight"], tensors["scales"], None)
         assert y[0, 3:5].isnan().all() and y[0, :3].isfinite().all() and y[0, 5:].isfinite().all()
-
-
-def test_int4_with_smaller_groups_than_pytorch_supports_becomes_int8():
-    panels = Panels(96, 64, torch.float32, 4, 16)
-    tensors, weight = quantized(panels, random_matrix(96, 64))
-    torch_format, torch_tensors = from_panel_format(panels, tensors)
-    assert isinstance(torch_format, TorchInt8)
-    assert (
-        dequantized(*torch_format.codes(torch_tensors, 0, 96)) - weight
-    ).abs().max() <= 0.5001 / 127 * weight.abs().max()
-
-
-def test_a_shape_that_int4_does_not_support_becomes_int8_or_stays_dense():
-    assert weight_formats.builtin_format(4, 16, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 4, 16)
-    assert weight_formats.builtin_format(4, 32, 64, 48, torch.float32, True) == Panels(64, 48, torch.float32, 8)
-    assert weight_formats.builtin_format(4, 32, 50, 64, torch.float32, True) == Panels(50, 64, torch.float32, 8)
-    assert weight_formats.builtin_format(8, 32, 64, 30, torch.float32, True) is None
