@@ -14,7 +14,7 @@ TOPICS = ("rivers", "bread", "the moon", "trains", "chess", "bees", "volcanoes",
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: str, two_threads: None) -> LLM:
+def llm(smollm2: str) -> LLM:
     return LLM.load(smollm2, "cpu", "float32")
 
 

@@ -44,7 +44,7 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: str, two_threads: None) -> LLM:
+def llm(smollm2: str) -> LLM:
     return LLM.load(smollm2, "cpu", "float32")
 
 

@@ -93,7 +93,7 @@ INVALID = {
 
 
 @pytest.mark.parametrize("content", INVALID)
-def test_anything_but_a_dictionary_of_plain_tensors_is_one_line(tiny_llama, tmp_path, content):
+def test_anything_but_a_dictionary_of_plain_tensors_raises_a_one_line_error(tiny_llama, tmp_path, content):
     folder = as_pickle(tiny_llama.folder, tmp_path / "model")
     torch.save(INVALID[content](), folder / "pytorch_model.bin")
     with pytest.raises(BareloopError, match="damaged, or has more than tensors"):
@@ -118,7 +118,7 @@ def test_an_index_may_only_name_files_in_the_same_folder(tiny_llama, tmp_path, n
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 cut off"])
-def test_a_damaged_pickle_is_one_line_and_leaves_no_file(tiny_llama, tmp_path, content, cache):
+def test_a_damaged_pickle_raises_a_one_line_error_and_leaves_no_file(tiny_llama, tmp_path, content, cache):
     folder = as_pickle(tiny_llama.folder, tmp_path / "model")
     (folder / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(BareloopError, match="damaged, or has more than tensors"):
@@ -137,7 +137,7 @@ def test_original_rwkv_files_are_refused_with_the_name_of_a_converted_repository
         find_model(tmp_path / "rwkv")
 
 
-def test_the_message_about_missing_weights_names_the_files_that_are_there(tmp_path):
+def test_the_error_about_missing_weights_names_the_files_of_the_folder(tmp_path):
     with pytest.raises(BareloopError, match=r"no model.safetensors.*add --allow-pickle"):
         pickles.find_tensors(tmp_path)
     (tmp_path / "model.gguf").touch()

@@ -100,7 +100,7 @@ def test_an_unsupported_quantization_config_is_named(saved, changed, message):
 
 
 @pytest.mark.parametrize("value", ["bareloop", 4, ["int8"]])
-def test_a_quantization_config_that_is_not_an_object_is_one_line(saved, value):
+def test_a_quantization_config_that_is_not_an_object_raises_a_one_line_error(saved, value):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
     with pytest.raises(BareloopError, match="is not an object"):

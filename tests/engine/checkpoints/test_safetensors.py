@@ -80,7 +80,7 @@ def test_a_tensor_larger_than_the_buffer_is_converted_in_steps(tmp_path, monkeyp
         ({"a": entry(offsets=(8, 16))}, None, "is truncated"),
     ],
 )
-def test_a_malformed_header_is_one_line(tmp_path, header, length, message):
+def test_a_malformed_header_raises_a_one_line_error(tmp_path, header, length, message):
     path = write(tmp_path / "model.safetensors", header, b"\0" * 8, length)
     with pytest.raises(BareloopError, match=message) as caught:
         open_checkpoint(tmp_path)
@@ -90,7 +90,7 @@ def test_a_malformed_header_is_one_line(tmp_path, header, length, message):
 
 @given(st.binary(max_size=200))
 @settings(max_examples=200)
-def test_random_bytes_are_one_line(data):
+def test_random_bytes_are_read_or_raise_a_one_line_error(data):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         path.write_bytes(data)
@@ -102,7 +102,7 @@ def test_random_bytes_are_one_line(data):
             assert all(stored.start + stored.nbytes <= len(data) for stored in tensors.values())
 
 
-def test_a_truncated_file_is_one_line(tmp_path):
+def test_a_truncated_file_raises_a_one_line_error(tmp_path):
     save_file({"a": torch.ones(100)}, tmp_path / "model.safetensors")
     content = (tmp_path / "model.safetensors").read_bytes()
     for size in (0, 3, 8, 40, len(content) - 1):

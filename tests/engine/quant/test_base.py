@@ -9,19 +9,22 @@ from engine.quant.panels import Panels
 from engine.quant.torch_packed import TorchInt4, TorchInt8
 from tests.engine.quant.matrices import quantized, random_matrix
 
-FORMATS = [lambda *shape: Panels(*shape, 8), lambda *shape: Panels(*shape, 4), TorchInt8, TorchInt4]
-SMALL_GROUPS = [lambda *shape: Panels(*shape, 4, 16)]
+FORMATS = {
+    "int8": lambda *shape: Panels(*shape, 8),
+    "int4": lambda *shape: Panels(*shape, 4),
+    "int4 in groups of 16": lambda *shape: Panels(*shape, 4, 16),
+    "torch int8": TorchInt8,
+    "torch int4": TorchInt4,
+}
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
-@pytest.mark.parametrize(
-    "make_format", [*FORMATS, *SMALL_GROUPS], ids=["int8", "int4", "torch int8", "torch int4", "small groups"]
-)
-def test_many_rows_few_rows_and_gradients_agree_with_float64(make_format, dtype, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_rows_few_rows_and_gradients_agree_with_float64(name, dtype, monkeypatch):
     rows, columns = 1120, 256
     monkeypatch.setattr("engine.quant.base.DENSE_BLOCK", 512 * columns * dtype.itemsize)  # bytes: three blocks
     bias = random_matrix(rows, dtype=dtype)
-    weight_format = make_format(rows, columns, dtype)
+    weight_format = FORMATS[name](rows, columns, dtype)
     tensors, weight = quantized(weight_format, random_matrix(rows, columns) / 16, bias)
     x = random_matrix(33, columns, dtype=dtype)
     exact = x.double() @ weight.T + bias.double()
@@ -38,9 +41,9 @@ def test_many_rows_few_rows_and_gradients_agree_with_float64(make_format, dtype,
     assert torch.allclose(x.grad.double(), weight.sum(0).expand(33, -1), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("make_format", [FORMATS[0], *SMALL_GROUPS, TorchInt8], ids=["int8", "int4", "torch"])
-def test_an_embedding_looks_up_rows(make_format):
-    weight_format = make_format(64, 48, torch.bfloat16)
+@pytest.mark.parametrize("name", ["int8", "int4 in groups of 16", "torch int8"])
+def test_an_embedding_looks_up_rows(name):
+    weight_format = FORMATS[name](64, 48, torch.bfloat16)
     tensors, weight = quantized(weight_format, random_matrix(64, 48))
     ids = torch.tensor([63, 0, 7, 32, 31, 7])
     assert torch.equal(weight_format.lookup(tensors, ids), weight[ids].float().bfloat16())

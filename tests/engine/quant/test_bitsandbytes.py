@@ -13,8 +13,7 @@ from engine.checkpoints.safetensors import open_checkpoint
 from engine.layers.linear import Linear, Matrix
 from engine.quant import bitsandbytes as bnb
 from engine.runtime.errors import BareloopError
-
-CPU = torch.device("cpu")
+from tests.engine.quant.matrices import CPU, random_matrix
 
 
 @pytest.fixture
@@ -29,12 +28,8 @@ def folder(draw_tiny):
     return draw_tiny("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4).folder
 
 
-def random_matrix(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.mark.parametrize("quant", ["nf4", "fp4", "nf4-double", "fp4-double", "llm.int8"])
-def test_products_equal_those_of_bitsandbytes(library, quant, monkeypatch):
+def test_products_equal_those_of_bitsandbytes(library, quant):
     weight, bias, x = random_matrix(192, 128), random_matrix(192, seed=1), random_matrix(5, 128, seed=2)
     x[1, 7] = 20.0  # an outlier
     weight_format = bnb.choose_format(quant, 192, 128, torch.float32)
@@ -141,7 +136,7 @@ def test_a_checkpoint_of_bitsandbytes_computes_with_its_stored_values(library, f
     assert torch.equal(LLM.load(tmp_path / "saved", "cpu", "float32").logits(ids), llm.logits(ids))
 
 
-def test_a_damaged_quant_state_is_one_line(library, folder, tmp_path):
+def test_a_damaged_quant_state_raises_a_one_line_error(library, folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     prequantized(library, folder, tmp_path / "prequantized", "nf4")

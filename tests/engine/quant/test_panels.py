@@ -9,9 +9,8 @@ import torch
 
 from engine import kernels
 from engine.quant.panels import GROUP, PANEL, Panels, from_panels, quantize4, quantize8, to_panels
-from tests.engine.quant.matrices import dequantized, quantized, random_matrix
+from tests.engine.quant.matrices import CPU, dequantized, quantized, random_matrix
 
-CPU = torch.device("cpu")
 BITS_AND_GROUPS = [(8, 32), (4, 32), (4, 16)]  # bits of a weight, and number of int4 weights that share a scale
 DTYPES = [torch.float32, torch.bfloat16]
 # Errors of a product: float32 sums, relative to the sum of magnitudes; rounding of the result; half a step of x, which

@@ -1,4 +1,4 @@
-"""A GGUF file is not trusted: whatever is wrong with it ends in one line, without a large allocation."""
+"""A GGUF file is not trusted: every defect raises a one-line error, without a large allocation."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def refusal(path) -> str:
     return ""
 
 
-def test_a_truncated_file_is_one_line(content, tmp_path, cache):
+def test_a_truncated_file_raises_a_one_line_error(content, tmp_path, cache):
     path = tmp_path / "model.gguf"
     for size in (*range(5, 64), *range(0, len(content) - 1, 1000), len(content) - 1):
         path.write_bytes(content[:size])
         assert refusal(path), size
 
 
-def test_mutations_of_the_header_are_one_line_or_another_model(content, tmp_path, cache):
+def test_a_mutated_header_opens_or_raises_a_one_line_error(content, tmp_path, cache):
     generator, path = random.Random(0), tmp_path / "model.gguf"
     header = content.index(b"blk.2.ffn_norm.weight") + 64
     messages = set()
@@ -106,7 +106,7 @@ HUGE = 2**62
         (header() + bytes(100), "has the architecture None, which is not implemented; known: llama, qwen2"),
     ],
 )
-def test_an_invalid_header_is_one_line(content, message, tmp_path, cache):
+def test_an_invalid_header_raises_a_one_line_error(content, message, tmp_path, cache):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(BareloopError, match=message) as caught:

@@ -108,7 +108,7 @@ PIECES = {"model": "llama", "tokens": ["<unk>", "a"], "scores": [0.0, -1.0], "to
         ({**PIECES, "scores": []}, "its SentencePiece vocabulary has no scores"),
     ],
 )
-def test_an_invalid_vocabulary_is_one_line(entries, message):
+def test_an_invalid_vocabulary_raises_a_one_line_error(entries, message):
     with pytest.raises(BareloopError, match=message):
         Vocabulary({f"tokenizer.ggml.{key}": value for key, value in entries.items()}, "x.gguf").tokenizer()
 
