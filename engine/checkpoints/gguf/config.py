@@ -18,7 +18,7 @@ class Metadata:
         self.entries = entries
         self.path = path
         self.architecture = entries.get("general.architecture")
-        if self.architecture not in ARCHITECTURES:
+        if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES:
             raise BareloopError(
                 f"{path} has the architecture {quote(self.architecture)}, which is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}"
@@ -79,9 +79,9 @@ def config_json(
             "num_attention_heads": metadata.integer("attention.head_count"),
             "num_key_value_heads": heads_kv,
         }
-    model_type, architecture, specific = ARCHITECTURES[str(metadata.architecture)]
+    model_type, architecture, specific = ARCHITECTURES[metadata.architecture]
     config |= {"model_type": model_type, "architectures": [architecture], **specific(metadata, tensors)}
-    if rope_factors:
+    if rope_factors and "rope_theta" in config.get("rope_parameters", {}):
         config["rope_parameters"] = llama3_rope(config, rope_factors, metadata)
     return {key: value for key, value in config.items() if value is not None}
 
@@ -113,6 +113,9 @@ def llama3_rope(config: Mapping[str, Any], factors: list[float], metadata: Metad
     Raises `BareloopError` if the divisors are of another kind.
     """
     theta, size = config["rope_parameters"]["rope_theta"], 2 * len(factors)
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    if size != head_dim or not all(1 <= factor < math.inf for factor in factors):
+        raise BareloopError(f"{metadata.path}: rope_freqs.weight does not have {head_dim // 2} divisors of 1 or more")
     largest = max(factors)
     wavelengths = [2 * math.pi * theta ** (2 * i / size) for i in range(len(factors))]
     # Between the ends 1 / divisor = (1 - s) / largest + s, where s = (original / wavelength - 1) / 3.

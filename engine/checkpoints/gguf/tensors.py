@@ -90,8 +90,6 @@ NAMES: dict[str, dict[str, str]] = {
 }
 ROPE_FREQS = "rope_freqs.weight"
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2
-
-
 NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)(\.weight|\.bias|)")
 
 

@@ -79,7 +79,9 @@ class Vocabulary:
             if kind in (CONTROL, USER_DEFINED) or token in marked
         ]
         backend.add_tokens(added)
-        start = self.entries.get("add_bos_token", self.kind == "llama" or self.entries.get("pre") in IGNORE_MERGES)
+        start = self.entries.get(
+            "add_bos_token", self.kind == "llama" or self.entries.get("pre") in list(IGNORE_MERGES)
+        )
         pieces = [
             (self.special("bos"), start),
             ("$A", True),
@@ -102,7 +104,7 @@ class Vocabulary:
 
     def _byte_level(self) -> tokenizers.Tokenizer:
         pre = self.entries.get("pre", "default")
-        if pre not in SPLITS:
+        if not isinstance(pre, str) or pre not in SPLITS:
             self._refuse(f"the pre-tokenizer {quote(pre)} is not implemented; known: {', '.join(SPLITS)}")
         merges = [tuple(merge.split(" ")) for merge in self._list("merges", str)]
         if any(len(pair) != 2 for pair in merges):

@@ -111,7 +111,7 @@ def test_a_truncated_file_raises_a_one_line_error(tmp_path):
             open_checkpoint(tmp_path)
 
 
-def test_shards_and_their_index(tmp_path):
+def test_shards_are_found_by_their_index_and_missing_shards_are_named(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"b": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
     index = tmp_path / "model.safetensors.index.json"

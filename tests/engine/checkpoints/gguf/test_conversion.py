@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 
 from engine import LLM
+from engine.runtime.errors import BareloopError
 
 pytest.importorskip("gguf")
+from tests.engine.checkpoints.gguf import converter
 from tests.engine.checkpoints.gguf.converter import ARCHITECTURES, convert
 
 # What a GGUF file cannot say is left out of these variants: GPT-2's scaling by layer, windows of llama and qwen2.
@@ -42,3 +45,11 @@ def test_every_architecture_is_converted():
     from engine.checkpoints.gguf import config, tensors
 
     assert set(config.ARCHITECTURES) == set(tensors.NAMES) == set(ARCHITECTURES.values())
+
+
+@pytest.mark.parametrize("factor", [0.0, float("nan"), 0.5])
+def test_invalid_rope_factors_are_one_line(draw_tiny, tmp_path, cache, factor, monkeypatch):
+    tiny = draw_tiny("llama-3.2")
+    monkeypatch.setattr(converter, "rope_factors", lambda config: numpy.full(4, factor, dtype=numpy.float32))
+    with pytest.raises(BareloopError, match="does not have 4 divisors of 1 or more"):
+        LLM.load(convert(tiny.folder, tmp_path / "model.gguf"), "cpu")

@@ -103,6 +103,10 @@ HUGE = 2**62
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 33, 2, 0) + bytes(100), "not a multiple of 32"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 0, 7) + bytes(100), "'t' is malformed"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 0, HUGE) + bytes(100), "'t' ends at byte"),
+        (
+            header(text(b"general.architecture") + struct.pack("<IIQI", 9, 4, 1, 7)) + bytes(100),
+            r"has the architecture \[7\], which is not implemented",
+        ),
         (header() + bytes(100), "has the architecture None, which is not implemented; known: llama, qwen2"),
     ],
 )

@@ -99,6 +99,7 @@ PIECES = {"model": "llama", "tokens": ["<unk>", "a"], "scores": [0.0, -1.0], "to
     [
         ({"model": "bert"}, "tokenizer 'bert' is not implemented; known: gpt2, llama"),
         ({**BYTES, "pre": "tekken"}, "the pre-tokenizer 'tekken' is not implemented; known: default, gpt-2"),
+        ({**BYTES, "pre": ["gpt-2"]}, "the pre-tokenizer .* is not implemented"),
         ({**BYTES, "merges": ["a b c"]}, "its merges are malformed"),
         ({**BYTES, "merges": ["a z"]}, "its tokenizer cannot be built"),
         ({**BYTES, "merges": [1]}, "merges is not a list of str"),
