@@ -17,10 +17,11 @@ class Metadata:
     def __init__(self, entries: Mapping[str, Any], path: object) -> None:
         self.entries = entries
         self.path = path
-        self.architecture = entries.get("general.architecture")
-        if not isinstance(self.architecture, str) or self.architecture not in ARCHITECTURES:
+        architecture = entries.get("general.architecture")
+        self.architecture = architecture if isinstance(architecture, str) else ""
+        if self.architecture not in ARCHITECTURES:
             raise BareloopError(
-                f"{path} has the architecture {quote(self.architecture)}, which is not implemented; "
+                f"{path} has the architecture {quote(architecture)}, which is not implemented; "
                 f"known: {', '.join(ARCHITECTURES)}"
             )
 

@@ -79,11 +79,9 @@ class Vocabulary:
             if kind in (CONTROL, USER_DEFINED) or token in marked
         ]
         backend.add_tokens(added)
-        start = self.entries.get(
-            "add_bos_token", self.kind == "llama" or self.entries.get("pre") in list(IGNORE_MERGES)
-        )
+        adds_bos = self.kind == "llama" or self.entries.get("pre") in list(IGNORE_MERGES)
         pieces = [
-            (self.special("bos"), start),
+            (self.special("bos"), self.entries.get("add_bos_token", adds_bos)),
             ("$A", True),
             (self.special("eos"), self.entries.get("add_eos_token", False)),
         ]
