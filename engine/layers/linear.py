@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.quant.base import Format
+from engine.quant.base import Format, needs_float32, product_by_blocks
+from engine.runtime.device import can_pack_bfloat16
 
-FLOAT32_BLOCK = 4 * 2**20  # bytes of a bfloat16 weight that are converted to float32 at once
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
 
 
@@ -91,19 +89,12 @@ class Linear(Matrix):
         ops = kernels.for_input(x)
         if ops is not None:
             return ops.linear(x, self.weight, None, self.bias)
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled() and _lacks_bfloat16():
-            return self._product_in_float32(x)
+        if needs_float32(x):
+            return product_by_blocks(x, self.rows, self._rows, self.bias)
         return F.linear(x, self.weight, self.bias)
 
-    def _product_in_float32(self, x: Tensor) -> Tensor:
-        """A bfloat16 product, computed in float32 and rounded once: block by block, so that no second copy is kept."""
-        x, step = x.float(), max(1, FLOAT32_BLOCK // (4 * self.columns))
-        y = torch.empty(*x.shape[:-1], self.rows, dtype=torch.bfloat16)
-        for first in range(0, self.rows, step):
-            rows = slice(first, first + step)
-            bias = None if self.bias is None else self.bias[rows].float()
-            y[..., rows] = F.linear(x, self.weight[rows].float(), bias)
-        return y
+    def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+        return self.weight[first:last].to(dtype)
 
     def pack(self) -> None:
         """Keep a second copy of a frozen bfloat16 weight in oneDNN's blocked layout, if this CPU supports it.
@@ -113,29 +104,8 @@ class Linear(Matrix):
         """
         weight = self.weight.detach()
         frozen = weight.dtype == torch.bfloat16 and not self.weight.requires_grad
-        if weight.device.type == "cpu" and frozen and _can_pack_bfloat16():
+        if weight.device.type == "cpu" and frozen and can_pack_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-
-
-@cache
-def _lacks_bfloat16() -> bool:
-    """Whether this is an x86 processor without AVX-512, on which torch's bfloat16 products are slow.
-
-    In float32 a prompt of 256 tokens takes a fifth of the time (SmolLM2-135M).
-    """
-    return platform.machine() in ("x86_64", "AMD64") and not _can_pack_bfloat16()
-
-
-@cache
-def _can_pack_bfloat16() -> bool:
-    """Whether oneDNN packs bfloat16 weights on this CPU, which needs AVX-512. Tried, as torch has no public query."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=torch.bfloat16), PACKED_ROWS)
-    except RuntimeError:
-        return False
-    return True
 
 
 def takes_fused_kernels(module: nn.Module) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.runtime.device import lacks_bfloat16
+
 ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every format
-DENSE_BLOCK = 16 * 2**20  # bytes of a weight that are dequantized at once to multiply many rows
+DENSE_BLOCK = 16 * 2**20  # bytes of a weight that are dequantized or converted at once to multiply many rows
 
 Tensors = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", …, "bias"
 
@@ -56,13 +59,32 @@ class Format(ABC):
 
     def product_by_blocks(self, tensors: Tensors, x: Tensor) -> Tensor:
         """The product for many rows of x. On a CPU one block of the matrix at a time is dequantized."""
-        if x.device.type != "cpu":
-            return F.linear(x, self.dense(tensors, 0, self.rows, x.dtype), tensors["bias"])
-        size = max(1, DENSE_BLOCK // (self.columns * x.element_size() * ROW_MULTIPLE)) * ROW_MULTIPLE
-        starts = range(0, self.rows, size)
-        blocks = (self.dense(tensors, first, min(first + size, self.rows), x.dtype) for first in starts)
-        y = torch.cat([F.linear(x, block) for block in blocks], dim=-1)
-        return y if tensors["bias"] is None else y + tensors["bias"]
+        return product_by_blocks(x, self.rows, partial(self.dense, tensors), tensors["bias"])
+
+
+def product_by_blocks(
+    x: Tensor, rows: int, dense: Callable[[int, int, torch.dtype], Tensor], bias: Tensor | None
+) -> Tensor:
+    """x [N, columns] times a transposed matrix, plus the bias: -> [N, rows].
+
+    `dense(first, last, dtype)` returns rows of the matrix; on a CPU it is called for one block at a time.
+    If the CPU lacks bfloat16, such a product is computed in float32 and rounded once.
+    """
+    dtype = torch.float32 if needs_float32(x) else x.dtype
+    wide = x.to(dtype)
+    size = max(1, DENSE_BLOCK // (x.shape[-1] * dtype.itemsize * ROW_MULTIPLE)) * ROW_MULTIPLE
+    size = min(size, rows) if x.device.type == "cpu" else rows
+    products = []
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        part = None if bias is None else bias[first:last].to(dtype)
+        products.append(F.linear(wide, dense(first, last, dtype), part).to(x.dtype))
+    return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def needs_float32(x: Tensor) -> bool:
+    """Whether products of x, bfloat16 on this CPU, are faster in float32. Gradients keep the dtype of the weight."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled() and lacks_bfloat16()
 
 
 def weight_and_scales(tensors: Tensors) -> tuple[Tensor, Tensor]:
