@@ -81,7 +81,7 @@ def _write(folder: Path, config: dict[str, Any], weight_format: str, path: Path)
 
 def _rope_factors(config: dict[str, Any], head_dim: int) -> torch.Tensor | None:
     """By what llama.cpp divides the frequencies of a llama3 scaling [head_dim / 2]; None without a scaling."""
-    from engine.layers.rope import Rotary
+    from engine.layers.rope import frequency_divisors
     from engine.models import configure
     from engine.models.decoder import DecoderConfig
 
@@ -91,8 +91,7 @@ def _rope_factors(config: dict[str, Any], head_dim: int) -> torch.Tensor | None:
         return None
     if parsed.rope.type != "llama3":
         raise BareloopError(f"no GGUF for rope_type {parsed.rope.type}; there is one for default and llama3")
-    plain = 1.0 / parsed.rope.theta ** (torch.arange(0, head_dim, 2) / head_dim)
-    return plain / Rotary(parsed.rope, head_dim).frequencies(torch.zeros(1))[0]
+    return frequency_divisors(parsed.rope, head_dim)
 
 
 def _architecture(name: str) -> Any:

@@ -14,7 +14,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m engine", "Continue a text with a model, or show what the model consists of.")
     result.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue (default: stdin)")
-    result.add_model_options(real_default=True)
+    result.add_model_options(default=embedded.default_model())
     result.add_argument("--prompt", "-p", help="the text to continue, if it could be taken for a model's name")
     result.add_argument("--file", metavar="FILE", help="file of prompts, one per line, decoded together")
     result.add_argument(

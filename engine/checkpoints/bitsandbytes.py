@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.checkpoints.safetensors import Stored
+from engine.checkpoints.tensor_file import Decoded, Stored
 from engine.quant.bitsandbytes import BLOCK
 from engine.runtime.errors import BareloopError
 
@@ -18,19 +18,11 @@ STATE = ".quant_state.bitsandbytes__"
 
 
 @dataclass(frozen=True)
-class Dequantized(Stored):
-    """A quantized matrix of a checkpoint by bitsandbytes, which reads as dense rows from `first` on."""
+class Dequantized(Decoded):
+    """A quantized matrix of a checkpoint by bitsandbytes, which reads as a dense one."""
 
     parts: Mapping[str, Stored]  # its tensors by bitsandbytes' names
     info: Mapping[str, Any]
-    first: int = 0
-
-    @property
-    def aligned(self) -> bool:
-        return False
-
-    def row_range(self, first: int, last: int) -> Dequantized:
-        return replace(self, shape=(last - first, *self.shape[1:]), first=self.first + first)
 
     def equals(self, other: Stored) -> bool:
         return isinstance(other, Dequantized) and self.parts["codes"].equals(other.parts["codes"])

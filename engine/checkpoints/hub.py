@@ -47,7 +47,7 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     if str(name).startswith(OLLAMA):
         return as_folder(find_ollama(str(name)))
     folder = local_path(name)
-    if not (folder / "config.json").exists() and (path := find_gguf(folder)) is not None:
+    if (path := find_gguf(folder)) is not None:
         return as_folder(path)
     if folder.is_dir():
         if not (folder / "config.json").exists():

@@ -17,7 +17,7 @@ from engine import kernels
 from engine.checkpoints.mapping import ALL_ROWS, Source, match_tensors
 from engine.checkpoints.opening import Opened
 from engine.checkpoints.quantized import convert_from_panels, match_saved
-from engine.checkpoints.safetensors import Stored
+from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Matrix
 from engine.models.config import ModelConfig
 from engine.models.family import Family

@@ -8,7 +8,8 @@ from itertools import accumulate
 
 from torch import nn
 
-from engine.checkpoints.safetensors import Stored, abbreviate
+from engine.checkpoints.safetensors import abbreviate
+from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Linear, Matrix
 from engine.models.config import ModelConfig
 from engine.models.family import Family, Layout

@@ -16,7 +16,8 @@ from engine.checkpoints.hub import find_model
 from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
-from engine.checkpoints.safetensors import Stored, fingerprint, open_checkpoint
+from engine.checkpoints.safetensors import fingerprint, open_checkpoint
+from engine.checkpoints.tensor_file import Decoded, Stored
 from engine.checkpoints.weight_formats import assign_formats
 from engine.models import configure
 from engine.models.config import ModelConfig
@@ -77,7 +78,7 @@ def open_model(
         config, tensors = resolve_tied_head(config, family, named)
     sizes = Counter({"float32": 0})
     for tensor in tensors.values():
-        if tensor.dtype.is_floating_point and not isinstance(tensor, Dequantized):
+        if tensor.dtype.is_floating_point and not isinstance(tensor, Decoded):
             sizes[dtype_name(tensor.dtype)] += tensor.nbytes
     chosen = choose_dtype(dtype, config.dtype or sizes.most_common(1)[0][0])
     with torch.device("meta"):

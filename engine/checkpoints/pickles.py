@@ -5,8 +5,6 @@ safetensors in the user's cache.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from engine.checkpoints.safetensors import INDEX, SINGLE, abbreviate, write_tensors
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import read_json, user_cache
+from engine.runtime.files import draft_folder, read_json, user_cache
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 RWKV_ORIGINAL = "blocks.0.att.key.weight"  # a tensor name in RWKV's original .pth files
@@ -68,16 +66,12 @@ def _is_plain(name: str) -> bool:
 
 
 def _convert(files: list[Path], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        write_tensors(_tensors(files), draft)
-        draft.rename(folder)
+        with draft_folder(folder) as draft:
+            write_tensors(_tensors(files), draft)
     except OSError as error:
         if not folder.exists():  # otherwise another process was faster
             raise BareloopError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:

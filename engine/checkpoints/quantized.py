@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from engine.checkpoints.safetensors import Stored, abbreviate
+from engine.checkpoints.safetensors import abbreviate
+from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Matrix
 from engine.models.family import Model
 from engine.quant import QUANTS

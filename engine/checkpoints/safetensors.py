@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from engine.checkpoints.tensor_file import Stored, TensorFile
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import read_json
 
@@ -37,49 +35,30 @@ DTYPES = {
 }
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 MAX_DIMENSIONS = 16
-BUFFER = 16 * 2**20  # bytes converted at once
 HASH_ALL_BYTES = 256 * 2**20  # files up to this size are hashed completely
 SAMPLES, SAMPLE_BYTES = 4096, 2**16  # blocks of a larger file that are hashed
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD = 5 * 10**9  # bytes of tensors in one saved file
 
 
-class SafetensorsFile:
-    """One file: its validated header, and access to its bytes."""
+class SafetensorsFile(TensorFile):
+    """One file with its validated header."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
-            self.size = path.stat().st_size
             header, self.data_start = self._header()
         except OSError as error:
             raise BareloopError(f"cannot read {path}: {error.strerror}") from error
         self.tensors = {name: self._stored(name, entry) for name, entry in header.items()}
 
-    @cached_property
-    def mapped(self) -> mmap.mmap:
-        """The whole file mapped into memory, copy on write."""
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-    def read(self, start: int, into: memoryview) -> None:
-        """Read bytes from `start` on into a buffer."""
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(start)
-            done = 0
-            while done < len(into):
-                count = file.readinto(into[done:])
-                if not count:
-                    raise self._truncated(f"it ends at byte {start + done:,}")
-                done += count
-
     def _header(self) -> tuple[dict[str, Any], int]:
         if self.size < 8:
-            raise self._truncated(f"it has {self.size} bytes")
+            raise self.truncated("it has no header")
         with self.path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(MAX_HEADER, self.size - 8):
-                raise self._truncated(f"its header claims {length:,} bytes, the file has {self.size:,}")
+                raise self.truncated(f"its header claims {length:,} bytes")
             text = file.read(length)
         try:
             header = json.loads(text)
@@ -106,65 +85,8 @@ class SafetensorsFile:
                 f"{self.path}: {name} {shape} in {kind} takes {needed:,} bytes, and the header names {end - start:,}"
             )
         if self.data_start + end > self.size:
-            raise self._truncated(f"{name} ends at byte {self.data_start + end:,}, the file at {self.size:,}")
+            raise self.truncated(f"{name} ends at byte {self.data_start + end:,}")
         return Stored(self, DTYPES[kind], tuple(shape), self.data_start + start)
-
-    def _truncated(self, detail: str) -> BareloopError:
-        return BareloopError(f"{self.path} is truncated or not a safetensors file ({detail}); download it again")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor in a file, starting at byte `start`."""
-
-    file: SafetensorsFile
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def aligned(self) -> bool:
-        """Whether it can be used in the mapped file."""
-        return self.start % self.dtype.itemsize == 0 and math.prod(self.shape) > 0
-
-    def view(self) -> Tensor:
-        """The tensor in the mapped file (page cache). Writing to it does not change the file."""
-        count = math.prod(self.shape)
-        return torch.frombuffer(self.file.mapped, dtype=self.dtype, count=count, offset=self.start).view(self.shape)
-
-    def row_range(self, first: int, last: int) -> Stored:
-        """Rows `first` to `last` of the tensor."""
-        row = self.nbytes // self.shape[0]
-        return replace(self, shape=(last - first, *self.shape[1:]), start=self.start + first * row)
-
-    def equals(self, other: Stored) -> bool:
-        """Whether another tensor has the same dtype, shape and values."""
-        if type(self) is not type(other) or (self.dtype, self.shape) != (other.dtype, other.shape):
-            return False
-        ours, theirs = torch.empty(BUFFER, dtype=torch.uint8), torch.empty(BUFFER, dtype=torch.uint8)
-        for first in range(0, self.nbytes, BUFFER):
-            size = min(BUFFER, self.nbytes - first)
-            for stored, buffer in ((self, ours), (other, theirs)):
-                stored.file.read(stored.start + first, _bytes(buffer[:size]))
-            if not torch.equal(ours[:size], theirs[:size]):
-                return False
-        return True
-
-    def read_into(self, target: Tensor) -> None:
-        """Read into `target`, contiguous and of this shape, with conversion between dtypes or devices."""
-        if target.device.type == "cpu" and target.dtype == self.dtype:
-            self.file.read(self.start, _bytes(target))
-            return
-        flat = target.view(-1)
-        buffer = torch.empty(max(1, min(BUFFER // self.dtype.itemsize, len(flat))), dtype=self.dtype)
-        for first in range(0, len(flat), len(buffer)):
-            piece = buffer[: len(flat) - first]
-            self.file.read(self.start + first * self.dtype.itemsize, _bytes(piece))
-            flat[first : first + len(piece)].copy_(piece)
 
 
 def fingerprint(paths: Iterable[Path]) -> str:
@@ -261,7 +183,3 @@ def abbreviate(names: list[str], limit: int = 5) -> str:
     """The first few names, and the number of the others."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from engine.checkpoints.quantized import is_quantized, tensors_to_save
 from engine.checkpoints.safetensors import write_tensors
 from engine.models.family import Family, Model
 from engine.runtime.errors import BareloopError
+from engine.runtime.files import draft_folder
 
 
 def save_model(
@@ -25,11 +24,7 @@ def save_model(
     The folder is written under a temporary name and renamed. Raises `BareloopError` if it exists and is not empty.
     """
     require_new_folder(folder)
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        draft.chmod(0o755)
+    with draft_folder(folder.resolve()) as draft:
         named = (
             (source.name, weight if source.layout is None else source.layout.save(weight, model.config).contiguous())
             for parameter, sources in parameter_sources(model, family).items()
@@ -40,10 +35,6 @@ def save_model(
         (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in files.items():
             (draft / name).write_bytes(content)
-        draft.rename(folder)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def require_new_folder(folder: Path) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, package
-from engine.checkpoints.gguf.source import gguf_files
 from engine.checkpoints.loading import plan_loading
 from engine.checkpoints.opening import open_model
-from engine.checkpoints.safetensors import Stored
+from engine.checkpoints.tensor_file import Stored
 from engine.layers.rope import RopeConfig
 from engine.models import FAMILIES
 from engine.models.config import ModelConfig
@@ -45,8 +44,8 @@ def inspect(
     if not 0 <= context <= maximum:
         raise UsageError(f"--context {context}: this model's window allows 0 to {maximum:,} tokens before one more")
 
-    files = {stored.file.path: stored.file.size for stored in opened.tensors.values()}
-    gguf = [GGUFFile(path) for path in gguf_files(folder)]
+    files = list(dict.fromkeys(stored.file for stored in opened.tensors.values()))
+    gguf = [file for file in files if isinstance(file, GGUFFile)]
     facts = Table(title=str(gguf[0].path if gguf else folder), show_header=False, title_justify="left")
     parameters = sum(cost.parameters for cost in model.costs(context))
     facts.add_row("family", opened.family.model_type)
@@ -54,7 +53,7 @@ def inspect(
     facts.add_row(
         "stored as",
         f"{', '.join(_types(gguf) or _dtype_names(opened.tensors.values()))}; {len(files)} file(s), "
-        f"{sum(files.values()):,} bytes",
+        f"{sum(file.size for file in files):,} bytes",
     )
     nbytes = sum(parameter.nbytes for parameter in model.parameters())
     weight_format = "" if opened.quant == "none" else f", weights in {opened.quant}"

@@ -24,10 +24,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def add_model_options(self, without: Sequence[str] = (), real_default: bool = False) -> None:
+    def add_model_options(self, without: Sequence[str] = (), default: str = embedded.NAME) -> None:
         """Add the flags for `LLM.load`: --model, --device, --dtype, --quant, --allow-pickle; not those in `without`.
 
-        `real_default`: the default model is SmolLM2 if it is installed.
+        `default`: the model that the program uses if none is named, for the help text.
         """
         self.add_argument(
             "--model",
@@ -35,10 +35,7 @@ class Parser(argparse.ArgumentParser):
             action="extend",
             nargs="+",
             metavar="MODEL",
-            help=(
-                "model folder, GGUF file, hub id or ollama:NAME; several are used in turn "
-                f"(default: {embedded.default_model() if real_default else embedded.NAME})"
-            ),
+            help=(f"model folder, GGUF file, hub id or ollama:NAME; several are used in turn (default: {default})"),
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")

@@ -150,6 +150,12 @@ FREQUENCIES: dict[str, Callable[[RopeConfig, int], tuple[Frequencies, float]]] =
 }
 
 
+def frequency_divisors(config: RopeConfig, head_dim: int) -> Tensor:
+    """By what a scaling divides the unscaled frequencies: [D/2]. llama.cpp stores these as rope_freqs.weight."""
+    unscaled = 1.0 / config.theta ** _exponents(head_dim)
+    return unscaled / Rotary(config, head_dim).frequencies(torch.zeros(1))[0]
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: the base, and how the frequencies are scaled for longer windows."""

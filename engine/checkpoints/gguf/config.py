@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
+from engine.layers.rope import RopeConfig, frequency_divisors
 from engine.runtime.errors import BareloopError, quote
 
 EPSILON, LAYER_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
 class Metadata:
-    """The metadata of a file. Keys are without the architecture's prefix; ("general.…" and "tokenizer.…" have none)."""
+    """The metadata of a file. Keys are without the architecture's prefix."""
 
     def __init__(self, entries: Mapping[str, Any], path: object) -> None:
         self.entries = entries
@@ -132,22 +135,17 @@ def llama3_rope(config: Mapping[str, Any], factors: list[float], metadata: Metad
         longest_length = min((w for w, factor in zip(wavelengths, factors, strict=True) if factor > 1), default=2**30)
         original = round(math.sqrt(shortest_length * longest_length))
 
-    def divisor(wavelength: float) -> float:
-        if wavelength < original / 4:
-            return 1.0
-        smooth = (original / wavelength - 1) / 3
-        return largest if wavelength > original else 1 / ((1 - smooth) / largest + smooth)
-
-    if any(abs(divisor(w) / factor - 1) > 1e-3 for w, factor in zip(wavelengths, factors, strict=True)):
+    scaling = RopeConfig(theta, "llama3", original_max_position_embeddings=original, factor=shortest(largest))
+    if not torch.allclose(frequency_divisors(scaling, size), torch.tensor(factors), rtol=1e-3):
         raise BareloopError(
             f"{metadata.path}: rope_freqs.weight is not a scaling of Llama 3's kind; others are unknown"
         )
     return {
-        "rope_type": "llama3",
+        "rope_type": scaling.type,
         "rope_theta": theta,
-        "factor": shortest(largest),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
         "original_max_position_embeddings": original,
     }
 
@@ -167,18 +165,13 @@ def llama(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
 
 
 def qwen2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
-    """Qwen2, Qwen2.5."""
+    """Qwen2, Qwen2.5, OLMo-2."""
     return {"rms_norm_eps": metadata.number(EPSILON), "rope_parameters": rope(metadata)}
 
 
 def qwen3(metadata: Metadata, _: Shapes) -> dict[str, Any]:
     """Qwen3."""
     return {**qwen2(metadata, _), "head_dim": metadata.get("attention.key_length", 128)}
-
-
-def olmo2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
-    """OLMo-2."""
-    return {"rms_norm_eps": metadata.number(EPSILON), "rope_parameters": rope(metadata)}
 
 
 def gemma(metadata: Metadata, _: Shapes) -> dict[str, Any]:
@@ -289,7 +282,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Callable[[Metadata, Shapes], dict[str, 
     "gemma": ("gemma", "GemmaForCausalLM", gemma),
     "gemma2": ("gemma2", "Gemma2ForCausalLM", gemma2),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM", gemma3),
-    "olmo2": ("olmo2", "Olmo2ForCausalLM", olmo2),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", qwen2),
     "phi2": ("phi", "PhiForCausalLM", phi2),
     "gpt2": ("gpt2", "GPT2LMHeadModel", gpt2),
     "gptneox": ("gpt_neox", "GPTNeoXForCausalLM", gptneox),

@@ -8,12 +8,12 @@ length and offset is compared with the size of the file before anything is alloc
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
+from engine.checkpoints.tensor_file import TensorFile
 from engine.runtime.errors import BareloopError, quote
 
 MAGIC = b"GGUF"
@@ -36,53 +36,56 @@ class TensorInfo:
     nbytes: int
 
 
-class GGUFFile:
-    """One file: its checked header, and access to its bytes."""
+class GGUFFile(TensorFile):
+    """One file with its checked header."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         try:
             with path.open("rb") as file:
-                self.size = path.stat().st_size
-                if file.read(4) != MAGIC:
-                    raise BareloopError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
-                self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise BareloopError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-        self._position = len(MAGIC)
+                self.metadata, self.tensors = _Header(self, file).read()
+        except OSError as error:
+            raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+
+
+class _Header:
+    """Reads a file's header from its beginning."""
+
+    def __init__(self, owner: TensorFile, file: BinaryIO) -> None:
+        self.owner = owner
+        self.file = file
+        self.position = 0
+
+    def read(self) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+        """The metadata, and the descriptions of the tensors."""
+        path = self.owner.path
+        if self.file.read(len(MAGIC)) != MAGIC:
+            raise BareloopError(f"{path} is not a GGUF file: it does not begin with {MAGIC.decode()}")
+        self.position = len(MAGIC)
         version = self._number("I")
         if version not in VERSIONS:
             big_endian = int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS
             reason = "it is big-endian" if big_endian else f"its version is {version}; known: 2, 3"
             raise BareloopError(f"{path} cannot be read: {reason}; convert the model again")
-        tensors, entries = self._count(24, MAX_ENTRIES, "tensors"), self._count(12, MAX_ENTRIES, "metadata entries")
-        self.metadata: dict[str, Any] = {}
+        count, entries = self._count(24, MAX_ENTRIES, "tensors"), self._count(12, MAX_ENTRIES, "metadata entries")
+        metadata: dict[str, Any] = {}
         for _ in range(entries):
             key = self._string()
-            self.metadata[key] = self._value(self._number("I"), key)
-        alignment = self.metadata.get("general.alignment", 32)
+            metadata[key] = self._value(self._number("I"), key)
+        alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
             self._refuse(f"its alignment is {quote(alignment)}")
-        descriptions = [self._description() for _ in range(tensors)]
-        data_start = -(-self._position // alignment) * alignment
-        self.tensors: dict[str, TensorInfo] = {}
+        descriptions = [self._description() for _ in range(count)]
+        data_start = -(-self.position // alignment) * alignment
+        tensors: dict[str, TensorInfo] = {}
         for name, shape, kind, offset in descriptions:
             nbytes = self._nbytes(name, shape, kind)
-            if offset % alignment or name in self.tensors:
+            if offset % alignment or name in tensors:
                 self._refuse(f"the description of tensor {quote(name)} is malformed")
-            if data_start + offset + nbytes > self.size:
-                self._truncated(f"tensor {quote(name)} ends at byte {data_start + offset + nbytes:,}")
-            self.tensors[name] = TensorInfo(shape, kind, data_start + offset, nbytes)
-        self._mapped.close()
-
-    def read(self, start: int, count: int) -> bytearray:
-        """Read `count` bytes from `start` on. They are not mapped, so that they do not stay in the process's memory."""
-        buffer = bytearray(count)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(start)
-            if file.readinto(buffer) != count:
-                self._truncated(f"tensor data continues to byte {start + count:,}")
-        return buffer
+            if data_start + offset + nbytes > self.owner.size:
+                raise self.owner.truncated(f"tensor {quote(name)} ends at byte {data_start + offset + nbytes:,}")
+            tensors[name] = TensorInfo(shape, kind, data_start + offset, nbytes)
+        return metadata, tensors
 
     def _description(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dimensions = self._string(), self._number("I")
@@ -94,7 +97,7 @@ class GGUFFile:
         return name, shape, self._number("I"), self._number("Q")
 
     def _nbytes(self, name: str, shape: tuple[int, ...], kind: int) -> int:
-        values, size = block_size(kind, f"{self.path}: tensor {quote(name)}")
+        values, size = block_size(kind, f"{self.owner.path}: tensor {quote(name)}")
         if shape[-1] % values:
             self._refuse(f"rows of tensor {quote(name)} have {shape[-1]:,} values, not a multiple of {values}")
         return math.prod(shape) // values * size
@@ -127,23 +130,20 @@ class GGUFFile:
         count = int(self._number("Q"))
         if count > limit:
             self._refuse(f"it claims {count:,} {what}; at most {limit:,} are possible")
-        if count * item_size > self.size - self._position:
-            self._truncated(f"it claims {count:,} {what}")
+        if count * item_size > self.owner.size - self.position:
+            raise self.owner.truncated(f"it claims {count:,} {what}")
         return count
 
     def _bytes(self, count: int) -> bytes:
-        end = self._position + count
-        if end > self.size:
-            self._truncated(f"its header continues to byte {end:,}")
-        content = self._mapped[self._position : end]
-        self._position = end
+        end = self.position + count
+        content = self.file.read(count) if end <= self.owner.size else b""
+        if len(content) < count:
+            raise self.owner.truncated(f"its header continues to byte {end:,}")
+        self.position = end
         return content
 
-    def _truncated(self, detail: str) -> NoReturn:
-        raise BareloopError(f"{self.path} is truncated ({detail}, the file has {self.size:,}); download it again")
-
     def _refuse(self, detail: str) -> NoReturn:
-        raise BareloopError(f"{self.path} is damaged: {detail}; download it again")
+        raise BareloopError(f"{self.owner.path} is damaged: {detail}; download it again")
 
 
 def block_size(kind: int, what: str) -> tuple[int, int]:

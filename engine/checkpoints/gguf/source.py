@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.checkpoints.gguf.reader import GGUFFile, is_gguf
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import read_json, user_cache
+from engine.runtime.files import draft_folder, read_json, user_cache
 
 if TYPE_CHECKING:
-    from engine.checkpoints.safetensors import Stored
+    from engine.checkpoints.tensor_file import Stored
 
 POINTER = "gguf.json"
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -27,13 +26,13 @@ OLLAMA = "ollama:"  # prefix of a model's name in Ollama
 
 
 def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that a path names: itself, or the only model in a folder; None if there is none.
+    """The GGUF file that a path names: itself, or the only model in a folder without a config.json; None if none.
 
     Raises `BareloopError` if a folder has several.
     """
     if path.is_file():
         return path if is_gguf(path) else None
-    if not path.is_dir():
+    if not path.is_dir() or (path / "config.json").exists():
         return None
     files = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
     models = [file for file in files if (match := SHARD.fullmatch(file.name)) is None or int(match[2]) == 1]
@@ -48,8 +47,6 @@ def find_ollama(name: str) -> Path:
 
     Ollama's folder is $OLLAMA_MODELS, or ~/.ollama/models. Raises `BareloopError` if it has no such model.
     """
-    import os
-
     root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     model, _, tag = name.removeprefix(OLLAMA).partition(":")
     parts = model.split("/")
@@ -96,14 +93,9 @@ def as_folder(path: Path) -> Path:
         return folder
     files = _describe(paths)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
+        with draft_folder(folder) as draft:
             for name, content in files.items():
                 (draft / name).write_text(content, encoding="utf-8")
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():  # otherwise another process was faster
             raise BareloopError(
@@ -126,7 +118,7 @@ def _describe(paths: list[Path]) -> dict[str, str]:
         "config.json": json.dumps(config, indent=2) + "\n",
         "tokenizer.json": vocabulary.tokenizer().to_str(),
         "tokenizer_config.json": json.dumps(vocabulary.settings(), indent=2) + "\n",
-        POINTER: json.dumps({"files": [str(path) for path in paths], "architecture": metadata.architecture}) + "\n",
+        POINTER: json.dumps({"files": [str(path) for path in paths]}) + "\n",
     }
 
 
@@ -138,23 +130,20 @@ def _rope_factors(files: list[GGUFFile]) -> list[float]:
     for file in files:
         if (info := file.tensors.get(ROPE_FREQS)) is not None:
             factors = torch.empty(info.shape)
-            GGUFTensor(file, torch.float32, info.shape, info.start, info).read_into(factors)  # type: ignore[arg-type]
+            GGUFTensor(file, torch.float32, info.shape, info.start, info).read_into(factors)
             return factors.flatten().tolist()
     return []
 
 
 def open_gguf(folder: Path) -> dict[str, Stored] | None:
     """The tensors of the GGUF file that a folder made by `as_folder` describes; None for any other folder."""
+    files = [GGUFFile(path) for path in gguf_files(folder)]
+    if not files:
+        return None
     from engine.checkpoints.gguf.tensors import checkpoint_tensors
 
-    paths = gguf_files(folder)
-    if not paths:
-        return None
-    pointer, config = read_json(folder / POINTER), read_json(folder / "config.json")
-    result: dict[str, Any] = {}
-    for path in paths:
-        result |= checkpoint_tensors(GGUFFile(path), pointer["architecture"], config)
-    return result
+    architecture, config = files[0].metadata["general.architecture"], read_json(folder / "config.json")
+    return {name: stored for file in files for name, stored in checkpoint_tensors(file, architecture, config).items()}
 
 
 def gguf_files(folder: Path) -> list[Path]:

@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, block_size, package
-from engine.checkpoints.safetensors import Stored
+from engine.checkpoints.tensor_file import Decoded, Stored
 
 CHUNK = 2**18  # values that are dequantized at once
 
@@ -94,31 +94,23 @@ NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)(\.weight|\.bias|)")
 
 
 @dataclass(frozen=True)
-class GGUFTensor(Stored):
+class GGUFTensor(Decoded):
     """One tensor as a Hugging Face checkpoint has it, which reads as float32.
 
     Row i of it is row `rows[first + i]` of the file, or `first + i` without `rows`.
     """
 
     info: TensorInfo
-    first: int = 0
     rows: Tensor | None = None
     values: Callable[[Tensor], Tensor] | None = None  # undoes the converter's change of the values
     transposed: bool = False
 
     @property
-    def aligned(self) -> bool:
-        return False
-
-    def row_range(self, first: int, last: int) -> GGUFTensor:
-        return replace(self, shape=(last - first, *self.shape[1:]), first=self.first + first)
+    def nbytes(self) -> int:
+        return self.info.nbytes * math.prod(self.shape) // math.prod(self.info.shape)
 
     def equals(self, other: Stored) -> bool:
-        if not isinstance(other, GGUFTensor) or (self.shape, self.info.kind) != (other.shape, other.info.kind):
-            return False
-        step, size = max(1, CHUNK // math.prod(self.shape[1:])), self._file_rows()
-        pairs = ((first, min(first + step, size)) for first in range(0, size, step))
-        return all(bool((self._packed(*rows) == other._packed(*rows)).all()) for rows in pairs)
+        return isinstance(other, GGUFTensor) and self.info.kind == other.info.kind and super().equals(other)
 
     def read_into(self, target: Tensor) -> None:
         """Dequantize into `target`, which has this shape, some rows at a time."""
@@ -127,20 +119,15 @@ class GGUFTensor(Stored):
             replace(self, shape=self.shape[::-1], transposed=False).read_into(original)
             target.copy_(original.T)
             return
-        whole = None if self.rows is None else self._packed(0, self._file_rows())
+        reordered = None if self.rows is None else self._packed(0, self._file_rows())[self.rows.numpy()]
         count = self.shape[0] if self._file_rows() > 1 else 1
         flat, step = target.view(count, -1), max(1, CHUNK * count // math.prod(self.shape))
         dequantize, kind = package().quants.dequantize, package().GGMLQuantizationType(self.info.kind)
         for begin in range(0, count, step):
             first, last = self.first + begin, self.first + min(begin + step, count)
-            packed = self._packed(first, last) if whole is None else whole[self._order[first:last]]
+            packed = self._packed(first, last) if reordered is None else reordered[first:last]
             tensor = torch.from_numpy(dequantize(packed, kind).astype("float32", copy=False))
             flat[begin : begin + step].copy_(tensor if self.values is None else self.values(tensor))
-
-    @property
-    def _order(self) -> Any:
-        assert self.rows is not None
-        return self.rows.numpy()
 
     def _file_rows(self) -> int:
         """Number of rows in the file. A vector has one value per row, unless it is quantized."""
@@ -155,8 +142,9 @@ class GGUFTensor(Stored):
         types = package().GGMLQuantizationType
         dtype = numpy.dtype({types.F32: "<f4", types.F16: "<f2"}.get(types(self.info.kind), "u1"))
         size = self.info.nbytes // self._file_rows()
-        content = cast("Any", self.file).read(self.info.start + first * size, (last - first) * size)
-        return numpy.frombuffer(content, dtype).reshape(last - first, -1)
+        content = numpy.empty((last - first, size), "u1")
+        self.file.read(self.info.start + first * size, content.ravel().data)
+        return content.view(dtype)
 
 
 def checkpoint_tensors(file: GGUFFile, architecture: str, config: Mapping[str, Any]) -> dict[str, Stored]:
@@ -167,7 +155,7 @@ def checkpoint_tensors(file: GGUFFile, architecture: str, config: Mapping[str, A
     result: dict[str, Stored] = {}
     for name, info in file.tensors.items():
         if name != ROPE_FREQS:
-            stored = GGUFTensor(cast("Any", file), torch.float32, info.shape, info.start, info)
+            stored = GGUFTensor(file, torch.float32, info.shape, info.start, info)
             result |= _undo_conversion(name, stored, architecture, config)
     return result
 

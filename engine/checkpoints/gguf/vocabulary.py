@@ -79,7 +79,7 @@ class Vocabulary:
             if kind in (CONTROL, USER_DEFINED) or token in marked
         ]
         backend.add_tokens(added)
-        adds_bos = self.kind == "llama" or self.entries.get("pre") in list(IGNORE_MERGES)
+        adds_bos = self.kind == "llama" or self.entries.get("pre") in IGNORE_MERGES
         pieces = [
             (self.special("bos"), self.entries.get("add_bos_token", adds_bos)),
             ("$A", True),

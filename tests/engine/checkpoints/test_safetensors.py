@@ -50,7 +50,7 @@ def test_writing_to_a_mapped_tensor_does_not_change_the_file(tmp_path):
 
 
 def test_a_tensor_larger_than_the_buffer_is_converted_in_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.checkpoints.safetensors.BUFFER", 40)
+    monkeypatch.setattr("engine.checkpoints.tensor_file.BUFFER", 40)
     tensor = torch.randn(7, 9)
     save_file({"a": tensor}, tmp_path / "model.safetensors")
     target = torch.empty(7, 9, dtype=torch.float64)
