@@ -198,6 +198,28 @@ def smollm2() -> str:
     return embedded.SMOLLM2
 
 
+@dataclass
+class Reference:
+    """A model and its tokenizer in transformers."""
+
+    model: Any
+    tokenizer: Any
+
+
+@pytest.fixture(scope="session")
+def smollm2_reference(smollm2: str) -> Reference:
+    """SmolLM2 in transformers, from the same GGUF file, dequantized to float32 by transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from engine.checkpoints import embedded
+
+    path = embedded.smollm2()
+    source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    dequantize = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, quantization_config=dequantize)
+    return Reference(model.eval(), AutoTokenizer.from_pretrained(**source))
+
+
 @pytest.fixture
 def prompt() -> Callable[..., list[int]]:
     """Seeded random ids: prompt(length, seed)."""

@@ -48,25 +48,6 @@ def llm(smollm2: str) -> LLM:
     return LLM.load(smollm2, "cpu", "float32")
 
 
-@pytest.fixture(scope="module")
-def reference(llm: LLM) -> Any:
-    """transformers' model, dequantized to float32 by transformers."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    path = embedded.smollm2()
-    return AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def reference_tokenizer(llm: LLM) -> Any:
-    from transformers import AutoTokenizer
-
-    path = embedded.smollm2()
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-
-
 def check_greedy(llm: LLM, reference: Any, prompts: list[list[int]], count: int) -> None:
     """Every generated token is the reference's most likely one after the same tokens: its greedy text is the same."""
     params = SamplingParams(max_new_tokens=count, ignore_eos=True)
@@ -77,21 +58,21 @@ def check_greedy(llm: LLM, reference: Any, prompts: list[list[int]], count: int)
         assert logits.argmax(-1).tolist() == completion.token_ids
 
 
-def test_greedy_text_of_all_kinds_of_prompts_equals_that_of_transformers(llm, reference):
+def test_greedy_text_of_all_kinds_of_prompts_equals_that_of_transformers(llm, smollm2_reference):
     chats = [llm.chat_template.encode(messages) for messages in CHATS]
-    check_greedy(llm, reference, [*map(llm.encode, PROMPTS), *chats], 24)
+    check_greedy(llm, smollm2_reference.model, [*map(llm.encode, PROMPTS), *chats], 24)
 
 
-def test_greedy_text_after_1500_tokens_equals_that_of_transformers(llm, reference):
+def test_greedy_text_after_1500_tokens_equals_that_of_transformers(llm, smollm2_reference):
     long = llm.encode(inspect.getsource(inspect))[:1500]
-    check_greedy(llm, reference, [long], 16)
+    check_greedy(llm, smollm2_reference.model, [long], 16)
 
 
-def test_ids_of_texts_and_chats_equal_those_of_transformers(llm, reference_tokenizer):
+def test_ids_of_texts_and_chats_equal_those_of_transformers(llm, smollm2_reference):
     for text in PROMPTS:
-        assert llm.encode(text) == reference_tokenizer.encode(text)
+        assert llm.encode(text) == smollm2_reference.tokenizer.encode(text)
     for messages in CHATS:
-        expected = reference_tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        expected = smollm2_reference.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         assert llm.chat_template.encode(messages) == list(getattr(expected, "input_ids", expected))
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 from engine.cli import parser as cli
 from evals import arc, gsm8k, hellaswag, mmlu, squad, truthfulqa
 from evals.harness import protocol
@@ -99,11 +101,11 @@ def hash_to_unit(text: str) -> float:
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 2**48
 
 
-def load_model(folder: Path) -> Any:
-    """Return lm-evaluation-harness's own `hf` model, float32 on the CPU."""
+def load_model(model: Any, tokenizer: Any = None) -> Any:
+    """Return lm-evaluation-harness's own `hf` model, float32 on the CPU, of a folder or of transformers' objects."""
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(str(folder), dtype="float32", batch_size=1, device="cpu")
+    return HFLM(model, tokenizer=tokenizer, dtype="float32", batch_size=1, device="cpu")
 
 
 def evaluate(
@@ -151,3 +153,15 @@ def evaluate(
             **chat,
         )
     return {subject: results["samples"][f"ours_{subject}"] for subject in subjects}
+
+
+def check_records(records: Mapping[Any, Mapping[str, Any]], expected: Mapping[str, Any]) -> None:
+    """Fail unless our records of a run equal the samples that `evaluate` returned, with log-likelihoods within 1e-4."""
+    for subject, samples in expected.items():
+        for sample in samples:
+            record = records[subject, sample["doc_id"]]
+            theirs = [float(response[0][0]) for response in sample["resps"]]
+            assert record["loglikelihoods"] == pytest.approx(theirs, abs=1e-4)
+            assert record["greedy"] == [bool(response[0][1]) for response in sample["resps"]]
+            assert record["prompt_sha256"] == sample["prompt_hash"]
+            assert record["correct"] == bool(sample["acc"])
