@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from engine import LLM
+from engine.checkpoints import embedded
 from engine.runtime.clocks import Stopwatch
 from evals.harness.evaluate import BLOCK
 from evals.harness.generation import generate_answers
@@ -55,29 +56,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def questions(name: str, count: int) -> tuple[Task, list[tuple[Any, Item]]]:
+def questions(name: str, count: int, *flags: str) -> tuple[Task, list[tuple[Any, Item]]]:
     """The first of a benchmark, with its own number of examples."""
     parser, load_tasks = benchmark_program(name)
-    (task,) = load_tasks(parser.parse_args(["--data", str(SHARED / "data" / name), *FLAGS[name]]))
+    (task,) = load_tasks(parser.parse_args(["--data", str(SHARED / "data" / name), *(flags or FLAGS[name])]))
     (rows,) = task.questions.values()
     return task, [(row, task.make_item(row, None)) for row in rows[:count]]
+
+
+def compute(llm: LLM, task: Task, asked: Sequence[tuple[Any, Item]], batch: int) -> list[dict[str, Any]]:
+    """Our records, as a run computes them, but for the file."""
+    blocks = [asked[first : first + BLOCK] for first in range(0, len(asked), BLOCK)]
+    score = score_questions if task.generation is None else generate_answers
+    limits = BatchLimits(llm.scorer().batch_tokens, batch)
+    batches = score(task, llm, limits, blocks, {item.key for _, item in asked}, Stopwatch(llm.device))
+    return [record for records in batches for record in records]
+
+
+def compute_in_harness(model: Any, task: Task, asked: Sequence[tuple[Any, Item]]) -> list[Any]:
+    """What lm-evaluation-harness's model answers to the same requests, in their order."""
+    instance = pytest.importorskip("lm_eval.api.instance")
+    kind = "generate_until" if task.generation else "loglikelihood"
+    requests = [
+        instance.Instance(kind, doc={}, arguments=(context, json.loads(end) if task.generation else end), idx=place)
+        for _, item in asked
+        for place, (context, end) in enumerate(item.requests)
+    ]
+    return list(getattr(model, kind)(requests, disable_tqdm=True))
 
 
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.benchmark(group="question of a benchmark")
 def test_ours(benchmark: Any, folder: Path, name: str) -> None:
-    """As a run computes them, but for the file."""
+    """Our questions a second."""
     llm = LLM.load(folder)
     llm.pack()
     task, asked = questions(name, QUESTIONS[name])
-    blocks = [asked[first : first + BLOCK] for first in range(0, len(asked), BLOCK)]
-    compute = score_questions if task.generation is None else generate_answers
-    limits = BatchLimits(llm.scorer().batch_tokens, BATCH[name])
     found: list[dict[str, Any]] = []
 
     def score() -> None:
-        batches = compute(task, llm, limits, blocks, {item.key for _, item in asked}, Stopwatch(llm.device))
-        found[:] = [record for records in batches for record in records]
+        found[:] = compute(llm, task, asked, BATCH[name])
 
     benchmark.pedantic(score, rounds=1 if task.generation else 2, warmup_rounds=0)
     tell(benchmark, len(asked), sum(record.get("new_tokens", 0) for record in found))
@@ -86,24 +104,37 @@ def test_ours(benchmark: Any, folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.benchmark(group="question of a benchmark")
 def test_the_harness(benchmark: Any, folder: Path, name: str) -> None:
-    """By its own `hf` model."""
+    """Those of its own `hf` model."""
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    instance = pytest.importorskip("lm_eval.api.instance")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = huggingface.HFLM(str(folder), dtype="bfloat16", batch_size=BATCH[name], device=device)
     task, asked = questions(name, PEER_QUESTIONS[name])
-    requests: Sequence[tuple[int, tuple[str, Any]]] = [
-        (place, (context, json.loads(end) if task.generation else end))
-        for _, item in asked
-        for place, (context, end) in enumerate(item.requests)
-    ]
-    kind = "generate_until" if task.generation else "loglikelihood"
-    own = [instance.Instance(kind, doc={}, arguments=arguments, idx=place) for place, arguments in requests]
-    benchmark.pedantic(lambda: getattr(model, kind)(own, disable_tqdm=True), rounds=1)
+    benchmark.pedantic(lambda: compute_in_harness(model, task, asked), rounds=1)
     tell(benchmark, len(asked), len(asked) * task.generation.max_new_tokens if task.generation else 0)  # at most
 
 
-def tell(benchmark: Any, count: int, tokens: int) -> None:
+@pytest.mark.parametrize("subject", ["astronomy", "business_ethics"])
+@pytest.mark.benchmark(group="whole subject of MMLU with SmolLM2, float32")
+def test_smollm2_has_the_scores_of_the_harness(benchmark: Any, tmp_path: Path, subject: str) -> None:
+    """5-shot: every log-likelihood within 1e-4, and how many times as fast."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    if embedded.default_model() != embedded.SMOLLM2:
+        pytest.skip("SmolLM2 is not installed: make smollm2")
+    llm = LLM.load(embedded.SMOLLM2, "cpu", "float32")
+    llm.save(tmp_path / "model")
+    model = huggingface.HFLM(str(tmp_path / "model"), dtype="float32", batch_size=BATCH["mmlu"], device="cpu")
+    task, asked = questions("mmlu", 1000, "--subjects", subject)
+    records = benchmark.pedantic(lambda: compute(llm, task, asked, BATCH["mmlu"]), rounds=1)
+    watch = Stopwatch(llm.device)
+    theirs = compute_in_harness(model, task, asked)
+    benchmark.extra_info["speedup"] = watch.lap().real / benchmark.stats.stats.median
+    tell(benchmark, len(asked))
+    ours = {record["index"]: record["loglikelihoods"] for record in records}
+    expected = [pytest.approx([value for value, _ in theirs[4 * i : 4 * i + 4]], abs=1e-4) for i in range(len(asked))]
+    assert [ours[item.key[1]] for _, item in asked] == expected
+
+
+def tell(benchmark: Any, count: int, tokens: int = 0) -> None:
     """Questions a second, and the answers' tokens."""
     seconds = benchmark.stats.stats.median
     benchmark.extra_info["questions_per_second"] = count / seconds
