@@ -19,7 +19,9 @@ DEVICES = ("cpu", "cuda", "mps")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the flags of `pytest --benchmark-only`."""
     group = parser.getgroup("bareloop")
-    group.addoption("--bench-model", default="qwen2.5-0.5b", help="a shape (bench/shapes.py) or a model folder")
+    group.addoption(
+        "--bench-model", default="qwen2.5-0.5b", help="a shape (bench/shapes.py), smollm2, or a model's path"
+    )
     group.addoption(
         "--bench-formats",
         nargs="+",

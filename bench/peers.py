@@ -35,7 +35,7 @@ def parser() -> Parser:
     known = ", ".join(ENGINES)
     result = Parser("python -m bench.peers", "Compare decode and prefill with transformers and llama.cpp.")
     result.add_argument(
-        "--model", "-m", default="qwen2.5-0.5b", help="a shape or a model folder (default: qwen2.5-0.5b)"
+        "--model", "-m", default="qwen2.5-0.5b", help="a shape, smollm2, or a model's path (default: qwen2.5-0.5b)"
     )
     result.add_argument(
         "--engines", nargs="+", metavar="NAME", help=f"default: those installed, without float32; known: {known}"

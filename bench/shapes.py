@@ -8,6 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from engine.checkpoints import embedded
+from engine.checkpoints.gguf.source import gguf_files
+from engine.checkpoints.hub import find_model
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import user_cache
 
@@ -116,14 +119,27 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def checkpoint(name: str) -> Path:
-    """The folder of a shape's checkpoint in bfloat16, created on first use; or the user's model folder itself."""
-    if name not in SHAPES:
-        if Path(name).is_dir():
-            return Path(name)
-        raise BareloopError(f"unknown shape {quote(name)}; use {', '.join(SHAPES)}, or a model folder")
-    folder = cache_folder() / name
+    """The folder of a shape's checkpoint in bfloat16, created on first use; or that of a user's model.
+
+    SmolLM2 and other GGUF models are written as a Hugging Face folder once, so that every engine can read them.
+    """
+    if name in SHAPES:
+        folder = cache_folder() / name
+        if not folder.exists():
+            write(SHAPES[name], folder)
+        return folder
+    if name != embedded.SMOLLM2 and not Path(name).exists():
+        raise BareloopError(
+            f"unknown shape {quote(name)}; use {', '.join(SHAPES)}, {embedded.SMOLLM2} or a model's path"
+        )
+    described = find_model(name)
+    if not gguf_files(described):
+        return described
+    folder = cache_folder() / described.name
     if not folder.exists():
-        write(SHAPES[name], folder)
+        from engine import LLM
+
+        LLM.load(described, "cpu", "bfloat16").save(folder)
     return folder
 
 

@@ -28,7 +28,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m bench.ttft", "Measure the time to the first token of each turn of a conversation.")
     result.add_argument(
-        "--model", "-m", default="qwen2.5-0.5b", help="a shape or a folder with a tokenizer (default: qwen2.5-0.5b)"
+        "--model", "-m", default="qwen2.5-0.5b", help="a shape, smollm2, or a model's path (default: qwen2.5-0.5b)"
     )
     result.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     result.add_argument("--turns", type=int, default=LATE, help=f"default: {LATE}")

@@ -35,10 +35,10 @@ def limited_memory():
     assert peak < MAX_MEMORY
 
 
-def refusal(path) -> str:
+def refusal(path, read=lambda path: open_model(path, "float32")) -> str:
     """Open a model, which may fail with one line; return that line, or nothing."""
     try:
-        open_model(path, "float32")
+        read(path)
     except BareloopError as error:
         assert "\n" not in str(error) and len(str(error)) < 700
         return str(error)
@@ -56,7 +56,7 @@ def test_a_mutated_header_opens_or_raises_a_one_line_error(content, tmp_path, ca
     generator, path = random.Random(0), tmp_path / "model.gguf"
     header = content.index(b"blk.2.ffn_norm.weight") + 64
     messages = set()
-    for _ in range(1000):
+    for number in range(3000):
         mutated = bytearray(content)
         for _ in range(generator.choice((1, 1, 2, 8))):
             position = generator.randrange(header)
@@ -64,7 +64,10 @@ def test_a_mutated_header_opens_or_raises_a_one_line_error(content, tmp_path, ca
             value = generator.choice((0, 1, 255, 2**31 - 1, 2**63, 2**64 - 1, generator.getrandbits(64)))
             mutated[position : position + size] = struct.pack("<Q", value)[:size]
         path.write_bytes(mutated)
-        messages.add(refusal(path).replace(str(path), "")[:20])
+        message = refusal(path, GGUFFile)
+        if not message and number % 3 == 0:  # the header is valid; its content may not be
+            message = refusal(path)
+        messages.add(message.replace(str(path), "")[:20])
     assert len(messages) > 15
 
 
