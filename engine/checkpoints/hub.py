@@ -79,6 +79,11 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
         folder = Path(snapshot_download(repository, allow_patterns=[*FILES]))
         if allow_pickle and not _complete(folder):
             folder = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES]))
+        if not (folder / "config.json").exists():
+            raise BareloopError(
+                f"{repository} has no config.json, so it is not a Hugging Face model; "
+                "if it has GGUF files, download one and name its path"
+            )
         return folder
     except errors.GatedRepoError:
         raise BareloopError(

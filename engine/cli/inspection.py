@@ -35,6 +35,7 @@ def inspect(
     checked. Raises `BareloopError` if they do not match config.json.
     """
     from rich.table import Table
+    from rich.text import Text
 
     opened = open_model(name, dtype, allow_pickle, quant)
     folder, config, model = opened.folder, opened.config, opened.model
@@ -46,7 +47,7 @@ def inspect(
 
     files = list(dict.fromkeys(stored.file for stored in opened.tensors.values()))
     gguf = [file for file in files if isinstance(file, GGUFFile)]
-    facts = Table(title=str(gguf[0].path if gguf else folder), show_header=False, title_justify="left")
+    facts = Table(title=Text(str(gguf[0].path if gguf else folder)), show_header=False, title_justify="left")
     parameters = sum(cost.parameters for cost in model.costs(context))
     facts.add_row("family", opened.family.model_type)
     facts.add_row("parameters", f"{parameters:,}")
@@ -154,7 +155,7 @@ def _special_tokens(folder: Path, config: ModelConfig) -> Table:
     try:
         tokenizer = Tokenizer.load(folder)
     except BareloopError as error:
-        table.caption = str(error)
+        table.caption = Text(str(error))
         texts: dict[int, str] = {}
     else:
         table.caption = f"tokenizer: {tokenizer.vocab_size:,} tokens"

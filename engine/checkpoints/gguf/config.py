@@ -8,76 +8,38 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.gguf.metadata import MAX_LAYERS, Metadata, require_divisors, shortest
 from engine.layers.rope import RopeConfig, frequency_divisors
 from engine.runtime.errors import BareloopError, quote
 
 EPSILON, LAYER_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 
 
-class Metadata:
-    """The metadata of a file. Keys are without the architecture's prefix."""
-
-    def __init__(self, entries: Mapping[str, Any], path: object) -> None:
-        self.entries = entries
-        self.path = path
-        architecture = entries.get("general.architecture")
-        self.architecture = architecture if isinstance(architecture, str) else ""
-        if self.architecture not in ARCHITECTURES:
-            raise BareloopError(
-                f"{path} has the architecture {quote(architecture)}, which is not implemented; "
-                f"known: {', '.join(ARCHITECTURES)}"
-            )
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value, or the default if the file has none."""
-        return self.entries.get(f"{self.architecture}.{key}", default)
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer. Raises `BareloopError` if it is missing or something else."""
-        value = self.get(key, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise BareloopError(f"{self.path}: {self.architecture}.{key} = {quote(value)} is not a positive integer")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float | None:
-        """A finite number, or the default. Stored as float32: the shortest decimal that means the same is returned."""
-        value = self.get(key, default)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise BareloopError(f"{self.path}: {self.architecture}.{key} = {quote(value)} is not a number")
-        return shortest(value)
-
-
-def shortest(value: float) -> float:
-    """The decimal with the fewest digits that rounds to the same float32: 9.999999747e-06 -> 1e-05."""
-    import numpy
-
-    return float(str(numpy.float32(value)))
-
-
 def config_json(
     metadata: Metadata, tensors: Mapping[str, tuple[int, ...]], rope_factors: list[float]
 ) -> dict[str, Any]:
-    """The content of the config.json of a Hugging Face folder with the same model.
+    """The content of the config.json of a Hugging Face folder with the same model, without special tokens.
 
     `tensors`: the shape of every tensor. `rope_factors`: the values of rope_freqs.weight, or empty.
+    Raises `BareloopError` for an architecture, or a choice, that is not implemented.
     """
-    heads = metadata.get("attention.head_count")
-    heads_kv = metadata.get("attention.head_count_kv", heads)
-    if isinstance(heads_kv, list) and len(set(heads_kv)) == 1:
-        heads_kv = heads_kv[0]
-    vocabulary = tensors.get("token_embd.weight", (0,))[0]
-    config = {
-        "vocab_size": vocabulary,
+    if metadata.architecture not in ARCHITECTURES:
+        raise BareloopError(
+            f"{metadata.path} has the architecture {quote(metadata.entries.get('general.architecture'))}, "
+            f"which is not implemented; known: {', '.join(ARCHITECTURES)}"
+        )
+    config: dict[str, Any] = {
+        "vocab_size": tensors.get("token_embd.weight", (0,))[0],
         "hidden_size": metadata.integer("embedding_length"),
-        "num_hidden_layers": metadata.integer("block_count"),
+        "num_hidden_layers": metadata.integer("block_count", most=MAX_LAYERS),
         "max_position_embeddings": metadata.integer("context_length"),
         "tie_word_embeddings": "output.weight" not in tensors,
         "dtype": "bfloat16",
-        **token_ids(metadata),
     }
     if metadata.architecture != "mamba":
+        heads_kv = metadata.get("attention.head_count_kv", metadata.get("attention.head_count"))
+        if isinstance(heads_kv, list) and len(set(heads_kv)) == 1:
+            heads_kv = heads_kv[0]
         config |= {
             "intermediate_size": metadata.integer("feed_forward_length"),
             "num_attention_heads": metadata.integer("attention.head_count"),
@@ -87,24 +49,23 @@ def config_json(
     config |= {"model_type": model_type, "architectures": [architecture], **specific(metadata, tensors)}
     if rope_factors and "rope_theta" in config.get("rope_parameters", {}):
         config["rope_parameters"] = llama3_rope(config, rope_factors, metadata)
+    rotated = metadata.get("rope.dimension_count")
+    if rotated is not None and "rope_parameters" in config and "partial_rotary_factor" not in config["rope_parameters"]:
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        if rotated != head_dim:
+            raise metadata.error(f"rope.dimension_count = {quote(rotated)} is not the size of a head, {head_dim}")
+    metadata.check_mathematics()
     return {key: value for key, value in config.items() if value is not None}
 
 
-def token_ids(metadata: Metadata) -> dict[str, Any]:
-    """The special tokens of config.json."""
-    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-    ids = {key: metadata.entries.get(f"tokenizer.ggml.{name}_token_id") for key, name in names.items()}
-    turn_end = metadata.entries.get("tokenizer.ggml.eot_token_id")
-    if turn_end is not None and turn_end != ids["eos_token_id"]:
-        ids["eos_token_id"] = [ids["eos_token_id"], turn_end] if ids["eos_token_id"] is not None else turn_end
-    return ids
-
-
-def rope(metadata: Metadata) -> dict[str, Any]:
+def rope(metadata: Metadata, base: float = 10_000.0) -> dict[str, Any]:
     """The rotary embedding: base, and linear or YaRN scaling."""
-    theta = metadata.number("rope.freq_base", 10_000.0)
-    kind, factor = metadata.get("rope.scaling.type", "none"), metadata.number("rope.scaling.factor")
-    if kind == "none" or factor is None:
+    theta = metadata.number("rope.freq_base", base)
+    if theta is None or theta <= 1:
+        raise metadata.error(f"rope.freq_base = {quote(theta)} is not above 1")
+    kind = metadata.get("rope.scaling.type", "linear")
+    factor = metadata.number("rope.scaling.factor", metadata.number("rope.scale_linear"))
+    if kind == "none" or factor is None or (kind == "linear" and factor == 1):
         return {"rope_type": "default", "rope_theta": theta}
     original = metadata.get("rope.scaling.original_context_length")
     values = {"rope_type": kind, "rope_theta": theta, "factor": factor, "original_max_position_embeddings": original}
@@ -118,8 +79,7 @@ def llama3_rope(config: Mapping[str, Any], factors: list[float], metadata: Metad
     """
     theta, size = config["rope_parameters"]["rope_theta"], 2 * len(factors)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    if size != head_dim or not all(1 <= factor < math.inf for factor in factors):
-        raise BareloopError(f"{metadata.path}: rope_freqs.weight does not have {head_dim // 2} divisors of 1 or more")
+    require_divisors(factors, head_dim // 2, metadata.path)
     largest = max(factors)
     wavelengths = [2 * math.pi * theta ** (2 * i / size) for i in range(len(factors))]
     # Between the ends 1 / divisor = (1 - s) / largest + s, where s = (original / wavelength - 1) / 3.
@@ -165,13 +125,20 @@ def llama(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
 
 
 def qwen2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
-    """Qwen2, Qwen2.5, OLMo-2."""
+    """Qwen2, Qwen2.5."""
     return {"rms_norm_eps": metadata.number(EPSILON), "rope_parameters": rope(metadata)}
 
 
 def qwen3(metadata: Metadata, _: Shapes) -> dict[str, Any]:
     """Qwen3."""
     return {**qwen2(metadata, _), "head_dim": metadata.get("attention.key_length", 128)}
+
+
+def olmo2(metadata: Metadata, tensors: Shapes) -> dict[str, Any]:
+    """OLMo-2. OLMo 3 has the same name, and a window."""
+    if window := metadata.get("attention.sliding_window"):
+        raise metadata.error(f"attention.sliding_window = {quote(window)} (OLMo 3) is not implemented")
+    return qwen2(metadata, tensors)
 
 
 def gemma(metadata: Metadata, _: Shapes) -> dict[str, Any]:
@@ -197,22 +164,36 @@ def gemma2(metadata: Metadata, _: Shapes) -> dict[str, Any]:
 
 
 def gemma3(metadata: Metadata, _: Shapes) -> dict[str, Any]:
-    """Gemma 3, text. Layers with a window have an unscaled base of 10,000, as in llama.cpp."""
-    layers = metadata.integer("block_count")
+    """Gemma 3, text. Layers with a window have another base, 10,000, without scaling, as in llama.cpp.
+
+    Ollama's files have keys of their own for the bases, a cap that does not apply, and no scaling: the models with a
+    window of 131,072 tokens were trained with a linear scaling of 8.
+    """
+    layers = metadata.integer("block_count", most=MAX_LAYERS)
     head_dim = metadata.get("attention.key_length", 256)
     width = metadata.integer("embedding_length") // metadata.integer("attention.head_count")
-    full = rope(metadata)
-    if metadata.get("rope.freq_base") is None:
-        full["rope_theta"] = 1e6
+    full = rope(metadata, metadata.number("rope.global.freq_base", 1e6) or 1e6)
+    if metadata.get("rope.global.freq_base") is not None and metadata.integer("context_length") >= 131_072:
+        full |= {"rope_type": "linear", "factor": 8.0}
+    local = metadata.number("rope.local.freq_base", metadata.number("rope.freq_base_swa", 10_000.0))
+    window = metadata.get("attention.sliding_window")
+    pattern = metadata.get("attention.sliding_window_pattern", 6)
+    if isinstance(pattern, int) and pattern > 0:
+        pattern = [(layer + 1) % pattern != 0 for layer in range(layers)]
+    if not isinstance(pattern, list) or len(pattern) < layers:
+        raise metadata.error(
+            f"attention.sliding_window_pattern = {quote(pattern)} is neither a number nor {layers} flags"
+        )
+    windowed = [bool(window) and bool(flag) for flag in pattern[:layers]]
     return {
         **gemma(metadata, _),
         "query_pre_attn_scalar": width if layers == 62 else head_dim,  # 62: the 27B model
-        "sliding_window": metadata.get("attention.sliding_window", 1024),
-        "layer_types": ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)],
-        "final_logit_softcapping": metadata.number("final_logit_softcapping"),
+        "sliding_window": window or None,
+        "layer_types": ["sliding_attention" if flag else "full_attention" for flag in windowed],
+        "final_logit_softcapping": None if window else metadata.number("final_logit_softcapping"),
         "rope_parameters": {
             "full_attention": full,
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
     }
 
@@ -282,7 +263,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Callable[[Metadata, Shapes], dict[str, 
     "gemma": ("gemma", "GemmaForCausalLM", gemma),
     "gemma2": ("gemma2", "Gemma2ForCausalLM", gemma2),
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM", gemma3),
-    "olmo2": ("olmo2", "Olmo2ForCausalLM", qwen2),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", olmo2),
     "phi2": ("phi", "PhiForCausalLM", phi2),
     "gpt2": ("gpt2", "GPT2LMHeadModel", gpt2),
     "gptneox": ("gpt_neox", "GPTNeoXForCausalLM", gptneox),

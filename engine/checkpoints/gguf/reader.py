@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -20,9 +21,12 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_ENTRIES = 2**16  # metadata entries or tensors; real files have a few hundred
 MAX_ITEMS = 2**22  # of an array; the largest vocabularies have 262,144 tokens
+MAX_VALUE = 2**25  # bytes of one value; the largest vocabularies have 4 MB of strings
+MAX_HEADER = 2**26  # bytes
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 2**20  # bytes
 STRING, ARRAY = 8, 9
+REMOVED_KINDS = (31, 32, 33, 36, 37, 38)  # Q4_0 and IQ4_NL in the layouts of single processors
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
@@ -136,6 +140,8 @@ class _Header:
 
     def _bytes(self, count: int) -> bytes:
         end = self.position + count
+        if end <= self.owner.size and (count > MAX_VALUE or end > MAX_HEADER):
+            self._refuse(f"its header continues to byte {end:,}")
         content = self.file.read(count) if end <= self.owner.size else b""
         if len(content) < count:
             raise self.owner.truncated(f"its header continues to byte {end:,}")
@@ -147,14 +153,30 @@ class _Header:
 
 
 def block_size(kind: int, what: str) -> tuple[int, int]:
-    """Number of values in a block of ggml's type `kind`, and its bytes. Raises `BareloopError` for an unknown type."""
-    constants = package().constants
+    """Number of values in a block of ggml's type `kind`, and its bytes.
+
+    Raises `BareloopError` for a type that the package `gguf` does not dequantize.
+    """
+    if kind in REMOVED_KINDS:
+        raise BareloopError(f"{what} has type {kind}, which llama.cpp no longer has; convert the model again")
+    sizes = _block_size(kind)
+    if sizes is None:
+        raise BareloopError(f"{what} has the unknown type {kind}; a newer version of the package gguf may know it")
+    return sizes
+
+
+@cache
+def _block_size(kind: int) -> tuple[int, int] | None:
+    import numpy
+
+    gguf = package()
     try:
-        values, size = constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType(kind)]
-    except (ValueError, KeyError):
-        raise BareloopError(
-            f"{what} has the unknown type {kind}; a newer version of the package gguf may know it"
-        ) from None
+        known = gguf.GGMLQuantizationType(kind)
+        values, size = gguf.GGML_QUANT_SIZES[known]
+        dtype = {"F32": "<f4", "F16": "<f2"}.get(known.name, "u1")
+        gguf.quants.dequantize(numpy.zeros((1, size), "u1").view(dtype), known)
+    except (ValueError, KeyError, NotImplementedError):
+        return None
     return int(values), int(size)
 
 
@@ -168,9 +190,14 @@ def package() -> Any:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file begins with GGUF's magic number, whatever its name is."""
+    """Whether a file begins with GGUF's magic number, whatever its name is.
+
+    Raises `BareloopError` if it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             return file.read(4) == MAGIC
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise BareloopError(f"cannot read {path}: {error.strerror}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -23,43 +24,58 @@ if TYPE_CHECKING:
 POINTER = "gguf.json"
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 OLLAMA = "ollama:"  # prefix of a model's name in Ollama
+MEDIA_TYPE = "application/vnd.ollama.image"
+OLLAMA_SERVICE = Path("/usr/share/ollama/.ollama/models")  # where its Linux service keeps models
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+MAX_DIVISORS = 2**13  # of rotary frequencies: half of a head
 
 
 def find_gguf(path: Path) -> Path | None:
-    """The GGUF file that a path names: itself, or the only model in a folder without a config.json; None if none.
+    """The GGUF file that a path names: itself, or the only model in a folder; None if there is none.
+
+    A folder with a config.json and other weights is a Hugging Face model. Of a model in shards any shard is returned.
 
     Raises `BareloopError` if a folder has several.
     """
     if path.is_file():
         return path if is_gguf(path) else None
-    if not path.is_dir() or (path / "config.json").exists():
+    if not path.is_dir() or (
+        (path / "config.json").exists() and any(file for pattern in WEIGHTS for file in path.glob(pattern))
+    ):
         return None
-    files = [file for file in sorted(path.glob("*.gguf")) if not file.name.startswith("mmproj")]
-    models = [file for file in files if (match := SHARD.fullmatch(file.name)) is None or int(match[2]) == 1]
+    files = [file for file in sorted(path.glob("*.gguf")) if "mmproj" not in file.name]  # a projector for images
+    models = {match[1] if (match := SHARD.fullmatch(file.name)) else file.name: file for file in reversed(files)}
     if len(models) > 1:
-        names = ", ".join(file.name for file in models[:5])
+        names = ", ".join(file.name for file in list(models.values())[:-6:-1])
         raise BareloopError(f"{path} has {len(models)} GGUF models; name one of them: {names}")
-    return models[0] if models else None
+    return next(iter(models.values()), None)
 
 
 def find_ollama(name: str) -> Path:
     """The GGUF file of a model that Ollama has downloaded, such as ollama:llama3.2:1b.
 
-    Ollama's folder is $OLLAMA_MODELS, or ~/.ollama/models. Raises `BareloopError` if it has no such model.
+    Ollama's folder is $OLLAMA_MODELS, or ~/.ollama/models, or that of its Linux service.
+    Raises `BareloopError` if it has no such model.
     """
-    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
     model, _, tag = name.removeprefix(OLLAMA).partition(":")
     parts = model.split("/")
     if not model or any(part in ("", ".", "..") for part in (*parts, tag or "latest")) or len(parts) > 3:
         raise BareloopError(f"{name} is not a name in Ollama; for example: ollama:llama3.2:1b")
     defaults = ["registry.ollama.ai", "library"]
-    manifest = root.joinpath("manifests", *defaults[: 3 - len(parts)], *parts, tag or "latest")
+    chosen = os.environ.get("OLLAMA_MODELS")
+    roots = [Path(chosen)] if chosen else [Path.home() / ".ollama" / "models", OLLAMA_SERVICE]
+    place = Path("manifests", *defaults[: 3 - len(parts)], *parts, tag or "latest")
+    root = next((root for root in roots if (root / place).is_file()), roots[0])
+    manifest = root / place
     if not manifest.is_file():
         raise BareloopError(f"Ollama has no model {name.removeprefix(OLLAMA)} in {root}; run: ollama pull {model}")
     layers = read_json(manifest).get("layers")
-    for layer in layers if isinstance(layers, list) else ():
-        if isinstance(layer, dict) and layer.get("mediaType") == "application/vnd.ollama.image.model":
-            blob = root / "blobs" / str(layer.get("digest")).replace(":", "-")
+    digests = {layer.get("mediaType"): layer.get("digest") for layer in layers or () if isinstance(layer, dict)}
+    if f"{MEDIA_TYPE}.adapter" in digests:
+        raise BareloopError(f"{name} is a model with an adapter, which is not implemented; name its base model")
+    for media_type, digest in digests.items():
+        if media_type == f"{MEDIA_TYPE}.model":
+            blob = root / "blobs" / str(digest).replace(":", "-")
             if blob.parent == root / "blobs" and is_gguf(blob):
                 return blob
     raise BareloopError(f"{manifest} names no GGUF file that exists; run: ollama pull {model}")
@@ -68,7 +84,7 @@ def find_ollama(name: str) -> Path:
 def shards(path: Path) -> list[Path]:
     """All files of a model that may be split: model-00001-of-00003.gguf. Raises `BareloopError` if some are missing."""
     match = SHARD.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
         return [path]
     paths = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, int(match[3]) + 1)]
     missing = [shard.name for shard in paths if not shard.is_file()]
@@ -106,7 +122,8 @@ def as_folder(path: Path) -> Path:
 
 def _describe(paths: list[Path]) -> dict[str, str]:
     """The content of the folder's files by name."""
-    from engine.checkpoints.gguf.config import Metadata, config_json
+    from engine.checkpoints.gguf.config import config_json
+    from engine.checkpoints.gguf.metadata import Metadata
     from engine.checkpoints.gguf.vocabulary import Vocabulary
 
     opened = [GGUFFile(path) for path in paths]
@@ -115,7 +132,7 @@ def _describe(paths: list[Path]) -> dict[str, str]:
     config = config_json(metadata, shapes, _rope_factors(opened))
     vocabulary = Vocabulary(opened[0].metadata, paths[0])
     return {
-        "config.json": json.dumps(config, indent=2) + "\n",
+        "config.json": json.dumps(config | vocabulary.special_ids(), indent=2) + "\n",
         "tokenizer.json": vocabulary.tokenizer().to_str(),
         "tokenizer_config.json": json.dumps(vocabulary.settings(), indent=2) + "\n",
         POINTER: json.dumps({"files": [str(path) for path in paths]}) + "\n",
@@ -129,6 +146,8 @@ def _rope_factors(files: list[GGUFFile]) -> list[float]:
 
     for file in files:
         if (info := file.tensors.get(ROPE_FREQS)) is not None:
+            if math.prod(info.shape) > MAX_DIVISORS:
+                raise BareloopError(f"{file.path}: {ROPE_FREQS} has the shape {list(info.shape)}")
             factors = torch.empty(info.shape)
             GGUFTensor(file, torch.float32, info.shape, info.start, info).read_into(factors)
             return factors.flatten().tolist()
@@ -148,5 +167,6 @@ def open_gguf(folder: Path) -> dict[str, Stored] | None:
 
 def gguf_files(folder: Path) -> list[Path]:
     """The GGUF files that a folder made by `as_folder` describes; empty for any other folder."""
-    pointer = folder / POINTER
-    return [Path(path) for path in read_json(pointer)["files"]] if pointer.is_file() else []
+    if folder.resolve().parent != user_cache("gguf").resolve():
+        return []
+    return [Path(path) for path in read_json(folder / POINTER)["files"]]

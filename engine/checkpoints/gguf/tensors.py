@@ -89,6 +89,7 @@ NAMES: dict[str, dict[str, str]] = {
     "mamba": MAMBA,
 }
 ROPE_FREQS = "rope_freqs.weight"
+IMAGE = ("v.", "mm.")  # the vision tower, which Ollama has in the same file
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # of GPT-2
 NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)(\.weight|\.bias|)")
 
@@ -119,15 +120,21 @@ class GGUFTensor(Decoded):
             replace(self, shape=self.shape[::-1], transposed=False).read_into(original)
             target.copy_(original.T)
             return
-        reordered = None if self.rows is None else self._packed(0, self._file_rows())[self.rows.numpy()]
         count = self.shape[0] if self._file_rows() > 1 else 1
         flat, step = target.view(count, -1), max(1, CHUNK * count // math.prod(self.shape))
         dequantize, kind = package().quants.dequantize, package().GGMLQuantizationType(self.info.kind)
         for begin in range(0, count, step):
-            first, last = self.first + begin, self.first + min(begin + step, count)
-            packed = self._packed(first, last) if reordered is None else reordered[first:last]
+            packed = self._packed_rows(self.first + begin, self.first + min(begin + step, count))
             tensor = torch.from_numpy(dequantize(packed, kind).astype("float32", copy=False))
             flat[begin : begin + step].copy_(tensor if self.values is None else self.values(tensor))
+
+    def _packed_rows(self, first: int, last: int) -> Any:
+        """Rows `first` to `last` of the tensor, which a conversion may have reordered, as `_packed` returns them."""
+        if self.rows is None:
+            return self._packed(first, last)
+        rows = self.rows[first:last].numpy()
+        lowest = rows.min()
+        return self._packed(lowest, rows.max() + 1)[rows - lowest]
 
     def _file_rows(self) -> int:
         """Number of rows in the file. A vector has one value per row, unless it is quantized."""
@@ -154,7 +161,7 @@ def checkpoint_tensors(file: GGUFFile, architecture: str, config: Mapping[str, A
     """
     result: dict[str, Stored] = {}
     for name, info in file.tensors.items():
-        if name != ROPE_FREQS:
+        if name != ROPE_FREQS and not name.startswith(IMAGE):
             stored = GGUFTensor(file, torch.float32, info.shape, info.start, info)
             result |= _undo_conversion(name, stored, architecture, config)
     return result

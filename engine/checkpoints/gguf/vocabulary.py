@@ -18,16 +18,29 @@ UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6  # token types; 1 is normal, 5
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = (  # of Mistral Nemo and its successors
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
 # tokenizer.ggml.pre -> the patterns by which text is split, one after the other.
 SPLITS: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
-    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais"), (GPT2,)),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "a.x-4.0", "mellum", "gigachat", "exaone4"), (GPT2,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), (r"\p{N}", GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (LLAMA3 % "1,3",)),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (LLAMA3 % "1",)),
+    **dict.fromkeys((*LLAMA3_NAMES, "dbrx", "smaug-bpe"), (LLAMA3 % "1,3",)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo"), (LLAMA3 % "1",)),
+    "tekken": (TEKKEN,),
 }
-NORMALIZED = ("qwen2", "deepseek-r1-qwen")  # to NFC
-IGNORE_MERGES = ("llama-bpe", "llama3", "llama-v3")  # a piece that is a token is not split further
+NORMALIZED = ("qwen2", "deepseek-r1-qwen", "megrez", "kormo", "mpt", "olmo")  # to NFC
+IGNORE_MERGES = (*LLAMA3_NAMES, "tekken")  # a piece that is a token is not split further; a text begins with bos
+# Texts of tokens that end a reply, whatever the file says about them, as in llama.cpp.
+ENDS = (
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>"),
+    *("<|end_of_text|>", "<end_of_utterance>"),
+)
+MAX_PIECE = 512  # characters of a SentencePiece token that is made from others; real ones have at most 64
 SPACE = "\u2581"  # SentencePiece's space
 
 
@@ -41,6 +54,7 @@ class Vocabulary:
             for key, value in metadata.items()
             if key.startswith("tokenizer.ggml.")
         }
+        self.architecture = str(metadata.get("general.architecture"))
         self.template = metadata.get("tokenizer.chat_template")
         self.kind = self.entries.get("model")
         if self.kind not in ("gpt2", "llama"):
@@ -55,47 +69,63 @@ class Vocabulary:
         self.tokens = list(names)
         self.ids = names
 
-    def special(self, role: str) -> str | None:
-        """The token of a role: bos, eos, eot, unknown, padding."""
-        index = self.entries.get(f"{role}_token_id")
-        if index is None:
-            return None
-        if type(index) is not int or not 0 <= index < len(self.tokens):
+    def special(self, role: str) -> int | None:
+        """The id of the token of a role: bos, eos, eot, eom, unknown, padding. An id outside the vocabulary is none."""
+        default = {"bos": 1, "eos": 2, "unknown": 0}.get(role) if self.kind == "llama" else None
+        index = self.entries.get(f"{role}_token_id", default)
+        if index is not None and type(index) is not int:
             self._refuse(f"{role}_token_id = {quote(index)} is not a token")
-        return self.tokens[index]
+        return index if index is not None and 0 <= index < len(self.tokens) else None
+
+    def special_ids(self) -> dict[str, Any]:
+        """The special tokens of config.json."""
+        listed = self.entries.get("eos_token_ids", [])
+        ends = [self.special(role) for role in ("eos", "eot", "eom")]
+        ends += [index for index in listed if type(index) is int] if isinstance(listed, list) else []
+        ends += [self.ids.get(text) for text in ENDS]
+        unique = [index for index in dict.fromkeys(ends) if index is not None]
+        ids = {"bos_token_id": self.special("bos"), "pad_token_id": self.special("padding")}
+        found = {key: index for key, index in ids.items() if index is not None}
+        return {**found, "eos_token_id": unique[0] if len(unique) == 1 else unique} if unique else found
 
     def tokenizer(self) -> tokenizers.Tokenizer:
         """The tokenizer."""
         try:
             backend = self._byte_level() if self.kind == "gpt2" else self._sentencepiece()
+            self._add_special_tokens(backend)
         except BareloopError:
             raise
         except Exception as error:  # the library raises no narrower class
             self._refuse(f"its tokenizer cannot be built ({error})")
-        marked = {self.special(role) for role in ("bos", "eos", "eot", "padding")}
-        added = [
-            AddedToken(token, normalized=False, special=kind == CONTROL or token in marked)
-            for token, kind in zip(self.tokens, self.types, strict=True)
-            if kind in (CONTROL, USER_DEFINED) or token in marked
-        ]
-        backend.add_tokens(added)
-        adds_bos = self.kind == "llama" or self.entries.get("pre") in IGNORE_MERGES
-        pieces = [
-            (self.special("bos"), self.entries.get("add_bos_token", adds_bos)),
-            ("$A", True),
-            (self.special("eos"), self.entries.get("add_eos_token", False)),
-        ]
-        template = [token for token, present in pieces if present and token]
-        if len(template) > 1:
-            ids = [(token, self.ids[token]) for token in template if token != "$A"]
-            after = processors.TemplateProcessing(single=template, special_tokens=ids)
-            backend.post_processor = after
         return backend
+
+    def _add_special_tokens(self, backend: tokenizers.Tokenizer) -> None:
+        """Add the special tokens, and those that begin and end every text."""
+        marked = {self.special(role) for role in ("bos", "eos", "eot", "eom", "padding")}
+        marked |= {self.ids.get(text) for text in ENDS}
+        backend.add_tokens(
+            [
+                AddedToken(token, normalized=False, special=kind == CONTROL or index in marked)
+                for index, (token, kind) in enumerate(zip(self.tokens, self.types, strict=True))
+                if kind in (CONTROL, USER_DEFINED) or index in marked
+            ]
+        )
+        adds_bos = self.kind == "llama" or self.entries.get("pre") in IGNORE_MERGES
+        bos, eos = self.special("bos"), self.special("eos")
+        before = [bos] if bos is not None and self.entries.get("add_bos_token", adds_bos) else []
+        after = [eos] if eos is not None and self.entries.get("add_eos_token", False) else []
+        if before or after:
+            names = [[self.tokens[index] for index in ids] for ids in (before, after)]
+            backend.post_processor = processors.TemplateProcessing(
+                single=[*names[0], "$A", *names[1]],
+                special_tokens=[(self.tokens[index], index) for index in (*before, *after)],
+            )
 
     def settings(self) -> dict[str, Any]:
         """The content of tokenizer_config.json, with the chat template."""
         roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-        values = {key: self.special(role) for key, role in roles.items()}
+        ids = {key: self.special(role) for key, role in roles.items()}
+        values = {key: self.tokens[index] for key, index in ids.items() if index is not None}
         template = self.template if isinstance(self.template, str) else None
         known = {**values, "chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast"}
         return {key: value for key, value in known.items() if value is not None}
@@ -123,7 +153,7 @@ class Vocabulary:
         backend = tokenizers.Tokenizer(
             models.BPE(self.ids, self._merges(scores), unk_token=unknown, fuse_unk=True, byte_fallback=True)
         )
-        prefix = self.entries.get("add_space_prefix", True)
+        prefix = self.entries.get("add_space_prefix", not self.architecture.startswith("gemma"))
         steps: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
         parts: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -134,9 +164,9 @@ class Vocabulary:
         """All pairs of tokens that make a token, the best first, as transformers orders them."""
         merges = []
         for token, score, kind in zip(self.tokens, scores, self.types, strict=True):
-            if kind in (CONTROL, BYTE, UNKNOWN):
+            if kind in (CONTROL, BYTE, UNKNOWN) or len(token) > MAX_PIECE:
                 continue
-            pairs = [(token[:end], token[end:]) for end in range(1, len(token))]
+            pairs = ((token[:end], token[end:]) for end in range(1, len(token)))
             known = [pair for pair in pairs if pair[0] in self.ids and pair[1] in self.ids]
             merges += [(score, pair) for pair in sorted(known, key=lambda pair: (self.ids[pair[0]], self.ids[pair[1]]))]
         merges.sort(key=lambda merge: (merge[0], len(merge[1][0]), len(merge[1][1])), reverse=True)

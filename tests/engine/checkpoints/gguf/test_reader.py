@@ -103,6 +103,8 @@ HUGE = 2**62
         (header(tensors=1) + text(b"t") + struct.pack("<I", 9) + bytes(100), "'t' has 9 dimensions"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQQ", 2, HUGE, 4) + bytes(100), "'t' has the shape"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 99, 0) + bytes(100), "unknown type 99"),
+        (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 28, 0) + bytes(400), "unknown type 28"),  # F64
+        (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 31, 0) + bytes(400), "no longer has"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 33, 2, 0) + bytes(100), "not a multiple of 32"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 0, 7) + bytes(100), "'t' is malformed"),
         (header(tensors=1) + text(b"t") + struct.pack("<IQIQ", 1, 32, 0, HUGE) + bytes(100), "'t' ends at byte"),
@@ -128,3 +130,12 @@ def test_metadata_and_tensors_are_read(content, tmp_path):
     assert file.metadata["general.architecture"] == "llama"
     assert file.metadata["llama.block_count"] == 3
     assert file.tensors["blk.0.ffn_up.weight"].shape == (80, 48)
+
+
+def test_a_string_larger_than_any_real_one_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header(text(b"a") + struct.pack("<IQ", 8, 2**30)))
+    with path.open("r+b") as file:
+        file.truncate(2**31)  # sparse
+    with pytest.raises(BareloopError, match="is damaged: its header continues to byte"):
+        GGUFFile(path)

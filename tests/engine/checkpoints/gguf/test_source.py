@@ -39,7 +39,9 @@ def test_a_file_is_recognised_without_its_suffix_and_in_a_folder(file, tmp_path,
     folder.mkdir()
     for path in (tmp_path / "sha256-abc", folder / "model.gguf"):
         shutil.copy(file, path)
-    shutil.copy(file, folder / "mmproj-model.gguf")  # a projector for images, which is not the model
+    for name in ("mmproj-model.gguf", "llava-mmproj-f16.gguf"):  # projectors for images, which are not the model
+        shutil.copy(file, folder / name)
+    (folder / "config.json").write_text('{"model_type": "llama"}')  # as some repositories of GGUF files have
     for name in (file, str(file), tmp_path / "sha256-abc", folder):
         assert (LLM.load(name, "cpu", "float32").logits(prompt_ids) - expected).abs().max() < 1e-5
 
@@ -66,6 +68,9 @@ def test_shards_are_read_together_and_missing_ones_are_named(file, tmp_path, cac
         assert (LLM.load(name, "cpu", "float32").logits(prompt_ids) - expected).abs().max() < 1e-5
     (tmp_path / "model-00002-of-00002.gguf").unlink()
     with pytest.raises(BareloopError, match=r"1 of 2 shards are missing beside .*: model-00002-of-00002.gguf"):
+        find_model(tmp_path)
+    (tmp_path / "model-00001-of-00002.gguf").rename(tmp_path / "model-00002-of-00002.gguf")
+    with pytest.raises(BareloopError, match=r"1 of 2 shards are missing beside .*: model-00001-of-00002.gguf"):
         find_model(tmp_path)
 
 
@@ -100,6 +105,10 @@ def test_a_model_of_ollama_is_found_by_its_name(file, tmp_path, cache, monkeypat
     assert find_model("ollama:llama3.2:1b") == find_model(blob)
     with pytest.raises(BareloopError, match=r"Ollama has no model llama3.2 in .*; run: ollama pull llama3.2"):
         find_model("ollama:llama3.2")
+    manifest.write_text(json.dumps({"layers": [{"mediaType": "application/vnd.ollama.image.adapter"}, *layers]}))
+    with pytest.raises(BareloopError, match=r"is a model with an adapter, which is not implemented"):
+        find_model("ollama:llama3.2:1b")
+    manifest.write_text(json.dumps({"layers": layers}))
     for name in ("ollama:", "ollama:../../x", "ollama:a/b/c/d"):
         with pytest.raises(BareloopError, match=r"is not a name in Ollama; for example: ollama:llama3.2:1b"):
             find_model(name)
@@ -143,7 +152,7 @@ def test_the_saved_folder_is_a_hugging_face_model(file, tmp_path, cache, prompt_
 
 def test_inspection_shows_metadata_and_tensor_types(file, cache):
     titles = [table.title for table in inspect(str(file))]
-    assert titles[0] == str(file) and titles[1:3] == ["metadata", "tensor types"]
+    assert str(titles[0]) == str(file) and titles[1:3] == ["metadata", "tensor types"]
 
 
 def test_without_the_package_one_line_names_the_extra(file, cache, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ TOKENIZERS = {
     "qwen2.5-0.5b-instruct": "qwen2",
     "gpt2": "gpt-2",
     "olmo-2": "dbrx",
+    "phi-2": "phi-2",
+    "gpt-neox-pythia": "mpt",
     "llama-2": None,
     "mistral-7b-instruct-v0.2": None,
 }
@@ -98,14 +101,15 @@ PIECES = {"model": "llama", "tokens": ["<unk>", "a"], "scores": [0.0, -1.0], "to
     ("entries", "message"),
     [
         ({"model": "bert"}, "tokenizer 'bert' is not implemented; known: gpt2, llama"),
-        ({**BYTES, "pre": "tekken"}, "the pre-tokenizer 'tekken' is not implemented; known: default, gpt-2"),
+        ({**BYTES, "pre": "chameleon"}, "the pre-tokenizer 'chameleon' is not implemented; known: default, gpt-2"),
         ({**BYTES, "pre": ["gpt-2"]}, "the pre-tokenizer .* is not implemented"),
         ({**BYTES, "merges": ["a b c"]}, "its merges are malformed"),
         ({**BYTES, "merges": ["a z"]}, "its tokenizer cannot be built"),
         ({**BYTES, "merges": [1]}, "merges is not a list of str"),
         ({**BYTES, "tokens": "ab"}, "tokens is not a list of str"),
         ({**BYTES, "token_type": [1]}, "token_type has 1 entries for 3 tokens"),
-        ({**BYTES, "bos_token_id": 3}, "bos_token_id = 3 is not a token"),
+        ({**BYTES, "bos_token_id": "a"}, "bos_token_id = 'a' is not a token"),
+        ({**BYTES, "tokens": ["<s:x>", "a", "b", "ab"], "bos_token_id": 0, "add_bos_token": True}, "cannot be built"),
         ({**PIECES, "scores": []}, "its SentencePiece vocabulary has no scores"),
     ],
 )
@@ -114,8 +118,46 @@ def test_an_invalid_vocabulary_raises_a_one_line_error(entries, message):
         Vocabulary({f"tokenizer.ggml.{key}": value for key, value in entries.items()}, "x.gguf").tokenizer()
 
 
+def make(entries: dict[str, Any], architecture: str = "llama") -> Vocabulary:
+    """A vocabulary with these entries."""
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in entries.items()}
+    return Vocabulary({"general.architecture": architecture, **metadata}, "x")
+
+
 def test_repeated_tokens_keep_their_ids():
-    vocabulary = Vocabulary(
-        {f"tokenizer.ggml.{key}": value for key, value in {**BYTES, "tokens": ["a", "a", "b", "ab"]}.items()}, "x"
-    )
+    vocabulary = make({**BYTES, "tokens": ["a", "a", "b", "ab"]})
     assert vocabulary.tokenizer().encode("ab").ids == [3]
+
+
+def test_every_token_that_ends_a_reply_is_found():
+    tokens = [*BYTES["tokens"], "</s>", "<end_of_turn>", "<|eom_id|>", "x", "y"]
+    vocabulary = make({**BYTES, "tokens": tokens, "eos_token_id": 3, "eot_token_id": 7, "eos_token_ids": [3, 6]})
+    assert vocabulary.special_ids() == {"eos_token_id": [3, 7, 6, 4, 5]}
+    assert vocabulary.tokenizer().encode("ab<end_of_turn>").ids == [2, 4]
+    assert vocabulary.tokenizer().decode([2, 4]) == "ab"  # it is special, whatever its type says
+
+
+def test_ids_outside_the_vocabulary_count_as_none():
+    vocabulary = make({**BYTES, "bos_token_id": 4, "padding_token_id": 2**32 - 1, "eos_token_id": 0})
+    assert vocabulary.special_ids() == {"eos_token_id": 0}
+    assert vocabulary.settings()["eos_token"] == "a" and "pad_token" not in vocabulary.settings()
+
+
+def test_sentencepiece_has_default_ids_and_gemma_no_space_prefix():
+    entries = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "\u2581", "a"],
+        "scores": [0.0, 0.0, 0.0, -1.0, -2.0],
+    }
+    entries["token_type"] = [2, 3, 3, 1, 1]
+    assert make(entries).special_ids() == {"bos_token_id": 1, "eos_token_id": 2}
+    assert make(entries).tokenizer().encode("a").ids == [1, 3, 4]
+    assert make(entries, "gemma3").tokenizer().encode("a").ids == [1, 4]
+
+
+def test_a_very_long_token_takes_no_memory():
+    entries = {"model": "llama", "tokens": ["<unk>", "a", "a" * 100_000], "scores": [0.0, -1.0, -2.0]}
+    tracemalloc.start()
+    make({**entries, "token_type": [2, 1, 1]}).tokenizer()
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
