@@ -5,11 +5,12 @@ Their tokenizer is the demo model's, so that a chat can run; their output is mea
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from engine.checkpoints import embedded
-from engine.checkpoints.gguf.source import gguf_files
+from engine.checkpoints.gguf.source import OLLAMA, gguf_files
 from engine.checkpoints.hub import find_model
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import user_cache
@@ -128,14 +129,15 @@ def checkpoint(name: str) -> Path:
         if not folder.exists():
             write(SHAPES[name], folder)
         return folder
-    if name != embedded.SMOLLM2 and not Path(name).exists():
-        raise BareloopError(
-            f"unknown shape {quote(name)}; use {', '.join(SHAPES)}, {embedded.SMOLLM2} or a model's path"
-        )
+    if name != embedded.SMOLLM2 and not name.startswith(OLLAMA) and not Path(name).exists():
+        known = ", ".join((*SHAPES, embedded.SMOLLM2))
+        raise BareloopError(f"unknown shape {quote(name)}; use {known} or a model's path")
     described = find_model(name)
-    if not gguf_files(described):
+    files = gguf_files(described)
+    if not files:
         return described
-    folder = cache_folder() / described.name
+    state = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
+    folder = cache_folder() / f"{files[0].stem[:60]}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
     if not folder.exists():
         from engine import LLM
 
