@@ -1,13 +1,13 @@
 // Attention for decoding: one new token per row, over the keys of its row.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "parallel.h"
 #include "vectors.h"
 
 namespace {
@@ -183,7 +183,7 @@ void attend(const Heads& heads, const T* qkv, const RotaryTable& rotary, const s
   const int64_t count = tasks.size();
   std::vector<SoftmaxPart> parts(count * queries);
   std::vector<float> pieces(count * queries * size);
-  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+  parallel_tasks(count, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
       const Task& task = tasks[i];
       const CacheRow& cached = rows[task.row];

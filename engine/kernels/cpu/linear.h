@@ -1,7 +1,6 @@
 // y = x Wᵀ + b for one to eight rows of x, in any weight format: one pass over W, limited by memory bandwidth.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 

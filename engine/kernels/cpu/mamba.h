@@ -9,8 +9,6 @@
 
 namespace {
 
-constexpr int64_t CHANNELS = 256;  // channels per task
-
 // log(1 + e^x); x itself above PyTorch's threshold, where that is the same.
 inline Vec softplus(Vec x) {
   return Vec::blendv(x.exp().log1p(), x, x > Vec(20.0f));
@@ -67,7 +65,7 @@ struct Mixer {
       const T *gate = x_and_gate.data() + row * 2 * channels + channels, *dt_shift = dt_bias.const_data_ptr<T>();
       std::vector<T> gated(channels);
       activate<T>("silu", gate, nullptr, gated.data(), channels);
-      at::parallel_for(0, channels, CHANNELS, [&](int64_t first, int64_t last) {
+      parallel_rows(channels, size * static_cast<int64_t>(sizeof(T) + 2 * sizeof(float)), LANES, [&](int64_t first, int64_t last) {
         std::vector<float> dt(last - first);
         for (int64_t i = 0; i < last - first; i += LANES) {
           const int64_t count = std::min(LANES, last - first - i);

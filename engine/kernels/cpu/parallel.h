@@ -1,13 +1,13 @@
-// Work splitting among torch's threads: each thread starts with a contiguous range, then takes chunks from the others.
+// Splitting work among threads, and rows into blocks.
 #pragma once
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
+
+#include "pool.h"
 
 namespace {
 
@@ -31,25 +31,18 @@ inline void for_row_blocks(int64_t rows, F f) {
 }
 
 // Call f(begin, end) for ranges that cover `count` rows of `bytes` each, in multiples of `multiple` rows, from several
-// threads. A thread's own range is one contiguous stream.
+// threads. A range is one contiguous stream.
 template <typename F>
-void parallel_rows(int64_t count, int64_t bytes, int64_t multiple, F f) {
+void parallel_rows(int64_t count, int64_t bytes, int64_t multiple, const F& f) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), count * bytes / THREAD_BYTES);
-  if (threads < 2) return f(0, count);
-  struct alignas(64) Range {  // one cache line each
-    std::atomic<int64_t> next;
-    int64_t end;
-  };
-  std::vector<Range> ranges(threads);
-  for (int64_t i = 0; i < threads; i++) ranges[i].next = count * i / threads, ranges[i].end = count * (i + 1) / threads;
-  const int64_t chunk = (CHUNK_BYTES / std::max<int64_t>(bytes, 1) / multiple + 1) * multiple;
-  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t thread = first; thread < last; thread++)
-      for (int64_t i = 0; i < threads; i++) {
-        Range& range = ranges[(thread + i) % threads];
-        for (int64_t row; (row = range.next.fetch_add(chunk)) < range.end;) f(row, std::min(row + chunk, range.end));
-      }
-  });
+  const int64_t grain = (CHUNK_BYTES / std::max<int64_t>(bytes, 1) / multiple + 1) * multiple;
+  Pool::get().run(threads, count, grain, f);
+}
+
+// Call f(begin, end) for ranges that cover `count` tasks, each of which is worth a thread.
+template <typename F>
+void parallel_tasks(int64_t count, const F& f) {
+  Pool::get().run(std::min<int64_t>(at::get_num_threads(), count), count, 1, f);
 }
 
 }  // namespace

@@ -75,6 +75,7 @@ void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor
   const int64_t rows = part.size(0);
   const float* x = part.const_data_ptr<float>();
   uint8_t* codes = static_cast<uint8_t*>(weight.mutable_data_ptr());
+  // By torch's threads, as these run between torch's operators; two sets of threads would disturb each other.
   at::parallel_for(0, (rows + PANEL - 1) / PANEL, 1, [&](int64_t panel, int64_t end) {
     for (; panel < end; panel++) {
       const int64_t index = first / PANEL + panel, begin = panel * PANEL;
