@@ -68,7 +68,7 @@ def compiler_flags(isa: str) -> list[str]:
     if isa == "avx512" and torch.cpu._is_vnni_supported():
         flags = (*flags, "-mavx512vnni")
     threads = ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)  # torch's pool is OpenMP's
-    return ["-O3", *threads, *flags, f"-DBARELOOP_OPS={namespace(isa)}"]
+    return ["-O3", "-std=c++20", *threads, *flags, f"-DBARELOOP_OPS={namespace(isa)}"]
 
 
 def library_path(isa: str) -> Path:
