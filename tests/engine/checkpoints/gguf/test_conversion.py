@@ -124,3 +124,17 @@ def test_invalid_rope_factors_are_one_line(draw_tiny, tmp_path, cache, factor, m
     monkeypatch.setattr(converter, "rope_factors", lambda config: numpy.full(4, factor, dtype=numpy.float32))
     with pytest.raises(BareloopError, match="does not have 4 divisors of 1 or more"):
         LLM.load(convert(tiny.folder, tmp_path / "model.gguf"), "cpu")
+
+
+def test_more_rope_factors_than_a_head_can_have_are_refused_before_they_are_read(
+    draw_tiny, tmp_path, cache, monkeypatch
+):
+    monkeypatch.setattr(converter, "rope_factors", lambda config: numpy.ones(10_000, dtype=numpy.float32))
+    with pytest.raises(BareloopError, match=r"rope_freqs.weight has the shape \[10000\]"):
+        LLM.load(convert(draw_tiny("llama-3.2").folder, tmp_path / "model.gguf"), "cpu")
+
+
+def test_the_image_tower_in_the_same_file_is_left_out(draw_tiny, tmp_path, cache, prompt):
+    path = convert(draw_tiny("llama-3.2").folder, tmp_path / "model.gguf")
+    path.write_bytes(path.read_bytes().replace(b"rope_freqs.weight", b"mm.patches.weight"))
+    assert LLM.load(path, "cpu", "float32").logits(prompt(5)).isfinite().all()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
+from engine.checkpoints.gguf import source
 from engine.checkpoints.hub import find_model
 from engine.cli.inspection import inspect
 from engine.runtime.errors import BareloopError
@@ -115,6 +116,23 @@ def test_a_model_of_ollama_is_found_by_its_name(file, tmp_path, cache, monkeypat
     blob.unlink()
     with pytest.raises(BareloopError, match=r"names no GGUF file that exists; run: ollama pull llama3.2"):
         find_model("ollama:llama3.2:1b")
+
+
+def test_models_of_ollamas_service_are_found_too(tmp_path, monkeypatch):
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    monkeypatch.setattr(source, "OLLAMA_SERVICE", tmp_path)
+    manifest = tmp_path / "manifests" / "registry.ollama.ai" / "library" / "no-such-model" / "latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    with pytest.raises(BareloopError, match=rf"{manifest} names no GGUF file"):
+        find_model("ollama:no-such-model")
+
+
+def test_a_file_of_the_pointers_name_in_another_folder_means_nothing(tiny_llama, tmp_path, prompt_ids, expected):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama.folder, folder)
+    (folder / source.POINTER).write_text('{"files": ["/etc/passwd"]}')
+    assert torch.equal(LLM.load(folder, "cpu", "float32").logits(prompt_ids), expected)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
