@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.peer_engines import ENGINES, Worker, installed_engines
-from engine.cli.parser import Parser, run
+from bench.peer_engines import Worker, add_engine_options, check_engines, installed_engines
+from engine.cli.parser import Parser, require_at_least, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import BareloopError, UsageError, quote
+from engine.runtime.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,21 +26,12 @@ SETTLE = 0.5  # seconds until the system has spread the busy processes over the 
 def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m bench.busy", "Measure decoding beside processes that keep the processor busy.")
-    result.add_argument(
-        "--model", "-m", default="qwen2.5-0.5b", help="a shape or a model folder (default: qwen2.5-0.5b)"
-    )
-    result.add_argument(
-        "--engines",
-        nargs="+",
-        metavar="NAME",
-        help=f"default: those installed, without float32; known: {', '.join(ENGINES)}",
-    )
+    add_engine_options(result)
     result.add_argument(
         "--busy", nargs="+", type=int, default=[1, 2, 4], metavar="N", help="numbers of busy processes (default: 1 2 4)"
     )
     result.add_argument("--new-tokens", type=int, default=48, metavar="N", help="tokens per round (default: 48)")
     result.add_argument("--rounds", type=int, default=7, help="of each number; medians are shown (default: 7)")
-    result.add_argument("--threads", type=int, help="default: as many as torch uses")
     result.add_argument("--output-dir", default="results/busy", metavar="FOLDER", help="default: results/busy")
     return result
 
@@ -52,14 +43,11 @@ def main(options: Any) -> None:
     from bench.shapes import checkpoint
     from engine.runtime.files import local_path, write_atomic
 
-    for flag, least in (("new_tokens", 2), ("rounds", 1)):
-        if getattr(options, flag) < least:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use {least} or more")
+    require_at_least(2, options, "new_tokens")
+    require_at_least(1, options, "rounds")
     if min(options.busy) < 1:
         raise UsageError(f"--busy {min(options.busy)}: use 1 or more; 0 is always measured")
-    unknown = [name for name in options.engines or () if name not in ENGINES]
-    if unknown:
-        raise UsageError(f"unknown engine {quote(unknown[0])}; use {', '.join(ENGINES)}")
+    check_engines(options)
     rates = measure(checkpoint(options.model), options)
     if not rates:
         raise BareloopError("no engine could be measured")

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError
+from engine.cli.parser import Parser
+from engine.runtime.errors import BareloopError, UsageError, quote
 
 # run(ids, new): seconds from the prompt to each of the new tokens.
 Run = Callable[[list[int], int], list[float]]
@@ -193,3 +194,24 @@ def installed_engines() -> list[str]:
         return all(find_spec(package) for package in PACKAGES[name.partition("-")[0]])
 
     return [name for name in ENGINES if installed(name) and "float32" not in name]
+
+
+def add_engine_options(parser: Parser) -> None:
+    """Add the flags of every comparison of engines: --model, --engines, --threads."""
+    parser.add_argument(
+        "--model", "-m", default="qwen2.5-0.5b", help="a shape, smollm2, or a model's path (default: qwen2.5-0.5b)"
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: those installed, without float32; known: {', '.join(ENGINES)}",
+    )
+    parser.add_argument("--threads", type=int, help="default: as many as torch uses")
+
+
+def check_engines(options: Any) -> None:
+    """Raise `UsageError` for an unknown engine."""
+    unknown = [name for name in options.engines or () if name not in ENGINES]
+    if unknown:
+        raise UsageError(f"unknown engine {quote(unknown[0])}; use {', '.join(ENGINES)}")

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.peer_engines import ENGINES, Worker, installed_engines
-from engine.cli.parser import Parser, run
+from bench.peer_engines import Worker, add_engine_options, check_engines, installed_engines
+from engine.cli.parser import Parser, require_at_least, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import BareloopError, UsageError, quote
+from engine.runtime.errors import BareloopError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,14 +32,8 @@ BITS = {
 
 def parser() -> Parser:
     """The program's flags."""
-    known = ", ".join(ENGINES)
     result = Parser("python -m bench.peers", "Compare decode and prefill with transformers and llama.cpp.")
-    result.add_argument(
-        "--model", "-m", default="qwen2.5-0.5b", help="a shape, smollm2, or a model's path (default: qwen2.5-0.5b)"
-    )
-    result.add_argument(
-        "--engines", nargs="+", metavar="NAME", help=f"default: those installed, without float32; known: {known}"
-    )
+    add_engine_options(result)
     result.add_argument(
         "--prompt-tokens", type=int, default=128, metavar="N", help="tokens before decoding (default: 128)"
     )
@@ -50,7 +44,6 @@ def parser() -> Parser:
     result.add_argument(
         "--rounds", type=int, default=7, help="rounds of all engines in turn; medians are shown (default: 7)"
     )
-    result.add_argument("--threads", type=int, help="default: as many as torch uses")
     result.add_argument("--output-dir", default="results/peers", metavar="FOLDER", help="default: results/peers")
     return result
 
@@ -74,12 +67,8 @@ def main(options: Any) -> None:
     from bench.shapes import checkpoint
     from engine.runtime.files import local_path, write_atomic
 
-    for flag in ("prompt_tokens", "new_tokens", "prefill_tokens", "rounds"):
-        if getattr(options, flag) < 2:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use 2 or more")
-    unknown = [name for name in options.engines or () if name not in ENGINES]
-    if unknown:
-        raise UsageError(f"unknown engine {quote(unknown[0])}; use {', '.join(ENGINES)}")
+    require_at_least(2, options, "prompt_tokens", "new_tokens", "prefill_tokens", "rounds")
+    check_engines(options)
     measured = measure(checkpoint(options.model), options)
     complete = [entry for entry in measured if entry.decode]
     if complete:

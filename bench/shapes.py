@@ -5,7 +5,6 @@ Their tokenizer is the demo model's, so that a chat can run; their output is mea
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from engine.checkpoints import embedded
 from engine.checkpoints.gguf.source import OLLAMA, gguf_files
 from engine.checkpoints.hub import find_model
 from engine.runtime.errors import BareloopError, quote
-from engine.runtime.files import user_cache
+from engine.runtime.files import files_key, user_cache
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -136,8 +135,7 @@ def checkpoint(name: str) -> Path:
     files = gguf_files(described)
     if not files:
         return described
-    state = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
-    folder = cache_folder() / f"{files[0].stem[:60]}-{hashlib.sha256(state.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / f"{files[0].stem[:60]}-{files_key(files)}"
     if not folder.exists():
         from engine import LLM
 

@@ -11,7 +11,7 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.parser import Parser, run
+from engine.cli.parser import Parser, require_at_least, run
 from engine.cli.progress import Progress
 from engine.runtime.errors import UsageError
 
@@ -58,9 +58,7 @@ def main(options: Any) -> None:
     from bench.shapes import checkpoint
     from engine.runtime.files import local_path, write_atomic
 
-    for flag in ("turns", "message_tokens", "reply_tokens", "rounds"):
-        if getattr(options, flag) < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: use 1 or more")
+    require_at_least(1, options, "turns", "message_tokens", "reply_tokens", "rounds")
     turns = measure(checkpoint(options.model), options)
     folder = local_path(options.output_dir)
     Console().print(table(turns))

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from engine.checkpoints import embedded
-from engine.cli.parser import Parser, choose_model, run
+from engine.cli.parser import Parser, choose_model, require_at_least, run
 from engine.quant import ALIASES, QUANTS, canonical
 from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError, UsageError
@@ -50,10 +50,7 @@ def main(options: Any) -> None:
     """Measure every model in every format and report."""
     counter = CycleCounter()  # must be created before torch starts its threads
     formats = list(dict.fromkeys(("none", *map(canonical, options.formats or FORMATS))))
-    for flag in ("text_tokens", "window"):
-        value = getattr(options, flag)
-        if value is not None and value < 2:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: use 2 or more")
+    require_at_least(2, options, "text_tokens", "window")
     options = Namespace(**{**vars(mmlu.parser().parse_args([])), **vars(options)})
     check_run_options(options)
     choose_model(options)

@@ -4,7 +4,6 @@ safetensors in the user's cache.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from engine.checkpoints.safetensors import INDEX, SINGLE, abbreviate, write_tensors
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import draft_folder, read_json, user_cache
+from engine.runtime.files import draft_folder, files_key, read_json, user_cache
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 RWKV_ORIGINAL = "blocks.0.att.key.weight"  # a tensor name in RWKV's original .pth files
@@ -37,7 +36,7 @@ def find_tensors(folder: Path, allow_pickle: bool = False) -> Path:
             f"{folder} has no {SINGLE} and no {INDEX}{other_files}; if the hub's repository has only {PICKLE}, "
             "add --allow-pickle"
         )
-    converted = _cache() / _key(files)
+    converted = _cache() / files_key(files)
     if not converted.exists():
         if not allow_pickle:
             raise BareloopError(
@@ -107,15 +106,6 @@ def _unpickle(path: Path) -> Any:
         if "mmap" not in str(error):
             raise
         return torch.load(path, map_location="cpu", weights_only=True)  # the format before torch 1.6
-
-
-def _key(files: list[Path]) -> str:
-    """A cache key for these files: a hub's blob is named by its content, any other file by its path and time."""
-    digest = hashlib.sha256()
-    for path in files:
-        real = path.resolve()
-        digest.update(f"{real} {real.stat().st_size} {real.stat().st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:24]
 
 
 def _cache() -> Path:

@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
             action="extend",
             nargs="+",
             metavar="MODEL",
-            help=(f"model folder, GGUF file, hub id or ollama:NAME; several are used in turn (default: {default})"),
+            help=f"model folder, GGUF file, hub id or ollama:NAME; several are used in turn (default: {default})",
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -108,6 +108,14 @@ def run(parser: Parser, main: Callable[[Any], object], args: Sequence[str] | Non
         interrupted = isinstance(error, KeyboardInterrupt)
         sys.exit(EXIT_INTERRUPTED if interrupted else EXIT_USAGE if isinstance(error, UsageError) else EXIT_RUNTIME)
     sys.exit(0)
+
+
+def require_at_least(least: int, options: Any, *names: str) -> None:
+    """Raise `UsageError` if one of these numbers, named as in `options`, is smaller. None is allowed."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: use {least} or more")
 
 
 def choose_model(options: Any, default: str = embedded.NAME) -> None:

@@ -13,6 +13,7 @@ from engine.layers.rope import RopeConfig
 from engine.runtime.device import DTYPES
 from engine.runtime.errors import BareloopError, quote
 
+MAX_LAYERS = 1000
 MAX_NUMBER = 1e12  # of any number in a config.json
 
 # Keys that change the forward pass of some family, with the values at which they change nothing. A key that the
@@ -132,7 +133,7 @@ class Keys:
 
     def layers(self) -> int:
         """The number of layers."""
-        return self.integer("num_hidden_layers", most=1000)
+        return self.integer("num_hidden_layers", most=MAX_LAYERS)
 
     def window(self, name: str, default: int) -> int | None:
         """A sliding window in tokens: `default` if the key is absent, None if it is null."""

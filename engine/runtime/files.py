@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -70,6 +71,15 @@ def draft_folder(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def files_key(paths: Iterable[Path]) -> str:
+    """A cache key for these files: a hub's blob is named by its content, any other file by its path and time."""
+    digest = hashlib.sha256()
+    for path in paths:
+        real = path.resolve()
+        digest.update(f"{real} {real.stat().st_size} {real.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
 
 
 def user_cache(name: str) -> Path:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from engine.checkpoints.gguf.metadata import MAX_LAYERS, Metadata, require_divisors, shortest
+from engine.checkpoints.gguf.metadata import Metadata, shortest
 from engine.layers.rope import RopeConfig, frequency_divisors
+from engine.models.config_reader import MAX_LAYERS
 from engine.runtime.errors import BareloopError, quote
 
 EPSILON, LAYER_EPSILON = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
@@ -49,13 +50,17 @@ def config_json(
     config |= {"model_type": model_type, "architectures": [architecture], **specific(metadata, tensors)}
     if rope_factors and "rope_theta" in config.get("rope_parameters", {}):
         config["rope_parameters"] = llama3_rope(config, rope_factors, metadata)
-    rotated = metadata.get("rope.dimension_count")
-    if rotated is not None and "rope_parameters" in config and "partial_rotary_factor" not in config["rope_parameters"]:
-        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-        if rotated != head_dim:
-            raise metadata.error(f"rope.dimension_count = {quote(rotated)} is not the size of a head, {head_dim}")
+    if "rope_parameters" in config and "partial_rotary_factor" not in config["rope_parameters"]:
+        rotated, size = metadata.get("rope.dimension_count"), head_size(config)
+        if rotated not in (None, size):
+            raise metadata.error(f"rope.dimension_count = {quote(rotated)} is not the size of a head, {size}")
     metadata.check_mathematics()
     return {key: value for key, value in config.items() if value is not None}
+
+
+def head_size(config: Mapping[str, Any]) -> int:
+    """The size of a head by a config.json."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def rope(metadata: Metadata, base: float = 10_000.0) -> dict[str, Any]:
@@ -78,8 +83,9 @@ def llama3_rope(config: Mapping[str, Any], factors: list[float], metadata: Metad
     Raises `BareloopError` if the divisors are of another kind.
     """
     theta, size = config["rope_parameters"]["rope_theta"], 2 * len(factors)
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    require_divisors(factors, head_dim // 2, metadata.path)
+    expected = head_size(config) // 2
+    if len(factors) != expected or not all(1 <= factor < math.inf for factor in factors):
+        raise BareloopError(f"{metadata.path}: rope_freqs.weight does not have {expected} divisors of 1 or more")
     largest = max(factors)
     wavelengths = [2 * math.pi * theta ** (2 * i / size) for i in range(len(factors))]
     # Between the ends 1 / divisor = (1 - s) / largest + s, where s = (original / wavelength - 1) / 3.

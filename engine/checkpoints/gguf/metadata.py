@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,6 @@ MATHEMATICS: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_beta_slow": (1.0,),
     "ssm.dt_b_c_rms": (False,),
 }
-MAX_LAYERS = 1000
 
 
 class Metadata:
@@ -78,9 +76,3 @@ def shortest(value: float) -> float:
     import numpy
 
     return float(str(numpy.float32(value)))
-
-
-def require_divisors(factors: list[float], count: int, path: object) -> None:
-    """Raise `BareloopError` unless rope_freqs.weight has `count` divisors."""
-    if len(factors) != count or not all(1 <= factor < math.inf for factor in factors):
-        raise BareloopError(f"{path}: rope_freqs.weight does not have {count} divisors of 1 or more")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from engine.checkpoints.gguf.reader import GGUFFile, is_gguf
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import draft_folder, read_json, user_cache
+from engine.runtime.files import draft_folder, files_key, read_json, user_cache
 
 if TYPE_CHECKING:
     from engine.checkpoints.tensor_file import Stored
@@ -27,7 +27,6 @@ OLLAMA = "ollama:"  # prefix of a model's name in Ollama
 MEDIA_TYPE = "application/vnd.ollama.image"
 OLLAMA_SERVICE = Path("/usr/share/ollama/.ollama/models")  # where its Linux service keeps models
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-MAX_DIVISORS = 2**13  # of rotary frequencies: half of a head
 
 
 def find_gguf(path: Path) -> Path | None:
@@ -73,11 +72,9 @@ def find_ollama(name: str) -> Path:
     digests = {layer.get("mediaType"): layer.get("digest") for layer in layers or () if isinstance(layer, dict)}
     if f"{MEDIA_TYPE}.adapter" in digests:
         raise BareloopError(f"{name} is a model with an adapter, which is not implemented; name its base model")
-    for media_type, digest in digests.items():
-        if media_type == f"{MEDIA_TYPE}.model":
-            blob = root / "blobs" / str(digest).replace(":", "-")
-            if blob.parent == root / "blobs" and is_gguf(blob):
-                return blob
+    blob = root / "blobs" / str(digests.get(f"{MEDIA_TYPE}.model")).replace(":", "-")
+    if blob.parent == root / "blobs" and is_gguf(blob):
+        return blob
     raise BareloopError(f"{manifest} names no GGUF file that exists; run: ollama pull {model}")
 
 
@@ -101,9 +98,8 @@ def as_folder(path: Path) -> Path:
     Raises `BareloopError` for a damaged file, or a model that is not implemented.
     """
     paths = [shard.resolve() for shard in shards(path)]
-    state = [(str(shard), shard.stat().st_size, shard.stat().st_mtime_ns) for shard in paths]
     code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    key = hashlib.sha256(json.dumps(state).encode() + code).hexdigest()[:16]
+    key = hashlib.sha256(files_key(paths).encode() + code).hexdigest()[:16]
     folder = user_cache("gguf") / f"{path.name.removesuffix('.gguf')[:60]}-{key}"
     if folder.is_dir():
         return folder
@@ -143,10 +139,11 @@ def _rope_factors(files: list[GGUFFile]) -> list[float]:
     import torch
 
     from engine.checkpoints.gguf.tensors import ROPE_FREQS, GGUFTensor
+    from engine.models.decoder import MAX_HEAD_DIM
 
     for file in files:
         if (info := file.tensors.get(ROPE_FREQS)) is not None:
-            if math.prod(info.shape) > MAX_DIVISORS:
+            if math.prod(info.shape) > MAX_HEAD_DIM // 2:
                 raise BareloopError(f"{file.path}: {ROPE_FREQS} has the shape {list(info.shape)}")
             factors = torch.empty(info.shape)
             GGUFTensor(file, torch.float32, info.shape, info.start, info).read_into(factors)
