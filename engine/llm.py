@@ -180,7 +180,7 @@ class LLM:
     ) -> list[Completion]:
         """Continue all prompts (text or token ids) together: one `Completion` each, in their order.
 
-        A prompt's completion does not depend on the others; in bfloat16 this holds for up to 8 prompts.
+        A prompt's completion does not depend on the others; in bfloat16 this holds for up to 32 prompts.
         """
         if isinstance(prompts, str):
             raise BareloopError("generate takes a list of prompts: generate([text])")

@@ -69,6 +69,11 @@ class RowView:
     def count(self) -> int:
         return self.queries.stop - self.queries.start
 
+    @property
+    def other_segments(self) -> tuple[tuple[Segment, int], ...]:
+        """The past without the part in the target."""
+        return self.past[:-1] if self.offset else self.past
+
 
 class View:
     """The rows of a cache that one forward pass uses.
@@ -85,17 +90,20 @@ class View:
         # One new token per row, and the whole past in one segment.
         self.plain_decoding = all(row.count == 1 and row.offset == row.start > 0 for row in rows)
 
-    def single_segment_rows(self) -> tuple[list[Tensor], list[int], list[int]] | None:
-        """The segment of each row, with the offsets of the first visible token and of the new one.
+    def chains(self, segments: dict[int, Tensor]) -> list[int]:
+        """The keys of each row as the C++ kernels take them; new segments are added to `segments`, by identity.
 
-        None unless every row has one new token and all its visible past in one segment, as the C++ kernels need it.
+        For each row: number of new tokens, and of spans; index of the segment and length of each span, with the new
+        tokens at the end of the last.
         """
-        if any(row.count != 1 or row.offset != row.start - row.first for row in self.rows):
-            return None
-        last = [row.offset for row in self.rows]
-        window = self.cache.window
-        first = [0 if window is None else max(0, offset - window + 1) for offset in last]
-        return [row.target.kv for row in self.rows], first, last
+        numbers: list[int] = []
+        for row in self.rows:
+            spans = (*row.other_segments, (row.target, row.offset + row.count))
+            numbers += (row.count, len(spans))
+            for segment, length in spans:
+                segments.setdefault(id(segment), segment.kv)
+                numbers += (list(segments).index(id(segment)), length)
+        return numbers
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the step's keys and values, [N, kv_heads, head_dim] each, in the segments of their rows."""
@@ -116,10 +124,9 @@ class View:
             if count > 0:
                 indices += range(row.queries.stop - count, row.queries.stop)
                 skipped = row.count - count
-                other_segments = row.past[:-1] if row.offset else row.past
                 in_target = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
                 queries = slice(len(indices) - count, len(indices))
-                past = (*other_segments, *in_target)
+                past = (*row.other_segments, *in_target)
                 rows.append(RowView(queries, row.start + skipped, row.first, past, row.target, row.offset + skipped))
                 owners.append(owner)
         return View(self.cache, rows, owners), torch.tensor(indices, device=self.cache.device, dtype=torch.long)

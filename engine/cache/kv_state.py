@@ -94,16 +94,17 @@ class StateView:
         cache, index = self.locations[layer]
         return self.views[cache], index
 
-    def single_segment_rows(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]] | None:
-        """`View.single_segment_rows` of all caches, end to end; each layer's cache index, and its layer index there."""
-        of_views = [rows for view in self.views if (rows := view.single_segment_rows()) is not None]
-        if len(of_views) < len(self.views):
-            return None
-        tensors = [tensor for rows in of_views for tensor in rows[0]]
-        first = [offset for rows in of_views for offset in rows[1]]
-        last = [offset for rows in of_views for offset in rows[2]]
+    def chains(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]]:
+        """The keys of all rows as the C++ kernels take them.
+
+        All segments; `View.chains` of all caches, end to end; each cache's window (0: none); each layer's cache index,
+        and its layer index there.
+        """
+        segments: dict[int, Tensor] = {}
+        numbers = [number for view in self.views for number in view.chains(segments)]
+        windows = [view.cache.window or 0 for view in self.views]
         caches, layers = (list(numbers) for numbers in zip(*self.locations, strict=True))
-        return tensors, first, last, caches, layers
+        return list(segments.values()), numbers, windows, caches, layers
 
     def commit(self) -> None:
         """Add the step's tokens to their rows, after the forward pass."""

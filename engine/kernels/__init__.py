@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.kernels import build
 
-MAX_ROWS = 8  # beyond that PyTorch's matrix products are faster
+MAX_ROWS = 32  # beyond that PyTorch's matrix products are faster
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 

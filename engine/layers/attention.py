@@ -142,8 +142,7 @@ def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfi
     """
     first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest visible position
     pieces, position = [], row.first
-    other_segments = row.past[:-1] if row.offset else row.past  # the target itself may have the end of the past
-    for segment, length in (*other_segments, (row.target, row.offset + row.count)):
+    for segment, length in (*row.other_segments, (row.target, row.offset + row.count)):
         if position + length > first:
             pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
         position += length

@@ -220,10 +220,10 @@ class Decoder(Model):
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
         ops = kernels.for_input(x) if view is not None and last is None and self.fused else None
-        if ops is not None and view is not None and (rows := view.single_segment_rows()) is not None:
+        if ops is not None and view is not None:
             angles = [angle for table in tables.values() for angle in table]
             weights = [named.get(name) for named in self.kernel_tensors for name in ("weight", "scales", "bias")]
-            x = ops.blocks(x, angles, *rows, weights, *self.kernel_choices)
+            x = ops.blocks(x, angles, *view.chains(), weights, *self.kernel_choices)
             view.commit()
             return self.norm(x)
         for layer, block in enumerate(self.layers):

@@ -1,19 +1,18 @@
-// Attention for decoding: one new token per row, over the keys of its row.
+// Attention of a few new tokens, each over the keys of its row, which may be shared with other rows.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "chains.h"
 #include "parallel.h"
 #include "vectors.h"
 
 namespace {
 
 constexpr int64_t BLOCK = 64;   // keys whose scores are computed at once
-constexpr int64_t PIECE = 512;  // keys of one head per task; fixed, so that sums do not depend on the number of threads
+constexpr int64_t PIECE = 512;  // keys of one group per task, a multiple of BLOCK; fixed, so that sums do not depend on the number of threads
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 struct Heads {
@@ -28,18 +27,6 @@ struct Heads {
 struct RotaryTable {
   const float *cos = nullptr, *sin = nullptr;
   int64_t half = 0;
-};
-
-// A row's segment of the KV cache, [layers, 2, groups, capacity, D], and the tokens visible to the new one.
-struct CacheRow {
-  at::Tensor cache;
-  int64_t first, last;  // `last` is the new token itself
-
-  template <typename T>
-  T* at(int64_t layer, int64_t values, int64_t group, int64_t token) const {
-    const int64_t offset = layer * cache.stride(0) + values * cache.stride(1) + group * cache.stride(2) + token * cache.stride(3);
-    return cache.mutable_data_ptr<T>() + offset;
-  }
 };
 
 inline float dot(const float* a, const float* b, int64_t size) {
@@ -89,16 +76,6 @@ inline void add_weighted(float* y, const float* x, const float* factors, int64_t
   for (int64_t row = 0; d < size && row < count; row++) add_scaled(y + d, x + row * size + d, factors[row], size - d);
 }
 
-// `count` numbers as float32: x itself, or converted into `buffer`.
-inline const float* to_float(const float* x, int64_t, float*) {
-  return x;
-}
-
-inline const float* to_float(const BFloat16* x, int64_t count, float* buffer) {
-  for_pairs(count, [&](int64_t i, int64_t n) { store(buffer + i, load(x + i, n), n); });
-  return buffer;
-}
-
 // Rotate the first 2 `half` numbers of a head by its token's angles; the two coordinates of a plane are `half` apart.
 template <typename T, typename To>
 void rotate(const T* x, const float* cos, const float* sin, int64_t half, int64_t size, To* y) {
@@ -115,103 +92,140 @@ struct SoftmaxPart {
   float largest = -INFINITE, total = 0.0f;
 };
 
-// The queries of a group, q [queries, D], over keys and values [count, D], block by block as in FlashAttention (Dao et
-// al. 2022) -> softmax statistics, and unnormalized outputs out [queries, D].
-template <typename T>
-void attend_piece(const Heads& heads, const float* q, const T* keys, const T* values, int64_t count, SoftmaxPart* parts, float* out) {
-  const int64_t size = heads.size, queries = heads.queries;
-  std::vector<float> buffer(BLOCK * size), scores(queries * BLOCK);
-  std::fill(out, out + queries * size, 0.0f);
-  std::fill(parts, parts + queries, SoftmaxPart());
-  for (int64_t begin = 0; begin < count; begin += BLOCK) {
-    const int64_t block = std::min(BLOCK, count - begin);
-    const float* k = to_float(keys + begin * size, block * size, buffer.data());
-    for (int64_t g = 0; g < queries; g++) {
-      float* s = scores.data() + g * BLOCK;
-      int64_t t = 0;
-      for (; t + 4 <= block; t += 4) four_dots(q + g * size, k + t * size, size, s + t);
-      for (; t < block; t++) s[t] = dot(q + g * size, k + t * size, size);
-      for (t = 0; t < block; t++) s[t] *= heads.scale;
+// Some keys and values [count, D] for the queries of a group, q [queries, D], as in FlashAttention (Dao et al. 2022):
+// update the softmax statistics of each query and its unnormalized output, out [queries, D].
+inline void attend_block(const Heads& heads, const float* q, const float* keys, const float* values, int64_t count, SoftmaxPart* parts, float* out) {
+  const int64_t size = heads.size;
+  for (int64_t g = 0; g < heads.queries; g++) {
+    float s[BLOCK];
+    int64_t t = 0;
+    for (; t + 4 <= count; t += 4) four_dots(q + g * size, keys + t * size, size, s + t);
+    for (; t < count; t++) s[t] = dot(q + g * size, keys + t * size, size);
+    for (t = 0; t < count; t++) s[t] *= heads.scale;
+    if (heads.cap != 0.0f)
+      for (t = 0; t < count; t++) s[t] = heads.cap * std::tanh(s[t] / heads.cap);
+    std::fill(s + count, s + BLOCK, -INFINITE);
+    Vec maxima(parts[g].largest), total(0.0f);
+    for (t = 0; t < count; t += LANES) maxima = at::vec::maximum(maxima, Vec::loadu(s + t));
+    const float maximum = max(maxima);
+    for (t = 0; t < count; t += LANES) {
+      const Vec weights = (Vec::loadu(s + t) - Vec(maximum)).exp();
+      weights.store(s + t);
+      total = total + weights;
     }
-    const float* v = to_float(values + begin * size, block * size, buffer.data());
-    for (int64_t g = 0; g < queries; g++) {
-      float* s = scores.data() + g * BLOCK;
-      if (heads.cap != 0.0f)
-        for (int64_t t = 0; t < block; t++) s[t] = heads.cap * std::tanh(s[t] / heads.cap);
-      std::fill(s + block, s + BLOCK, -INFINITE);
-      Vec maxima(parts[g].largest), total(0.0f);
-      for (int64_t t = 0; t < block; t += LANES) maxima = at::vec::maximum(maxima, Vec::loadu(s + t));
-      const float maximum = max(maxima);
-      for (int64_t t = 0; t < block; t += LANES) {
-        const Vec weights = (Vec::loadu(s + t) - Vec(maximum)).exp();
-        weights.store(s + t);
-        total = total + weights;
-      }
-      const float rescale = std::exp(parts[g].largest - maximum);
-      parts[g] = {maximum, parts[g].total * rescale + sum(total)};
-      if (rescale != 1.0f)
-        for (int64_t d = 0; d < size; d++) out[g * size + d] *= rescale;
-      add_weighted(out + g * size, v, s, block, size);
-    }
+    const float rescale = std::exp(parts[g].largest - maximum);
+    parts[g] = {maximum, parts[g].total * rescale + sum(total)};
+    if (rescale != 1.0f)
+      for (int64_t d = 0; d < size; d++) out[g * size + d] *= rescale;
+    add_weighted(out + g * size, values, s, count, size);
   }
 }
 
-// softmax(scale q kᵀ) v for the new token of each row. qkv [rows, q_size + 2 kv_size]; the rotated key and the value are
-// written to the row's cache. Sums are float32, rounded once -> out [rows, q_size].
+// softmax(scale q kᵀ) v for new tokens. qkv [tokens, q_size + 2 kv_size]; the rotated keys and the values are written to
+// the tokens' segments. Sums are float32, rounded once -> out [tokens, q_size].
+//
+// The keys that a token sees are cut into pieces of PIECE and those into blocks, both counted from the first of them: a
+// token's result does not depend on how its chain is cut into segments, or on the other tokens.
 template <typename T>
-void attend(const Heads& heads, const T* qkv, const RotaryTable& rotary, const std::vector<CacheRow>& rows, int64_t layer, T* out) {
-  const int64_t size = heads.size, queries = heads.queries, q_size = heads.q_size(), kv_size = heads.kv_size();
+struct Attention {
+  const Heads& heads;
+  const RotaryTable& rotary;
+  const std::vector<NewToken>& tokens;
+  int64_t layer;
+
+  // Up to TOKENS neighbouring tokens over one piece of their keys. Those of forks of one row share most of its blocks.
   struct Task {
-    int64_t row, group, begin, end;
+    int64_t first, last, group, piece;
   };
-  std::vector<Task> tasks;
-  std::vector<float> rotated(rows.size() * q_size);
-  for (int64_t row = 0; row < static_cast<int64_t>(rows.size()); row++) {
-    const T *q = qkv + row * (q_size + 2 * kv_size), *k = q + q_size, *v = k + kv_size;
-    const int64_t half = rotary.half;
-    const float *c = rotary.cos + row * half, *s = rotary.sin + row * half;
-    const CacheRow& cached = rows[row];
-    for (int64_t i = 0; i < q_size; i += size) rotate(q + i, c, s, half, size, rotated.data() + row * q_size + i);
+  static constexpr int64_t TOKENS = 8;
+
+  std::vector<float> q{};              // rotated, [tokens, groups, queries, D]
+  std::vector<int64_t> first_piece{};  // of each token, among the pieces of all tokens
+  std::vector<SoftmaxPart> parts{};    // [pieces, groups, queries]
+  std::vector<float> outputs{};        // [pieces, groups, queries, D], unnormalized
+
+  void run(const T* qkv, T* out) {
+    const int64_t count = tokens.size(), bytes = heads.q_size() * static_cast<int64_t>(sizeof(float));
+    q.resize(count * heads.q_size());
+    parallel_rows(count, 8 * bytes, 1, [&](int64_t token, int64_t end) {
+      for (; token < end; token++) prepare(token, qkv + token * (heads.q_size() + 2 * heads.kv_size()));
+    });
+    const std::vector<Task> tasks = plan();
+    const int64_t of_group = heads.queries * heads.size;
+    parts.resize(first_piece.back() * heads.groups * heads.queries);
+    outputs.resize(first_piece.back() * heads.groups * of_group);
+    parallel_tasks(tasks.size(), [&](int64_t task, int64_t end) {
+      for (; task < end; task++) attend_piece(tasks[task]);
+    });
+    parallel_rows(count, 8 * bytes, 1, [&](int64_t token, int64_t end) {
+      for (; token < end; token++) merge(token, out + token * heads.q_size());
+    });
+  }
+
+  // Rotate the queries and the key of a token; store the key and the value.
+  void prepare(int64_t token, const T* qkv) {
+    const int64_t size = heads.size, half = rotary.half;
+    const T *k = qkv + heads.q_size(), *v = k + heads.kv_size();
+    const float *cos = rotary.cos + token * half, *sin = rotary.sin + token * half;
+    for (int64_t i = 0; i < heads.q_size(); i += size) rotate(qkv + i, cos, sin, half, size, q.data() + token * heads.q_size() + i);
     for (int64_t group = 0; group < heads.groups; group++) {
-      rotate(k + group * size, c, s, half, size, cached.at<T>(layer, 0, group, cached.last));
-      std::copy(v + group * size, v + (group + 1) * size, cached.at<T>(layer, 1, group, cached.last));
-      for (int64_t begin = cached.first; begin <= cached.last; begin += PIECE)
-        tasks.push_back({row, group, begin, std::min(begin + PIECE, cached.last + 1)});
+      rotate(k + group * size, cos, sin, half, size, tokens[token].template at<T>(layer, 0, group));
+      std::copy_n(v + group * size, size, tokens[token].template at<T>(layer, 1, group));
     }
   }
 
-  const int64_t count = tasks.size();
-  std::vector<SoftmaxPart> parts(count * queries);
-  std::vector<float> pieces(count * queries * size);
-  parallel_tasks(count, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++) {
-      const Task& task = tasks[i];
-      const CacheRow& cached = rows[task.row];
-      attend_piece(heads, rotated.data() + task.row * q_size + task.group * queries * size, cached.at<T>(layer, 0, task.group, task.begin),
-                   cached.at<T>(layer, 1, task.group, task.begin), task.end - task.begin, parts.data() + i * queries, pieces.data() + i * queries * size);
+  std::vector<Task> plan() {
+    const auto segment = [&](int64_t token) { return tokens[token].chain->spans[0].segment.unsafeGetTensorImpl(); };
+    const int64_t count = tokens.size();
+    std::vector<Task> tasks;
+    first_piece.push_back(0);
+    for (int64_t first = 0, last; first < count; first = last) {
+      int64_t most = 0;
+      for (last = first; last < std::min(count, first + TOKENS) && segment(last) == segment(first); last++) {
+        const int64_t pieces = (tokens[last].last - tokens[last].first) / PIECE + 1;
+        first_piece.push_back(first_piece.back() + pieces);
+        most = std::max(most, pieces);
+      }
+      for (int64_t group = 0; group < heads.groups; group++)
+        for (int64_t piece = 0; piece < most; piece++) tasks.push_back({first, last, group, piece});
     }
-  });
+    return tasks;
+  }
+
+  void attend_piece(const Task& task) {
+    LoadedBlock<T> block(layer, task.group, heads.size, BLOCK);
+    for (int64_t offset = task.piece * PIECE; offset < (task.piece + 1) * PIECE; offset += BLOCK)
+      for (int64_t i = task.first; i < task.last; i++) {
+        const NewToken& token = tokens[i];
+        const int64_t begin = token.first + offset, count = std::min(BLOCK, token.last + 1 - begin);
+        if (count <= 0) continue;
+        block.load(*token.chain, begin, std::min(BLOCK, token.chain->length - begin));  // the next token may see all of it
+        const int64_t slot = ((first_piece[i] + task.piece) * heads.groups + task.group) * heads.queries;
+        const float* queries = q.data() + i * heads.q_size() + task.group * heads.queries * heads.size;
+        attend_block(heads, queries, block.keys, block.values, count, parts.data() + slot, outputs.data() + slot * heads.size);
+      }
+  }
 
   // Merge the pieces of each head, weighted by their sums of exponentials.
-  std::vector<float> merged(size);
-  for (int64_t i = 0, next; i < count; i = next) {
-    for (next = i + 1; next < count && tasks[next].row == tasks[i].row && tasks[next].group == tasks[i].group;) next++;
-    for (int64_t g = 0; g < queries; g++) {
+  void merge(int64_t token, T* out) const {
+    const int64_t size = heads.size, of_piece = heads.groups * heads.queries;
+    std::vector<float> merged(size);
+    for (int64_t head = 0; head < of_piece; head++) {
       float largest = -INFINITE, total = 0.0f;
-      for (int64_t j = i; j < next; j++) {
-        const float of_piece = parts[j * queries + g].largest;
-        if (of_piece > largest || std::isnan(of_piece)) largest = of_piece;
+      for (int64_t piece = first_piece[token]; piece < first_piece[token + 1]; piece++) {
+        const float part = parts[piece * of_piece + head].largest;
+        if (part > largest || std::isnan(part)) largest = part;
       }
       std::fill(merged.begin(), merged.end(), 0.0f);
-      for (int64_t j = i; j < next; j++) {
-        const float weight = std::exp(parts[j * queries + g].largest - largest);
-        total += weight * parts[j * queries + g].total;
-        add_scaled(merged.data(), pieces.data() + (j * queries + g) * size, weight, size);
+      for (int64_t piece = first_piece[token]; piece < first_piece[token + 1]; piece++) {
+        const int64_t slot = piece * of_piece + head;
+        const float weight = std::exp(parts[slot].largest - largest);
+        total += weight * parts[slot].total;
+        add_scaled(merged.data(), outputs.data() + slot * size, weight, size);
       }
-      T* head = out + tasks[i].row * q_size + (tasks[i].group * queries + g) * size;
-      for (int64_t d = 0; d < size; d++) head[d] = merged[d] / total;
+      for (int64_t d = 0; d < size; d++) out[head * size + d] = merged[d] / total;
     }
   }
-}
+};
 
 }  // namespace

@@ -1,4 +1,4 @@
-// One new token of 1 to 8 rows through all blocks of a decoder, as `Block` in engine/models/decoder.py.
+// 1 to 32 new tokens through all blocks of a decoder, as `Block` in engine/models/decoder.py.
 //
 // Sums are float32. Intermediate results are rounded where the modules round them, except inside attention and the gated
 // activation, which are float32 up to their results.
@@ -54,6 +54,14 @@ struct Block {
     TORCH_CHECK((w.weight || w.panels.codes) && w.n == n && w.k == k, "blocks: weight ", which, " is [", w.n, ", ", w.k, "], not [", n, ", ", k, "]");
   }
 
+  // Call f(row) for each row of tokens, which reads or writes some `bytes`, in parallel if that is worth it.
+  template <typename F>
+  void for_rows(int64_t bytes, const F& f) const {
+    parallel_rows(rows, bytes, 1, [&](int64_t row, int64_t end) {
+      for (; row < end; row++) f(row);
+    });
+  }
+
   // x [rows, k] -> [rows, n]
   std::vector<T> times(Module which, const std::vector<T>& x) const {
     return product(modules[which], x.data(), rows, modules[which].k);
@@ -67,23 +75,24 @@ struct Block {
 
   // x normalized if `wanted`, else unchanged.
   std::vector<T> normalized(bool wanted, Module which, std::vector<T> x) const {
-    if (wanted) normalize(which, x.data(), rows * hidden, hidden);
+    if (wanted) for_rows(4 * hidden, [&](int64_t row) { normalize(which, x.data() + row * hidden, hidden, hidden); });
     return x;
   }
 
-  std::vector<T> attention(const std::vector<T>& x, const std::vector<CacheRow>& cache_rows, int64_t layer) const {
+  std::vector<T> attention(const std::vector<T>& x, const std::vector<NewToken>& tokens, int64_t layer) const {
     std::vector<T> qkv = times(QKV, x);
     if (config.clip_qkv != 0.0f)
       for (T& number : qkv) number = std::clamp<float>(number, -config.clip_qkv, config.clip_qkv);  // a NaN stays a NaN
     const int64_t q_size = heads.q_size(), kv_size = heads.kv_size();
-    for (int64_t row = 0; !config.qk_norm.empty() && row < rows; row++) {
-      T* q = qkv.data() + row * (q_size + 2 * kv_size);
-      const bool whole = config.qk_norm == "width";
-      normalize(Q, q, q_size, whole ? q_size : heads.size);
-      normalize(K, q + q_size, kv_size, whole ? kv_size : heads.size);
-    }
+    if (!config.qk_norm.empty())
+      for_rows(4 * q_size, [&](int64_t row) {
+        T* q = qkv.data() + row * (q_size + 2 * kv_size);
+        const bool whole = config.qk_norm == "width";
+        normalize(Q, q, q_size, whole ? q_size : heads.size);
+        normalize(K, q + q_size, kv_size, whole ? kv_size : heads.size);
+      });
     std::vector<T> attended(rows * q_size);
-    attend(heads, qkv.data(), rotary, cache_rows, layer, attended.data());
+    Attention<T>{heads, rotary, tokens, layer}.run(qkv.data(), attended.data());
     return times(OUT, attended);
   }
 
@@ -91,20 +100,27 @@ struct Block {
     const std::vector<T> up = times(UP, x);
     const int64_t width = up.size() / rows, size = config.gated ? width / 2 : width;
     std::vector<T> inner(rows * size);
-    for (int64_t row = 0; row < rows; row++) {
+    for_rows(8 * size, [&](int64_t row) {
       const T* start = up.data() + row * width;
       activate(config.activation, start, config.gated ? start + size : nullptr, inner.data() + row * size, size);
-    }
+    });
     return times(DOWN, inner);
   }
 
-  static void add(std::vector<T>& x, const std::vector<T>& y) {
-    for (size_t i = 0; i < x.size(); i++) x[i] = static_cast<float>(x[i]) + static_cast<float>(y[i]);
+  // x += y
+  void add(std::vector<T>& x, const std::vector<T>& y) const {
+    for_rows(hidden, [&](int64_t row) {
+      for (int64_t i = row * hidden; i < (row + 1) * hidden; i += PAIR) {
+        const int64_t count = std::min(PAIR, (row + 1) * hidden - i);
+        const Pair a = load(x.data() + i, count), b = load(y.data() + i, count);
+        store(x.data() + i, Pair{a.low + b.low, a.high + b.high}, count);
+      }
+    });
   }
 
-  std::vector<T> forward(std::vector<T> x, const std::vector<CacheRow>& cache_rows, int64_t layer) const {
+  std::vector<T> forward(std::vector<T> x, const std::vector<NewToken>& tokens, int64_t layer) const {
     const std::vector<T> normed = normalized(config.norm_before, ATTENTION_BEFORE, x);
-    const std::vector<T> attended = normalized(config.norm_after, ATTENTION_AFTER, attention(normed, cache_rows, layer));
+    const std::vector<T> attended = normalized(config.norm_after, ATTENTION_AFTER, attention(normed, tokens, layer));
     if (config.parallel) {
       const std::vector<T> mlp_input = config.one_norm ? normed : normalized(config.norm_before, MLP_BEFORE, x);
       add(x, attended);
@@ -118,12 +134,49 @@ struct Block {
   }
 };
 
-// x [R, hidden] -> [R, hidden].
+// The chains of all rows, for each cache, and the new tokens of each cache.
+struct CacheView {
+  std::vector<Chain> chains{};
+  std::vector<NewToken> tokens{};
+};
+
+// Read the chains as `View.chains` in engine/cache/kv.py writes them, for each cache: a row's number of new tokens, and of
+// spans; index of the segment and length of each span.
+inline std::vector<CacheView> read_chains(int64_t rows, at::TensorList segments, at::IntArrayRef chains, at::IntArrayRef windows, const Heads& heads, at::ScalarType type) {
+  std::vector<CacheView> views(windows.size());
+  size_t next = 0;
+  const auto number = [&](int64_t least, int64_t most) {
+    TORCH_CHECK(next < chains.size() && least <= chains[next] && chains[next] <= most, "blocks: number ", next, " of ", chains.size(), " in the chains is not from ", least, " to ", most);
+    return chains[next++];
+  };
+  for (size_t cache = 0; cache < views.size(); cache++) {
+    CacheView& view = views[cache];
+    view.chains.reserve(rows);  // tokens point to them
+    for (int64_t done = 0, count; done < rows; done += count) {
+      count = number(1, rows - done);
+      Chain chain{{}, 0};
+      for (int64_t spans = number(1, chains.size()); spans > 0; spans--) {
+        const at::Tensor& segment = segments[number(0, segments.size() - 1)];
+        TORCH_CHECK(segment.dim() == 5 && segment.is_contiguous() && segment.scalar_type() == type && segment.size(2) == heads.groups && segment.size(4) == heads.size, "blocks: a segment of ", segment.sizes());
+        chain.spans.push_back({segment, number(1, segment.size(3))});
+        chain.length += chain.spans.back().length;
+      }
+      TORCH_CHECK(chain.spans.back().length >= count, "blocks: ", count, " new tokens in a segment of ", chain.spans.back().length);
+      view.chains.push_back(std::move(chain));
+      const Chain& added = view.chains.back();
+      for (int64_t last = added.length - count; last < added.length; last++)
+        view.tokens.push_back({&added, windows[cache] == 0 ? 0 : std::max<int64_t>(0, last - windows[cache] + 1), last});
+    }
+  }
+  return views;
+}
+
+// x [N, hidden] -> [N, hidden].
 //
-// angles: cos and sin [R, 1, half] of each rotary embedding; `ropes`: index of each layer's (-1: none).
-// caches: the segments of all rows, for each cache (window size); `first` and `last`: the tokens in them that are visible
-// to the new one, which is `last`. `cache_indices` and `cache_layers`: each layer's cache, and its layer index there.
-at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList caches, at::IntArrayRef first, at::IntArrayRef last,
+// angles: cos and sin [N, 1, half] of each rotary embedding; `ropes`: index of each layer's (-1: none).
+// segments and chains: `read_chains`; `windows`: of each cache, in tokens (0: none). `cache_indices` and `cache_layers`:
+// each layer's cache, and its layer index there.
+at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList segments, at::IntArrayRef chains, at::IntArrayRef windows,
                   at::IntArrayRef cache_indices, at::IntArrayRef cache_layers, const Optionals& weights, at::IntArrayRef ropes, at::ArrayRef<double> scales,
                   at::IntArrayRef heads, c10::string_view norm, c10::string_view qk_norm, c10::string_view activation, double eps,
                   double softcap, double clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) {
@@ -131,15 +184,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MAX_ROWS, "blocks: x ", x.sizes());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
   TORCH_CHECK(static_cast<int64_t>(cache_layers.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
-  TORCH_CHECK(caches.size() % rows == 0 && first.size() == caches.size() && last.size() == caches.size(), "blocks: caches of ", rows, " rows");
-  std::vector<std::vector<CacheRow>> cache_rows(caches.size() / rows);
-  for (size_t i = 0; i < caches.size(); i++) {
-    const at::Tensor& cache = caches[i];
-    TORCH_CHECK(cache.dim() == 5 && cache.is_contiguous() && cache.scalar_type() == x.scalar_type(), "blocks: a cache of ", cache.sizes());
-    TORCH_CHECK(cache.size(2) == groups && cache.size(4) == size, "blocks: a cache of ", cache.sizes());
-    TORCH_CHECK(0 <= first[i] && first[i] <= last[i] && last[i] < cache.size(3), "blocks: tokens ", first[i], " to ", last[i]);
-    cache_rows[i / rows].push_back({cache, first[i], last[i]});
-  }
+  const std::vector<CacheView> caches = read_chains(rows, segments, chains, windows, {groups, queries, size, 0, 0}, x.scalar_type());
   std::vector<std::vector<float>> tables;
   for (const at::Tensor& table : angles) {
     TORCH_CHECK(table.is_contiguous() && table.size(0) == rows && 2 * table.size(-1) <= size, "blocks: angles ", table.sizes());
@@ -155,14 +200,15 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList cac
     const T* input = x.const_data_ptr<T>();
     std::vector<T> stream(input, input + x.numel());
     for (int64_t layer = 0; layer < layers; layer++) {
-      const std::vector<CacheRow>& of_layer = cache_rows.at(cache_indices[layer]);
-      for (const CacheRow& row : of_layer) TORCH_CHECK(cache_layers[layer] < row.cache.size(0), "blocks: layer ", cache_layers[layer], " of ", row.cache.sizes());
+      const CacheView& cache = caches.at(cache_indices[layer]);
+      for (const Chain& chain : cache.chains)
+        for (const Span& span : chain.spans) TORCH_CHECK(cache_layers[layer] < span.segment.size(0), "blocks: layer ", cache_layers[layer], " of ", span.segment.sizes());
       const Heads layer_heads{groups, queries, size, static_cast<float>(scales[layer]), static_cast<float>(softcap)};
       RotaryTable rotary;
       if (ropes[layer] >= 0) rotary = {tables[2 * ropes[layer]].data(), tables[2 * ropes[layer] + 1].data(), angles[2 * ropes[layer]].size(-1)};
       Block<T> block{choices, layer_heads, rotary, rows, x.size(1)};
       block.set_weights(weights, layer);
-      stream = block.forward(std::move(stream), of_layer, cache_layers[layer]);
+      stream = block.forward(std::move(stream), cache.tokens, cache_layers[layer]);
     }
     std::copy(stream.begin(), stream.end(), y.mutable_data_ptr<T>());
   });

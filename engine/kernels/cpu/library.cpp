@@ -18,7 +18,7 @@ OPERATORS(BARELOOP_OPS) {
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
   library.def(
-      "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] caches, int[] first, int[] last, int[] cache_indices, int[] cache_layers, "
+      "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] segments, int[] chains, int[] windows, int[] cache_indices, int[] cache_layers, "
       "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "
       "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
       &blocks);

@@ -32,6 +32,7 @@ typedef float Floats __attribute__((vector_size(WIDTH)));
 constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
+constexpr int64_t AHEAD = 6 * 1024;      // bytes to prefetch ahead
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose sum of products fits into 32 bits
 constexpr int64_t ZERO_CODE = 8;         // the 4-bit code of zero
 
@@ -74,8 +75,15 @@ inline Floats to_floats(Sums x) {
   return __builtin_convertvector(x, Floats);
 }
 
-// Load a vector of a line once (compilers would load it again for each use).
+// The sum of the independent chains of a sum.
+template <int CHAINS>
+inline Sums total(const Sums (&chains)[CHAINS]) {
+  return CHAINS == 1 ? chains[0] : chains[0] + chains[CHAINS - 1];
+}
+
+// Load a vector of a line once (compilers would load it again for each use), and prefetch one further on.
 inline Words line_part(const uint8_t* line, int part) {
+  __builtin_prefetch(line + part * WIDTH + AHEAD, 0, 3);
   Words words = load_bytes<Words>(line + part * WIDTH);
 #if defined(CPU_CAPABILITY_AVX512)
   asm("" : "+v"(words));
@@ -192,24 +200,22 @@ struct Panels {
   // Products of M rows of x with the 32 rows of a panel. STRIP vectors at a time, so that their sums stay in registers.
   template <int M>
   __attribute__((noinline)) void panel(int64_t panel, const QuantizedX16& x, int64_t row, Floats (&out)[M][PARTS]) const {
-    constexpr int STRIP = M <= 2 ? 2 : 1;
+    constexpr int STRIP = 2, CHAINS = M <= 4 ? 2 : 1;
     const uint8_t* stream = codes + panel * bytes();
     for (int64_t begin = 0; begin < k; begin += EXACT)
       for (int strip = 0; strip < PARTS; strip += STRIP) {
-        Sums low[M][STRIP] = {}, high[M][STRIP] = {};
+        Sums sums[M][STRIP][CHAINS] = {};
         for (int64_t column = begin; column < std::min(k, begin + EXACT); column += 4) {
           Words first[M], second[M];
           for (int m = 0; m < M; m++) first[m] = x.pair(row + m, column), second[m] = x.pair(row + m, column + 2);
           for (int part = 0; part < STRIP; part++) {
-            const Words bytes_of_part = line_part(stream + column * PANEL, strip + part);
-            for (int m = 0; m < M; m++) {
-              low[m][part] = dot_pairs(low[m][part], bytes_of_part << 8 >> 8, first[m]);
-              high[m][part] = dot_pairs(high[m][part], bytes_of_part >> 8, second[m]);
-            }
+            const Words both = line_part(stream + column * PANEL, strip + part), even = both << 8 >> 8, odd = both >> 8;
+            for (int m = 0; m < M; m++) sums[m][part][0] = dot_pairs(sums[m][part][0], even, first[m]);
+            for (int m = 0; m < M; m++) sums[m][part][CHAINS - 1] = dot_pairs(sums[m][part][CHAINS - 1], odd, second[m]);
           }
         }
         for (int m = 0; m < M; m++)
-          for (int part = 0; part < STRIP; part++) out[m][strip + part] += to_floats(low[m][part] + high[m][part]);
+          for (int part = 0; part < STRIP; part++) out[m][strip + part] += to_floats(total(sums[m][part]));
       }
     float row_scales[PANEL] = {};
     std::copy_n(static_cast<const float*>(scales) + panel * PANEL, std::min(PANEL, n - panel * PANEL), row_scales);
@@ -219,30 +225,28 @@ struct Panels {
 
   template <int M, int GROUP>
   __attribute__((noinline)) void panel(int64_t panel, const QuantizedX8<GROUP>& x, int64_t row, Floats (&out)[M][PARTS]) const {
-    constexpr int STRIP = M <= 2 ? 2 : 1;
+    constexpr int STRIP = 2, CHAINS = M <= 4 ? 2 : 1;
     const int64_t groups = k / GROUP;
     for (int64_t group = 0; group < groups; group++) {
       const uint8_t* stream = codes + panel * bytes() + group * GROUP * PANEL / 2;
       const uint16_t* group_scales = static_cast<const uint16_t*>(scales) + (panel * groups + group) * PANEL;
       for (int strip = 0; strip < PARTS; strip += STRIP) {
-        Sums low[M][STRIP] = {}, high[M][STRIP] = {};
+        Sums sums[M][STRIP][CHAINS] = {};
         for (int m = 0; m < M; m++)
-          for (int part = 0; part < STRIP; part++) low[m][part] += x.offsets[(row + m) * groups + group];
+          for (int part = 0; part < STRIP; part++) sums[m][part][0] += x.offsets[(row + m) * groups + group];
         for (int64_t column = 0; column < GROUP; column += 8) {
           Words first[M], second[M];
           for (int m = 0; m < M; m++) first[m] = x.quad(row + m, group * GROUP + column), second[m] = x.quad(row + m, group * GROUP + column + 4);
           for (int part = 0; part < STRIP; part++) {
             const Words bytes_of_part = line_part(stream + column * PANEL / 2, strip + part);
             const Words halves[2] = {bytes_of_part & 0x0f0f, (Words)((Unsigned)bytes_of_part >> 4) & 0x0f0f};
-            for (int m = 0; m < M; m++) {
-              low[m][part] = dot_quads(low[m][part], halves[0], first[m]);
-              high[m][part] = dot_quads(high[m][part], halves[1], second[m]);
-            }
+            for (int m = 0; m < M; m++) sums[m][part][0] = dot_quads(sums[m][part][0], halves[0], first[m]);
+            for (int m = 0; m < M; m++) sums[m][part][CHAINS - 1] = dot_quads(sums[m][part][CHAINS - 1], halves[1], second[m]);
           }
         }
         for (int part = 0; part < STRIP; part++) {
           const Floats scale = load_scales(group_scales + (strip + part) * (PANEL / PARTS));
-          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.scales[(row + m) * groups + group] * to_floats(low[m][part] + high[m][part]);
+          for (int m = 0; m < M; m++) out[m][strip + part] += scale * x.scales[(row + m) * groups + group] * to_floats(total(sums[m][part]));
         }
       }
     }

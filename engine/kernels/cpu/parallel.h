@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t ROW_BLOCK = 4;          // rows of x whose sums stay in registers, in every weight format
+constexpr int64_t ROW_BLOCK = 8;          // rows of x whose sums stay in registers, in every weight format
 constexpr int64_t THREAD_BYTES = 1 << 16;  // bytes of work that are worth another thread
 constexpr int64_t CHUNK_BYTES = 1 << 15;   // bytes taken at a time: a long stream for the prefetcher, a short wait at the end
 

@@ -41,7 +41,7 @@ def random_tensor(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 3, 5, 8])
+@pytest.mark.parametrize("rows", [1, 3, 5, 8, 16, 32])
 def test_linear_equals_the_exact_product(ops, dtype, rows):
     shapes = [(1, 1), (3, 2), (7, 31), (16, 32), (5, 33), (130, 65), (64, 896), (19, 8191), (33, 4097)]
     for out, size in shapes:
@@ -58,7 +58,7 @@ def test_linear_equals_the_exact_product(ops, dtype, rows):
 def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops, dtype):
     threads = torch.get_num_threads()
     try:
-        for rows, size in ((4, 4096), (7, 4096), (8, 896), (6, 130)):
+        for rows, size in ((4, 4096), (7, 4096), (8, 896), (6, 130), (32, 300)):
             x, weight = random_tensor(rows, size, dtype=dtype), random_tensor(257, size, dtype=dtype, seed=1)
             together = ops.linear(x, weight, None, None)
             for count in (1, 2, 5):
