@@ -1,4 +1,4 @@
-"""C++ operators for one to eight rows on a CPU, built on first use.
+"""C++ operators for one to 32 rows on a CPU, built on first use.
 
 Nothing waits for the build: PyTorch's own operators serve until it is done, and always where there is no compiler.
 The environment variable `BARELOOP_ISA` selects an instruction set: avx512, avx2, portable (NEON on ARM), or torch for

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from engine import kernels
 from engine.quant.base import Format, needs_float32, product_by_blocks
-from engine.runtime.device import can_pack_bfloat16
+from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
 
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
 
@@ -84,11 +84,11 @@ class Linear(Matrix):
     def forward(self, x: Tensor) -> Tensor:
         if self.format is not None:
             return self.format.product(self._parameters, x)
-        if self._packed is not None and len(x) >= PACKED_ROWS:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         ops = kernels.for_input(x)
         if ops is not None:
             return ops.linear(x, self.weight, None, self.bias)
+        if self._packed is not None and len(x) >= PACKED_ROWS:
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         if needs_float32(x):
             return product_by_blocks(x, self.rows, self._rows, self.bias)
         return F.linear(x, self.weight, self.bias)
@@ -97,14 +97,14 @@ class Linear(Matrix):
         return self.weight[first:last].to(dtype)
 
     def pack(self) -> None:
-        """Keep a second copy of a frozen bfloat16 weight in oneDNN's blocked layout, if this CPU supports it.
+        """Keep a second copy of a frozen bfloat16 weight in oneDNN's blocked layout, if products in it are fast here.
 
         Otherwise oneDNN reorders the weight in every product. The results are the same bits; products of hundreds of
         rows take 6 to 10 % less time. No effect for other dtypes and devices.
         """
         weight = self.weight.detach()
         frozen = weight.dtype == torch.bfloat16 and not self.weight.requires_grad
-        if weight.device.type == "cpu" and frozen and can_pack_bfloat16():
+        if weight.device.type == "cpu" and frozen and can_pack_bfloat16() and not slow_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.runtime.device import lacks_bfloat16
+from engine.runtime.device import slow_bfloat16
 
 ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every format
 DENSE_BLOCK = 16 * 2**20  # bytes of a weight that are dequantized or converted at once to multiply many rows
@@ -68,7 +68,7 @@ def product_by_blocks(
     """x [N, columns] times a transposed matrix, plus the bias: -> [N, rows].
 
     `dense(first, last, dtype)` returns rows of the matrix; on a CPU it is called for one block at a time.
-    If the CPU lacks bfloat16, such a product is computed in float32 and rounded once.
+    If bfloat16 is slow on this CPU, such a product is computed in float32 and rounded once.
     """
     dtype = torch.float32 if needs_float32(x) else x.dtype
     wide = x.to(dtype)
@@ -84,7 +84,7 @@ def product_by_blocks(
 
 def needs_float32(x: Tensor) -> bool:
     """Whether products of x, bfloat16 on this CPU, are faster in float32. Gradients keep the dtype of the weight."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled() and lacks_bfloat16()
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled() and slow_bfloat16()
 
 
 def weight_and_scales(tensors: Tensors) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-// One new token of 1 to 8 rows through a Mamba mixer, as `Mixer` in engine/models/mamba.py.
+// One new token of 1 to 32 rows through a Mamba mixer, as `Mixer` in engine/models/mamba.py.
 #pragma once
 
 #include <cmath>

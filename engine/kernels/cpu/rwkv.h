@@ -1,4 +1,4 @@
-// One new token of 1 to 8 rows through an RWKV block, as `Block` in engine/models/rwkv.py.
+// One new token of 1 to 32 rows through an RWKV block, as `Block` in engine/models/rwkv.py.
 #pragma once
 
 #include "linear.h"

@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from engine import LLM
+from engine import LLM, kernels
 from engine.cache.kv_state import KVState
 from engine.cache.state import Step
 

@@ -1,4 +1,4 @@
-"""Several rows through the C++ kernels: each has the bits that it has alone, whatever it shares and however it is cut."""
+"""Several rows through the C++ kernels: each has the bits that it has alone, however its keys are shared and cut."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from engine.quant import base
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [9, 40])
 def test_a_bfloat16_product_in_float32_is_rounded_once(monkeypatch, rows, bias):
-    monkeypatch.setattr(base, "lacks_bfloat16", lambda: True)
+    monkeypatch.setattr(base, "slow_bfloat16", lambda: True)
     monkeypatch.setattr(base, "DENSE_BLOCK", 4 * 96 * 7)  # blocks of 7 rows, which do not divide 50
     monkeypatch.setattr(base, "ROW_MULTIPLE", 1)
     generator = torch.Generator().manual_seed(0)
@@ -31,7 +31,7 @@ def test_a_bfloat16_product_in_float32_is_rounded_once(monkeypatch, rows, bias):
 
 
 def test_gradients_do_not_use_the_product_in_float32(monkeypatch):
-    monkeypatch.setattr(base, "lacks_bfloat16", lambda: True)
+    monkeypatch.setattr(base, "slow_bfloat16", lambda: True)
     layer = Linear(8, 4).to(torch.bfloat16)
     x = torch.ones(12, 8, dtype=torch.bfloat16, requires_grad=True)
     layer(x).float().sum().backward()
