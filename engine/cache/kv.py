@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,15 +47,6 @@ class Span:
 
 
 @dataclass(frozen=True)
-class SharedKeys:
-    """A block of past keys that consecutive queries attend to without a mask: every query sees every key."""
-
-    queries: slice  # of the step's tokens
-    segment: Segment
-    length: int
-
-
-@dataclass(frozen=True)
 class RowView:
     """One row of a step: its new tokens, and the spans of its past."""
 
@@ -69,6 +61,12 @@ class RowView:
     def count(self) -> int:
         return self.queries.stop - self.queries.start
 
+    @property
+    def pieces(self) -> tuple[tuple[Segment, int], ...]:
+        """Segments and lengths of all keys, the new ones included, once they are written."""
+        other_segments = self.past[:-1] if self.offset else self.past  # the target itself may have the end of the past
+        return (*other_segments, (self.target, self.offset + self.count))
+
 
 class View:
     """The rows of a cache that one forward pass uses.
@@ -80,10 +78,6 @@ class View:
         self.cache = cache
         self.rows = rows
         self.owners = owners
-        self.past = _shared_blocks(rows)
-        self.longest = max((row.start + row.count for row in rows), default=0)  # length of the longest row, afterwards
-        # One new token per row, and the whole past in one segment.
-        self.plain_decoding = all(row.count == 1 and row.offset == row.start > 0 for row in rows)
 
     def single_segment_rows(self) -> tuple[list[Tensor], list[int], list[int]] | None:
         """The segment of each row, with the offsets of the first visible token and of the new one.
@@ -96,6 +90,16 @@ class View:
         window = self.cache.window
         first = [0 if window is None else max(0, offset - window + 1) for offset in last]
         return [row.target.kv for row in self.rows], first, last
+
+    @cached_property
+    def pieces(self) -> tuple[list[Tensor], list[int], list[int]]:
+        """All segments; the numbers of new tokens and of pieces of each row; the segment and length of each piece."""
+        pieces = [piece for row in self.rows for piece in row.pieces]
+        segments = list({id(segment): segment for segment, _ in pieces}.values())
+        index = {id(segment): i for i, segment in enumerate(segments)}
+        rows = [number for row in self.rows for number in (row.count, len(row.pieces))]
+        lengths = [number for segment, length in pieces for number in (index[id(segment)], length)]
+        return [segment.kv for segment in segments], rows, lengths
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the step's keys and values, [N, kv_heads, head_dim] each, in the segments of their rows."""
@@ -116,10 +120,9 @@ class View:
             if count > 0:
                 indices += range(row.queries.stop - count, row.queries.stop)
                 skipped = row.count - count
-                other_segments = row.past[:-1] if row.offset else row.past
                 in_target = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
                 queries = slice(len(indices) - count, len(indices))
-                past = (*other_segments, *in_target)
+                past = (*row.pieces[:-1], *in_target)
                 rows.append(RowView(queries, row.start + skipped, row.first, past, row.target, row.offset + skipped))
                 owners.append(owner)
         return View(self.cache, rows, owners), torch.tensor(indices, device=self.cache.device, dtype=torch.long)
@@ -277,25 +280,3 @@ class Cache:
                     f"out of memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
                     "use a shorter context or fewer sequences"
                 ) from error
-
-
-def _shared_blocks(rows: list[RowView]) -> list[SharedKeys]:
-    """The past of all rows as blocks; neighbouring rows that share a segment up to the same length share a block.
-
-    So sixteen questions after one few-shot prefix become one product over the prefix.
-    """
-    blocks: list[SharedKeys] = []
-    open_blocks: dict[tuple[int, int], int] = {}  # (segment, length) -> the block that ends at the last row
-    for row in rows:
-        still_open = {}
-        for segment, length in row.past:
-            key = (id(segment), length)
-            index = open_blocks.get(key)
-            if index is None:
-                index = len(blocks)
-                blocks.append(SharedKeys(row.queries, segment, length))
-            else:
-                blocks[index] = SharedKeys(slice(blocks[index].queries.start, row.queries.stop), segment, length)
-            still_open[key] = index
-        open_blocks = still_open
-    return blocks

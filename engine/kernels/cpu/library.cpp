@@ -3,6 +3,7 @@
 
 #include "argmax.h"
 #include "blocks.h"
+#include "flash.h"
 #include "linear.h"
 #include "mamba.h"
 #include "norms.h"
@@ -22,6 +23,7 @@ OPERATORS(BARELOOP_OPS) {
       "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "
       "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
       &blocks);
+  library.def("flash_attention(Tensor q, Tensor[] segments, int[] rows, int[] pieces, int layer, int window, float scale, float softcap) -> Tensor", &flash_attention);
   library.def(
       "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_scales, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "
       "Tensor x_weight, Tensor dt_weight, Tensor dt_bias, Tensor a_log, Tensor d, Tensor out_weight, Tensor? out_scales, Tensor? out_bias) "

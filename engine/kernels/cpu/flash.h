@@ -1,0 +1,423 @@
+// Attention of many new tokens over the cached keys of their rows, in one pass (FlashAttention, Dao et al. 2022).
+//
+// A tile is up to 64 (token, query head) pairs of one group, the lanes of a few vectors: scores are computed transposed,
+// [keys, lanes], so that softmax adds nothing across lanes, and keys are read as they lie in the cache. Lanes never mix,
+// and blocks of keys begin at multiples of 64 from the oldest cached one; so the bits of a result depend neither on the
+// other lanes nor on where a row's segments or chunks end.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <limits>
+#include <vector>
+
+#include "parallel.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t TILE = 64;        // lanes of a tile
+constexpr int64_t KEY_BLOCK = 64;   // keys per step of the softmax
+constexpr float NO_SCORE = -1e30f;  // below every score; finite, so that differences are not NaN
+
+#if defined(CPU_CAPABILITY_AVX2)
+constexpr int STRIP = 2;  // vectors of lanes whose sums stay in registers
+#else
+constexpr int STRIP = 4;
+#endif
+template <int V>
+constexpr int STRIP_ROWS = V > 2 || LANES < 16 ? 4 : 8;  // rows of the result per strip
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+// 2^f for f in [0, 1), by a polynomial that is 1 at 0; its error is 1.4e-7.
+inline Vec exp2_of_fraction(Vec f) {
+  Vec y(0.00186713017f);
+  for (const float c : {0.00901702978f, 0.0557999127f, 0.240164444f, 0.693151295f, 1.0f}) y = at::vec::fmadd(y, f, Vec(c));
+  return y;
+}
+#endif
+
+// 2^x for x <= 0: exactly 1 for 0, and 0 for minus infinity.
+inline Vec exp2(Vec x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_scalef_ps(exp2_of_fraction(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
+#elif defined(CPU_CAPABILITY_AVX2)
+  x = at::vec::clamp_min(x, Vec(-200.0f));
+  const Vec floor = x.floor();
+  const __m256i exponent = _mm256_max_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127)), _mm256_setzero_si256());
+  return exp2_of_fraction(x - floor) * Vec(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+#else
+  return x.exp2();
+#endif
+}
+
+// sums [K][V] += a [K, steps] times b [steps, TILE]. Rows of a are `row` numbers apart and columns `column`; rows after
+// `last` repeat it.
+template <int K, int V>
+inline __attribute__((always_inline)) void add_products(const float* a, int64_t row, int64_t last, int64_t column, const float* b, int64_t steps, Vec (&sums)[K][V]) {
+  const float* rows[K];
+  for (int k = 0; k < K; k++) rows[k] = a + std::min<int64_t>(k, last) * row;
+  for (int64_t step = 0; step < steps; step++) {
+    Vec columns[V];
+    for (int v = 0; v < V; v++) columns[v] = Vec::loadu(b + step * TILE + v * LANES);
+    for (int k = 0; k < K; k++) {
+      const Vec number(rows[k][step * column]);
+      for (int v = 0; v < V; v++) sums[k][v] = at::vec::fmadd(number, columns[v], sums[k][v]);
+    }
+  }
+}
+
+// Transpose a [rows, columns], in blocks of 16 by 16 -> b [columns, rows].
+inline void transpose(const float* a, int64_t a_row, int64_t rows, int64_t columns, float* b, int64_t b_row) {
+  for (int64_t i = 0; i < rows; i += 16)
+    for (int64_t j = 0; j < columns; j += 16) at::vec::transpose_mxn<float, 16, 16>(a + i * a_row + j, a_row, b + j * b_row + i, b_row);
+}
+
+inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+// One layer of the KV cache's segments, and the numbers of an attention.
+template <typename T>
+struct Keys {
+  struct Segment {
+    const T* start;
+    int64_t values, group;  // strides
+  };
+  struct Piece {
+    int64_t segment, length;
+  };
+  struct Row {  // `count` new tokens from index `query` of the step on; their keys are the last of the pieces
+    std::vector<Piece> pieces;
+    int64_t query = 0, count = 0, length = 0;
+
+    int64_t start() const { return length - count; }
+  };
+
+  std::vector<Segment> segments;
+  std::vector<Row> rows;
+  int64_t size, queries, window;  // head size; query heads per group; 0: no window
+  float scale, cap;               // scores s become cap tanh(s / cap); 0: no cap
+
+  // Keys that both rows share from their beginning.
+  int64_t shared(const Row& a, const Row& b) const {
+    int64_t total = 0;
+    for (size_t i = 0; i < std::min(a.pieces.size(), b.pieces.size()); i++) {
+      const Piece &x = a.pieces[i], &y = b.pieces[i];
+      if (x.segment != y.segment) break;
+      total += std::min(x.length, y.length);
+      if (x.length != y.length) break;
+    }
+    return std::min({total, a.start(), b.start()});
+  }
+
+  // Keys or values [count, size] of a group, copied to `buffer` if they are in several segments.
+  const T* find(const Row& row, bool values, int64_t group, int64_t begin, int64_t count, T* buffer) const {
+    int64_t position = 0, copied = 0;
+    for (const Piece& piece : row.pieces) {
+      const int64_t offset = std::max(begin - position, int64_t(0)), length = std::min(piece.length, begin + count - position) - offset;
+      position += piece.length;
+      if (length <= 0) continue;
+      const Segment& segment = segments[piece.segment];
+      const T* start = segment.start + values * segment.values + group * segment.group + offset * size;
+      if (length == count) return start;
+      std::copy(start, start + length * size, buffer + copied * size);
+      copied += length;
+    }
+    return buffer;
+  }
+};
+
+// Consecutive lanes of a tile: (token, query head) pairs of a row, from the row's `first` on.
+struct LaneRun {
+  int64_t row, first, count;
+};
+
+struct Tile {
+  std::vector<LaneRun> runs;  // part of one row, or several whole rows
+  int64_t lanes = 0;
+  int64_t shared = 0;         // keys that several rows share, in whole blocks
+};
+
+template <typename T>
+std::vector<Tile> tiles(const Keys<T>& keys) {
+  std::vector<Tile> result;
+  for (size_t i = 0; i < keys.rows.size(); i++) {
+    const int64_t lanes = keys.rows[i].count * keys.queries;
+    const int64_t shared = i > 0 ? keys.shared(keys.rows[i - 1], keys.rows[i]) / KEY_BLOCK * KEY_BLOCK : 0;
+    if (2 * shared >= keys.rows[i].length && result.back().lanes + lanes <= TILE && result.back().runs[0].first == 0) {
+      Tile& tile = result.back();
+      tile.shared = tile.runs.size() == 1 ? shared : std::min(tile.shared, shared);
+      tile.runs.push_back({static_cast<int64_t>(i), 0, lanes});
+      tile.lanes += lanes;
+      continue;
+    }
+    for (int64_t first = 0; first < lanes; first += TILE) {
+      const int64_t count = std::min(TILE, lanes - first);
+      result.push_back({{{static_cast<int64_t>(i), first, count}}, count});
+    }
+  }
+  return result;
+}
+
+// The computation of a tile, and its memory.
+template <typename T>
+class FlashTile {
+ public:
+  // q [N, H, D] with strides `token` and `head` -> out [N, H, D], contiguous.
+  void run(const Keys<T>& all_keys, const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head, int64_t heads, T* out) {
+    keys = &all_keys;
+    size = keys->size;
+    lanes = tile.lanes;
+    resize();
+    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
+    std::fill_n(largest, TILE, NO_SCORE);
+    std::fill_n(total, TILE, 0.0f);
+    load_queries(tile, group, q, token, head);
+    visit(tile, {tile.runs[0].row, 0, lanes}, group, 0, tile.shared);
+    int64_t lane = 0;
+    for (const LaneRun& run : tile.runs) {
+      visit(tile, {run.row, lane, run.count}, group, tile.shared, keys->rows[run.row].length);
+      lane += run.count;
+    }
+    store_outputs(tile, group, heads, out);
+  }
+
+ private:
+  struct alignas(64) Line {
+    float numbers[16];
+  };
+
+  const Keys<T>* keys;
+  int64_t size, lanes;
+  std::vector<Line> memory;
+  float *queries, *scores, *output, *buffer;  // [D, TILE], [KEY_BLOCK, TILE], [D, TILE], [KEY_BLOCK, D]
+  T* gathered;                                // [KEY_BLOCK, D]
+  alignas(64) float largest[TILE], total[TILE], newest[TILE];   // of each lane: largest score, sum of e^(score - largest), last visible key
+  alignas(64) float rescale[TILE], own[TILE];                                  // 1 for the lanes that a visit is for
+
+  void resize() {
+    const int64_t wide = round_up(size, 16);
+    const int64_t sizes[] = {wide * TILE, KEY_BLOCK * TILE, wide * TILE, KEY_BLOCK * wide, KEY_BLOCK * wide};
+    float** const starts[] = {&queries, &scores, &output, &buffer};
+    int64_t needed = 0;
+    for (const int64_t count : sizes) needed += count / 16;
+    if (static_cast<int64_t>(memory.size()) < needed) memory.resize(needed);
+    float* next = memory[0].numbers;
+    for (int i = 0; i < 4; i++) *starts[i] = next, next += sizes[i];
+    gathered = reinterpret_cast<T*>(next);
+  }
+
+  // Call f(lane, row, index of the token in the row, query head in the group) for all lanes.
+  template <typename F>
+  void for_lanes(const Tile& tile, const F& f) const {
+    int64_t lane = 0;
+    for (const LaneRun& run : tile.runs)
+      for (int64_t i = run.first; i < run.first + run.count; i++) f(lane++, keys->rows[run.row], i / keys->queries, i % keys->queries);
+  }
+
+  void load_queries(const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head) {
+    const int64_t wide = round_up(size, 16);
+    float* const rows = output;  // not in use yet
+    for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
+      convert(q + (row.query + index) * token + (group * keys->queries + g) * head, size, rows + lane * wide);
+      newest[lane] = row.start() + index;
+    });
+    std::fill(newest + lanes, newest + TILE, newest[lanes - 1]);
+    transpose(rows, wide, round_up(lanes, 16), wide, queries, TILE);
+    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
+  }
+
+  static void convert(const T* x, int64_t count, float* to) {
+    for_pairs(count, [&](int64_t i, int64_t n) { store(to + i, load(x + i, n), n); });
+  }
+
+  // Keys or values [count, D] of a row as float32.
+  const float* read(const typename Keys<T>::Row& row, bool values, int64_t group, int64_t begin, int64_t count) {
+    const T* const x = keys->find(row, values, group, begin, count, gathered);
+    if constexpr (std::is_same_v<T, float>) return x;
+    convert(x, count * size, buffer);
+    return buffer;
+  }
+
+  // Let some lanes attend to the keys from `begin` to `end` of a row.
+  void visit(const Tile& tile, LaneRun run, int64_t group, int64_t begin, int64_t end) {
+    const auto [oldest, last] = std::minmax_element(newest + run.first, newest + run.first + run.count);
+    const int64_t first = run.first / LANES, vectors = (run.first + run.count + LANES - 1) / LANES - first;
+    const bool foreign = run.first % LANES || (run.count % LANES && run.first + run.count < lanes);
+    for (int64_t lane = 0; lane < TILE; lane++) own[lane] = run.first <= lane && (lane < run.first + run.count || lane >= lanes);
+    end = std::min(end, static_cast<int64_t>(*last) + 1);
+    if (keys->window) begin = std::max(begin, static_cast<int64_t>(*oldest) - keys->window + 1);
+    const auto& row = keys->rows[run.row];
+    for (int64_t next; begin < end; begin = next) {
+      next = std::min((begin / KEY_BLOCK + 1) * KEY_BLOCK, end);
+      const int64_t count = next - begin;
+      const bool masked = foreign || *oldest < next - 1 || (keys->window && *last - keys->window >= begin);
+      compute_scores(read(row, false, group, begin, count), first, vectors, begin, count, masked);
+      compute_outputs(read(row, true, group, begin, count), first, vectors, count, foreign);
+    }
+  }
+
+  // Call f(first vector, number of vectors as a constant) for strips of some vectors of lanes.
+  template <typename F>
+  static void for_strips(int64_t first, int64_t vectors, const F& f) {
+    for (int64_t i = 0; i < vectors; i += STRIP) with_row_count<STRIP>(vectors - i, [&](auto count) { f((first + i) * LANES, count); });
+  }
+
+  // Scores of `count` keys from the row's key `begin` on, then their weights e^(score - largest); and the factors of the
+  // outputs so far.
+  void compute_scores(const float* k, int64_t first, int64_t vectors, int64_t begin, int64_t count, bool masked) {
+    for_strips(first, vectors, [&](int64_t lane, auto strip) {
+      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
+      for (int64_t i = 0; i < count; i += K) {
+        Vec sums[K][V];
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v] = Vec(0.0f);
+        add_products(k + i * size, size, count - 1 - i, 1, queries + lane, size, sums);
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v].store(scores + (i + r) * TILE + lane + v * LANES);
+      }
+      if (keys->cap != 0.0f) cap<V>(lane, count);
+      if (masked) mask<V>(lane, begin, count);
+      softmax<V>(lane, count);
+    });
+  }
+
+  template <int V>
+  void cap(int64_t lane, int64_t count) {
+    const Vec factor(keys->scale / keys->cap);
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        (Vec::loadu(s) * factor).tanh().store(s);
+      }
+  }
+
+  template <int V>
+  void mask(int64_t lane, int64_t begin, int64_t count) {
+    const Vec hidden(-std::numeric_limits<float>::infinity()), none(-1.0f);
+    Vec from[V], to[V];
+    for (int v = 0; v < V; v++) {
+      const Vec position = Vec::loadu(newest + lane + v * LANES);
+      from[v] = keys->window ? position - Vec(keys->window - 1) : none;
+      to[v] = Vec::blendv(none, position, Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
+    }
+    for (int64_t i = 0; i < count; i++) {
+      const Vec key(begin + i);
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        Vec::blendv(hidden, Vec::loadu(s), (from[v] <= key) & (key <= to[v])).store(s);
+      }
+    }
+  }
+
+  template <int V>
+  void softmax(int64_t lane, int64_t count) {
+    const Vec unit((keys->cap != 0.0f ? keys->cap : keys->scale) * 1.44269504f);  // of the scores, as powers of 2
+    Vec maxima[V], minus[V], sums[V];
+    for (int v = 0; v < V; v++) maxima[v] = Vec(-std::numeric_limits<float>::infinity()), sums[v] = Vec(0.0f);
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) maxima[v] = at::vec::clamp_min(Vec::loadu(scores + i * TILE + lane + v * LANES), maxima[v]);
+    for (int v = 0; v < V; v++) {
+      const int64_t at = lane + v * LANES;
+      const Vec old = Vec::loadu(largest + at), now = at::vec::clamp_min(maxima[v] * unit, old);
+      now.store(largest + at);
+      exp2(old - now).store(rescale + at);
+      minus[v] = now.neg();
+    }
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        const Vec weight = exp2(at::vec::fmadd(Vec::loadu(s), unit, minus[v]));
+        sums[v] = sums[v] + weight;
+        weight.store(s);
+      }
+    for (int v = 0; v < V; v++) {
+      float* const t = total + lane + v * LANES;
+      at::vec::fmadd(Vec::loadu(t), Vec::loadu(rescale + lane + v * LANES), sums[v]).store(t);
+    }
+  }
+
+  // Outputs [D, lanes] of earlier blocks, rescaled, plus weighted values. `foreign`: some lanes are not to be changed,
+  // since zero times an infinite value would be NaN.
+  void compute_outputs(const float* values, int64_t first, int64_t vectors, int64_t count, bool foreign) {
+    for_strips(first, vectors, [&](int64_t lane, auto strip) {
+      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
+      Vec factors[V];
+      for (int v = 0; v < V; v++) factors[v] = Vec::loadu(rescale + lane + v * LANES);
+      for (int64_t d = 0; d < size; d += K) {
+        float* const out = output + d * TILE + lane;
+        Vec sums[K][V];
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v] = Vec::loadu(out + r * TILE + v * LANES) * factors[v];
+        add_products(values + d, 1, size - 1 - d, size, scores + lane, count, sums);
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) {
+            float* const o = out + r * TILE + v * LANES;
+            if (foreign) sums[r][v] = Vec::blendv(Vec::loadu(o), sums[r][v], Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
+            sums[r][v].store(o);
+          }
+      }
+    });
+  }
+
+  void store_outputs(const Tile& tile, int64_t group, int64_t heads, T* out) {
+    const int64_t wide = round_up(size, 16);
+    float* const rows = buffer;  // not in use any more
+    for (int64_t d = 0; d < size; d++)
+      for (int64_t lane = 0; lane < lanes; lane += LANES) (Vec::loadu(output + d * TILE + lane) / Vec::loadu(total + lane)).store(output + d * TILE + lane);
+    transpose(output, TILE, wide, round_up(lanes, 16), rows, wide);
+    for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
+      T* const to = out + ((row.query + index) * heads + group * keys->queries + g) * size;
+      for_pairs(size, [&](int64_t d, int64_t count) { store(to + d, load(rows + lane * wide + d, count), count); });
+    });
+  }
+};
+
+// q [N, H, D] -> softmax(cap(scale q kᵀ)) v [N, H, D] over the keys of each query's row up to its own token, and from
+// `window` tokens back if that is not 0. Sums are float32, rounded once.
+//
+// segments: [layers, 2, groups, capacity, D] each. `rows`: the number of new tokens and of pieces of each row; `pieces`:
+// the segment and length of each piece, oldest first. New keys are the last.
+at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::IntArrayRef rows, at::IntArrayRef pieces, int64_t layer, int64_t window,
+                           double scale, double softcap) {
+  TORCH_CHECK(q.dim() == 3 && segments.size() > 0 && scale > 0, "flash_attention: q ", q.sizes(), ", ", segments.size(), " segments, scale ", scale);
+  const int64_t heads = q.size(1), size = q.size(2), groups = segments[0].size(2);
+  TORCH_CHECK(groups > 0 && heads % groups == 0, "flash_attention: ", heads, " heads, ", groups, " groups");
+  const at::Tensor input = q.stride(2) == 1 ? q : q.contiguous();
+  at::Tensor out = at::empty(q.sizes(), q.options());
+  dispatch_type(q, [&](auto zero) {
+    using T = decltype(zero);
+    Keys<T> keys{{}, {}, size, heads / groups, window, static_cast<float>(scale), static_cast<float>(softcap)};
+    for (const at::Tensor& segment : segments) {
+      TORCH_CHECK(segment.dim() == 5 && segment.is_contiguous() && segment.scalar_type() == q.scalar_type(), "flash_attention: a segment of ", segment.sizes());
+      TORCH_CHECK(segment.size(2) == groups && segment.size(4) == size && layer < segment.size(0), "flash_attention: a segment of ", segment.sizes());
+      keys.segments.push_back({segment.const_data_ptr<T>() + layer * segment.stride(0), segment.stride(1), segment.stride(2)});
+    }
+    size_t next = 0;
+    int64_t tokens = 0;
+    for (size_t i = 0; i + 1 < rows.size(); i += 2) {
+      typename Keys<T>::Row row{{}, tokens, rows[i]};
+      for (int64_t piece = 0; piece < rows[i + 1]; piece++, next += 2) {
+        TORCH_CHECK(next + 1 < pieces.size() && static_cast<size_t>(pieces[next]) < segments.size() && pieces[next + 1] <= segments[pieces[next]].size(3), "flash_attention: pieces ", pieces);
+        row.pieces.push_back({pieces[next], pieces[next + 1]});
+        row.length += pieces[next + 1];
+      }
+      TORCH_CHECK(0 < row.count && row.count <= row.length, "flash_attention: ", row.count, " new tokens of ", row.length);
+      tokens += row.count;
+      keys.rows.push_back(std::move(row));
+    }
+    TORCH_CHECK(tokens == q.size(0), "flash_attention: ", q.size(0), " queries of ", tokens, " tokens");
+    const std::vector<Tile> of_group = tiles(keys);
+    const int64_t count = of_group.size();
+    parallel_tasks(count * groups, [&](int64_t first, int64_t last) {
+      static thread_local FlashTile<T> work;
+      for (int64_t i = first; i < last; i++)  // a row's last tiles, which have the most keys, come first
+        work.run(keys, of_group[count - 1 - i % count], i / count, input.const_data_ptr<T>(), input.stride(0), input.stride(1), heads, out.mutable_data_ptr<T>());
+    });
+  });
+  return out;
+}
+
+}  // namespace
