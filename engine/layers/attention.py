@@ -76,10 +76,14 @@ class Attention(nn.Module):
         v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
         if config.qk_norm is not None and config.qk_norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if view is not None:
-            view.write(layer, k, v)
+        ops = kernels.for_rows(q) if view is not None and view.cache.dtype == q.dtype else None
+        if ops is not None and view is not None and view.rows:
+            q = ops.rotate_and_write(q, k, v, *(rotary or (None, None)), *view.pieces, layer)
+        else:
+            if rotary is not None:
+                q, k = rotate(q, *rotary), rotate(k, *rotary)
+            if view is not None:
+                view.write(layer, k, v)
         if tail is not None:
             view, indices = tail
             q = q[indices]

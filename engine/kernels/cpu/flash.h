@@ -12,6 +12,7 @@
 #include <limits>
 #include <vector>
 
+#include "keys.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -29,29 +30,6 @@ constexpr int STRIP = 4;
 template <int V>
 constexpr int STRIP_ROWS = V > 2 || LANES < 16 ? 4 : 8;  // rows of the result per strip
 
-#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
-// 2^f for f in [0, 1), by a polynomial that is 1 at 0; its error is 1.4e-7.
-inline Vec exp2_of_fraction(Vec f) {
-  Vec y(0.00186713017f);
-  for (const float c : {0.00901702978f, 0.0557999127f, 0.240164444f, 0.693151295f, 1.0f}) y = at::vec::fmadd(y, f, Vec(c));
-  return y;
-}
-#endif
-
-// 2^x for x <= 0: exactly 1 for 0, and 0 for minus infinity.
-inline Vec exp2(Vec x) {
-#if defined(CPU_CAPABILITY_AVX512)
-  return _mm512_scalef_ps(exp2_of_fraction(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
-#elif defined(CPU_CAPABILITY_AVX2)
-  x = at::vec::clamp_min(x, Vec(-200.0f));
-  const Vec floor = x.floor();
-  const __m256i exponent = _mm256_max_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127)), _mm256_setzero_si256());
-  return exp2_of_fraction(x - floor) * Vec(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
-#else
-  return x.exp2();
-#endif
-}
-
 // sums [K][V] += a [K, steps] times b [steps, TILE]. Rows of a are `row` numbers apart and columns `column`; rows after
 // `last` repeat it.
 template <int K, int V>
@@ -68,65 +46,11 @@ inline __attribute__((always_inline)) void add_products(const float* a, int64_t 
   }
 }
 
-// Transpose a [rows, columns], in blocks of 16 by 16 -> b [columns, rows].
-inline void transpose(const float* a, int64_t a_row, int64_t rows, int64_t columns, float* b, int64_t b_row) {
-  for (int64_t i = 0; i < rows; i += 16)
-    for (int64_t j = 0; j < columns; j += 16) at::vec::transpose_mxn<float, 16, 16>(a + i * a_row + j, a_row, b + j * b_row + i, b_row);
-}
-
-inline int64_t round_up(int64_t x, int64_t multiple) {
-  return (x + multiple - 1) / multiple * multiple;
-}
-
-// One layer of the KV cache's segments, and the numbers of an attention.
-template <typename T>
-struct Keys {
-  struct Segment {
-    const T* start;
-    int64_t values, group;  // strides
-  };
-  struct Piece {
-    int64_t segment, length;
-  };
-  struct Row {  // `count` new tokens from index `query` of the step on; their keys are the last of the pieces
-    std::vector<Piece> pieces;
-    int64_t query = 0, count = 0, length = 0;
-
-    int64_t start() const { return length - count; }
-  };
-
-  std::vector<Segment> segments;
-  std::vector<Row> rows;
-  int64_t size, queries, window;  // head size; query heads per group; 0: no window
-  float scale, cap;               // scores s become cap tanh(s / cap); 0: no cap
-
-  // Keys that both rows share from their beginning.
-  int64_t shared(const Row& a, const Row& b) const {
-    int64_t total = 0;
-    for (size_t i = 0; i < std::min(a.pieces.size(), b.pieces.size()); i++) {
-      const Piece &x = a.pieces[i], &y = b.pieces[i];
-      if (x.segment != y.segment) break;
-      total += std::min(x.length, y.length);
-      if (x.length != y.length) break;
-    }
-    return std::min({total, a.start(), b.start()});
-  }
-
-  // Keys or values [count, size] of a group, copied to `buffer` if they are in several segments.
-  const T* find(const Row& row, bool values, int64_t group, int64_t begin, int64_t count, T* buffer) const {
-    int64_t position = 0, copied = 0;
-    for (const Piece& piece : row.pieces) {
-      const int64_t offset = std::max(begin - position, int64_t(0)), length = std::min(piece.length, begin + count - position) - offset;
-      position += piece.length;
-      if (length <= 0) continue;
-      const Segment& segment = segments[piece.segment];
-      const T* start = segment.start + values * segment.values + group * segment.group + offset * size;
-      if (length == count) return start;
-      std::copy(start, start + length * size, buffer + copied * size);
-      copied += length;
-    }
-    return buffer;
-  }
+// Query heads per group, window in tokens (0: none), and the scale and the cap of scores: s becomes cap tanh(s / cap); 0:
+// no cap.
+struct Scoring {
+  int64_t queries, window;
+  float scale, cap;
 };
 
 // Consecutive lanes of a tile: (token, query head) pairs of a row, from the row's `first` on.
@@ -141,10 +65,10 @@ struct Tile {
 };
 
 template <typename T>
-std::vector<Tile> tiles(const Keys<T>& keys) {
+std::vector<Tile> tiles(const Keys<T>& keys, int64_t queries) {
   std::vector<Tile> result;
   for (size_t i = 0; i < keys.rows.size(); i++) {
-    const int64_t lanes = keys.rows[i].count * keys.queries;
+    const int64_t lanes = keys.rows[i].count * queries;
     const int64_t shared = i > 0 ? keys.shared(keys.rows[i - 1], keys.rows[i]) / KEY_BLOCK * KEY_BLOCK : 0;
     if (2 * shared >= keys.rows[i].length && result.back().lanes + lanes <= TILE && result.back().runs[0].first == 0) {
       Tile& tile = result.back();
@@ -166,8 +90,8 @@ template <typename T>
 class FlashTile {
  public:
   // q [N, H, D] with strides `token` and `head` -> out [N, H, D], contiguous.
-  void run(const Keys<T>& all_keys, const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head, int64_t heads, T* out) {
-    keys = &all_keys;
+  void run(const Keys<T>& step_keys, const Scoring& step_scoring, const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head, T* out) {
+    keys = &step_keys, scoring = step_scoring;
     size = keys->size;
     lanes = tile.lanes;
     resize();
@@ -181,7 +105,7 @@ class FlashTile {
       visit(tile, {run.row, lane, run.count}, group, tile.shared, keys->rows[run.row].length);
       lane += run.count;
     }
-    store_outputs(tile, group, heads, out);
+    store_outputs(tile, group, out);
   }
 
  private:
@@ -190,6 +114,7 @@ class FlashTile {
   };
 
   const Keys<T>* keys;
+  Scoring scoring;
   int64_t size, lanes;
   std::vector<Line> memory;
   float *queries, *scores, *output, *buffer;  // [D, TILE], [KEY_BLOCK, TILE], [D, TILE], [KEY_BLOCK, D]
@@ -214,14 +139,14 @@ class FlashTile {
   void for_lanes(const Tile& tile, const F& f) const {
     int64_t lane = 0;
     for (const LaneRun& run : tile.runs)
-      for (int64_t i = run.first; i < run.first + run.count; i++) f(lane++, keys->rows[run.row], i / keys->queries, i % keys->queries);
+      for (int64_t i = run.first; i < run.first + run.count; i++) f(lane++, keys->rows[run.row], i / scoring.queries, i % scoring.queries);
   }
 
   void load_queries(const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head) {
     const int64_t wide = round_up(size, 16);
     float* const rows = output;  // not in use yet
     for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
-      convert(q + (row.query + index) * token + (group * keys->queries + g) * head, size, rows + lane * wide);
+      convert(q + (row.query + index) * token + (group * scoring.queries + g) * head, size, rows + lane * wide);
       newest[lane] = row.start() + index;
     });
     std::fill(newest + lanes, newest + TILE, newest[lanes - 1]);
@@ -248,12 +173,12 @@ class FlashTile {
     const bool foreign = run.first % LANES || (run.count % LANES && run.first + run.count < lanes);
     for (int64_t lane = 0; lane < TILE; lane++) own[lane] = run.first <= lane && (lane < run.first + run.count || lane >= lanes);
     end = std::min(end, static_cast<int64_t>(*last) + 1);
-    if (keys->window) begin = std::max(begin, static_cast<int64_t>(*oldest) - keys->window + 1);
+    if (scoring.window) begin = std::max(begin, static_cast<int64_t>(*oldest) - scoring.window + 1);
     const auto& row = keys->rows[run.row];
     for (int64_t next; begin < end; begin = next) {
       next = std::min((begin / KEY_BLOCK + 1) * KEY_BLOCK, end);
       const int64_t count = next - begin;
-      const bool masked = foreign || *oldest < next - 1 || (keys->window && *last - keys->window >= begin);
+      const bool masked = foreign || *oldest < next - 1 || (scoring.window && *last - scoring.window >= begin);
       compute_scores(read(row, false, group, begin, count), first, vectors, begin, count, masked);
       compute_outputs(read(row, true, group, begin, count), first, vectors, count, foreign);
     }
@@ -278,7 +203,7 @@ class FlashTile {
         for (int r = 0; r < K; r++)
           for (int v = 0; v < V; v++) sums[r][v].store(scores + (i + r) * TILE + lane + v * LANES);
       }
-      if (keys->cap != 0.0f) cap<V>(lane, count);
+      if (scoring.cap != 0.0f) cap<V>(lane, count);
       if (masked) mask<V>(lane, begin, count);
       softmax<V>(lane, count);
     });
@@ -286,7 +211,7 @@ class FlashTile {
 
   template <int V>
   void cap(int64_t lane, int64_t count) {
-    const Vec factor(keys->scale / keys->cap);
+    const Vec factor(scoring.scale / scoring.cap);
     for (int64_t i = 0; i < count; i++)
       for (int v = 0; v < V; v++) {
         float* const s = scores + i * TILE + lane + v * LANES;
@@ -300,7 +225,7 @@ class FlashTile {
     Vec from[V], to[V];
     for (int v = 0; v < V; v++) {
       const Vec position = Vec::loadu(newest + lane + v * LANES);
-      from[v] = keys->window ? position - Vec(keys->window - 1) : none;
+      from[v] = scoring.window ? position - Vec(scoring.window - 1) : none;
       to[v] = Vec::blendv(none, position, Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
     }
     for (int64_t i = 0; i < count; i++) {
@@ -314,7 +239,7 @@ class FlashTile {
 
   template <int V>
   void softmax(int64_t lane, int64_t count) {
-    const Vec unit((keys->cap != 0.0f ? keys->cap : keys->scale) * 1.44269504f);  // of the scores, as powers of 2
+    const Vec unit((scoring.cap != 0.0f ? scoring.cap : scoring.scale) * 1.44269504f);  // of the scores, as powers of 2
     Vec maxima[V], minus[V], sums[V];
     for (int v = 0; v < V; v++) maxima[v] = Vec(-std::numeric_limits<float>::infinity()), sums[v] = Vec(0.0f);
     for (int64_t i = 0; i < count; i++)
@@ -362,14 +287,14 @@ class FlashTile {
     });
   }
 
-  void store_outputs(const Tile& tile, int64_t group, int64_t heads, T* out) {
-    const int64_t wide = round_up(size, 16);
+  void store_outputs(const Tile& tile, int64_t group, T* out) {
+    const int64_t wide = round_up(size, 16), heads = keys->groups * scoring.queries;
     float* const rows = buffer;  // not in use any more
     for (int64_t d = 0; d < size; d++)
       for (int64_t lane = 0; lane < lanes; lane += LANES) (Vec::loadu(output + d * TILE + lane) / Vec::loadu(total + lane)).store(output + d * TILE + lane);
     transpose(output, TILE, wide, round_up(lanes, 16), rows, wide);
     for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
-      T* const to = out + ((row.query + index) * heads + group * keys->queries + g) * size;
+      T* const to = out + ((row.query + index) * heads + group * scoring.queries + g) * size;
       for_pairs(size, [&](int64_t d, int64_t count) { store(to + d, load(rows + lane * wide + d, count), count); });
     });
   }
@@ -377,44 +302,23 @@ class FlashTile {
 
 // q [N, H, D] -> softmax(cap(scale q kᵀ)) v [N, H, D] over the keys of each query's row up to its own token, and from
 // `window` tokens back if that is not 0. Sums are float32, rounded once.
-//
-// segments: [layers, 2, groups, capacity, D] each. `rows`: the number of new tokens and of pieces of each row; `pieces`:
-// the segment and length of each piece, oldest first. New keys are the last.
+// segments, rows, pieces: as for `Keys`; the new keys and values have been written.
 at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::IntArrayRef rows, at::IntArrayRef pieces, int64_t layer, int64_t window,
                            double scale, double softcap) {
-  TORCH_CHECK(q.dim() == 3 && segments.size() > 0 && scale > 0, "flash_attention: q ", q.sizes(), ", ", segments.size(), " segments, scale ", scale);
-  const int64_t heads = q.size(1), size = q.size(2), groups = segments[0].size(2);
-  TORCH_CHECK(groups > 0 && heads % groups == 0, "flash_attention: ", heads, " heads, ", groups, " groups");
-  const at::Tensor input = q.stride(2) == 1 ? q : q.contiguous();
+  const at::Tensor input = q.stride(-1) == 1 ? q : q.contiguous();
   at::Tensor out = at::empty(q.sizes(), q.options());
   dispatch_type(q, [&](auto zero) {
     using T = decltype(zero);
-    Keys<T> keys{{}, {}, size, heads / groups, window, static_cast<float>(scale), static_cast<float>(softcap)};
-    for (const at::Tensor& segment : segments) {
-      TORCH_CHECK(segment.dim() == 5 && segment.is_contiguous() && segment.scalar_type() == q.scalar_type(), "flash_attention: a segment of ", segment.sizes());
-      TORCH_CHECK(segment.size(2) == groups && segment.size(4) == size && layer < segment.size(0), "flash_attention: a segment of ", segment.sizes());
-      keys.segments.push_back({segment.const_data_ptr<T>() + layer * segment.stride(0), segment.stride(1), segment.stride(2)});
-    }
-    size_t next = 0;
-    int64_t tokens = 0;
-    for (size_t i = 0; i + 1 < rows.size(); i += 2) {
-      typename Keys<T>::Row row{{}, tokens, rows[i]};
-      for (int64_t piece = 0; piece < rows[i + 1]; piece++, next += 2) {
-        TORCH_CHECK(next + 1 < pieces.size() && static_cast<size_t>(pieces[next]) < segments.size() && pieces[next + 1] <= segments[pieces[next]].size(3), "flash_attention: pieces ", pieces);
-        row.pieces.push_back({pieces[next], pieces[next + 1]});
-        row.length += pieces[next + 1];
-      }
-      TORCH_CHECK(0 < row.count && row.count <= row.length, "flash_attention: ", row.count, " new tokens of ", row.length);
-      tokens += row.count;
-      keys.rows.push_back(std::move(row));
-    }
-    TORCH_CHECK(tokens == q.size(0), "flash_attention: ", q.size(0), " queries of ", tokens, " tokens");
-    const std::vector<Tile> of_group = tiles(keys);
+    const Keys<T> keys(segments, rows, pieces, layer, q);
+    const int64_t heads = q.size(1), groups = keys.groups;
+    TORCH_CHECK(groups > 0 && heads % groups == 0 && scale > 0, "flash_attention: ", heads, " heads, ", groups, " groups, scale ", scale);
+    const Scoring scoring{heads / groups, window, static_cast<float>(scale), static_cast<float>(softcap)};
+    const std::vector<Tile> of_group = tiles(keys, scoring.queries);
     const int64_t count = of_group.size();
     parallel_tasks(count * groups, [&](int64_t first, int64_t last) {
       static thread_local FlashTile<T> work;
       for (int64_t i = first; i < last; i++)  // a row's last tiles, which have the most keys, come first
-        work.run(keys, of_group[count - 1 - i % count], i / count, input.const_data_ptr<T>(), input.stride(0), input.stride(1), heads, out.mutable_data_ptr<T>());
+        work.run(keys, scoring, of_group[count - 1 - i % count], i / count, input.const_data_ptr<T>(), input.stride(0), input.stride(1), out.mutable_data_ptr<T>());
     });
   });
   return out;
