@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,15 +47,6 @@ class Span:
 
 
 @dataclass(frozen=True)
-class SharedKeys:
-    """A block of past keys that consecutive queries attend to without a mask: every query sees every key."""
-
-    queries: slice  # of the step's tokens
-    segment: Segment
-    length: int
-
-
-@dataclass(frozen=True)
 class RowView:
     """One row of a step: its new tokens, and the spans of its past."""
 
@@ -70,9 +62,10 @@ class RowView:
         return self.queries.stop - self.queries.start
 
     @property
-    def other_segments(self) -> tuple[tuple[Segment, int], ...]:
-        """The past without the part in the target."""
-        return self.past[:-1] if self.offset else self.past
+    def pieces(self) -> tuple[tuple[Segment, int], ...]:
+        """Segments and lengths of all keys, the new ones included, once they are written."""
+        other_segments = self.past[:-1] if self.offset else self.past  # the target itself may have the end of the past
+        return (*other_segments, (self.target, self.offset + self.count))
 
 
 class View:
@@ -85,25 +78,16 @@ class View:
         self.cache = cache
         self.rows = rows
         self.owners = owners
-        self.past = _shared_blocks(rows)
-        self.longest = max((row.start + row.count for row in rows), default=0)  # length of the longest row, afterwards
-        # One new token per row, and the whole past in one segment.
-        self.plain_decoding = all(row.count == 1 and row.offset == row.start > 0 for row in rows)
 
-    def chains(self, segments: dict[int, Tensor]) -> list[int]:
-        """The keys of each row as the C++ kernels take them; new segments are added to `segments`, by identity.
-
-        For each row: number of new tokens, and of spans; index of the segment and length of each span, with the new
-        tokens at the end of the last.
-        """
-        numbers: list[int] = []
-        for row in self.rows:
-            spans = (*row.other_segments, (row.target, row.offset + row.count))
-            numbers += (row.count, len(spans))
-            for segment, length in spans:
-                segments.setdefault(id(segment), segment.kv)
-                numbers += (list(segments).index(id(segment)), length)
-        return numbers
+    @cached_property
+    def pieces(self) -> tuple[list[Tensor], list[int], list[int]]:
+        """All segments; the numbers of new tokens and of pieces of each row; the segment and length of each piece."""
+        pieces = [piece for row in self.rows for piece in row.pieces]
+        segments = list({id(segment): segment for segment, _ in pieces}.values())
+        index = {id(segment): i for i, segment in enumerate(segments)}
+        rows = [number for row in self.rows for number in (row.count, len(row.pieces))]
+        lengths = [number for segment, length in pieces for number in (index[id(segment)], length)]
+        return [segment.kv for segment in segments], rows, lengths
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the step's keys and values, [N, kv_heads, head_dim] each, in the segments of their rows."""
@@ -126,7 +110,7 @@ class View:
                 skipped = row.count - count
                 in_target = ((row.target, row.offset + skipped),) if row.offset + skipped else ()
                 queries = slice(len(indices) - count, len(indices))
-                past = (*row.other_segments, *in_target)
+                past = (*row.pieces[:-1], *in_target)
                 rows.append(RowView(queries, row.start + skipped, row.first, past, row.target, row.offset + skipped))
                 owners.append(owner)
         return View(self.cache, rows, owners), torch.tensor(indices, device=self.cache.device, dtype=torch.long)
@@ -284,25 +268,3 @@ class Cache:
                     f"out of memory for the keys and values of {tokens} tokens ({gigabytes:.1f} GB on {self.device}); "
                     "use a shorter context or fewer sequences"
                 ) from error
-
-
-def _shared_blocks(rows: list[RowView]) -> list[SharedKeys]:
-    """The past of all rows as blocks; neighbouring rows that share a segment up to the same length share a block.
-
-    So sixteen questions after one few-shot prefix become one product over the prefix.
-    """
-    blocks: list[SharedKeys] = []
-    open_blocks: dict[tuple[int, int], int] = {}  # (segment, length) -> the block that ends at the last row
-    for row in rows:
-        still_open = {}
-        for segment, length in row.past:
-            key = (id(segment), length)
-            index = open_blocks.get(key)
-            if index is None:
-                index = len(blocks)
-                blocks.append(SharedKeys(row.queries, segment, length))
-            else:
-                blocks[index] = SharedKeys(slice(blocks[index].queries.start, row.queries.stop), segment, length)
-            still_open[key] = index
-        open_blocks = still_open
-    return blocks

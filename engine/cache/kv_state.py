@@ -94,17 +94,22 @@ class StateView:
         cache, index = self.locations[layer]
         return self.views[cache], index
 
-    def chains(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int]]:
-        """The keys of all rows as the C++ kernels take them.
+    def pieces(self) -> tuple[list[Tensor], list[int], list[int], list[int], list[int], list[int]]:
+        """`View.pieces` of all caches, end to end.
 
-        All segments; `View.chains` of all caches, end to end; each cache's window (0: none); each layer's cache index,
-        and its layer index there.
+        Then each cache's window (0: none); each layer's cache index, and its layer index there.
         """
-        segments: dict[int, Tensor] = {}
-        numbers = [number for view in self.views for number in view.chains(segments)]
+        segments: list[Tensor] = []
+        counts: list[int] = []
+        lengths: list[int] = []
+        for view in self.views:
+            of_view, row_counts, pieces = view.pieces
+            counts += row_counts
+            lengths += (number if i % 2 else number + len(segments) for i, number in enumerate(pieces))
+            segments += of_view
         windows = [view.cache.window or 0 for view in self.views]
         caches, layers = (list(numbers) for numbers in zip(*self.locations, strict=True))
-        return list(segments.values()), numbers, windows, caches, layers
+        return segments, counts, lengths, windows, caches, layers
 
     def commit(self) -> None:
         """Add the step's tokens to their rows, after the forward pass."""

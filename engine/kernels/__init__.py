@@ -1,4 +1,4 @@
-"""C++ operators for one to 32 rows on a CPU, built on first use.
+"""C++ operators for a CPU, built on first use.
 
 Nothing waits for the build: PyTorch's own operators serve until it is done, and always where there is no compiler.
 The environment variable `BARELOOP_ISA` selects an instruction set: avx512, avx2, portable (NEON on ARM), or torch for
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.kernels import build
 
-MAX_ROWS = 32  # beyond that PyTorch's matrix products are faster
+MAX_ROWS = 32  # beyond that matrix products for many rows are faster
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 
@@ -35,9 +35,15 @@ def for_input(x: Tensor) -> Any:
 
     They take up to `MAX_ROWS` rows [R, n] of bfloat16 or float32 on the CPU, without gradients.
     """
-    if _active_ops is None or x.dim() != 2 or not 0 < len(x) <= MAX_ROWS:
-        return None
-    if x.dtype not in DTYPES or x.device.type != "cpu":
+    return for_rows(x) if x.dim() == 2 and 0 < len(x) <= MAX_ROWS else None
+
+
+def for_rows(x: Tensor) -> Any:
+    """The operators for any number of rows (attention) if they take this input, else None.
+
+    They take bfloat16 and float32 on the CPU, without gradients.
+    """
+    if _active_ops is None or x.dtype not in DTYPES or x.device.type != "cpu":
         return None
     return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _active_ops
 

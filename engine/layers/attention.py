@@ -1,8 +1,7 @@
 """Attention: the projections of one layer, and one `attend` for whole prompts, chunks, decoding and forks.
 
 A step's queries attend to two things: the past of their row, in the cache, and the row's other new tokens, causally.
-Softmax over the union is the softmax over each part, weighted by the parts' sums of exponentials (as in
-FlashAttention); so a prefix that many rows share is read once for all of them.
+On a CPU a C++ kernel does all of it; PyTorch's operators serve elsewhere, for other dtypes, and where gradients flow.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
 from engine.cache.kv import RowView, View
 from engine.cache.state import Step
 from engine.layers.linear import Linear
@@ -76,13 +76,17 @@ class Attention(nn.Module):
         v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
         if config.qk_norm is not None and config.qk_norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
-        if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if view is not None:
-            view.write(layer, k, v)
+        ops = kernels.for_rows(q) if view is not None and view.cache.dtype == q.dtype else None
+        if ops is not None and view is not None and view.rows:
+            q = ops.rotate_and_write(q, k, v, *(rotary or (None, None)), *view.pieces, layer)
+        else:
+            if rotary is not None:
+                q, k = rotate(q, *rotary), rotate(k, *rotary)
+            if view is not None:
+                view.write(layer, k, v)
         if tail is not None:
             view, indices = tail
-            q, k, v = q[indices], k[indices], v[indices]
+            q = q[indices]
         return self.out(attend(q, k, v, step, view, layer, config).flatten(1))
 
 
@@ -91,23 +95,17 @@ def attend(
 ) -> Tensor:
     """softmax(scale q kᵀ) v for every token of the step, over its row's past and new tokens up to itself.
 
-    q [N, H, D], k and v [N, Hkv, D]; the past is in `view` (None: rows start at position 0). With a window W a query
-    at position p attends to keys at positions p - W + 1 … p. -> [N, H, D]
+    q [N, H, D]. Keys and values are in `view`; without one they are k and v [N, Hkv, D], and rows start at position 0.
+    With a window W a query at position p attends to keys at positions p - W + 1 … p. -> [N, H, D]
     """
     if view is None:
         return _attend_fresh(q, k, v, step, config)
     if not view.rows:
         return q
-    if (config.window is not None and view.longest > config.window) or config.softcap is not None:
-        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
-    if not view.past:
-        return torch.cat([_attend_causal(q[r.queries], k[r.queries], v[r.queries], config) for r in view.rows])
-    if view.plain_decoding:
-        rows = ((row.queries, row.target.kv[layer, :, :, : row.offset + 1]) for row in view.rows)
-        return torch.cat([_attend_one(q[queries], kv[0], kv[1], config) for queries, kv in rows])
-    if q.device.type != "cpu":
-        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
-    return _attend_in_parts(q, k, v, view, layer, config)
+    ops = kernels.for_rows(q)
+    if ops is not None and view.cache.dtype == q.dtype:
+        return ops.flash_attention(q, *view.pieces, layer, config.window or 0, config.scale, config.softcap or 0.0)
+    return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
 
 
 def _attend_one(q: Tensor, keys: Tensor, values: Tensor, config: AttentionConfig) -> Tensor:
@@ -136,13 +134,10 @@ def _attend_causal(q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig) -> 
 
 
 def _attend_gathered(q: Tensor, row: RowView, layer: int, config: AttentionConfig) -> Tensor:
-    """One row with its keys concatenated, unless they are in one segment.
-
-    Used for windows and soft caps, and on GPUs for everything but plain decoding.
-    """
+    """One row with its keys concatenated, unless they are in one segment."""
     first = 0 if config.window is None else max(0, row.start - config.window + 1)  # the oldest visible position
     pieces, position = [], row.first
-    for segment, length in (*row.other_segments, (row.target, row.offset + row.count)):
+    for segment, length in row.pieces:
         if position + length > first:
             pieces.append(segment.kv[layer, :, :, max(first - position, 0) : length])
         position += length
@@ -160,7 +155,7 @@ def _attend_masked(q: Tensor, keys: Tensor, values: Tensor, start: int, first: i
     """
     queries, window = q.transpose(0, 1)[None], config.window  # [1, H, n, D]
     count = queries.shape[2]
-    plain = window is None and start == first and config.softcap is None
+    plain = start == first and (window is None or count <= window) and config.softcap is None
     if plain and (count <= QUERY_BLOCK or q.device.type != "cpu"):
         return _sdpa(queries, keys[None], values[None], config, causal=True)[0].transpose(0, 1)
     block = QUERY_BLOCK if q.device.type == "cpu" else count
@@ -193,42 +188,3 @@ def _sdpa(
         scores = scores.masked_fill(~mask, -torch.inf)
     wide = torch.promote_types(scores.dtype, torch.float32)
     return (scores.softmax(-1, dtype=wide).to(q.dtype) @ v[:, :, None]).flatten(1, 2)
-
-
-def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, view: View, layer: int, config: AttentionConfig) -> Tensor:
-    """New tokens among themselves, then every block of the past, merged by their sums of exponentials."""
-    new_rows = [(q[r.queries], k[r.queries].transpose(0, 1), v[r.queries].transpose(0, 1)) for r in view.rows]
-    parts = [_flash(*row, True, config.scale) for row in new_rows]
-    total = torch.cat([log_sum for _, log_sum in parts])  # [N, H], float32 or wider
-    out = torch.cat([part for part, _ in parts]).to(total.dtype)  # [N, H, D]
-    for block in view.past:
-        keys, values = block.segment.kv[layer, :, :, : block.length]
-        past, log_sum = _flash(q[block.queries], keys, values, False, config.scale)
-        old = total[block.queries]
-        weight = torch.sigmoid(log_sum - old)  # e^log_sum / (e^log_sum + e^old)
-        out[block.queries] = torch.lerp(out[block.queries], past.to(out.dtype), weight[..., None])
-        total[block.queries] = torch.logaddexp(old, log_sum)
-    return out.to(q.dtype)
-
-
-def _flash(q: Tensor, keys: Tensor, values: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """q [n, H, D] over keys and values [Hkv, T, D] -> out [n, H, D] and the log of the sum of exponentials [n, H].
-
-    Grouped queries need no copies of the keys: without a mask the query heads of a group are additional queries, with
-    one the groups are the batch. (torch's public function does not return the sums.)
-    """
-    n, num_heads, head_dim = q.shape
-    groups = len(keys)
-    q = q.view(n, groups, num_heads // groups, head_dim)
-    if causal:
-        q = q.permute(1, 2, 0, 3)  # [Hkv, G, n, D]
-        keys, values = (x[:, None].expand(groups, q.shape[1], *x.shape[1:]) for x in (keys, values))
-    else:
-        q = q.transpose(0, 1).reshape(1, groups, -1, head_dim)  # [1, Hkv, n G, D]
-        keys, values = keys[None], values[None]
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, log_sum = flash(q, keys, values, is_causal=causal, scale=scale)
-    if causal:
-        return out.permute(2, 0, 1, 3).flatten(1, 2), log_sum.permute(2, 0, 1).flatten(1)
-    out, log_sum = out.view(groups, n, -1, head_dim), log_sum.view(groups, n, -1)
-    return out.transpose(0, 1).flatten(1, 2), log_sum.transpose(0, 1).flatten(1)

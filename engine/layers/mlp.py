@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine import kernels
 from engine.layers.linear import Linear
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,11 +30,15 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(hidden_size, intermediate_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = FUNCTIONS[ACTIVATIONS[activation]]
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        gate_up = self.gate_up(x)
+        ops = kernels.for_rows(gate_up)
+        if ops is not None:
+            return self.down(ops.gated_activation(gate_up, self.activation))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.down(FUNCTIONS[self.activation](gate) * up)
 
 
 class MLP(nn.Module):

@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
         self.plus_one = plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        ops = kernels.for_input(x)
+        ops = kernels.for_rows(x)
         if ops is not None and x.dtype == self.weight.dtype:
             kind = "RMS, 1 + w" if self.plus_one else "RMS, float32" if self.weight_in_float32 else "RMS"
             return ops.rms_norm(x, self.weight, self.eps, kind)

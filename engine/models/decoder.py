@@ -223,7 +223,7 @@ class Decoder(Model):
         if ops is not None and view is not None:
             angles = [angle for table in tables.values() for angle in table]
             weights = [named.get(name) for named in self.kernel_tensors for name in ("weight", "scales", "bias")]
-            x = ops.blocks(x, angles, *view.chains(), weights, *self.kernel_choices)
+            x = ops.blocks(x, angles, *view.pieces(), weights, *self.kernel_choices)
             view.commit()
             return self.norm(x)
         for layer, block in enumerate(self.layers):

@@ -1,6 +1,10 @@
 // Activation functions, as in engine/layers/mlp.py.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include "parallel.h"
 #include "vectors.h"
 
 namespace {
@@ -42,6 +46,24 @@ void activate(c10::string_view name, const T* x, const T* up, T* y, int64_t size
   else if (name == "gelu_tanh") activate_with(gelu_tanh, x, up, y, size);
   else if (name == "relu") activate_with(relu, x, up, y, size);
   else TORCH_CHECK(false, "unknown activation ", name);
+}
+
+// x [..., 2 n], the gate and the factor -> act(gate) * factor [..., n], rounded once.
+at::Tensor gated_activation(const at::Tensor& x, c10::string_view activation) {
+  TORCH_CHECK(x.dim() && x.size(-1) % 2 == 0, "gated_activation: ", x.sizes());
+  const at::Tensor input = x.contiguous();
+  std::vector<int64_t> sizes = x.sizes().vec();
+  const int64_t size = sizes.back() /= 2;
+  at::Tensor y = at::empty(sizes, x.options());
+  dispatch_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const T* const from = input.const_data_ptr<T>();
+    T* const to = y.mutable_data_ptr<T>();
+    parallel_rows(size ? y.numel() / size : 0, 2 * size * sizeof(T), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) activate(activation, from + 2 * row * size, from + (2 * row + 1) * size, to + row * size, size);
+    });
+  });
+  return y;
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "chains.h"
+#include "keys.h"
 #include "parallel.h"
 #include "vectors.h"
 
@@ -76,17 +76,6 @@ inline void add_weighted(float* y, const float* x, const float* factors, int64_t
   for (int64_t row = 0; d < size && row < count; row++) add_scaled(y + d, x + row * size + d, factors[row], size - d);
 }
 
-// Rotate the first 2 `half` numbers of a head by its token's angles; the two coordinates of a plane are `half` apart.
-template <typename T, typename To>
-void rotate(const T* x, const float* cos, const float* sin, int64_t half, int64_t size, To* y) {
-  for (int64_t i = 0; i < half; i++) {
-    const float first = x[i], second = x[half + i];
-    y[i] = first * cos[i] - second * sin[i];
-    y[half + i] = second * cos[i] + first * sin[i];
-  }
-  for (int64_t i = 2 * half; i < size; i++) y[i] = x[i];
-}
-
 // The softmax statistics of some keys: the largest score, and the sum of e^(score - largest).
 struct SoftmaxPart {
   float largest = -INFINITE, total = 0.0f;
@@ -121,67 +110,108 @@ inline void attend_block(const Heads& heads, const float* q, const float* keys, 
   }
 }
 
-// softmax(scale q kᵀ) v for new tokens. qkv [tokens, q_size + 2 kv_size]; the rotated keys and the values are written to
-// the tokens' segments. Sums are float32, rounded once -> out [tokens, q_size].
+// Neighbouring keys and values of a group as float32, kept until others are wanted: neighbouring rows often share them.
+template <typename T>
+class LoadedBlock {
+ public:
+  const float *k = nullptr, *v = nullptr;  // [count, D] each
+
+  LoadedBlock(const Keys<T>& keys, int64_t group) : keys(keys), group(group), gathered(2 * BLOCK * keys.size), converted(2 * BLOCK * keys.size) {}
+
+  // Load `count` keys of a row from its key `begin` on.
+  void load(const typename Keys<T>::Row& row, int64_t begin, int64_t count) {
+    const T* start = keys.find(row, false, group, begin, count, gathered.data());
+    const void* source = start == gathered.data() ? static_cast<const void*>(&row) : start;
+    if (source == loaded_from && begin == loaded_begin && count <= loaded) return;
+    loaded_from = source, loaded_begin = begin, loaded = count;
+    const int64_t half = BLOCK * keys.size;
+    k = to_float(start, count * keys.size, converted.data());
+    v = to_float(keys.find(row, true, group, begin, count, gathered.data() + half), count * keys.size, converted.data() + half);
+  }
+
+ private:
+  const Keys<T>& keys;
+  int64_t group;
+  std::vector<T> gathered;  // if they are in several segments
+  std::vector<float> converted;
+  const void* loaded_from = nullptr;  // the first key, or the row if they are in several segments
+  int64_t loaded_begin = 0, loaded = 0;
+
+  static const float* to_float(const T* x, int64_t count, float* buffer) {
+    if constexpr (std::is_same_v<T, float>) return x;
+    for_pairs(count, [&](int64_t i, int64_t n) { store(buffer + i, ::load(x + i, n), n); });
+    return buffer;
+  }
+};
+
+// softmax(scale q kᵀ) v for the new tokens of a step. qkv [tokens, q_size + 2 kv_size]; the rotated keys and the values are
+// written to the cache. Sums are float32, rounded once -> out [tokens, q_size].
 //
 // The keys that a token sees are cut into pieces of PIECE and those into blocks, both counted from the first of them: a
-// token's result does not depend on how its chain is cut into segments, or on the other tokens.
+// token's result does not depend on how the keys of its row are cut into segments, or on the other tokens.
 template <typename T>
 struct Attention {
   const Heads& heads;
   const RotaryTable& rotary;
-  const std::vector<NewToken>& tokens;
-  int64_t layer;
+  const Keys<T>& keys;
+  int64_t window;  // in tokens; 0: none
 
-  // Up to TOKENS neighbouring tokens over one piece of their keys. Those of forks of one row share most of its blocks.
+  using Row = typename Keys<T>::Row;
+  struct Token {
+    const Row* row;
+    int64_t first, last;  // keys that it sees; `last` is its own
+  };
+  // Up to NEIGHBOURS tokens over one piece of their keys. Those of forks of one row share most of its blocks.
   struct Task {
     int64_t first, last, group, piece;
   };
-  static constexpr int64_t TOKENS = 8;
+  static constexpr int64_t NEIGHBOURS = 8;
 
+  std::vector<Token> tokens{};
   std::vector<float> q{};              // rotated, [tokens, groups, queries, D]
   std::vector<int64_t> first_piece{};  // of each token, among the pieces of all tokens
   std::vector<SoftmaxPart> parts{};    // [pieces, groups, queries]
   std::vector<float> outputs{};        // [pieces, groups, queries, D], unnormalized
 
   void run(const T* qkv, T* out) {
-    const int64_t count = tokens.size(), bytes = heads.q_size() * static_cast<int64_t>(sizeof(float));
+    for (const Row& row : keys.rows)
+      for (int64_t last = row.start(); last < row.length; last++) tokens.push_back({&row, window == 0 ? 0 : std::max<int64_t>(0, last - window + 1), last});
+    const int64_t count = tokens.size(), work = 8 * heads.q_size() * static_cast<int64_t>(sizeof(float));
     q.resize(count * heads.q_size());
-    parallel_rows(count, 8 * bytes, 1, [&](int64_t token, int64_t end) {
+    parallel_rows(count, work, 1, [&](int64_t token, int64_t end) {
       for (; token < end; token++) prepare(token, qkv + token * (heads.q_size() + 2 * heads.kv_size()));
     });
     const std::vector<Task> tasks = plan();
-    const int64_t of_group = heads.queries * heads.size;
     parts.resize(first_piece.back() * heads.groups * heads.queries);
-    outputs.resize(first_piece.back() * heads.groups * of_group);
+    outputs.resize(parts.size() * heads.size);
     parallel_tasks(tasks.size(), [&](int64_t task, int64_t end) {
       for (; task < end; task++) attend_piece(tasks[task]);
     });
-    parallel_rows(count, 8 * bytes, 1, [&](int64_t token, int64_t end) {
+    parallel_rows(count, work, 1, [&](int64_t token, int64_t end) {
       for (; token < end; token++) merge(token, out + token * heads.q_size());
     });
   }
 
   // Rotate the queries and the key of a token; store the key and the value.
   void prepare(int64_t token, const T* qkv) {
-    const int64_t size = heads.size, half = rotary.half;
+    const int64_t size = heads.size, half = rotary.half, offset = (tokens[token].last - tokens[token].row->start()) * size;
     const T *k = qkv + heads.q_size(), *v = k + heads.kv_size();
     const float *cos = rotary.cos + token * half, *sin = rotary.sin + token * half;
-    for (int64_t i = 0; i < heads.q_size(); i += size) rotate(qkv + i, cos, sin, half, size, q.data() + token * heads.q_size() + i);
+    for (int64_t i = 0; i < heads.q_size(); i += size) rotate_head(qkv + i, cos, sin, half, size, q.data() + token * heads.q_size() + i);
     for (int64_t group = 0; group < heads.groups; group++) {
-      rotate(k + group * size, cos, sin, half, size, tokens[token].template at<T>(layer, 0, group));
-      std::copy_n(v + group * size, size, tokens[token].template at<T>(layer, 1, group));
+      rotate_head(k + group * size, cos, sin, half, size, keys.of_new(*tokens[token].row, false, group) + offset);
+      std::copy_n(v + group * size, size, keys.of_new(*tokens[token].row, true, group) + offset);
     }
   }
 
   std::vector<Task> plan() {
-    const auto segment = [&](int64_t token) { return tokens[token].chain->spans[0].segment.unsafeGetTensorImpl(); };
     const int64_t count = tokens.size();
     std::vector<Task> tasks;
     first_piece.push_back(0);
     for (int64_t first = 0, last; first < count; first = last) {
+      const T* segment = tokens[first].row->pieces[0].start;
       int64_t most = 0;
-      for (last = first; last < std::min(count, first + TOKENS) && segment(last) == segment(first); last++) {
+      for (last = first; last < std::min(count, first + NEIGHBOURS) && tokens[last].row->pieces[0].start == segment; last++) {
         const int64_t pieces = (tokens[last].last - tokens[last].first) / PIECE + 1;
         first_piece.push_back(first_piece.back() + pieces);
         most = std::max(most, pieces);
@@ -193,16 +223,16 @@ struct Attention {
   }
 
   void attend_piece(const Task& task) {
-    LoadedBlock<T> block(layer, task.group, heads.size, BLOCK);
+    LoadedBlock<T> block(keys, task.group);
     for (int64_t offset = task.piece * PIECE; offset < (task.piece + 1) * PIECE; offset += BLOCK)
       for (int64_t i = task.first; i < task.last; i++) {
-        const NewToken& token = tokens[i];
+        const Token& token = tokens[i];
         const int64_t begin = token.first + offset, count = std::min(BLOCK, token.last + 1 - begin);
         if (count <= 0) continue;
-        block.load(*token.chain, begin, std::min(BLOCK, token.chain->length - begin));  // the next token may see all of it
+        block.load(*token.row, begin, std::min(BLOCK, token.row->length - begin));  // the row's next token sees them all
         const int64_t slot = ((first_piece[i] + task.piece) * heads.groups + task.group) * heads.queries;
         const float* queries = q.data() + i * heads.q_size() + task.group * heads.queries * heads.size;
-        attend_block(heads, queries, block.keys, block.values, count, parts.data() + slot, outputs.data() + slot * heads.size);
+        attend_block(heads, queries, block.k, block.v, count, parts.data() + slot, outputs.data() + slot * heads.size);
       }
   }
 

@@ -79,7 +79,7 @@ struct Block {
     return x;
   }
 
-  std::vector<T> attention(const std::vector<T>& x, const std::vector<NewToken>& tokens, int64_t layer) const {
+  std::vector<T> attention(const std::vector<T>& x, const Keys<T>& keys, int64_t window) const {
     std::vector<T> qkv = times(QKV, x);
     if (config.clip_qkv != 0.0f)
       for (T& number : qkv) number = std::clamp<float>(number, -config.clip_qkv, config.clip_qkv);  // a NaN stays a NaN
@@ -92,7 +92,7 @@ struct Block {
         normalize(K, q + q_size, kv_size, whole ? kv_size : heads.size);
       });
     std::vector<T> attended(rows * q_size);
-    Attention<T>{heads, rotary, tokens, layer}.run(qkv.data(), attended.data());
+    Attention<T>{heads, rotary, keys, window}.run(qkv.data(), attended.data());
     return times(OUT, attended);
   }
 
@@ -118,9 +118,9 @@ struct Block {
     });
   }
 
-  std::vector<T> forward(std::vector<T> x, const std::vector<NewToken>& tokens, int64_t layer) const {
+  std::vector<T> forward(std::vector<T> x, const Keys<T>& keys, int64_t window) const {
     const std::vector<T> normed = normalized(config.norm_before, ATTENTION_BEFORE, x);
-    const std::vector<T> attended = normalized(config.norm_after, ATTENTION_AFTER, attention(normed, tokens, layer));
+    const std::vector<T> attended = normalized(config.norm_after, ATTENTION_AFTER, attention(normed, keys, window));
     if (config.parallel) {
       const std::vector<T> mlp_input = config.one_norm ? normed : normalized(config.norm_before, MLP_BEFORE, x);
       add(x, attended);
@@ -134,49 +134,12 @@ struct Block {
   }
 };
 
-// The chains of all rows, for each cache, and the new tokens of each cache.
-struct CacheView {
-  std::vector<Chain> chains{};
-  std::vector<NewToken> tokens{};
-};
-
-// Read the chains as `View.chains` in engine/cache/kv.py writes them, for each cache: a row's number of new tokens, and of
-// spans; index of the segment and length of each span.
-inline std::vector<CacheView> read_chains(int64_t rows, at::TensorList segments, at::IntArrayRef chains, at::IntArrayRef windows, const Heads& heads, at::ScalarType type) {
-  std::vector<CacheView> views(windows.size());
-  size_t next = 0;
-  const auto number = [&](int64_t least, int64_t most) {
-    TORCH_CHECK(next < chains.size() && least <= chains[next] && chains[next] <= most, "blocks: number ", next, " of ", chains.size(), " in the chains is not from ", least, " to ", most);
-    return chains[next++];
-  };
-  for (size_t cache = 0; cache < views.size(); cache++) {
-    CacheView& view = views[cache];
-    view.chains.reserve(rows);  // tokens point to them
-    for (int64_t done = 0, count; done < rows; done += count) {
-      count = number(1, rows - done);
-      Chain chain{{}, 0};
-      for (int64_t spans = number(1, chains.size()); spans > 0; spans--) {
-        const at::Tensor& segment = segments[number(0, segments.size() - 1)];
-        TORCH_CHECK(segment.dim() == 5 && segment.is_contiguous() && segment.scalar_type() == type && segment.size(2) == heads.groups && segment.size(4) == heads.size, "blocks: a segment of ", segment.sizes());
-        chain.spans.push_back({segment, number(1, segment.size(3))});
-        chain.length += chain.spans.back().length;
-      }
-      TORCH_CHECK(chain.spans.back().length >= count, "blocks: ", count, " new tokens in a segment of ", chain.spans.back().length);
-      view.chains.push_back(std::move(chain));
-      const Chain& added = view.chains.back();
-      for (int64_t last = added.length - count; last < added.length; last++)
-        view.tokens.push_back({&added, windows[cache] == 0 ? 0 : std::max<int64_t>(0, last - windows[cache] + 1), last});
-    }
-  }
-  return views;
-}
-
 // x [N, hidden] -> [N, hidden].
 //
 // angles: cos and sin [N, 1, half] of each rotary embedding; `ropes`: index of each layer's (-1: none).
-// segments and chains: `read_chains`; `windows`: of each cache, in tokens (0: none). `cache_indices` and `cache_layers`:
-// each layer's cache, and its layer index there.
-at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList segments, at::IntArrayRef chains, at::IntArrayRef windows,
+// segments, counts, lengths: as for `Keys`, of all caches end to end; `windows`: of each cache, in tokens (0: none).
+// `cache_indices` and `cache_layers`: each layer's cache, and its layer index there.
+at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList segments, at::IntArrayRef counts, at::IntArrayRef lengths, at::IntArrayRef windows,
                   at::IntArrayRef cache_indices, at::IntArrayRef cache_layers, const Optionals& weights, at::IntArrayRef ropes, at::ArrayRef<double> scales,
                   at::IntArrayRef heads, c10::string_view norm, c10::string_view qk_norm, c10::string_view activation, double eps,
                   double softcap, double clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) {
@@ -184,7 +147,15 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MAX_ROWS, "blocks: x ", x.sizes());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
   TORCH_CHECK(static_cast<int64_t>(cache_layers.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
-  const std::vector<CacheView> caches = read_chains(rows, segments, chains, windows, {groups, queries, size, 0, 0}, x.scalar_type());
+  const size_t row_counts = windows.empty() ? 0 : counts.size() / windows.size();
+  std::vector<std::pair<at::IntArrayRef, at::IntArrayRef>> caches;  // counts and lengths of each
+  for (size_t i = 0, start = 0; i < windows.size(); i++) {
+    size_t size = 0;
+    for (size_t j = 1; j < row_counts; j += 2) size += 2 * counts[i * row_counts + j];
+    TORCH_CHECK(start + size <= lengths.size(), "blocks: ", lengths.size(), " lengths of pieces");
+    caches.emplace_back(counts.slice(i * row_counts, row_counts), lengths.slice(start, size));
+    start += size;
+  }
   std::vector<std::vector<float>> tables;
   for (const at::Tensor& table : angles) {
     TORCH_CHECK(table.is_contiguous() && table.size(0) == rows && 2 * table.size(-1) <= size, "blocks: angles ", table.sizes());
@@ -200,15 +171,14 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
     const T* input = x.const_data_ptr<T>();
     std::vector<T> stream(input, input + x.numel());
     for (int64_t layer = 0; layer < layers; layer++) {
-      const CacheView& cache = caches.at(cache_indices[layer]);
-      for (const Chain& chain : cache.chains)
-        for (const Span& span : chain.spans) TORCH_CHECK(cache_layers[layer] < span.segment.size(0), "blocks: layer ", cache_layers[layer], " of ", span.segment.sizes());
+      const auto& [of_rows, of_pieces] = caches.at(cache_indices[layer]);
+      const Keys<T> keys(segments, of_rows, of_pieces, cache_layers[layer], rows, groups, size);
       const Heads layer_heads{groups, queries, size, static_cast<float>(scales[layer]), static_cast<float>(softcap)};
       RotaryTable rotary;
       if (ropes[layer] >= 0) rotary = {tables[2 * ropes[layer]].data(), tables[2 * ropes[layer] + 1].data(), angles[2 * ropes[layer]].size(-1)};
       Block<T> block{choices, layer_heads, rotary, rows, x.size(1)};
       block.set_weights(weights, layer);
-      stream = block.forward(std::move(stream), cache.tokens, cache_layers[layer]);
+      stream = block.forward(std::move(stream), keys, windows[cache_indices[layer]]);
     }
     std::copy(stream.begin(), stream.end(), y.mutable_data_ptr<T>());
   });

@@ -14,11 +14,11 @@
 
 namespace {
 
-constexpr int TILE = 4;  // rows of the weight in a tile: so many streams, that the hardware prefetches each
+constexpr int STREAMS = 4;  // rows of the weight in a tile, each a stream that the hardware prefetches
 #if defined(CPU_CAPABILITY_AVX2)
-constexpr int TILE_X = 2;  // rows of x in a tile, at most, so that its sums stay in the 16 registers
+constexpr int X_ROWS = 2;  // rows of x in a tile, at most, so that its sums stay in the 16 registers
 #else
-constexpr int TILE_X = 6;  // 32 registers
+constexpr int X_ROWS = 6;  // 32 registers
 #endif
 
 // x [rows, k] as float32, in the order in which `load_split` returns numbers, each row followed by zeros.
@@ -76,9 +76,9 @@ struct Product {
   const FloatRows& x;
 
   void run() const {
-    const int64_t bytes = k * static_cast<int64_t>(sizeof(T)), ahead = (AHEAD / (TILE * bytes) + 1) * TILE * bytes;
-    parallel_rows(n, bytes, TILE, [&](int64_t row, int64_t end) {
-      for (; row + TILE <= end; row += TILE) multiply<TILE>(row, ahead);
+    const int64_t bytes = k * static_cast<int64_t>(sizeof(T)), ahead = (AHEAD / (STREAMS * bytes) + 1) * STREAMS * bytes;
+    parallel_rows(n, bytes, STREAMS, [&](int64_t row, int64_t end) {
+      for (; row + STREAMS <= end; row += STREAMS) multiply<STREAMS>(row, ahead);
       for (; row < end; row++) multiply<1>(row, ahead);
     });
   }
@@ -86,9 +86,9 @@ struct Product {
   // R rows of the weight with all rows of x, in tiles of nearly the same size.
   template <int R>
   void multiply(int64_t row, int64_t ahead) const {
-    for (int64_t first = 0, count, tiles = (rows + TILE_X - 1) / TILE_X; tiles > 0; first += count, tiles--) {
+    for (int64_t first = 0, count, tiles = (rows + X_ROWS - 1) / X_ROWS; tiles > 0; first += count, tiles--) {
       count = (rows - first + tiles - 1) / tiles;
-      with_row_count<TILE_X>(count, [&](auto rows_of_x) {
+      with_row_count<X_ROWS>(count, [&](auto rows_of_x) {
         constexpr int M = decltype(rows_of_x)::value;
         float out[M * R];
         tile<R, M>(weight + row * k, k, x.numbers.data() + first * x.stride, x.stride, ahead, out);

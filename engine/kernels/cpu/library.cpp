@@ -1,8 +1,10 @@
 // The C++ kernels as PyTorch operators; BARELOOP_OPS is their namespace.
 #include <torch/library.h>
 
+#include "activations.h"
 #include "argmax.h"
 #include "blocks.h"
+#include "flash.h"
 #include "linear.h"
 #include "mamba.h"
 #include "norms.h"
@@ -18,10 +20,15 @@ OPERATORS(BARELOOP_OPS) {
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
   library.def(
-      "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] segments, int[] chains, int[] windows, int[] cache_indices, int[] cache_layers, "
+      "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] segments, int[] counts, int[] lengths, int[] windows, int[] cache_indices, int[] cache_layers, "
       "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "
       "float softcap, float clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) -> Tensor",
       &blocks);
+  library.def("gated_activation(Tensor x, str activation) -> Tensor", &gated_activation);
+  library.def(
+      "rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor(a!)[] segments, int[] rows, int[] pieces, int layer) -> Tensor",
+      &rotate_and_write);
+  library.def("flash_attention(Tensor q, Tensor[] segments, int[] rows, int[] pieces, int layer, int window, float scale, float softcap) -> Tensor", &flash_attention);
   library.def(
       "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_scales, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "
       "Tensor x_weight, Tensor dt_weight, Tensor dt_bias, Tensor a_log, Tensor d, Tensor out_weight, Tensor? out_scales, Tensor? out_bias) "

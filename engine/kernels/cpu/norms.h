@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm of one row, as in engine/layers/norms.py.
+// RMSNorm and LayerNorm of rows, as in engine/layers/norms.py.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "parallel.h"
 #include "vectors.h"
 
 namespace {
@@ -86,7 +87,11 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
     const Norm<T> norm{norm_kind(kind), static_cast<float>(eps), weight.const_data_ptr<T>()};
-    for (int64_t i = 0; i < input.numel(); i += size) norm(input.const_data_ptr<T>() + i, y.mutable_data_ptr<T>() + i, size);
+    const T* const from = input.const_data_ptr<T>();
+    T* const to = y.mutable_data_ptr<T>();
+    parallel_rows(size ? input.numel() / size : 0, size * sizeof(T), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) norm(from + row * size, to + row * size, size);
+    });
   });
   return y;
 }

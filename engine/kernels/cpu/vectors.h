@@ -136,6 +136,39 @@ inline void all_sums(const Vec (&x)[COUNT], float* out) {
   std::copy_n(four, COUNT - i, out + i);
 }
 
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+// 2^f for f in [0, 1), by a polynomial that is 1 at 0; its error is 1.4e-7.
+inline Vec exp2_of_fraction(Vec f) {
+  Vec y(0.00186713017f);
+  for (const float c : {0.00901702978f, 0.0557999127f, 0.240164444f, 0.693151295f, 1.0f}) y = at::vec::fmadd(y, f, Vec(c));
+  return y;
+}
+#endif
+
+// 2^x for x <= 0: exactly 1 for 0, and 0 for minus infinity.
+inline Vec exp2(Vec x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_scalef_ps(exp2_of_fraction(_mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)), x);
+#elif defined(CPU_CAPABILITY_AVX2)
+  x = at::vec::clamp_min(x, Vec(-200.0f));
+  const Vec floor = x.floor();
+  const __m256i exponent = _mm256_max_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(floor), _mm256_set1_epi32(127)), _mm256_setzero_si256());
+  return exp2_of_fraction(x - floor) * Vec(_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+#else
+  return x.exp2();
+#endif
+}
+
+// Transpose a [rows, columns], in blocks of 16 by 16 -> b [columns, rows].
+inline void transpose(const float* a, int64_t a_row, int64_t rows, int64_t columns, float* b, int64_t b_row) {
+  for (int64_t i = 0; i < rows; i += 16)
+    for (int64_t j = 0; j < columns; j += 16) at::vec::transpose_mxn<float, 16, 16>(a + i * a_row + j, a_row, b + j * b_row + i, b_row);
+}
+
+inline int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
 // Call f with a zero of the tensor's type, bfloat16 or float32.
 template <typename F>
 inline void dispatch_type(const at::Tensor& x, F f) {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from engine import LLM
+from engine import LLM, kernels
 from engine.cache.state import Step
 from engine.models import FAMILIES, configure
 from engine.models.config_reader import Keys
@@ -132,14 +132,9 @@ def test_only_the_requested_trailing_positions_are_returned(tiny, llm, prompt, l
         assert error(next_logits, torch.stack([e[-1] for e in expected])) <= tiny.tolerance
 
 
-def test_gathered_attention_as_on_gpus_equals_attention_in_parts(tiny, llm, prompt, monkeypatch):
-    """On other devices than the CPU, all keys of a row are gathered, and attended to with a mask."""
-    from engine.layers.attention import _attend_gathered
-
-    def gathered(q, k, v, view, layer, config):  # type: ignore[no-untyped-def]
-        return torch.cat([_attend_gathered(q, row, layer, config) for row in view.rows])
-
-    monkeypatch.setattr("engine.layers.attention._attend_in_parts", gathered)
+def test_gathered_attention_as_on_gpus_equals_the_kernel(tiny, llm, prompt, monkeypatch):
+    """Without the C++ kernels, all keys of a row are gathered, and attended to with a mask."""
+    monkeypatch.setattr(kernels, "_active_ops", None)
     test_prefill_in_chunks(tiny, llm, prompt)
     test_forks_are_independent(tiny, llm, prompt)
     test_rows_of_different_lengths_continue_in_another_order(tiny, llm, prompt)

@@ -1,0 +1,328 @@
+// Attention of many new tokens over the cached keys of their rows, in one pass (FlashAttention, Dao et al. 2022).
+//
+// A tile is up to 64 (token, query head) pairs of one group, the lanes of a few vectors: scores are computed transposed,
+// [keys, lanes], so that softmax adds nothing across lanes, and keys are read as they lie in the cache. Lanes never mix,
+// and blocks of keys begin at multiples of 64 from the oldest cached one; so the bits of a result depend neither on the
+// other lanes nor on where a row's segments or chunks end.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <limits>
+#include <vector>
+
+#include "keys.h"
+#include "parallel.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t TILE = 64;        // lanes of a tile
+constexpr int64_t KEY_BLOCK = 64;   // keys per step of the softmax
+constexpr float NO_SCORE = -1e30f;  // below every score; finite, so that differences are not NaN
+
+#if defined(CPU_CAPABILITY_AVX2)
+constexpr int STRIP = 2;  // vectors of lanes whose sums stay in registers
+#else
+constexpr int STRIP = 4;
+#endif
+template <int V>
+constexpr int STRIP_ROWS = V > 2 || LANES < 16 ? 4 : 8;  // rows of the result per strip
+
+// sums [K][V] += a [K, steps] times b [steps, TILE]. Rows of a are `row` numbers apart and columns `column`; rows after
+// `last` repeat it.
+template <int K, int V>
+inline __attribute__((always_inline)) void add_products(const float* a, int64_t row, int64_t last, int64_t column, const float* b, int64_t steps, Vec (&sums)[K][V]) {
+  const float* rows[K];
+  for (int k = 0; k < K; k++) rows[k] = a + std::min<int64_t>(k, last) * row;
+  for (int64_t step = 0; step < steps; step++) {
+    Vec columns[V];
+    for (int v = 0; v < V; v++) columns[v] = Vec::loadu(b + step * TILE + v * LANES);
+    for (int k = 0; k < K; k++) {
+      const Vec number(rows[k][step * column]);
+      for (int v = 0; v < V; v++) sums[k][v] = at::vec::fmadd(number, columns[v], sums[k][v]);
+    }
+  }
+}
+
+// Query heads per group, window in tokens (0: none), and the scale and the cap of scores: s becomes cap tanh(s / cap); 0:
+// no cap.
+struct Scoring {
+  int64_t queries, window;
+  float scale, cap;
+};
+
+// Consecutive lanes of a tile: (token, query head) pairs of a row, from the row's `first` on.
+struct LaneRun {
+  int64_t row, first, count;
+};
+
+struct Tile {
+  std::vector<LaneRun> runs;  // part of one row, or several whole rows
+  int64_t lanes = 0;
+  int64_t shared = 0;         // keys that several rows share, in whole blocks
+};
+
+template <typename T>
+std::vector<Tile> tiles(const Keys<T>& keys, int64_t queries) {
+  std::vector<Tile> result;
+  for (size_t i = 0; i < keys.rows.size(); i++) {
+    const int64_t lanes = keys.rows[i].count * queries;
+    const int64_t shared = i > 0 ? keys.shared(keys.rows[i - 1], keys.rows[i]) / KEY_BLOCK * KEY_BLOCK : 0;
+    if (2 * shared >= keys.rows[i].length && result.back().lanes + lanes <= TILE && result.back().runs[0].first == 0) {
+      Tile& tile = result.back();
+      tile.shared = tile.runs.size() == 1 ? shared : std::min(tile.shared, shared);
+      tile.runs.push_back({static_cast<int64_t>(i), 0, lanes});
+      tile.lanes += lanes;
+      continue;
+    }
+    for (int64_t first = 0; first < lanes; first += TILE) {
+      const int64_t count = std::min(TILE, lanes - first);
+      result.push_back({{{static_cast<int64_t>(i), first, count}}, count});
+    }
+  }
+  return result;
+}
+
+// The computation of a tile, and its memory.
+template <typename T>
+class FlashTile {
+ public:
+  // q [N, H, D] with strides `token` and `head` -> out [N, H, D], contiguous.
+  void run(const Keys<T>& step_keys, const Scoring& step_scoring, const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head, T* out) {
+    keys = &step_keys, scoring = step_scoring;
+    size = keys->size;
+    lanes = tile.lanes;
+    resize();
+    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
+    std::fill_n(largest, TILE, NO_SCORE);
+    std::fill_n(total, TILE, 0.0f);
+    load_queries(tile, group, q, token, head);
+    visit(tile, {tile.runs[0].row, 0, lanes}, group, 0, tile.shared);
+    int64_t lane = 0;
+    for (const LaneRun& run : tile.runs) {
+      visit(tile, {run.row, lane, run.count}, group, tile.shared, keys->rows[run.row].length);
+      lane += run.count;
+    }
+    store_outputs(tile, group, out);
+  }
+
+ private:
+  struct alignas(64) Line {
+    float numbers[16];
+  };
+
+  const Keys<T>* keys;
+  Scoring scoring;
+  int64_t size, lanes;
+  std::vector<Line> memory;
+  float *queries, *scores, *output, *buffer;  // [D, TILE], [KEY_BLOCK, TILE], [D, TILE], [KEY_BLOCK, D]
+  T* gathered;                                // [KEY_BLOCK, D]
+  alignas(64) float largest[TILE], total[TILE], newest[TILE];   // of each lane: largest score, sum of e^(score - largest), last visible key
+  alignas(64) float rescale[TILE], own[TILE];                                // 1 for the lanes that a visit is for
+
+  void resize() {
+    const int64_t wide = round_up(size, 16);
+    const int64_t sizes[] = {wide * TILE, KEY_BLOCK * TILE, wide * TILE, KEY_BLOCK * wide, KEY_BLOCK * wide};
+    float** const starts[] = {&queries, &scores, &output, &buffer};
+    int64_t needed = 0;
+    for (const int64_t count : sizes) needed += count / 16;
+    if (static_cast<int64_t>(memory.size()) < needed) memory.resize(needed);
+    float* next = memory[0].numbers;
+    for (int i = 0; i < 4; i++) *starts[i] = next, next += sizes[i];
+    gathered = reinterpret_cast<T*>(next);
+  }
+
+  // Call f(lane, row, index of the token in the row, query head in the group) for all lanes.
+  template <typename F>
+  void for_lanes(const Tile& tile, const F& f) const {
+    int64_t lane = 0;
+    for (const LaneRun& run : tile.runs)
+      for (int64_t i = run.first; i < run.first + run.count; i++) f(lane++, keys->rows[run.row], i / scoring.queries, i % scoring.queries);
+  }
+
+  void load_queries(const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head) {
+    const int64_t wide = round_up(size, 16);
+    float* const rows = output;  // not in use yet
+    for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
+      convert(q + (row.query + index) * token + (group * scoring.queries + g) * head, size, rows + lane * wide);
+      newest[lane] = row.start() + index;
+    });
+    std::fill(newest + lanes, newest + TILE, newest[lanes - 1]);
+    transpose(rows, wide, round_up(lanes, 16), wide, queries, TILE);
+    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
+  }
+
+  static void convert(const T* x, int64_t count, float* to) {
+    for_pairs(count, [&](int64_t i, int64_t n) { store(to + i, load(x + i, n), n); });
+  }
+
+  // Keys or values [count, D] of a row as float32.
+  const float* read(const typename Keys<T>::Row& row, bool values, int64_t group, int64_t begin, int64_t count) {
+    const T* const x = keys->find(row, values, group, begin, count, gathered);
+    if constexpr (std::is_same_v<T, float>) return x;
+    convert(x, count * size, buffer);
+    return buffer;
+  }
+
+  // Let some lanes attend to the keys from `begin` to `end` of a row.
+  void visit(const Tile& tile, LaneRun run, int64_t group, int64_t begin, int64_t end) {
+    const auto [oldest, last] = std::minmax_element(newest + run.first, newest + run.first + run.count);
+    const int64_t first = run.first / LANES, vectors = (run.first + run.count + LANES - 1) / LANES - first;
+    const bool foreign = run.first % LANES || (run.count % LANES && run.first + run.count < lanes);
+    for (int64_t lane = 0; lane < TILE; lane++) own[lane] = run.first <= lane && (lane < run.first + run.count || lane >= lanes);
+    end = std::min(end, static_cast<int64_t>(*last) + 1);
+    if (scoring.window) begin = std::max(begin, static_cast<int64_t>(*oldest) - scoring.window + 1);
+    const auto& row = keys->rows[run.row];
+    for (int64_t next; begin < end; begin = next) {
+      next = std::min((begin / KEY_BLOCK + 1) * KEY_BLOCK, end);
+      const int64_t count = next - begin;
+      const bool masked = foreign || *oldest < next - 1 || (scoring.window && *last - scoring.window >= begin);
+      compute_scores(read(row, false, group, begin, count), first, vectors, begin, count, masked);
+      compute_outputs(read(row, true, group, begin, count), first, vectors, count, foreign);
+    }
+  }
+
+  // Call f(first vector, number of vectors as a constant) for strips of some vectors of lanes.
+  template <typename F>
+  static void for_strips(int64_t first, int64_t vectors, const F& f) {
+    for (int64_t i = 0; i < vectors; i += STRIP) with_row_count<STRIP>(vectors - i, [&](auto count) { f((first + i) * LANES, count); });
+  }
+
+  // Scores of `count` keys from the row's key `begin` on, then their weights e^(score - largest); and the factors of the
+  // outputs so far.
+  void compute_scores(const float* k, int64_t first, int64_t vectors, int64_t begin, int64_t count, bool masked) {
+    for_strips(first, vectors, [&](int64_t lane, auto strip) {
+      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
+      for (int64_t i = 0; i < count; i += K) {
+        Vec sums[K][V];
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v] = Vec(0.0f);
+        add_products(k + i * size, size, count - 1 - i, 1, queries + lane, size, sums);
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v].store(scores + (i + r) * TILE + lane + v * LANES);
+      }
+      if (scoring.cap != 0.0f) cap<V>(lane, count);
+      if (masked) mask<V>(lane, begin, count);
+      softmax<V>(lane, count);
+    });
+  }
+
+  template <int V>
+  void cap(int64_t lane, int64_t count) {
+    const Vec factor(scoring.scale / scoring.cap);
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        (Vec::loadu(s) * factor).tanh().store(s);
+      }
+  }
+
+  template <int V>
+  void mask(int64_t lane, int64_t begin, int64_t count) {
+    const Vec hidden(-std::numeric_limits<float>::infinity()), none(-1.0f);
+    Vec from[V], to[V];
+    for (int v = 0; v < V; v++) {
+      const Vec position = Vec::loadu(newest + lane + v * LANES);
+      from[v] = scoring.window ? position - Vec(scoring.window - 1) : none;
+      to[v] = Vec::blendv(none, position, Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
+    }
+    for (int64_t i = 0; i < count; i++) {
+      const Vec key(begin + i);
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        Vec::blendv(hidden, Vec::loadu(s), (from[v] <= key) & (key <= to[v])).store(s);
+      }
+    }
+  }
+
+  template <int V>
+  void softmax(int64_t lane, int64_t count) {
+    const Vec unit((scoring.cap != 0.0f ? scoring.cap : scoring.scale) * 1.44269504f);  // of the scores, as powers of 2
+    Vec maxima[V], minus[V], sums[V];
+    for (int v = 0; v < V; v++) maxima[v] = Vec(-std::numeric_limits<float>::infinity()), sums[v] = Vec(0.0f);
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) maxima[v] = at::vec::clamp_min(Vec::loadu(scores + i * TILE + lane + v * LANES), maxima[v]);
+    for (int v = 0; v < V; v++) {
+      const int64_t at = lane + v * LANES;
+      const Vec old = Vec::loadu(largest + at), now = at::vec::clamp_min(maxima[v] * unit, old);
+      now.store(largest + at);
+      exp2(old - now).store(rescale + at);
+      minus[v] = now.neg();
+    }
+    for (int64_t i = 0; i < count; i++)
+      for (int v = 0; v < V; v++) {
+        float* const s = scores + i * TILE + lane + v * LANES;
+        const Vec weight = exp2(at::vec::fmadd(Vec::loadu(s), unit, minus[v]));
+        sums[v] = sums[v] + weight;
+        weight.store(s);
+      }
+    for (int v = 0; v < V; v++) {
+      float* const t = total + lane + v * LANES;
+      at::vec::fmadd(Vec::loadu(t), Vec::loadu(rescale + lane + v * LANES), sums[v]).store(t);
+    }
+  }
+
+  // Outputs [D, lanes] of earlier blocks, rescaled, plus weighted values. `foreign`: some lanes are not to be changed,
+  // since zero times an infinite value would be NaN.
+  void compute_outputs(const float* values, int64_t first, int64_t vectors, int64_t count, bool foreign) {
+    for_strips(first, vectors, [&](int64_t lane, auto strip) {
+      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
+      Vec factors[V];
+      for (int v = 0; v < V; v++) factors[v] = Vec::loadu(rescale + lane + v * LANES);
+      for (int64_t d = 0; d < size; d += K) {
+        float* const out = output + d * TILE + lane;
+        Vec sums[K][V];
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) sums[r][v] = Vec::loadu(out + r * TILE + v * LANES) * factors[v];
+        add_products(values + d, 1, size - 1 - d, size, scores + lane, count, sums);
+        for (int r = 0; r < K; r++)
+          for (int v = 0; v < V; v++) {
+            float* const o = out + r * TILE + v * LANES;
+            if (foreign) sums[r][v] = Vec::blendv(Vec::loadu(o), sums[r][v], Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
+            sums[r][v].store(o);
+          }
+      }
+    });
+  }
+
+  void store_outputs(const Tile& tile, int64_t group, T* out) {
+    const int64_t wide = round_up(size, 16), heads = keys->groups * scoring.queries;
+    float* const rows = buffer;  // not in use any more
+    for (int64_t d = 0; d < size; d++)
+      for (int64_t lane = 0; lane < lanes; lane += LANES) (Vec::loadu(output + d * TILE + lane) / Vec::loadu(total + lane)).store(output + d * TILE + lane);
+    transpose(output, TILE, wide, round_up(lanes, 16), rows, wide);
+    for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
+      T* const to = out + ((row.query + index) * heads + group * scoring.queries + g) * size;
+      for_pairs(size, [&](int64_t d, int64_t count) { store(to + d, load(rows + lane * wide + d, count), count); });
+    });
+  }
+};
+
+// q [N, H, D] -> softmax(cap(scale q kᵀ)) v [N, H, D] over the keys of each query's row up to its own token, and from
+// `window` tokens back if that is not 0. Sums are float32, rounded once.
+// segments, rows, pieces: as for `Keys`; the new keys and values have been written.
+at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::IntArrayRef rows, at::IntArrayRef pieces, int64_t layer, int64_t window,
+                           double scale, double softcap) {
+  TORCH_CHECK(q.dim() == 3 && segments.size() > 0 && segments[0].dim() == 5, "flash_attention: ", q.sizes(), ", ", segments.size(), " segments");
+  const at::Tensor input = q.stride(-1) == 1 ? q : q.contiguous();
+  at::Tensor out = at::empty(q.sizes(), q.options());
+  dispatch_type(q, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t heads = q.size(1), groups = segments[0].size(2);
+    const Keys<T> keys(segments, rows, pieces, layer, q.size(0), groups, q.size(2));
+    TORCH_CHECK(groups > 0 && heads % groups == 0 && scale > 0, "flash_attention: ", heads, " heads, ", groups, " groups, scale ", scale);
+    const Scoring scoring{heads / groups, window, static_cast<float>(scale), static_cast<float>(softcap)};
+    const std::vector<Tile> of_group = tiles(keys, scoring.queries);
+    const int64_t count = of_group.size();
+    parallel_tasks(count * groups, [&](int64_t first, int64_t last) {
+      static thread_local FlashTile<T> work;
+      for (int64_t i = first; i < last; i++)  // a row's last tiles, which have the most keys, come first
+        work.run(keys, scoring, of_group[count - 1 - i % count], i / count, input.const_data_ptr<T>(), input.stride(0), input.stride(1), out.mutable_data_ptr<T>());
+    });
+  });
+  return out;
+}
+
+}  // namespace
