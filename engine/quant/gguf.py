@@ -5,7 +5,7 @@ are a panel. Of a panel, the same block of all rows is one record, [units, 32 ro
 
     float16    the scale d; Q4_1: then the minimum; Q4_K, Q5_K: then the scale of the groups' minima (units of 2 bytes)
     scales     of the groups; Q4_K, Q5_K: then the groups' minima, both unpacked from 6 bits (units of 1 byte)
-    codes      the file's bytes in the file's order; Q5_K: the fifth bits last; Q6_K: the upper two bits last (4 bytes)
+    codes      the file's bytes in the file's order: in Q5_K first the fifth bits, in Q6_K last two bits (4 bytes)
 
 A kernel reads a panel as one stream, with 4 bytes of each of 32 rows side by side, and needs no sum across lanes. The
 records of all panels lie end to end. Stacked projections may have different types: a matrix is a list of parts, end to
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,25 +65,26 @@ TYPES = {
 }
 
 
-def unpack(kind: int, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Blocks [..., bytes] as in a file -> float16 [..., halves], scales [..., n], codes [..., bytes], as in records."""
+def unpack(kind: int, blocks: Any) -> tuple[Any, Any, Any]:
+    """Blocks [..., bytes] as in a file -> numbers of 2, 1 and 4 bytes, as records have them (arrays of numpy)."""
+    import numpy
+
+    scales = blocks[..., :0]
     if kind == Q6_K:
-        codes, scales, halves = torch.split(blocks, (192, 16, 2), dim=-1)
+        codes, scales, halves = blocks[..., :192], blocks[..., 192:208], blocks[..., 208:]
     elif kind in (Q4_K, Q5_K):
-        bits = 32 if kind == Q5_K else 0
-        halves, packed, fifth, codes = torch.split(blocks, (4, 12, bits, 128), dim=-1)
-        low, minima, rest = torch.split(packed, 4, dim=-1)
+        halves, codes = blocks[..., :4], blocks[..., 16:]
+        low, minima, rest = blocks[..., 4:8], blocks[..., 8:12], blocks[..., 12:16]
         parts = (low & 63, rest & 15 | low >> 2 & 48, minima & 63, rest >> 4 | minima >> 2 & 48)
-        scales, codes = torch.cat(parts, dim=-1), torch.cat((codes, fifth), dim=-1)
+        scales = numpy.concatenate(parts, axis=-1)
     elif kind == Q5_0:
-        halves, fifth, packed = torch.split(blocks, (2, 4, 16), dim=-1)
-        high = fifth[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
-        codes = torch.cat((packed & 15, packed >> 4), dim=-1) | high.flatten(-2) << 4
-        codes, scales = codes - 16, blocks[..., :0]
+        halves, packed = blocks[..., :2], blocks[..., 6:]
+        fifth = numpy.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little")
+        codes = (numpy.concatenate((packed & 15, packed >> 4), axis=-1) | fifth << 4) - 16
     else:
-        halves, codes = blocks[..., : 2 * TYPES[kind].halves], blocks[..., 2 * TYPES[kind].halves :]
-        scales = blocks[..., :0]
-    return halves.contiguous().view(torch.float16), scales, codes
+        size = 2 * TYPES[kind].halves
+        halves, codes = blocks[..., :size], blocks[..., size:]
+    return halves.view("<i2"), scales, codes.view("<i4")
 
 
 def decode(kind: int, halves: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
@@ -93,16 +95,18 @@ def decode(kind: int, halves: Tensor, scales: Tensor, codes: Tensor) -> Tensor:
     if kind in (Q4_0, Q4_1):
         numbers = torch.cat((codes & 15, codes >> 4), dim=-1).float()
         return d * (numbers - 8) if kind == Q4_0 else d * numbers + halves[..., 1:].float()
-    halfbytes = torch.unflatten(codes[..., :128], -1, (-1, 64 if kind == Q6_K else 32))
-    low, bits = torch.cat((halfbytes & 15, halfbytes >> 4), dim=-1).flatten(-2), codes[..., None, 128:]
     if kind == Q6_K:
-        pieces = torch.unflatten(bits, -1, (2, 1, 32)) >> torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
-        numbers = torch.unflatten((low | (pieces & 3).flatten(-4) << 4).float() - 32, -1, (16, 16))
+        packed, bits = torch.unflatten(codes[..., :128], -1, (2, 64)), torch.unflatten(codes[..., 128:], -1, (2, 1, 32))
+        low = torch.cat((packed & 15, packed >> 4), dim=-1).flatten(-2)
+        high = (bits >> torch.arange(0, 8, 2, dtype=torch.uint8)[:, None] & 3).flatten(-3)
+        numbers = torch.unflatten((low | high << 4).float() - 32, -1, (16, 16))
         return ((d * scales.view(torch.int8).float())[..., None] * numbers).flatten(-2)
+    packed = torch.unflatten(codes[..., -128:], -1, (4, 32))
+    low = torch.stack((packed & 15, packed >> 4), dim=-2).flatten(-3, -2)  # [..., 8, 32]
     if kind == Q5_K:
-        low = low | (bits >> torch.arange(8, dtype=torch.uint8)[:, None] & 1).flatten(-2) << 4
-    numbers, minima = torch.unflatten(low.float(), -1, (8, 32)), halves[..., 1:].float() * scales[..., 8:].float()
-    return ((d * scales[..., :8].float())[..., None] * numbers - minima[..., None]).flatten(-2)
+        low |= (codes[..., None, :32] >> torch.arange(8, dtype=torch.uint8)[:, None] & 1) << 4
+    minima = halves[..., 1:].float() * scales[..., 8:].float()
+    return ((d * scales[..., :8].float())[..., None] * low.float() - minima[..., None]).flatten(-2)
 
 
 def choose_format(parts: Sequence[tuple[int, int]], columns: int, dtype: torch.dtype) -> Records | None:
@@ -147,13 +151,17 @@ class Records(Format):
             if not begin <= first < end:
                 continue
             block_type = TYPES[UNPACKED.get(kind, kind)]
-            blocks = part.view(len(part), self.columns // block_type.columns, -1)
-            panels = slice((first - begin) // PANEL, -(-(first - begin + len(part)) // PANEL))
-            views = (torch.int16, torch.uint8, torch.int32)  # units, which are copied as numbers of their size
-            for field, values, unit in zip(block_type.fields(records[panels]), unpack(kind, blocks), views, strict=True):
-                units = F.pad(values.contiguous().view(unit), (0, 0, 0, 0, 0, -len(part) % PANEL))
-                target = field.view(unit).flatten(3)
-                target.copy_(torch.unflatten(units, 0, (-1, PANEL)).permute(0, 2, 3, 1))
+            if len(part) % PANEL:
+                part = F.pad(part, (0, 0, 0, -len(part) % PANEL))
+            blocks = part.numpy()  # torch copies such bytes one by one
+            blocks = blocks.reshape(len(blocks), self.columns // block_type.columns, -1)
+            target = records[(first - begin) // PANEL :][: len(blocks) // PANEL].numpy()
+            start = 0
+            for units in unpack(kind, blocks):  # [n, blocks, units]
+                stop = start + PANEL * units.itemsize * units.shape[2]
+                field = target[..., start:stop].view(units.dtype).reshape(*target.shape[:2], units.shape[2], PANEL)
+                field[...] = units.reshape(len(target), PANEL, *units.shape[1:]).transpose(0, 2, 3, 1)
+                start = stop
 
     def dense(self, tensors: Tensors, first: int, last: int, dtype: torch.dtype) -> Tensor:
         weight, scales = weight_and_scales(tensors)

@@ -48,11 +48,11 @@ struct Q4_K : Q4_0 {
 };
 
 struct Q5_K : Q4_K {
-  static constexpr int KIND = 13, LINES = 40;  // the last 8 have a fifth bit of each group
+  static constexpr int KIND = 13, LINES = 40;  // the first 8 have a fifth bit of each group
   template <typename V, typename F>
   static void split(F line, int section, int step, V (&codes)[SPLITS]) {
-    Q4_K::split(line, section, step, codes);
-    const V bits = line(32 + step) >> 2 * section;
+    Q4_K::split([&](int i) { return line(8 + i); }, section, step, codes);
+    const V bits = line(step) >> 2 * section;
     codes[0] |= (bits & 0x0101) << 4, codes[1] |= (bits & 0x0202) << 3;
   }
 };
