@@ -265,7 +265,7 @@ class LLM:
         Raises `BareloopError` for a model in the blocks of a GGUF file.
         """
         if self.quant == GGUF:
-            raise BareloopError("the GGUF file itself is this model; to save it in another format, load it with --quant")
+            raise BareloopError("the GGUF file itself is this model; load it in another weight format to save it")
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)
         if is_quantized(self.model):

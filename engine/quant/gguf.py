@@ -1,7 +1,7 @@
 """The blocks of GGUF files, kept as they are: a matrix represents exactly the file's numbers, in the file's size.
 
-A block is 32 or 256 columns of a row: one or two float16 numbers, perhaps 8-bit scales of its groups, and codes. 32 rows
-are a panel. Of a panel, the same block of all rows is one record, [units, 32 rows, bytes of a unit]:
+A block is 32 or 256 columns of a row: one or two float16 numbers, perhaps 8-bit scales of its groups, and codes. 32
+rows are a panel. Of a panel, the same block of all rows is one record, [units, 32 rows, bytes of a unit]:
 
     float16    the scale d; Q4_1: then the minimum; Q4_K, Q5_K: then the scale of the groups' minima (units of 2 bytes)
     scales     of the groups; Q4_K, Q5_K: then the groups' minima, both unpacked from 6 bits (units of 1 byte)
