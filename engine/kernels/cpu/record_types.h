@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "panels.h"
 
@@ -116,10 +117,20 @@ inline Floats load_halves(const uint8_t* address) {
 #endif
 }
 
+// One byte of each row of a vector, with or without a sign.
 template <typename S>
 inline Floats load_small(const uint8_t* address) {
-  typedef S Small __attribute__((vector_size(ROWS)));
-  return to_floats(__builtin_convertvector(load_bytes<Small>(address), Sums));
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m128i bytes = load_bytes<__m128i>(address);
+  return to_floats((Sums)(std::is_signed_v<S> ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)));
+#elif defined(CPU_CAPABILITY_AVX2)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(address));
+  return to_floats((Sums)(std::is_signed_v<S> ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)));
+#else
+  Floats numbers;
+  for (int64_t i = 0; i < ROWS; i++) numbers[i] = static_cast<float>(static_cast<S>(address[i]));
+  return numbers;
+#endif
 }
 
 }  // namespace
