@@ -101,7 +101,11 @@ void with_kind(int64_t kind, F f) {
 inline float from_half(const uint8_t* address) {
   uint16_t bits;
   std::memcpy(&bits, address, sizeof bits);
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+#else
   return static_cast<float>(at::Half(bits, at::Half::from_bits()));
+#endif
 }
 
 // One float16 number of each row of a vector.
@@ -131,6 +135,10 @@ inline Floats load_small(const uint8_t* address) {
   for (int64_t i = 0; i < ROWS; i++) numbers[i] = static_cast<float>(static_cast<S>(address[i]));
   return numbers;
 #endif
+}
+
+inline void store_bytes(float* out, Floats numbers) {
+  std::memcpy(out, &numbers, sizeof numbers);
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 // exact.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -111,7 +110,7 @@ void decode(const uint8_t* record, int64_t row, float* out) {
   for (int line = 0; line < Type::LINES; line++) std::memcpy(codes + 4 * line, record + CODES<Type> + line * LINE + 4 * row, 4);
   const float d = from_half(record + 2 * row), m = Type::MINIMUM ? Type::SIGN * from_half(record + HALVES + 2 * row) : 0.0f;
   if constexpr (std::is_same_v<Type, Q8_0>) {
-    for (int i = 0; i < Type::COLUMNS; i++) out[i] = d * static_cast<float>(static_cast<int8_t>(codes[i]));
+    for (int i = 0; i < Type::COLUMNS; i += ROWS) store_bytes(out + i, d * load_small<int8_t>(codes + i));
   } else {
     for (int section = 0; section < Type::SECTIONS; section++)
       for (int step = 0; step < Type::STEPS; step += 4) {
@@ -123,7 +122,7 @@ void decode(const uint8_t* record, int64_t row, float* out) {
           const float minimum = Type::SCALED && Type::MINIMUM ? m * static_cast<float>(scales[SCALES<Type> * PANEL]) : m;
           uint8_t small[16];
           std::memcpy(small, &parts[i], sizeof small);
-          for (int j = 0; j < 16; j++) out[Type::column(section, step, i) + j] = scale * static_cast<float>(small[j] - Type::ZERO) + minimum;
+          for (int64_t j = 0; j < 16; j += ROWS) store_bytes(out + Type::column(section, step, i) + j, scale * (load_small<uint8_t>(small + j) - static_cast<float>(Type::ZERO)) + minimum);
         }
       }
   }
@@ -218,7 +217,7 @@ at::Tensor decode_rows(const at::Tensor& weight, const at::Tensor& parts, const 
   dispatch_type(like, [&](auto zero) {
     using T = decltype(zero);
     T* out = y.mutable_data_ptr<T>();
-    at::parallel_for(0, ids.numel(), PANEL, [&](int64_t begin, int64_t end) {
+    parallel_rows(ids.numel(), of_weight.k * static_cast<int64_t>(sizeof(float)), PANEL, [&](int64_t begin, int64_t end) {
       for (; begin < end; begin++) of_weight.with_panel(rows[begin] / PANEL, [&](auto type, const uint8_t* record) {
         using Type = decltype(type);
         for (int64_t column = 0; column < of_weight.k; column += Type::COLUMNS, record += RECORD<Type>) {
