@@ -120,7 +120,7 @@ def timed(benchmark: Any, limits: Limits, llm: LLM, run: Callable[[], Any], work
 def load_options(weight_format: str) -> dict[str, Any]:
     """Keyword arguments of `LLM.load` for a dtype, or for a weight format (of a bfloat16 model)."""
     return (
-        {"dtype": weight_format}
+        {"dtype": weight_format, "quant": "none"}
         if weight_format in ("bfloat16", "float32", "float16")
         else {"dtype": "bfloat16", "quant": weight_format}
     )

@@ -139,7 +139,7 @@ def checkpoint(name: str) -> Path:
     if not folder.exists():
         from engine import LLM
 
-        LLM.load(described, "cpu", "bfloat16").save(folder)
+        LLM.load(described, "cpu", "bfloat16", "none").save(folder)
     return folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.quant import AUTO, GGUF
 from engine.runtime.errors import UsageError
 
 
@@ -78,7 +79,11 @@ def save(options: Any) -> None:
         raise UsageError("--save and --save-quantized write one model to one folder; name one of each")
     folder = local_path(options.save if options.save_quantized is None else options.save_quantized)
     require_new_folder(folder)
+    if options.save is not None and options.quant == AUTO:
+        options.quant = "none"
     opened = open_model(options.model[0], options.dtype, options.allow_pickle, options.quant)
+    if options.save is None and opened.quant == GGUF:
+        raise UsageError("the GGUF file itself is the model in --quant gguf; choose another format, such as int4")
     if options.save is not None and opened.quant != "none":
         raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: use --save-quantized")
     if options.save is None and opened.quant == "none":

@@ -29,6 +29,7 @@ from engine.models import configure
 from engine.models.config import ModelConfig
 from engine.models.config_reader import token_ids
 from engine.models.family import Family, Model
+from engine.quant import AUTO, GGUF
 from engine.runtime.device import choose_device, choose_dtype, dtype_name
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, read_json
@@ -77,13 +78,14 @@ class LLM:
         name: str | Path,
         device: str = "auto",
         dtype: str = "auto",
-        quant: str = "none",
+        quant: str = AUTO,
         allow_pickle: bool = False,
     ) -> LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id; `demo` is the embedded model.
 
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
-        `quant`: the weight format (one of `engine.quant.QUANTS`); matrices are quantized while they are read.
+        `quant`: the weight format (one of `engine.quant.QUANTS`); matrices are quantized while they are read. `auto`:
+        as the file is; a GGUF file keeps its blocks on a CPU with the C++ kernels, any other model is not quantized.
         `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, with torch's weights-only unpickler.
         Raises `BareloopError` with one line for every bad input.
         """
@@ -260,7 +262,10 @@ class LLM:
         """Write a folder that this engine and transformers load. It must be new or empty.
 
         The folder of a quantized model is for this engine only, and loads in the time of reading it.
+        Raises `BareloopError` for a model in the blocks of a GGUF file.
         """
+        if self.quant == GGUF:
+            raise BareloopError("the GGUF file itself is this model; load it in another weight format to save it")
         raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
         raw.pop("torch_dtype", None)
         if is_quantized(self.model):

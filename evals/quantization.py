@@ -9,7 +9,7 @@ from typing import Any
 
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, choose_model, require_at_least, run
-from engine.quant import ALIASES, QUANTS, canonical
+from engine.quant import ALIASES, GGUF, QUANTS, canonical
 from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError, UsageError
 from evals import mmlu
@@ -27,8 +27,12 @@ def parser() -> Parser:
     result = Parser("python -m evals.quantization", "Compare weight formats: size, perplexity, MMLU, agreement, speed.")
     add_list = partial(result.add_argument, action="extend", nargs="+")
     result.add_model_options(without=("quant",))
-    known, default = ", ".join((*QUANTS, *ALIASES)), " ".join(FORMATS)
-    add_list("--formats", metavar="FORMAT", help=f"{known}; none is always measured (default: {default})")
+    known, default = ", ".join((*QUANTS, *ALIASES)), " ".join(FORMATS) + ", gguf for a GGUF file"
+    add_list(
+        "--formats",
+        metavar="FORMAT",
+        help=f"{known}; none is always measured (default: {default})",
+    )
     text = result.add_argument_group("text")
     demo_text = "for the demo model: unseen pages of its textbook"
     text.add_argument("--text", metavar="FILE", help=f"default: the test split of {WIKITEXT_PART}; {demo_text}")
@@ -60,7 +64,8 @@ def main(options: Any) -> None:
     studies = [make_study(options, model) for model in models]  # reports errors before hours of work
     task = load_mmlu(options)
     for study in studies if task is None else [with_mmlu(study, task) for study in studies]:
-        report(study, *run_study(options, study, formats, task, counter))
+        own = [GGUF] if study.is_gguf and not options.formats else []
+        report(study, *run_study(options, study, [*formats, *own], task, counter))
 
 
 def load_mmlu(options: Any) -> Task | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import Parser, choose_model
 from engine.cli.parser import run as run_main
-from engine.quant import canonical
+from engine.quant import AUTO, canonical_or_auto
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 from evals.data.catalogue import BENCHMARKS
@@ -40,7 +40,7 @@ def parser() -> Parser:
     known = ", ".join(BENCHMARKS)
     add_list("--tasks", "TASK", f"{known} (default: mmlu)", choices=tuple(BENCHMARKS))
     result.add_model_options(without=("quant",))
-    add_list("--quant", "FORMAT", "weight formats: none, int8, int4, nf4 … (default: none)")
+    add_list("--quant", "FORMAT", "weight formats: none, int8, int4 … (default: auto, as in python -m engine)")
     result.add_argument(
         "--data", metavar="FOLDER", help="folder with a subfolder of data for each task (default: from the hub)"
     )
@@ -66,8 +66,13 @@ def main(options: Any) -> None:
     tasks, models = list(dict.fromkeys(options.tasks or ["mmlu"])), list(dict.fromkeys(options.model))
     options.model = models
     refuse_shared_folders(options)
-    quants = sorted({canonical(name) for name in options.quant or ["none"]}, key=format_rank)
-    runs = [MatrixRun(*parts) for parts in product(tasks, models, quants)]
+    requested = {canonical_or_auto(name) for name in options.quant or [AUTO]}
+    automatic = run_in_subprocess(choose_formats, options, debug=options.debug) if AUTO in requested else {}
+    runs = [
+        MatrixRun(task, model, quant)
+        for task, model in product(tasks, models)
+        for quant in sorted({automatic[model] if name == AUTO else name for name in requested}, key=format_rank)
+    ]
     arguments = {run: flags(options, run) for run in runs}
     summaries: dict[MatrixRun, Summary] = {}
     failures: list[MatrixRun] = []
@@ -86,6 +91,20 @@ def main(options: Any) -> None:
     if failures:
         names = "; ".join(map(str, failures))
         raise BareloopError(f"{len(failures)} of {len(runs)} runs failed ({names}); the same command tries them again")
+
+
+def choose_formats(options: Any) -> dict[str, str]:
+    """Return the weight format of every model in quant `auto`. A model that does not open fails in its own run."""
+    from engine.checkpoints.opening import open_model
+    from engine.runtime.device import choose_device
+
+    formats = {}
+    for model in options.model:
+        formats[model] = "none"
+        with contextlib.suppress(BareloopError):
+            opened = open_model(model, options.dtype, options.allow_pickle, AUTO, choose_device(options.device))
+            formats[model] = opened.quant
+    return formats
 
 
 def flags(options: Any, run: MatrixRun) -> list[str]:

@@ -1,4 +1,4 @@
-"""Load weights: every checkpoint tensor is read directly into its parameter, or quantized on the way.
+"""Load weights: every checkpoint tensor is read directly into its parameter, or quantized or rearranged on the way.
 
 If memory is short, tensors that the file has exactly as the model needs them are mapped instead. There is never a
 second copy.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
+from engine.checkpoints.gguf.tensors import GGUFTensor
 from engine.checkpoints.mapping import ALL_ROWS, Source, match_tensors
 from engine.checkpoints.opening import Opened
 from engine.checkpoints.quantized import convert_from_panels, match_saved
@@ -23,6 +24,7 @@ from engine.models.config import ModelConfig
 from engine.models.family import Family
 from engine.quant import BUILTIN
 from engine.quant.base import ROW_MULTIPLE
+from engine.quant.gguf import Records
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory, use_large_pages
 
@@ -136,11 +138,18 @@ def _matrices_to_quantize(model: nn.Module) -> dict[str, Matrix]:
 def _quantized(
     matrix: Matrix, sources: list[tuple[Stored, Source]], config: ModelConfig, device: torch.device
 ) -> dict[str, Tensor]:
-    """Read and quantize a matrix piece by piece: -> its tensors in its format."""
+    """Read a matrix piece by piece, quantized or in its own blocks: -> its tensors in its format."""
     weight_format = matrix.format
     assert weight_format is not None
     tensors = {name: use_large_pages(tensor) for name, tensor in weight_format.begin(device).items()}
     step = max(1, QUANTIZE_BYTES // (4 * matrix.columns * ROW_MULTIPLE)) * ROW_MULTIPLE
+    if isinstance(weight_format, Records):
+        for stored, source in sources:
+            assert isinstance(stored, GGUFTensor)
+            for first in range(0, stored.shape[0], step):
+                blocks = stored.blocks(first, min(first + step, stored.shape[0]))
+                weight_format.fill(tensors, source.rows.start + first, blocks)
+        return tensors
     converted: dict[str, Tensor] = {}  # sources with a layout, whose rows are not the checkpoint's
     for first in range(0, matrix.rows, step):
         last = min(first + step, matrix.rows)

@@ -18,11 +18,11 @@ from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
 from engine.checkpoints.safetensors import fingerprint, open_checkpoint
 from engine.checkpoints.tensor_file import Decoded, Stored
-from engine.checkpoints.weight_formats import assign_formats
+from engine.checkpoints.weight_formats import assign_formats, keep_blocks
 from engine.models import configure
 from engine.models.config import ModelConfig
 from engine.models.family import Family, Model
-from engine.quant import canonical
+from engine.quant import AUTO, GGUF, canonical_or_auto
 from engine.runtime.device import choose_dtype, dtype_name
 from engine.runtime.errors import UsageError
 from engine.runtime.files import read_json
@@ -51,19 +51,20 @@ def open_model(
     name: str | Path,
     dtype: str = "auto",
     allow_pickle: bool = False,
-    quant: str = "none",
+    quant: str = AUTO,
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Opened:
     """Find a model by folder or hub id, and build it without weights, with the formats that it will have on the device.
 
-    dtype `auto`: as in config.json, else that of most of the file. A quantized checkpoint keeps its own weight format.
+    dtype `auto`: as in config.json, else that of most of the file. A quantized checkpoint keeps its own weight format,
+    a GGUF file in quant `auto` its blocks if the device supports them; `Opened.quant` is the format that was chosen.
     Raises `UsageError` if another one is requested.
     """
-    quant = canonical(quant)
+    quant = canonical_or_auto(quant)
     folder = find_model(name, allow_pickle)
     raw = read_json(folder / "config.json")
     prequantized = read_prequantized(raw)
-    if prequantized is not None and quant not in ("none", prequantized.quant):
+    if prequantized is not None and quant not in (AUTO, "none", prequantized.quant):
         raise UsageError(
             f"{folder} is already quantized to {prequantized.quant}, which cannot become {quant}; leave out --quant"
         )
@@ -84,6 +85,9 @@ def open_model(
     with torch.device("meta"):
         model = family.build(config).to(chosen)
     dense = set() if prequantized is None else _dense_weights(model, family, tensors, saved)
+    if quant in (AUTO, GGUF):
+        kept = keep_blocks(model, family, tensors, device, quant == GGUF)
+        return Opened(folder, family, config, tensors, chosen, model, GGUF if kept else "none", saved)
     assign_formats(model, quant, device, None if prequantized is None else prequantized.end_bits, dense)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
 

@@ -16,7 +16,7 @@ from engine.checkpoints.safetensors import abbreviate
 from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Matrix
 from engine.models.family import Model
-from engine.quant import QUANTS
+from engine.quant import BITSANDBYTES, BUILTIN
 from engine.quant.panels import Panels
 from engine.quant.torch_packed import TorchInt8, from_panel_format, to_panel_format
 from engine.runtime.device import dtype_name
@@ -58,7 +58,7 @@ def read_prequantized(raw: Mapping[str, Any]) -> Prequantized | None:
     if method == METHOD:
         supported = (
             declared.get("version") == VERSION
-            and declared.get("format") in QUANTS[1:]
+            and declared.get("format") in (*BUILTIN, *BITSANDBYTES)
             and declared.get("ends") in (4, 8)
         )
         if not supported:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 
 from engine import kernels
+from engine.checkpoints.gguf.tensors import GGUFTensor
+from engine.checkpoints.mapping import Source, parameter_sources
+from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Linear, Matrix
-from engine.models.family import Model
+from engine.models.family import Family, Model
 from engine.quant import BITSANDBYTES, BUILTIN
+from engine.quant import gguf as blocks
 from engine.quant.base import Format
 from engine.quant.panels import END_GROUP, GROUP, PANEL, Panels
 from engine.quant.torch_packed import torch_packed_format
+from engine.runtime.errors import UsageError
 
 
 def assign_formats(
@@ -26,17 +31,16 @@ def assign_formats(
     """
     if quant == "none":
         return
-    ends, tied = (model.embed, model.head), model.head.weight is model.embed.weight
+    tied = model.head.weight is model.embed.weight
     panels = saved_end_bits is not None or device.type != "cpu" or (quant in BUILTIN and kernels.available())
     if quant in BITSANDBYTES:
         from engine.quant import bitsandbytes
 
         bitsandbytes.check(device)
     for name, matrix in model.named_modules():
-        is_end = any(matrix is end for end in ends)
-        is_inner = isinstance(matrix, Linear) and not matrix.exact
-        if not isinstance(matrix, Matrix) or f"{name}.weight" in dense or not (is_end or is_inner):
+        if not isinstance(matrix, Matrix) or f"{name}.weight" in dense or not _may_quantize(matrix, model):
             continue
+        is_end = matrix in (model.embed, model.head)
         shape = matrix.rows, matrix.columns, matrix.dtype
         if quant in BITSANDBYTES:
             weight_format = None if is_end else bitsandbytes.choose_format(quant, *shape)
@@ -50,6 +54,50 @@ def assign_formats(
             matrix.set_format(weight_format, weight_format.empty(torch.device("meta")))
     if tied:
         model.head.share(model.embed)
+
+
+def keep_blocks(
+    model: Model, family: Family, tensors: Mapping[str, Stored], device: torch.device, required: bool = False
+) -> bool:
+    """Set the format of the matrices whose blocks in a GGUF file can be kept, on a CPU with the C++ kernels.
+
+    Returns whether there are any. Raises `UsageError` if it is `required` and there are none; then a CPU without the
+    kernels is supported, too.
+    """
+    formats: dict[Matrix, Format] = {}
+    for name, sources in parameter_sources(model, family).items():
+        path, _, leaf = name.rpartition(".")
+        matrix = model.get_submodule(path)
+        if isinstance(matrix, Matrix) and leaf == "weight" and _may_quantize(matrix, model):
+            weight_format = _blocks_format(matrix, [(tensors.get(source.name), source) for source in sources])
+            if weight_format is not None:
+                formats[matrix] = weight_format
+    if required and device.type != "cpu":
+        raise UsageError(f"--quant gguf is for a CPU, not {device}; leave out --quant")
+    if required and not formats:
+        raise UsageError("--quant gguf keeps the blocks of a GGUF file, and this model has none; leave out --quant")
+    if not formats or device.type != "cpu" or not (kernels.available() or required):
+        return False
+    tied = model.head.weight is model.embed.weight
+    for matrix, weight_format in formats.items():
+        matrix.set_format(weight_format, weight_format.empty(torch.device("meta")))
+    if tied:
+        model.head.share(model.embed)
+    return True
+
+
+def _blocks_format(matrix: Matrix, sources: list[tuple[Stored | None, Source]]) -> Format | None:
+    """The format that keeps a matrix as these tensors have it; None if that is not supported."""
+    parts = [
+        (stored.info.kind, source.rows.stop - source.rows.start)
+        for stored, source in sources
+        if isinstance(stored, GGUFTensor) and stored.has_blocks and source.layout is None
+    ]
+    return blocks.choose_format(parts, matrix.columns, matrix.dtype) if len(parts) == len(sources) else None
+
+
+def _may_quantize(matrix: Matrix, model: Model) -> bool:
+    return matrix in (model.embed, model.head) or (isinstance(matrix, Linear) and not matrix.exact)
 
 
 def builtin_format(bits: int, group: int, rows: int, columns: int, dtype: torch.dtype, panels: bool) -> Format | None:

@@ -13,10 +13,13 @@ from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, package
 from engine.checkpoints.loading import plan_loading
 from engine.checkpoints.opening import open_model
 from engine.checkpoints.tensor_file import Stored
+from engine.layers.linear import Matrix
 from engine.layers.rope import RopeConfig
 from engine.models import FAMILIES
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys, token_ids
+from engine.quant import AUTO
+from engine.quant.gguf import Records
 from engine.runtime.device import dtype_name
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import read_json
@@ -24,10 +27,11 @@ from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
 
 def inspect(
-    name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = "none"
+    name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = AUTO
 ) -> Iterator[Table]:
     """Tables about a model: its shape, its special tokens, and the cost of one decoded token by part.
 
@@ -57,7 +61,7 @@ def inspect(
         f"{sum(file.size for file in files):,} bytes",
     )
     nbytes = sum(parameter.nbytes for parameter in model.parameters())
-    weight_format = "" if opened.quant == "none" else f", weights in {opened.quant}"
+    weight_format = "" if opened.quant == "none" else f", weights in {opened.quant}{_kept_types(model)}"
     facts.add_row("computes in", f"{dtype_name(opened.dtype)}{weight_format}: {nbytes:,} bytes of weights")
     facts.add_row("context", f"{config.max_position_embeddings:,} tokens")
     for label, value in _shape(config):
@@ -188,6 +192,14 @@ def _types(files: Iterable[GGUFFile]) -> dict[str, list[TensorInfo]]:
         for info in file.tensors.values():
             result.setdefault(str(package().GGMLQuantizationType(info.kind).name), []).append(info)
     return dict(sorted(result.items(), key=lambda item: -sum(info.nbytes for info in item[1])))
+
+
+def _kept_types(model: nn.Module) -> str:
+    """The types whose blocks a GGUF model keeps; empty for any other model."""
+    formats = [module.format for module in model.modules() if isinstance(module, Matrix)]
+    kinds = {kind for weight_format in formats if isinstance(weight_format, Records) for kind, _ in weight_format.parts}
+    names = [str(package().GGMLQuantizationType(kind).name) for kind in sorted(kinds)]
+    return f" ({', '.join(names)} as in the file)" if names else ""
 
 
 def _tensor_types(files: Iterable[GGUFFile]) -> Table:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from engine.checkpoints import embedded
-from engine.quant import QUANTS, canonical
+from engine.quant import AUTO, QUANTS, canonical_or_auto
 from engine.runtime.errors import BareloopError, UsageError, clip_quotes, is_out_of_memory
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -51,10 +51,11 @@ class Parser(argparse.ArgumentParser):
         if "quant" not in without:
             self.add_argument(
                 "--quant",
-                default="none",
+                default=AUTO,
                 type=_quant,
                 metavar="FORMAT",
-                help=f"weight format: {', '.join(QUANTS)}; 8bit is llm.int8, 4bit is nf4 (default: none)",
+                help=f"weight format: {', '.join(QUANTS)}; 8bit is llm.int8, 4bit is nf4 (default: auto, which is "
+                "gguf for a GGUF file in a type that is kept as it is, on a CPU, else none)",
             )
 
     def add_sampling_options(self) -> None:
@@ -152,7 +153,7 @@ def printable(text: str) -> str:
 def _quant(name: str) -> str:
     """Type of --quant: the format's canonical name."""
     try:
-        return canonical(name)
+        return canonical_or_auto(name)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -35,7 +35,10 @@ class Format(ABC):
 
     @abstractmethod
     def fill(self, tensors: Mapping[str, Tensor], first: int, part: Tensor) -> None:
-        """Quantize part [n, columns] (float32) into rows `first`, a multiple of `ROW_MULTIPLE`, and following."""
+        """Quantize part [n, columns] (float32) into rows `first`, a multiple of `ROW_MULTIPLE`, and following.
+
+        A format that keeps a file's blocks takes them instead.
+        """
 
     def begin(self, device: torch.device) -> dict[str, Tensor]:
         """Allocate the tensors that `fill` writes, if they are not yet those that are stored."""

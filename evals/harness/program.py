@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, choose_model
-from engine.quant import QUANTS
+from engine.quant import AUTO, GGUF, QUANTS
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path, write_atomic
 from evals.data.catalogue import BENCHMARKS
@@ -168,14 +168,17 @@ def find_run(task: Task, options: Any, model: str) -> Path:
     """
     devices = DEVICES if options.device == "auto" else [options.device.partition(":")[0]]
     dtypes = DTYPES if options.dtype == "auto" else [options.dtype]
-    stored_quants = QUANTS if options.quant == "none" else ()  # the checkpoint itself may be quantized
-    for quants in ((options.quant,), stored_quants):
+    # The checkpoint itself may be quantized, and a GGUF model's own format is what `auto` has chosen for it.
+    first = ((GGUF,), ("none",)) if options.quant == AUTO else ((options.quant,),)
+    stored_quants = QUANTS[:-1] if options.quant in (AUTO, "none") else ()
+    for quants in (*first, stored_quants):
         candidates = [run_path(task, options, model, *setting) for setting in product(devices, dtypes, quants)]
         paths = [path for path in candidates if path.exists() and path.stat().st_size]
         if paths:
             break
     else:
-        raise BareloopError(f"no run to rescore: {run_path(task, options, model, '*', '*', options.quant)} is missing")
+        quant = "none" if options.quant == AUTO else options.quant
+        raise BareloopError(f"no run to rescore: {run_path(task, options, model, '*', '*', quant)} is missing")
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
         raise UsageError(f"{paths[0].parent} has several runs ({names}); choose with --device, --dtype and --quant")

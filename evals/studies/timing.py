@@ -75,7 +75,7 @@ def prepare(options: Any, load_task: LoadTask) -> Plan:
     machine = ", ".join((cpu_name(), f"{torch.get_num_threads()} threads", *gpus, f"torch {torch.__version__}"))
     settings = {}
     for model in options.model:
-        opened = open_model(model, options.dtype, options.allow_pickle)
+        opened = open_model(model, options.dtype, options.allow_pickle, "none")
         header = make_header(task, options, model, opened, torch.device("cpu"), 0)
         more = {"subjects": list(task.questions), "limit": options.limit, "machine": machine}
         settings[model] = {name: header[name] for name in HEADER_FIELDS} | more | {"format": opened.format_name}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoints import embedded
 from engine.cli.parser import model_options
 from engine.cli.progress import Progress
+from engine.quant import GGUF
 from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import AppendFile, write_atomic
@@ -54,16 +55,18 @@ class Study:
     weights: int  # number of parameters
     about: str
     settings: Mapping[str, Any]  # everything that a result depends on, besides the format
+    is_gguf: bool  # whether the model is a GGUF file, whose own blocks are a format
 
 
 def make_study(options: Any, model: str) -> Study:
     """Check everything that a model is measured on, except MMLU, without loading its weights."""
+    from engine.checkpoints.gguf.source import gguf_files
     from engine.checkpoints.opening import open_model
     from engine.runtime.device import choose_device, dtype_name
     from engine.text.tokenizer import Tokenizer
 
     device = choose_device(options.device)
-    opened = open_model(model, options.dtype, options.allow_pickle)
+    opened = open_model(model, options.dtype, options.allow_pickle, "none")
     if opened.quant != "none":
         raise UsageError(f"{model} is in {opened.quant} already; name the unquantized checkpoint")
     max_length = opened.config.max_position_embeddings
@@ -88,7 +91,7 @@ def make_study(options: Any, model: str) -> Study:
     about = f"{settings['device']}, {settings['dtype']}; {len(ids):,} tokens of {source}, in windows of {window:,}"
     path = results_folder(options, model) / "quantization.jsonl"
     weights = sum(parameter.numel() for parameter in opened.model.parameters())
-    return Study(model, path, windows, weights, about, settings)
+    return Study(model, path, windows, weights, about, settings, bool(gguf_files(opened.folder)))
 
 
 def with_mmlu(study: Study, task: Task) -> Study:
@@ -150,7 +153,7 @@ def find_obstacle(options: Any, name: str) -> str | None:
     from engine import LLM
 
     try:
-        LLM.load(embedded.NAME, device=options.device, quant=name)
+        LLM.load(embedded.NAME, device=options.device, quant="none" if name == GGUF else name)
     except BareloopError as error:
         if name == "none":
             raise

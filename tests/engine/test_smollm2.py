@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from engine import LLM, SamplingParams
+from engine import LLM, SamplingParams, kernels
+from engine.cache.state import Step
 from engine.checkpoints import embedded
 from engine.runtime.errors import BareloopError
 
@@ -45,7 +47,7 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 
 @pytest.fixture(scope="module")
 def llm(smollm2: str) -> LLM:
-    return LLM.load(smollm2, "cpu", "float32")
+    return LLM.load(smollm2, "cpu", "float32", "none")
 
 
 def check_greedy(llm: LLM, reference: Any, prompts: list[list[int]], count: int) -> None:
@@ -84,6 +86,28 @@ def test_the_perplexity_of_int8_is_within_one_percent(llm):
         losses[quant] = -float(logprobs.gather(1, torch.tensor(ids[1:])[:, None]).mean())
     assert math.exp(losses["none"]) < 40
     assert abs(math.exp(losses["int8"] - losses["none"]) - 1) < 0.01
+
+
+def test_the_files_own_blocks_have_its_logits_and_perplexity(llm):
+    if not kernels.available():
+        pytest.skip("needs the C++ kernels")
+    blocks = LLM.load("smollm2", "cpu", "float32")
+    assert blocks.quant == "gguf" and sum(weight.nbytes for weight in blocks.model.parameters()) < 97e6
+    ids = llm.encode(pydoc_data.topics.topics["types"])[:257]
+    logits = llm.logits(ids[:-1])
+    assert torch.equal(blocks.logits(ids[:-1]), logits)  # a prompt is multiplied with the dequantized weights
+    with torch.inference_mode():  # eight tokens at a time are multiplied by the kernels, with rounded activations
+        state, parts = blocks.model.new_state(), []
+        row = state.acquire()
+        for first in range(0, 256, 8):
+            hidden = blocks.model(Step.pack([ids[first : first + 8]], [row], [first]), state)
+            parts.append(blocks.model.logits(hidden).float())
+    few = torch.cat(parts)
+    losses = [F.cross_entropy(scores, torch.tensor(ids[1:])) for scores in (logits, few)]
+    assert abs(math.exp(losses[1] - losses[0]) - 1) < 0.01
+    assert (few - logits).square().mean().sqrt() < 0.05 * logits.std()
+    best = logits.gather(1, few.argmax(1, keepdim=True))[:, 0]
+    assert (logits.amax(1) - best).max() < 0.5  # where the most likely token is another one, it was a close second
 
 
 def test_200_streamed_tokens_add_up_to_the_text(llm):

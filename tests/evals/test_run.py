@@ -30,9 +30,10 @@ def tasks_run(monkeypatch):
     """Do the runs in this process, which is faster. Returns the list of their tasks."""
     tasks = []
 
-    def run_here(function, task, arguments, debug):
-        tasks.append(task)
-        return function(task, arguments)
+    def run_here(function, *arguments, debug):
+        if function is matrix.score:
+            tasks.append(arguments[0])
+        return function(*arguments)
 
     monkeypatch.setattr(matrix, "run_in_subprocess", run_here)
     return tasks
@@ -111,3 +112,17 @@ def test_flags_reach_the_benchmarks_that_have_them(shared, tmp_path):
         assert (parsed.model, parsed.quant, parsed.limit, parsed.fresh) == (["demo"], "int8", 3, True)
         if task != "truthfulqa":
             assert parsed.shots in (2, [2])
+
+
+def test_a_gguf_model_is_run_in_its_own_format(draw_tiny, tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    from engine import kernels
+    from tests.engine.checkpoints.gguf.converter import convert
+
+    if not kernels.available():
+        pytest.skip("needs the C++ kernels")
+    monkeypatch.setattr("engine.checkpoints.gguf.source.user_cache", lambda name: tmp_path / "cache" / name)
+    folder = draw_tiny("llama", hidden_size=96, intermediate_size=160).folder
+    files = [str(convert(folder, tmp_path / f"{kind}.gguf", kind)) for kind in ("F16", "Q8_0")]
+    options = matrix.parser().parse_args(["--model", *files, str(tmp_path / "missing"), "--device", "cpu"])
+    assert list(matrix.choose_formats(options).values()) == ["none", "gguf", "none"]

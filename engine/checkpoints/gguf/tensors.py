@@ -1,4 +1,7 @@
-"""The tensors of a GGUF file under the names and in the layout of a Hugging Face checkpoint, dequantized while read."""
+"""The tensors of a GGUF file under the names and in the layout of a Hugging Face checkpoint.
+
+They are dequantized while they are read, or their blocks are read as they are.
+"""
 
 from __future__ import annotations
 
@@ -112,6 +115,15 @@ class GGUFTensor(Decoded):
 
     def equals(self, other: Stored) -> bool:
         return isinstance(other, GGUFTensor) and self.info.kind == other.info.kind and super().equals(other)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its rows are rows of the file, so that `blocks` can return them."""
+        return not self.transposed and self.values is None and len(self.shape) == 2
+
+    def blocks(self, first: int, last: int) -> Tensor:
+        """Rows `first` to `last` as the file has them: [n, bytes]."""
+        return torch.from_numpy(self._packed_rows(self.first + first, self.first + last))
 
     def read_into(self, target: Tensor) -> None:
         """Dequantize into `target`, which has this shape, some rows at a time."""

@@ -51,7 +51,7 @@ struct Block {
 
   void check_shape(Module which, int64_t n, int64_t k) const {
     const Matrix<T>& w = modules[which];
-    TORCH_CHECK((w.weight || w.panels.codes) && w.n == n && w.k == k, "blocks: weight ", which, " is [", w.n, ", ", w.k, "], not [", n, ", ", k, "]");
+    TORCH_CHECK(w.exists() && w.n == n && w.k == k, "blocks: weight ", which, " is [", w.n, ", ", w.k, "], not [", n, ", ", k, "]");
   }
 
   // Call f(row) for each row of tokens, which reads or writes some `bytes`, in parallel if that is worth it.

@@ -9,6 +9,7 @@
 #include "mamba.h"
 #include "norms.h"
 #include "quantize.h"
+#include "records.h"
 #include "rwkv.h"
 
 #define OPERATORS(name) TORCH_LIBRARY(name, library)
@@ -17,6 +18,7 @@ OPERATORS(BARELOOP_OPS) {
   library.def("linear(Tensor x, Tensor weight, Tensor? scales, Tensor? bias) -> Tensor", &linear);
   library.def("quantize(Tensor part, Tensor(a!) weight, Tensor(b!) scales, int first) -> ()", &quantize);
   library.def("dequantize(Tensor weight, Tensor scales, int first, int last, Tensor like) -> Tensor", &dequantize);
+  library.def("decode_rows(Tensor weight, Tensor parts, Tensor ids, Tensor like) -> Tensor", &decode_rows);
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
   library.def(

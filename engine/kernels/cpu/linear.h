@@ -6,17 +6,21 @@
 
 #include "dense.h"
 #include "panels.h"
+#include "records.h"
 
 namespace {
 
 constexpr int64_t MAX_ROWS = 32;  // beyond that matrix products for many rows are faster
 
-// A weight [n, k], dense or in panels, and a bias [n] or null. A norm has a weight [n] and k = 0.
+// A weight [n, k], dense, in panels or in records, and a bias [n] or null. A norm has a weight [n] and k = 0.
 template <typename T>
 struct Matrix {
   const T *weight = nullptr, *bias = nullptr;
   int64_t n = 0, k = 0;
   Panels panels{};
+  Records records{};
+
+  bool exists() const { return weight != nullptr || panels.codes != nullptr || records.bytes != nullptr; }
 };
 
 using Optionals = c10::List<std::optional<at::Tensor>>;
@@ -30,6 +34,10 @@ const T* pointer(const std::optional<at::Tensor>& x, int64_t count = 0) {
 
 template <typename T>
 Matrix<T> matrix(const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+  if (scales && scales->scalar_type() == at::kLong) {
+    const Records blocks = records(weight, *scales);
+    return {nullptr, pointer<T>(bias, blocks.n), blocks.n, blocks.k, {}, blocks};
+  }
   if (scales) {
     const Panels quantized = panels(weight, *scales);
     return {nullptr, pointer<T>(bias, quantized.n), quantized.n, quantized.k, quantized};
@@ -44,6 +52,7 @@ void multiply(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_stride, T*
   const auto write = [&](int64_t m, int64_t row, float number) {
     y[m * w.n + row] = static_cast<T>(w.bias ? number + static_cast<float>(w.bias[row]) : number);
   };
+  if (w.records.bytes != nullptr) return w.records.run(x, x_stride, rows, write);
   const auto run = [&](const auto& quantized_x) { w.panels.run(quantized_x, rows, write); };
   if (w.panels.bits == 8) run(QuantizedX16(x, x_stride, rows, w.k));
   else if (w.panels.group == 16) run(QuantizedX8<16>(x, x_stride, rows, w.k));
@@ -57,8 +66,8 @@ std::vector<T> product(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_s
   return y;
 }
 
-// x [M, in], weight [out, in] of x's dtype or in panels with scales, bias [out] -> [M, out]. Sums are float32, rounded
-// once.
+// x [M, in], weight [out, in] of x's dtype, in panels with scales, or in records with their parts, bias [out] -> [M, out].
+// Sums are float32, rounded once.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
   TORCH_CHECK(x.dim() == 2 && 1 <= x.size(0) && x.size(0) <= MAX_ROWS, "linear: 1 to ", MAX_ROWS, " rows, not ", x.sizes());
   const at::Tensor input = x.stride(1) == 1 ? x : x.contiguous();

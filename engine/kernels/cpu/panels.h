@@ -57,7 +57,7 @@ inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #endif
 }
 
-// sums + a b for bytes, a unsigned and below 16, b signed, with the products of four neighbours added.
+// sums + a b for bytes, a unsigned and below 128, b signed, with the products of four neighbours added.
 inline Sums dot_quads(Sums sums, Words a, Words b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
   return (Sums)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);

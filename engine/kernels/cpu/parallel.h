@@ -24,10 +24,10 @@ inline void with_row_count(int64_t rows, F f) {
   f(std::integral_constant<int, MAX>());
 }
 
-// Call f(first, count) for blocks of `ROW_BLOCK` rows, with the count as a compile-time constant.
-template <typename F>
+// Call f(first, count) for blocks of up to MAX rows, with the count as a compile-time constant.
+template <int MAX = ROW_BLOCK, typename F>
 inline void for_row_blocks(int64_t rows, F f) {
-  for (int64_t first = 0; first < rows; first += ROW_BLOCK) with_row_count(rows - first, [&](auto count) { f(first, count); });
+  for (int64_t first = 0; first < rows; first += MAX) with_row_count<MAX>(rows - first, [&](auto count) { f(first, count); });
 }
 
 // Call f(begin, end) for ranges that cover `count` rows of `bytes` each, in multiples of `multiple` rows, from several

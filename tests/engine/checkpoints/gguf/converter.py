@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
 import numpy
 import torch
 from safetensors.torch import load_file
+
+from tests.engine.quant.blocks import random_blocks
 
 # Family -> architecture in GGUF.
 ARCHITECTURES = {
@@ -22,9 +26,16 @@ ARCHITECTURES = {
 }
 
 
-def convert(folder: Path, path: Path, kind: str = "F32", tokenizer: dict[str, Any] | None = None) -> Path:
+def convert(
+    folder: Path,
+    path: Path,
+    kind: str = "F32",
+    tokenizer: dict[str, Any] | None = None,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write the model of a folder to a GGUF file. Matrices are quantized to `kind`; vectors stay float32.
 
+    `kinds`: other types, by parts of the tensors' names. Types that the package does not quantize get random blocks.
     `tokenizer`: metadata entries of a tokenizer; without them the vocabulary has made-up tokens.
     """
     config = json.loads((folder / "config.json").read_text())
@@ -38,7 +49,6 @@ def convert(folder: Path, path: Path, kind: str = "F32", tokenizer: dict[str, An
     names = gguf.get_tensor_name_map(
         architecture_key(architecture), config.get("num_hidden_layers") or config["n_layer"]
     )
-    quantization = gguf.GGMLQuantizationType[kind]
     if (factors := rope_factors(config)) is not None:
         writer.add_tensor("rope_freqs.weight", factors)
     for name, tensor in tensors.items():
@@ -47,8 +57,12 @@ def convert(folder: Path, path: Path, kind: str = "F32", tokenizer: dict[str, An
             assert name.endswith(("attention.bias", "masked_bias", "inv_freq", "attn.bias")), name
             continue
         values = change(new_name, tensor.float(), config, architecture).contiguous().numpy()
+        chosen = next((kinds[part] for part in kinds if part in new_name), kind)
+        quantization = gguf.GGMLQuantizationType[chosen]
         if values.ndim == 2 and values.shape[1] % gguf.GGML_QUANT_SIZES[quantization][0] == 0:
-            writer.add_tensor(new_name, gguf.quants.quantize(values, quantization), raw_dtype=quantization)
+            random = random_blocks(quantization, *values.shape) if chosen.endswith("_K") else None
+            blocks = gguf.quants.quantize(values, quantization) if random is None else random.numpy()
+            writer.add_tensor(new_name, blocks, raw_dtype=quantization)
         else:
             writer.add_tensor(new_name, values)
     writer.write_header_to_file()

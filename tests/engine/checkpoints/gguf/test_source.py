@@ -138,7 +138,7 @@ def test_a_file_of_the_pointers_name_in_another_folder_means_nothing(tiny_llama,
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
 def test_a_quantized_file_computes_with_its_dequantized_values(draw_tiny, tmp_path, cache, prompt_ids, kind):
     tiny = draw_tiny("llama", hidden_size=96, intermediate_size=160)
-    llm = LLM.load(convert(tiny.folder, tmp_path / "model.gguf", kind), "cpu", "float32")
+    llm = LLM.load(convert(tiny.folder, tmp_path / "model.gguf", kind), "cpu", "float32", "none")
     quantization = gguf.GGMLQuantizationType[kind]
     weight = LLM.load(tiny.folder, "cpu", "float32").model.layers[1].mlp.down.weight.numpy()
     values = gguf.quants.dequantize(gguf.quants.quantize(weight, quantization), quantization)
