@@ -4,6 +4,9 @@
 // [keys, lanes], so that softmax adds nothing across lanes, and keys are read as they lie in the cache. Lanes never mix,
 // and blocks of keys begin at multiples of 64 from the oldest cached one; so the bits of a result depend neither on the
 // other lanes nor on where a row's segments or chunks end.
+//
+// Products are of float32 numbers in every dtype: on Sapphire Rapids vdpbf16ps has half the rate of float32 FMA, so
+// converting a block of keys for each tile, a few percent of its time, is faster and more accurate.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -188,7 +188,9 @@ def test_with_gradients_or_many_rows_no_kernel_is_used():
         assert kernels.for_input(random_tensor(kernels.MAX_ROWS + 1, 8)) is None and kernels.for_input(x[:0]) is None
         assert kernels.for_input(x.double()) is None and kernels.for_input(x.half()) is None
         assert kernels.for_input(x[None]) is None and kernels.for_input(x[0]) is None
-    assert kernels.for_input(x) is None
+        assert kernels.for_rows(x[None]) is not None or kernels._active_ops is None
+        assert kernels.for_rows(x.double()) is None
+    assert kernels.for_input(x) is None and kernels.for_rows(x) is None
 
 
 @pytest.fixture
