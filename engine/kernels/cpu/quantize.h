@@ -1,4 +1,4 @@
-// Quantize rows into panels of 8 and 4 bits, and dequantize them, as engine/quant/panels.py.
+// Quantize rows into panels of 8 and 4 bits, and dequantize them, as engine/quant/panels.py; dequantize tables.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -77,6 +77,7 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
 // Quantize part [count, k] (float32) into rows `first`, the first row of a panel, and following.
 void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor& scales, int64_t first) {
   const Panels panel_weight = panels(weight, scales);
+  TORCH_CHECK(panel_weight.table == nullptr, "quantize: not to the numbers of a table");
   TORCH_CHECK(part.dim() == 2 && part.is_contiguous() && part.scalar_type() == at::kFloat && part.size(1) == panel_weight.k, "quantize: ", part.sizes());
   TORCH_CHECK(0 <= first && first % PANEL == 0 && first + part.size(0) <= panel_weight.n, "quantize: ", part.sizes(), " from row ", first, " of ", panel_weight.n);
   const int64_t rows = part.size(0);
@@ -155,6 +156,11 @@ void dequantize_panel(const Panels& weight, int64_t panel, T* y) {
       const int64_t first = line * columns, total = count * columns, step = weight.bits == 8 ? 64 : weight.group;
       for (int64_t column = 0; column < total; column += step) {
         const int64_t group = (panel * (k / step) + (first + column) / step) * PANEL + row;
+        if (weight.table != nullptr) {
+          const float scale = static_cast<const float*>(weight.scales)[group];
+          for (int64_t i = 0; i < step; i++) numbers[column + i] = weight.table[codes[column + i] + ZERO_CODE] * scale;
+          continue;
+        }
         const float scale = weight.bits == 8 ? static_cast<const float*>(weight.scales)[panel * PANEL + row] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
         for (int64_t i = 0; i < step; i += 16)
           for (int j = 0; j < 16; j++) numbers[column + i + j] = codes[column + i + j] * scale;
