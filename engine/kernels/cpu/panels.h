@@ -33,6 +33,7 @@ constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose sum of products fits into 32 bits
+constexpr int64_t PREFETCH_BYTES = 4096;  // ahead in the stream of a panel: the hardware does not prefetch across pages
 constexpr int64_t ZERO_CODE = 8;         // the 4-bit code of zero
 
 template <typename V>
@@ -74,8 +75,9 @@ inline Floats to_floats(Sums x) {
   return __builtin_convertvector(x, Floats);
 }
 
-// Load a vector of a line once (compilers would load it again for each use).
+// Load a vector of a line once (compilers would load it again for each use), and prefetch a later one.
 inline Words line_part(const uint8_t* line, int part) {
+  __builtin_prefetch(line + part * WIDTH + PREFETCH_BYTES);
   Words words = load_bytes<Words>(line + part * WIDTH);
 #if defined(CPU_CAPABILITY_AVX512)
   asm("" : "+v"(words));
