@@ -1,6 +1,6 @@
 """bitsandbytes' formats, multiplied by that library: nf4, fp4 (Dettmers et al. 2023), llm.int8 (Dettmers et al. 2022).
 
-Checkpoints that it quantized: engine/checkpoints/bitsandbytes.py.
+Checkpoints that it quantized: engine/checkpoints/bitsandbytes.py. nf4 and fp4 for the C++ kernels: tables.py.
 """
 
 from __future__ import annotations
