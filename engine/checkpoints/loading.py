@@ -17,12 +17,12 @@ from engine import kernels
 from engine.checkpoints.gguf.tensors import GGUFTensor
 from engine.checkpoints.mapping import ALL_ROWS, Source, match_tensors
 from engine.checkpoints.opening import Opened
-from engine.checkpoints.quantized import convert_from_panels, match_saved
+from engine.checkpoints.quantized import convert_from_panels, convert_to_panels, match_saved
 from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Matrix
 from engine.models.config import ModelConfig
 from engine.models.family import Family
-from engine.quant import BUILTIN
+from engine.quant import BITSANDBYTES, BUILTIN
 from engine.quant.base import ROW_MULTIPLE
 from engine.quant.gguf import Records
 from engine.runtime.errors import BareloopError
@@ -80,6 +80,8 @@ def load_weights(opened: Opened, device: torch.device) -> None:
     replace_parameters(model, loaded)
     if opened.is_saved and device.type == "cpu" and opened.quant in BUILTIN and not kernels.available():
         convert_from_panels(model)
+    if opened.is_saved and device.type == "cpu" and opened.quant in BITSANDBYTES and kernels.available():
+        convert_to_panels(model)
 
 
 def initialize_weights(

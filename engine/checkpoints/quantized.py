@@ -1,7 +1,8 @@
 """Quantized checkpoints: their declaration in config.json, and folders that this engine saved.
 
 A folder of ours has every parameter under the name and in the layout that it has in memory (matrices in panels), so
-that loading is reading. Checkpoints by bitsandbytes: engine/checkpoints/bitsandbytes.py.
+that loading is reading; nf4 and fp4 are in the layout of bitsandbytes, and become panels after reading. Checkpoints by
+bitsandbytes: engine/checkpoints/bitsandbytes.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from engine.layers.linear import Matrix
 from engine.models.family import Model
 from engine.quant import BITSANDBYTES, BUILTIN
 from engine.quant.panels import Panels
+from engine.quant.tables import TablePanels, in_panels
 from engine.quant.torch_packed import TorchInt8, from_panel_format, to_panel_format
 from engine.runtime.device import dtype_name
 from engine.runtime.errors import BareloopError, quote
@@ -112,6 +114,8 @@ def tensors_to_save(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         seen |= {id(tensor) for tensor in named.values()}
         if isinstance(module, Matrix) and module.format is not None and "weight" in named:
             named |= to_panel_format(module.format, module._parameters)
+            if isinstance(module.format, TablePanels):
+                named |= module.format.to_origin(module._parameters)
         for leaf, tensor in named.items():
             yield f"{path}.{leaf}", tensor.detach().contiguous()
 
@@ -124,6 +128,13 @@ def convert_from_panels(model: Model) -> None:
             module.set_format(*from_panel_format(module.format, module._parameters))
     if tied:
         model.head.share(model.embed)
+
+
+def convert_to_panels(model: Model) -> None:
+    """Convert matrices in nf4 and fp4 from bitsandbytes' layout to panels, for the C++ kernels."""
+    for module in model.modules():
+        if isinstance(module, Matrix) and (panels := in_panels(module.format)) is not None:
+            module.set_format(panels, panels.from_origin(module._parameters))
 
 
 def is_quantized(model: nn.Module) -> bool:

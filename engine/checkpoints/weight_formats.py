@@ -26,8 +26,9 @@ def assign_formats(
     """Set the format of every matrix of a model on the meta device; `none` leaves all dense.
 
     In int4 the embedding and the head, to which the output is most sensitive, have smaller groups; bitsandbytes keeps
-    both dense. A matrix whose shape a format does not support gets 8 bits, or stays dense. A saved model is in panels
-    on every device, with `saved_end_bits` for embedding and head; weights named in `dense` stay dense.
+    both dense. A matrix whose shape a format does not support gets 8 bits, or stays dense. nf4 and fp4 are in panels
+    where the C++ kernels are. A saved model is in panels (nf4 and fp4: in bitsandbytes' layout) on every device, with
+    `saved_end_bits` for embedding and head; weights named in `dense` stay dense.
     """
     if quant == "none":
         return
@@ -35,6 +36,7 @@ def assign_formats(
     panels = saved_end_bits is not None or device.type != "cpu" or (quant in BUILTIN and kernels.available())
     if quant in BITSANDBYTES:
         from engine.quant import bitsandbytes
+        from engine.quant.tables import in_panels
 
         bitsandbytes.check(device)
     for name, matrix in model.named_modules():
@@ -44,6 +46,8 @@ def assign_formats(
         shape = matrix.rows, matrix.columns, matrix.dtype
         if quant in BITSANDBYTES:
             weight_format = None if is_end else bitsandbytes.choose_format(quant, *shape)
+            if saved_end_bits is None and device.type == "cpu" and kernels.available():
+                weight_format = in_panels(weight_format) or weight_format
         elif is_end:
             weight_format = builtin_format(
                 8 if quant == "int8" else saved_end_bits or (4 if panels else 8), END_GROUP, *shape, panels

@@ -1,8 +1,8 @@
 """Weight formats: matrices in fewer bits. This file has only their names, so that flags need no torch.
 
 `base` defines what a format is; `panels` has int8 and int4, `torch_packed` the same for a CPU without a compiler,
-`bitsandbytes` that library's formats, `gguf` the blocks of GGUF files as they are. Which matrix of a model gets which
-format: engine/checkpoints/weight_formats.py.
+`bitsandbytes` that library's formats, `tables` its nf4 and fp4 in panels, `gguf` the blocks of GGUF files as they are.
+Which matrix of a model gets which format: engine/checkpoints/weight_formats.py.
 """
 
 from engine.runtime.errors import UsageError, quote

@@ -1,6 +1,6 @@
 """bitsandbytes' formats, multiplied by that library: nf4, fp4 (Dettmers et al. 2023), llm.int8 (Dettmers et al. 2022).
 
-Checkpoints that it quantized: engine/checkpoints/bitsandbytes.py.
+Checkpoints that it quantized: engine/checkpoints/bitsandbytes.py. nf4 and fp4 for the C++ kernels: tables.py.
 """
 
 from __future__ import annotations
@@ -60,6 +60,16 @@ def _nested_table(device: torch.device) -> Tensor:
     return _library().functional.create_dynamic_map().to(device)
 
 
+def _dequantize_scales(codes: Tensor, tensors: Tensors) -> Tensor:
+    """Scales from their 8-bit codes and the nested scales."""
+    functional = _library().functional
+    nested = functional.QuantState(
+        absmax=tensors["nested_scales"], code=_nested_table(codes.device), blocksize=NESTED_BLOCK, dtype=torch.float32
+    )
+    scales: Tensor = functional.dequantize_blockwise(codes, nested) + tensors["nested_offset"]
+    return scales
+
+
 @dataclass(frozen=True)
 class Bnb4(Format):
     """4-bit codes of all rows end to end, one scale per 64 weights; with `double` the scales are 8-bit codes, too."""
@@ -98,13 +108,7 @@ class Bnb4(Format):
         """bitsandbytes' description of rows `first` to `last`."""
         functional, (weight, scales) = _library().functional, weight_and_scales(tensors)
         if self.double:
-            nested = functional.QuantState(
-                absmax=tensors["nested_scales"],
-                code=_nested_table(weight.device),
-                blocksize=NESTED_BLOCK,
-                dtype=torch.float32,
-            )
-            scales = functional.dequantize_blockwise(scales, nested) + tensors["nested_offset"]
+            scales = _dequantize_scales(scales, tensors)
         return functional.QuantState(
             absmax=scales[first * self.columns // BLOCK : -(-last * self.columns // BLOCK)],
             shape=torch.Size((last - first, self.columns)),
@@ -113,6 +117,15 @@ class Bnb4(Format):
             quant_type=self.kind,
             dtype=self.dtype,
         )
+
+    def scale_codes(self, tensors: Tensors, scales: Tensor) -> Tensor:
+        """The 8-bit codes of scales that were dequantized with the same nested scales: they give the same scales."""
+        nested = tensors["nested_scales"]
+        assert nested is not None
+        every_code = torch.arange(NESTED_BLOCK).to(torch.uint8).repeat(len(nested))
+        values = _dequantize_scales(every_code, tensors).view(len(nested), -1)  # ascending in each block
+        padded = torch.nn.functional.pad(scales, (0, values.numel() - len(scales))).view_as(values)
+        return torch.searchsorted(values, padded).clamp_(max=255).to(torch.uint8).flatten()[: len(scales)]
 
     def dense(self, tensors: Tensors, first: int, last: int, dtype: torch.dtype) -> Tensor:
         weight = tensors["weight"]

@@ -16,7 +16,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
 from typing import Any
 
 import torch
@@ -29,11 +28,10 @@ from engine.quant.base import Format, Tensors, weight_and_scales
 PANEL = 32  # rows
 MAX_GPU_ROWS = 8  # of x; for more rows the matrix is dequantized on a GPU
 GROUP, END_GROUP = 32, 16  # 4-bit weights that share a scale: in the blocks, and in the embedding and the head
-# Candidate scales of int4: these fractions of the two scales at which the largest weight gets the code -8 or 7. A
-# smaller scale clips that weight and serves the others better; the one with the least squared error is taken, which is
-# 5 % less error.
-SCALE_FRACTIONS = (1.0, 0.95, 0.9, 0.85)
-END_CODES = (-8, 7)
+# Candidate scales of int4: the largest weight of a group divided by these codes. Beyond -8 that weight is clipped, and
+# the others are served better. The best of them, then the scale with the least squared error for its codes: together
+# within 0.2 % of the error of the best of ninety scales.
+LARGEST_CODES = (-8.6, -8.4, -8.2, -8.0, -7.8, -7.2, -7.0, 6.0)
 
 
 def quantize8(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,20 +45,19 @@ def quantize4(part: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
     groups = torch.unflatten(part, 1, (-1, group))
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     largest = torch.where(high > -low, high, low)
-    best_error = codes = scales = None
-    for fraction, end in product(SCALE_FRACTIONS, END_CODES):
-        candidate = (largest * (fraction / end)).bfloat16()
-        wide = candidate.float()
-        rounded = (groups * _inverse(wide)[..., None]).round_().clamp_(-8, 7)
-        error = torch.addcmul(groups, rounded, wide[..., None], value=-1).square_().sum(dim=2)
-        if best_error is None or codes is None or scales is None:
-            best_error, codes, scales = error, rounded, candidate
-            continue
+    codes, scales = torch.zeros_like(groups), torch.full_like(low, torch.nan)
+    best_error = torch.full_like(low, torch.inf)
+    for code in (*LARGEST_CODES, None):
+        if code is None:
+            candidate = ((groups * codes).sum(dim=2) / codes.square().sum(dim=2)).bfloat16().float()
+        else:
+            candidate = (largest / code).bfloat16().float()
+        rounded = (groups * _inverse(candidate)[..., None]).round_().clamp_(-8, 7)
+        error = torch.addcmul(groups, rounded, candidate[..., None], value=-1).square_().sum(dim=2)
         better = error < best_error
         best_error, scales = torch.where(better, error, best_error), torch.where(better, candidate, scales)
         codes = torch.where(better[..., None], rounded, codes)
-    assert codes is not None and scales is not None
-    return codes.to(torch.int8).flatten(1), scales
+    return codes.to(torch.int8).flatten(1), scales.bfloat16()
 
 
 def _inverse(scales: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 #include "dense.h"
 #include "panels.h"
 #include "records.h"
+#include "tables.h"
 
 namespace {
 
@@ -53,8 +54,9 @@ void multiply(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_stride, T*
     y[m * w.n + row] = static_cast<T>(w.bias ? number + static_cast<float>(w.bias[row]) : number);
   };
   if (w.records.bytes != nullptr) return w.records.run(x, x_stride, rows, write);
-  const auto run = [&](const auto& quantized_x) { w.panels.run(quantized_x, rows, write); };
-  if (w.panels.bits == 8) run(QuantizedX16(x, x_stride, rows, w.k));
+  const auto run = [&](const auto& quantized_x) { multiply_panels(w.panels, w.panels, quantized_x, rows, write); };
+  if (w.panels.table != nullptr) multiply_panels(w.panels, Tables(w.panels), QuantizedX8<32>(x, x_stride, rows, w.k), rows, write);
+  else if (w.panels.bits == 8) run(QuantizedX16(x, x_stride, rows, w.k));
   else if (w.panels.group == 16) run(QuantizedX8<16>(x, x_stride, rows, w.k));
   else run(QuantizedX8<32>(x, x_stride, rows, w.k));
 }

@@ -32,7 +32,7 @@ typedef float Floats __attribute__((vector_size(WIDTH)));
 constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
-constexpr int64_t AHEAD = 6 * 1024;      // bytes to prefetch ahead
+constexpr int64_t AHEAD = 6 * 1024;      // bytes to prefetch ahead: the hardware does not prefetch across pages
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose sum of products fits into 32 bits
 constexpr int64_t ZERO_CODE = 8;         // the 4-bit code of zero
 
@@ -57,7 +57,7 @@ inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #endif
 }
 
-// sums + a b for bytes, a unsigned and below 128, b signed, with the products of four neighbours added.
+// sums + a b for bytes, a unsigned and below 128 (with VNNI 256), b signed, with the products of four neighbours added.
 inline Sums dot_quads(Sums sums, Words a, Words b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
   return (Sums)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
@@ -192,7 +192,8 @@ struct Panels {
   const uint8_t* codes = nullptr;
   const void* scales = nullptr;
   int bits = 0;
-  int64_t n = 0, k = 0, group = 0;  // group: 4-bit columns that share a scale, 16 or 32
+  int64_t n = 0, k = 0, group = 0;  // group: 4-bit columns that share a scale, 16 or 32, with a table 64
+  const float* table = nullptr;     // if not null, 4-bit codes stand for its 16 numbers, and the scales are float32
 
   int64_t bytes() const { return PANEL * k * bits / 8; }  // of a panel
   int64_t count() const { return (n + PANEL - 1) / PANEL; }
@@ -251,33 +252,38 @@ struct Panels {
       }
     }
   }
-
-  // x [rows, k] times the weight: calls write(row of x, row of the weight, number) from any thread. A panel is read from
-  // memory once for all rows.
-  template <typename X, typename F>
-  void run(const X& x, int64_t rows, F write) const {
-    parallel_rows(count(), bytes(), 1, [&](int64_t begin, int64_t end) {
-      for (; begin < end; begin++)
-        for_row_blocks(rows, [&](int64_t first, auto block) {
-          constexpr int M = decltype(block)::value;
-          Floats out[M][PARTS] = {};
-          panel<M>(begin, x, first, out);
-          const int64_t panel_rows = std::min(PANEL, n - begin * PANEL);
-          for (int m = 0; m < M; m++) {
-            float numbers[PANEL];
-            std::memcpy(numbers, out[m], sizeof numbers);
-            for (int64_t row = 0; row < panel_rows; row++) write(first + m, begin * PANEL + row, numbers[row]);
-          }
-        });
-    });
-  }
 };
 
-// The weight [n, k] and its scales as engine/quant/panels.py stores them.
+// x [rows, k] times a weight of type W in the layout of `layout`: calls write(row of x, row of the weight, number) from any
+// thread. A panel is read from memory once for all rows.
+template <typename W, typename X, typename F>
+void multiply_panels(const Panels& layout, const W& weight, const X& x, int64_t rows, F write) {
+  parallel_rows(layout.count(), layout.bytes(), 1, [&](int64_t begin, int64_t end) {
+    for (; begin < end; begin++)
+      for_row_blocks(rows, [&](int64_t first, auto block) {
+        constexpr int M = decltype(block)::value;
+        Floats out[M][PARTS] = {};
+        weight.template panel<M>(begin, x, first, out);
+        const int64_t panel_rows = std::min(PANEL, layout.n - begin * PANEL);
+        for (int m = 0; m < M; m++) {
+          float numbers[PANEL];
+          std::memcpy(numbers, out[m], sizeof numbers);
+          for (int64_t row = 0; row < panel_rows; row++) write(first + m, begin * PANEL + row, numbers[row]);
+        }
+      });
+  });
+}
+
+// The weight [n, k] and its scales as engine/quant/panels.py and tables.py store them.
 inline Panels panels(const at::Tensor& weight, const at::Tensor& scales) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == PANEL && weight.size(3) == 4 && weight.is_contiguous() && scales.is_contiguous(), "panels: ", weight.sizes());
   const bool eight_bits = weight.scalar_type() == at::kChar;
   const int64_t count = weight.size(0), k = weight.size(1) * (eight_bits ? 4 : 8), n = eight_bits ? scales.numel() : count * PANEL;
+  if (weight.scalar_type() == at::kByte && scales.scalar_type() == at::kFloat) {
+    constexpr int64_t GROUP = 64, TABLE = 16;
+    TORCH_CHECK(k % GROUP == 0 && scales.numel() == n * k / GROUP + TABLE, "panels: scales and table ", scales.sizes(), " of ", weight.sizes());
+    return {static_cast<const uint8_t*>(weight.const_data_ptr()), scales.const_data_ptr(), 4, n, k, GROUP, scales.const_data_ptr<float>() + n * k / GROUP};
+  }
   const int64_t group = eight_bits || scales.numel() == 0 ? 0 : n * k / scales.numel();
   TORCH_CHECK(eight_bits || weight.scalar_type() == at::kByte, "panels: codes of ", weight.scalar_type());
   TORCH_CHECK(scales.scalar_type() == (eight_bits ? at::kFloat : at::kBFloat16), "panels: scales of ", scales.scalar_type());

@@ -1,4 +1,4 @@
-// Quantize rows into panels of 8 and 4 bits, and dequantize them, as engine/quant/panels.py.
+// Quantize rows into panels of 8 and 4 bits, and dequantize them, as engine/quant/panels.py; dequantize tables.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -30,7 +30,7 @@ inline void quantize_row8(const float* x, int64_t k, uint8_t* out, float* scale)
   });
 }
 
-constexpr float SCALE_FRACTIONS[] = {1.0f, 0.95f, 0.9f, 0.85f};
+constexpr float LARGEST_CODES[] = {-8.6f, -8.4f, -8.2f, -8.0f, -7.8f, -7.2f, -7.0f, 6.0f};
 
 template <int GROUP>
 __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t* out, BFloat16* scales) {
@@ -39,10 +39,9 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
     const float* weights = x + group * GROUP;
     float low = weights[0], high = weights[0], best_error = std::numeric_limits<float>::infinity();
     for (int64_t i = 1; i < GROUP; i++) low = std::min(low, weights[i]), high = std::max(high, weights[i]);
-    int32_t best[GROUP] = {}, codes[GROUP];
+    float best[GROUP] = {}, codes[GROUP];
     scales[group * PANEL] = std::numeric_limits<float>::quiet_NaN();  // stays if a weight is NaN
-    for (int candidate = 0; candidate < 8; candidate++) {
-      const BFloat16 scale((high > -low ? high : low) * (SCALE_FRACTIONS[candidate / 2] / (candidate % 2 ? 7.0f : -8.0f)));
+    const auto consider = [&](const BFloat16 scale) {
       const float wide = scale;
       const Vec step(wide), inverse(wide == 0.0f ? 0.0f : 1.0f / wide);
       Vec errors(0.0f);
@@ -50,7 +49,7 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
         const Vec numbers = Vec::loadu(weights + i), rounded = at::vec::minimum(at::vec::maximum((numbers * inverse).round(), lowest), highest);
         const Vec error = numbers - rounded * step;
         errors = at::vec::fmadd(error, error, errors);
-        at::vec::convert_to_int_of_same_size(rounded).store(codes + i);
+        rounded.store(codes + i);
       }
       const float total = sum(errors);
       if (total < best_error) {
@@ -58,10 +57,18 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
         scales[group * PANEL] = scale;
         std::copy(codes, codes + GROUP, best);
       }
+    };
+    for (const float code : LARGEST_CODES) consider(BFloat16((high > -low ? high : low) / code));
+    Vec products(0.0f), squares(0.0f);
+    for (int64_t i = 0; i < GROUP; i += LANES) {
+      const Vec rounded = Vec::loadu(best + i);
+      products = at::vec::fmadd(Vec::loadu(weights + i), rounded, products);
+      squares = at::vec::fmadd(rounded, rounded, squares);
     }
+    consider(BFloat16(sum(products) / sum(squares)));
     for (int64_t i = 0; i < GROUP; i += 8) {
       uint8_t bytes[4];
-      for (int j = 0; j < 4; j++) bytes[j] = static_cast<uint8_t>((best[i + j] + ZERO_CODE) | (best[i + 4 + j] + ZERO_CODE) << 4);
+      for (int j = 0; j < 4; j++) bytes[j] = static_cast<uint8_t>((static_cast<int>(best[i + j]) + ZERO_CODE) | (static_cast<int>(best[i + 4 + j]) + ZERO_CODE) << 4);
       std::memcpy(out + (group * GROUP + i) / 8 * LINE, bytes, 4);
     }
   }
@@ -70,6 +77,7 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
 // Quantize part [count, k] (float32) into rows `first`, the first row of a panel, and following.
 void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor& scales, int64_t first) {
   const Panels panel_weight = panels(weight, scales);
+  TORCH_CHECK(panel_weight.table == nullptr, "quantize: not to the numbers of a table");
   TORCH_CHECK(part.dim() == 2 && part.is_contiguous() && part.scalar_type() == at::kFloat && part.size(1) == panel_weight.k, "quantize: ", part.sizes());
   TORCH_CHECK(0 <= first && first % PANEL == 0 && first + part.size(0) <= panel_weight.n, "quantize: ", part.sizes(), " from row ", first, " of ", panel_weight.n);
   const int64_t rows = part.size(0);
@@ -148,6 +156,11 @@ void dequantize_panel(const Panels& weight, int64_t panel, T* y) {
       const int64_t first = line * columns, total = count * columns, step = weight.bits == 8 ? 64 : weight.group;
       for (int64_t column = 0; column < total; column += step) {
         const int64_t group = (panel * (k / step) + (first + column) / step) * PANEL + row;
+        if (weight.table != nullptr) {
+          const float scale = static_cast<const float*>(weight.scales)[group];
+          for (int64_t i = 0; i < step; i++) numbers[column + i] = weight.table[codes[column + i] + ZERO_CODE] * scale;
+          continue;
+        }
         const float scale = weight.bits == 8 ? static_cast<const float*>(weight.scales)[panel * PANEL + row] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
         for (int64_t i = 0; i < step; i += 16)
           for (int j = 0; j < 16; j++) numbers[column + i + j] = codes[column + i + j] * scale;

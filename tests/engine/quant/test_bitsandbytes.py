@@ -12,6 +12,7 @@ from engine.checkpoints.bitsandbytes import dequantized_tensors
 from engine.checkpoints.safetensors import open_checkpoint
 from engine.layers.linear import Linear, Matrix
 from engine.quant import bitsandbytes as bnb
+from engine.quant.tables import TablePanels
 from engine.runtime.errors import BareloopError
 from tests.engine.quant.matrices import CPU, random_matrix
 
@@ -65,7 +66,7 @@ def test_the_head_and_the_embedding_are_not_quantized(library, folder, prompt):
     llm = LLM.load(folder, "cpu", "bfloat16", "4bit")
     assert llm.quant == "nf4" and llm.model.embed.format is None and llm.model.head.format is None
     matrices = [m for m in llm.model.layers.modules() if isinstance(m, Matrix)]
-    assert len(matrices) == 12 and all(isinstance(m.format, bnb.Bnb4) for m in matrices)
+    assert len(matrices) == 12 and all(isinstance(m.format, bnb.Bnb4 | TablePanels) for m in matrices)
     dense = LLM.load(folder, "cpu", "bfloat16")
     ids = prompt(9)
     assert (llm.logits(ids) - dense.logits(ids)).abs().max() < 0.8 * dense.logits(ids).abs().max()
