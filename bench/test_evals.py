@@ -120,7 +120,7 @@ def test_smollm2_has_the_scores_of_the_harness(benchmark: Any, tmp_path: Path, s
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     if embedded.default_model() != embedded.SMOLLM2:
         pytest.skip("SmolLM2 is not installed: make smollm2")
-    llm = LLM.load(embedded.SMOLLM2, "cpu", "float32")
+    llm = LLM.load(embedded.SMOLLM2, "cpu", "float32", "none")
     llm.save(tmp_path / "model")
     model = huggingface.HFLM(str(tmp_path / "model"), dtype="float32", batch_size=BATCH["mmlu"], device="cpu")
     task, asked = questions("mmlu", 1000, "--subjects", subject)

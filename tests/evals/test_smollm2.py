@@ -14,7 +14,7 @@ def test_5_shot_records_equal_those_of_the_harness(shared, smollm2, smollm2_refe
     expected = lm_harness.evaluate(harness_model, shared, tmp_path, SUBJECTS, 5, QUESTIONS)
     process = lm_harness.run_mmlu(
         ["-m", smollm2, "--data", str(shared / "data" / "mmlu"), "--subjects", *SUBJECTS, "--limit", str(QUESTIONS),
-         "--device", "cpu", "--dtype", "float32", "--output-dir", str(tmp_path / "results")]
+         "--device", "cpu", "--dtype", "float32", "--quant", "none", "--output-dir", str(tmp_path / "results")]
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     records = read(next((tmp_path / "results").rglob("*.run.jsonl")))[1]
