@@ -37,8 +37,10 @@ at::Tensor argmax(const at::Tensor& x) {
   at::Tensor y = at::empty({x.size(0)}, x.options().dtype(at::kLong));
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
-    for (int64_t row = 0; row < x.size(0); row++)
-      y.mutable_data_ptr<int64_t>()[row] = argmax_row(x.const_data_ptr<T>() + row * x.stride(0), x.size(1));
+    int64_t* indices = y.mutable_data_ptr<int64_t>();
+    parallel_rows(x.size(0), x.size(1) * static_cast<int64_t>(sizeof(T)), 1, [&](int64_t row, int64_t end) {
+      for (; row < end; row++) indices[row] = argmax_row(x.const_data_ptr<T>() + row * x.stride(0), x.size(1));
+    });
   });
   return y;
 }
