@@ -64,7 +64,7 @@ def main(options: Any) -> None:
     from engine.cli.inspection import inspect
 
     for name in options.model:
-        for table in inspect(name, options.dtype, options.context, options.allow_pickle, options.quant):
+        for table in inspect(name, options.dtype, options.context, options.allow_pickle, options.quant, options.device):
             Console().print(table)
 
 
@@ -82,11 +82,10 @@ def save(options: Any) -> None:
     if options.save is not None and options.quant == AUTO:
         options.quant = "none"
     opened = open_model(options.model[0], options.dtype, options.allow_pickle, options.quant)
-    if options.save is None and opened.quant == GGUF:
-        raise UsageError("the GGUF file itself is the model in --quant gguf; choose another format, such as int4")
     if options.save is not None and opened.quant != "none":
-        raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: use --save-quantized")
-    if options.save is None and opened.quant == "none":
+        way_out = "leave out --quant" if opened.quant == GGUF else "use --save-quantized"
+        raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: {way_out}")
+    if options.save is None and opened.quant in ("none", GGUF):
         raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
     llm = LLM.load(options.model[0], **model_options(options))
     llm.save(folder)

@@ -20,7 +20,7 @@ from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys, token_ids
 from engine.quant import AUTO
 from engine.quant.gguf import Records
-from engine.runtime.device import dtype_name
+from engine.runtime.device import choose_device, dtype_name
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import read_json
 from engine.text.tokenizer import Tokenizer
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    name: str, dtype: str = "auto", context: int | None = None, allow_pickle: bool = False, quant: str = AUTO
+    name: str,
+    dtype: str = "auto",
+    context: int | None = None,
+    allow_pickle: bool = False,
+    quant: str = AUTO,
+    device: str = "cpu",
 ) -> Iterator[Table]:
     """Tables about a model: its shape, its special tokens, and the cost of one decoded token by part.
 
@@ -41,7 +46,7 @@ def inspect(
     from rich.table import Table
     from rich.text import Text
 
-    opened = open_model(name, dtype, allow_pickle, quant)
+    opened = open_model(name, dtype, allow_pickle, quant, choose_device(device))
     folder, config, model = opened.folder, opened.config, opened.model
     plan_loading(opened)
     maximum = config.max_position_embeddings - 1

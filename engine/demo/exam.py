@@ -39,7 +39,7 @@ def main(options: Any) -> None:
 
     from engine.llm import LLM
 
-    llm = LLM.load(options.model, dtype="float32")
+    llm = LLM.load(options.model, dtype="float32", quant="none")
     table = Table("measurement", "cases", "correct")
     with Progress("exam", 8) as progress:
         for label, correct in examine(llm, options.seed):

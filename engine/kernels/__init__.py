@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.kernels import build
 
-MAX_ROWS = 32  # beyond that matrix products for many rows are faster
+MAX_ROWS = 32  # as in cpu/linear.h; beyond that matrix products for many rows are faster
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 
@@ -39,7 +39,7 @@ def for_input(x: Tensor) -> Any:
 
 
 def for_rows(x: Tensor) -> Any:
-    """The operators for any number of rows (attention) if they take this input, else None.
+    """The operators for any number of rows (attention, norms, activations) if they take this input, else None.
 
     They take bfloat16 and float32 on the CPU, without gradients.
     """
@@ -49,7 +49,7 @@ def for_rows(x: Tensor) -> Any:
 
 
 def for_device(device: torch.device) -> Any:
-    """The operators that take any number of rows (quantize, dequantize) if the device is the CPU, else None."""
+    """The operators that take any number of rows (quantizing and dequantizing) if the device is the CPU, else None."""
     return _active_ops if device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 

@@ -63,8 +63,6 @@ def namespace(isa: str) -> str:
 def compiler_flags(isa: str) -> list[str]:
     """All compiler flags for one instruction set."""
     flags = FLAGS[isa]
-    if isa == "avx512" and torch.cpu._is_avx512_bf16_supported():
-        flags = (*flags, "-mavx512bf16")
     if isa == "avx512" and torch.cpu._is_vnni_supported():
         flags = (*flags, "-mavx512vnni")
     threads = ("-Xclang", "-fopenmp") if sys.platform == "darwin" else ("-fopenmp",)  # torch's pool is OpenMP's

@@ -48,7 +48,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = Linear(hidden_size, intermediate_size, bias=bias)
         self.down = Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = FUNCTIONS[ACTIVATIONS[activation]]
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        return self.down(FUNCTIONS[self.activation](self.up(x)))

@@ -15,14 +15,14 @@ AUTO = "auto"  # `gguf` for a GGUF file in its types on a CPU with the C++ kerne
 ALIASES = {"8bit": "llm.int8", "4bit": "nf4"}
 
 
-def canonical(quant: str) -> str:
-    """The format's name without aliases. Raises `UsageError` for an unknown one, and for `auto`."""
+def canonical(quant: str, also: tuple[str, ...] = ()) -> str:
+    """The format's name without aliases. Raises `UsageError` for an unknown one, unless it is in `also`."""
     name = ALIASES.get(quant, quant)
-    if name not in QUANTS:
-        raise UsageError(f"unknown weight format {quote(quant)}; use {', '.join((*QUANTS, *ALIASES))}")
+    if name not in (*also, *QUANTS):
+        raise UsageError(f"unknown weight format {quote(quant)}; use {', '.join((*also, *QUANTS, *ALIASES))}")
     return name
 
 
 def canonical_or_auto(quant: str) -> str:
     """The format's name without aliases, or `auto`, which depends on the model."""
-    return quant if quant == AUTO else canonical(quant)
+    return canonical(quant, also=(AUTO,))

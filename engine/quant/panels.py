@@ -61,7 +61,8 @@ def quantize4(part: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
 
 
 def _inverse(scales: Tensor) -> Tensor:
-    return torch.where(scales == 0, 0, 1 / scales)
+    """1 / scales, or 0 where that overflows or a scale is 0."""
+    return torch.where(scales.abs() < torch.finfo(torch.float32).tiny, 0, 1 / scales)
 
 
 def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

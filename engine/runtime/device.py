@@ -65,7 +65,7 @@ def slow_bfloat16() -> bool:
     """Whether this is an x86 processor on which torch's products are faster in float32 than in bfloat16.
 
     Without AVX-512 a prompt of 256 tokens takes a fifth of the time in float32 (SmolLM2-135M). Intel's processors with
-    AVX-512 but without AMX have a bfloat16 dot product at a quarter of float32's rate; AMD's is faster than float32.
+    AVX-512 but without AMX multiply bfloat16 at half of float32's rate; AMD's multiply it faster than float32.
     """
     if platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_amx_tile_supported():
         return False

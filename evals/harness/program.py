@@ -170,14 +170,14 @@ def find_run(task: Task, options: Any, model: str) -> Path:
     dtypes = DTYPES if options.dtype == "auto" else [options.dtype]
     # The checkpoint itself may be quantized, and a GGUF model's own format is what `auto` has chosen for it.
     first = ((GGUF,), ("none",)) if options.quant == AUTO else ((options.quant,),)
-    stored_quants = QUANTS[:-1] if options.quant in (AUTO, "none") else ()
+    stored_quants = tuple(name for name in QUANTS if name != GGUF) if options.quant in (AUTO, "none") else ()
     for quants in (*first, stored_quants):
         candidates = [run_path(task, options, model, *setting) for setting in product(devices, dtypes, quants)]
         paths = [path for path in candidates if path.exists() and path.stat().st_size]
         if paths:
             break
     else:
-        quant = "none" if options.quant == AUTO else options.quant
+        quant = "*" if options.quant == AUTO else options.quant
         raise BareloopError(f"no run to rescore: {run_path(task, options, model, '*', '*', quant)} is missing")
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)

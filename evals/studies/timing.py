@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.cli.parser import model_options
 from engine.cli.progress import Progress
-from engine.quant import BITSANDBYTES
+from engine.quant import BITSANDBYTES, GGUF
 from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
@@ -95,6 +95,8 @@ def find_obstacle(configuration: Configuration) -> str:
 
     try:
         device = choose_device(configuration.device)
+        if configuration.format == GGUF and device.type != "cpu":
+            return "the blocks of GGUF files are kept on a CPU"
         if configuration.format in BITSANDBYTES:
             bnb.check(device)
     except BareloopError as error:

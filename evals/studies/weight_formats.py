@@ -150,8 +150,11 @@ def find_obstacle(options: Any, name: str) -> str | None:
 
     It loads the demo model, so that importing and initialising libraries is not part of the measured load times.
     """
-    from engine import LLM
+    from engine import LLM, kernels
+    from engine.runtime.device import choose_device
 
+    if name == GGUF and (choose_device(options.device).type != "cpu" or not kernels.available()):
+        return "the blocks of GGUF files are kept on a CPU with the C++ kernels"
     try:
         LLM.load(embedded.NAME, device=options.device, quant="none" if name == GGUF else name)
     except BareloopError as error:

@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <vector>
+
 #include "parallel.h"
 #include "vectors.h"
 
@@ -45,12 +47,17 @@ void activate(c10::string_view name, const T* x, const T* up, T* y, int64_t size
   else if (name == "gelu") activate_with(gelu, x, up, y, size);
   else if (name == "gelu_tanh") activate_with(gelu_tanh, x, up, y, size);
   else if (name == "relu") activate_with(relu, x, up, y, size);
-  else TORCH_CHECK(false, "unknown activation ", name);
+}
+
+// Called before loops that several threads share, in which nothing may throw.
+inline void check_activation(c10::string_view name) {
+  TORCH_CHECK(name == "silu" || name == "gelu" || name == "gelu_tanh" || name == "relu", "unknown activation ", name);
 }
 
 // x [..., 2 n], the gate and the factor -> act(gate) * factor [..., n], rounded once.
 at::Tensor gated_activation(const at::Tensor& x, c10::string_view activation) {
   TORCH_CHECK(x.dim() && x.size(-1) % 2 == 0, "gated_activation: ", x.sizes());
+  check_activation(activation);
   const at::Tensor input = x.contiguous();
   std::vector<int64_t> sizes = x.sizes().vec();
   const int64_t size = sizes.back() /= 2;

@@ -174,6 +174,7 @@ struct Attention {
   std::vector<float> outputs{};        // [pieces, groups, queries, D], unnormalized
 
   void run(const T* qkv, T* out) {
+    keys.check_new();
     for (const Row& row : keys.rows)
       for (int64_t last = row.start(); last < row.length; last++) tokens.push_back({&row, window == 0 ? 0 : std::max<int64_t>(0, last - window + 1), last});
     const int64_t count = tokens.size(), work = 8 * heads.q_size() * static_cast<int64_t>(sizeof(float));

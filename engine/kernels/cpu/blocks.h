@@ -147,14 +147,15 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MAX_ROWS, "blocks: x ", x.sizes());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
   TORCH_CHECK(static_cast<int64_t>(cache_layers.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
+  check_activation(activation);
   const size_t row_counts = windows.empty() ? 0 : counts.size() / windows.size();
   std::vector<std::pair<at::IntArrayRef, at::IntArrayRef>> caches;  // counts and lengths of each
   for (size_t i = 0, start = 0; i < windows.size(); i++) {
-    size_t size = 0;
-    for (size_t j = 1; j < row_counts; j += 2) size += 2 * counts[i * row_counts + j];
-    TORCH_CHECK(start + size <= lengths.size(), "blocks: ", lengths.size(), " lengths of pieces");
-    caches.emplace_back(counts.slice(i * row_counts, row_counts), lengths.slice(start, size));
-    start += size;
+    size_t pieces = 0;
+    for (size_t j = 1; j < row_counts; j += 2) pieces += 2 * counts[i * row_counts + j];
+    TORCH_CHECK(start + pieces <= lengths.size(), "blocks: ", lengths.size(), " lengths of pieces");
+    caches.emplace_back(counts.slice(i * row_counts, row_counts), lengths.slice(start, pieces));
+    start += pieces;
   }
   std::vector<std::vector<float>> tables;
   for (const at::Tensor& table : angles) {

@@ -8,7 +8,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "panels.h"
 #include "parallel.h"
 #include "vectors.h"
 

@@ -3,9 +3,10 @@
 // A tile is up to 64 (token, query head) pairs of one group, the lanes of a few vectors: scores are computed transposed,
 // [keys, lanes], so that softmax adds nothing across lanes, and keys are read as they lie in the cache. Lanes never mix,
 // and blocks of keys begin at multiples of 64 from the oldest cached one; so the bits of a result depend neither on the
-// other lanes nor on where a row's segments or chunks end.
+// other lanes nor on where a row's segments or chunks end. (But a value that is not finite reaches all new tokens of its row,
+// because a weight of zero times it is not zero.)
 //
-// Products are of float32 numbers in every dtype: on Sapphire Rapids vdpbf16ps has half the rate of float32 FMA, so
+// Products are of float32 numbers in every dtype: on Sapphire Rapids vdpbf16ps takes as long as four FMAs of half as many numbers, so
 // converting a block of keys for each tile, a few percent of its time, is faster and more accurate.
 #pragma once
 
@@ -98,7 +99,6 @@ class FlashTile {
     size = keys->size;
     lanes = tile.lanes;
     resize();
-    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
     std::fill_n(largest, TILE, NO_SCORE);
     std::fill_n(total, TILE, 0.0f);
     load_queries(tile, group, q, token, head);

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <optional>
 #include <vector>
 
 #include "parallel.h"
@@ -77,10 +78,14 @@ struct Keys {
     return buffer;
   }
 
-  // The place of a row's new keys or values of a group, which are all in the last piece.
+  // Check that the new tokens of each row are all in its last piece, as `of_new` requires.
+  void check_new() const {
+    for (const Row& row : rows) TORCH_CHECK(row.count <= row.pieces.back().length, "keys: ", row.count, " new tokens in a piece of ", row.pieces.back().length);
+  }
+
+  // The place of a row's new keys or values of a group.
   T* of_new(const Row& row, bool values, int64_t group) const {
     const Piece& piece = row.pieces.back();
-    TORCH_CHECK(row.count <= piece.length, "keys: ", row.count, " new tokens in a piece of ", piece.length);
     return piece.start + values * piece.values + group * piece.group + (piece.length - row.count) * size;
   }
 };
@@ -109,6 +114,7 @@ at::Tensor rotate_and_write(const at::Tensor& q, const at::Tensor& k, const at::
   dispatch_type(q, [&](auto zero) {
     using T = decltype(zero);
     const Keys<T> keys(segments, rows, pieces, layer, tokens, k.size(1), k.size(2));
+    keys.check_new();
     const T *queries = q.const_data_ptr<T>(), *new_keys = k.const_data_ptr<T>(), *new_values = v.const_data_ptr<T>();
     T* const rotated = out.mutable_data_ptr<T>();
     const float *cosines = half ? c.const_data_ptr<float>() : nullptr, *sines = half ? s.const_data_ptr<float>() : nullptr;

@@ -32,7 +32,6 @@ typedef float Floats __attribute__((vector_size(WIDTH)));
 constexpr int64_t PANEL = 32;            // rows
 constexpr int64_t LINE = 4 * PANEL;      // bytes: 4 columns of 8 bits of each row, or 8 of 4 bits
 constexpr int PARTS = LINE / WIDTH;      // vectors of a line
-constexpr int64_t AHEAD = 6 * 1024;      // bytes to prefetch ahead: the hardware does not prefetch across pages
 constexpr int64_t EXACT = 256;           // columns of 8 bits whose sum of products fits into 32 bits
 constexpr int64_t ZERO_CODE = 8;         // the 4-bit code of zero
 

@@ -14,10 +14,15 @@
 
 namespace {
 
+// 1 / scale, or 0 if that overflows or the scale is 0.
+inline float inverse_of(float scale) {
+  return std::abs(scale) < std::numeric_limits<float>::min() ? 0.0f : 1.0f / scale;
+}
+
 // Quantize a row [k] into its codes in a panel and its scale, as quantize8 and quantize4 in engine/quant/panels.py.
 inline void quantize_row8(const float* x, int64_t k, uint8_t* out, float* scale) {
   *scale = max_abs(x, k) / 127.0f;
-  const Vec inverse(*scale == 0.0f ? 0.0f : 1.0f / *scale);
+  const Vec inverse(inverse_of(*scale));
   for_pairs(k, [&](int64_t first, int64_t count) {
     const Pair part = load(x + first, count);
     int32_t codes[PAIR];
@@ -30,6 +35,7 @@ inline void quantize_row8(const float* x, int64_t k, uint8_t* out, float* scale)
   });
 }
 
+// As in engine/quant/panels.py, where they are explained.
 constexpr float LARGEST_CODES[] = {-8.6f, -8.4f, -8.2f, -8.0f, -7.8f, -7.2f, -7.0f, 6.0f};
 
 template <int GROUP>
@@ -43,7 +49,7 @@ __attribute__((noinline)) void quantize_row4(const float* x, int64_t k, uint8_t*
     scales[group * PANEL] = std::numeric_limits<float>::quiet_NaN();  // stays if a weight is NaN
     const auto consider = [&](const BFloat16 scale) {
       const float wide = scale;
-      const Vec step(wide), inverse(wide == 0.0f ? 0.0f : 1.0f / wide);
+      const Vec step(wide), inverse(inverse_of(wide));
       Vec errors(0.0f);
       for (int64_t i = 0; i < GROUP; i += LANES) {
         const Vec numbers = Vec::loadu(weights + i), rounded = at::vec::minimum(at::vec::maximum((numbers * inverse).round(), lowest), highest);

@@ -13,7 +13,8 @@ using at::BFloat16;
 using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t LANES = Vec::size();
-constexpr int64_t PAIR = 2 * LANES;  // numbers per load: in bfloat16 they fill a register
+constexpr int64_t PAIR = 2 * LANES;   // numbers per load: in bfloat16 they fill a register
+constexpr int64_t AHEAD = 6 * 1024;  // bytes of a weight to prefetch ahead: the hardware does not prefetch across pages
 
 struct Pair {
   Vec low, high;

@@ -128,13 +128,13 @@ def test_the_largest_sums_are_exact(ops, bits, group):
 
 @pytest.mark.parametrize(("bits", "group"), BITS_AND_GROUPS)
 def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops, bits, group):
-    x, threads = random_matrix(4, 2048), torch.get_num_threads()
+    x, threads = random_matrix(32, 2048), torch.get_num_threads()
     tensors, _ = quantized(Panels(288, 2048, torch.float32, bits, group), random_matrix(288, 2048, seed=1))
     together = ops.linear(x, tensors["weight"], tensors["scales"], None)
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            for row in range(4):
+            for row in range(32):
                 assert torch.equal(
                     ops.linear(x[row : row + 1], tensors["weight"], tensors["scales"], None)[0], together[row]
                 )
@@ -184,3 +184,13 @@ def test_nan_and_infinite_weights_make_their_row_nan(ops):
         ops.quantize(weight, tensors["weight"], tensors["scales"], 0)
         y = ops.linear(random_matrix(1, 64), tensors["weight"], tensors["scales"], None)
         assert y[0, 3:5].isnan().all() and y[0, :3].isfinite().all() and y[0, 5:].isfinite().all()
+
+
+@pytest.mark.parametrize(("bits", "group"), BITS_AND_GROUPS)
+def test_weights_whose_scale_has_no_inverse_become_zero(ops, bits, group):
+    weight = torch.zeros(32, 64)
+    weight[:, 0] = 1e-39
+    tensors, numbers = quantized(Panels(32, 64, torch.float32, bits, group), weight)
+    ops.quantize(weight, tensors["weight"], tensors["scales"], 0)
+    assert numbers.eq(0).all()
+    assert ops.linear(torch.ones(1, 64), tensors["weight"], tensors["scales"], None).eq(0).all()
