@@ -14,12 +14,19 @@ constexpr int64_t ROWS = WIDTH / 4;    // of a panel in a vector
 constexpr int64_t HALVES = 2 * PANEL;  // bytes of a float16 field of a record
 
 // A record is the same block of 32 rows: one or two float16 fields, with a number of each row; 8-bit scales of each group,
-// then minima; and lines with four bytes of codes of each row. The codes of a block are read in sections of steps: `split`
-// takes the lines of a step apart into codes of 8 bits, four columns from `column(section, step, i)` on. Codes i of all
-// steps of a section belong to sum i % SUMS, which is that of `group(section, i)`.
+// then minima; and lines with four bytes of codes of each row.
+//
+// A product goes through the codes of a block in sections, and through a section in steps. A step takes one or more lines
+// apart (`split`) into SPLITS vectors of 8-bit codes; vector i has four columns of each row, from `column(section, step, i)`
+// on, and is added to sum i % SUMS of the section, which has the scale of `group(section, i)`. In Q4_K, for example, a
+// section is 64 columns in 8 steps; in each, the lower halves of a line are four columns of one group, the upper halves
+// four of the next, so it has two sums.
 struct Q4_0 {
-  static constexpr int KIND = 2, COLUMNS = 32, GROUP = 32, FLOATS = 1, SECTIONS = 1, STEPS = 4, SPLITS = 2, SUMS = 1, ZERO = 8, LINES = 4;
-  static constexpr float SIGN = 1.0f;   // of the minimum in d code + m
+  static constexpr int KIND = 2;                                       // its number in GGUF files
+  static constexpr int COLUMNS = 32, GROUP = 32, FLOATS = 1, LINES = 4;  // of a block: columns, columns of a group; float16 fields, lines
+  static constexpr int SECTIONS = 1, STEPS = 4, SPLITS = 2, SUMS = 1;  // as above
+  static constexpr int ZERO = 8;                                       // the code of zero
+  static constexpr float SIGN = 1.0f;                                  // of the minimum in d code + m
   static constexpr bool SCALED = false, MINIMUM = false;  // whether groups have 8-bit scales; whether there is a minimum
   using Scale = uint8_t;
   static constexpr int column(int, int step, int i) { return 16 * i + 4 * step; }
