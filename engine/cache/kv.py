@@ -24,7 +24,6 @@ from engine.runtime.errors import BareloopError
 
 GRANULE = 4  # capacities are multiples of this many tokens
 MIN_SLACK = 64  # tokens that are kept beyond a window, so that a row can be rewound
-DROPPED = 64  # old tokens are dropped in multiples of this many, as the attention kernel's blocks begin at these
 
 
 class Segment:
@@ -214,7 +213,7 @@ class Cache:
         cached = sum(span.length for span in spans)
         if self.window is None or self.longest is None or cached <= self.longest:
             return
-        kept = cached - (cached - self.window - self.slack) // DROPPED * DROPPED
+        kept = self.window + self.slack
         pieces = torch.cat([span.segment.kv[:, :, :, : span.length] for span in spans], dim=3)
         segment = Segment(self._allocate(self.longest))
         segment.kv[:, :, :, :kept] = pieces[:, :, :, cached - kept :]

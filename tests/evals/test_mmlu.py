@@ -163,7 +163,7 @@ def test_the_tables_are_complete_and_the_files_have_the_format_of_the_harness(sh
     other = program(shared, *flags, "--rescore", "--data", str(shared / "data" / "mmlu" / "parquet"))
     assert other.stdout == again.stdout  # the same questions from other files
     wrong = program(shared, *flags, "--rescore", "--chat-template")
-    assert "mmlu_0shot_chat_*_*_none.run.jsonl" in wrong.stderr
+    assert "mmlu_0shot_chat_*_*_*.run.jsonl" in wrong.stderr
     without = program(shared, *flags, "--rescore", "--data", "nobody/nothing")
     assert without.stdout == again.stdout
     assert "without the data only tables can be made: cannot get the data set" in without.stderr

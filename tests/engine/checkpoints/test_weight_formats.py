@@ -19,5 +19,5 @@ def test_a_shape_that_int4_does_not_support_becomes_int8_or_stays_dense():
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(tiny_llama):
-    with pytest.raises(BareloopError, match="unknown weight format 'int3'; use none, int8, int4, nf4"):
+    with pytest.raises(BareloopError, match="unknown weight format 'int3'; use auto, none, int8, int4, nf4"):
         LLM.load(tiny_llama.folder, quant="int3")

@@ -31,7 +31,7 @@ def test_every_weight_format_has_one_canonical_name(capsys):
     with pytest.raises(SystemExit) as caught:
         parse("--quant", "int3")
     assert caught.value.code == 2
-    assert "unknown weight format 'int3'; use none, int8, int4, nf4" in capsys.readouterr().err
+    assert "unknown weight format 'int3'; use auto, none, int8, int4, nf4" in capsys.readouterr().err
 
 
 def test_underscores_are_accepted_in_long_flags():
