@@ -247,14 +247,14 @@ class LLM:
 
     def pack(self) -> None:
         """Prepare for a long run on a CPU: wait for the C++ kernels, so that all of it is computed in one way, and pack
-        the weights (see `Linear.pack`) if twice the memory for that is free.
+        the weights (see `Linear.pack`) if there is ample memory for that.
         """
         if self.device.type == "cpu":
             kernels.wait()
         layers = [module for module in self.model.modules() if isinstance(module, Linear)]
         layers = [layer for layer in layers if layer is not self.model.head]  # which gets few rows
         free = free_memory(self.device)
-        if free is not None and free > 2 * sum(layer.weight.nbytes for layer in layers):
+        if free is not None and free > 4 * sum(layer.weight.nbytes for layer in layers):
             for layer in layers:
                 layer.pack()
 
