@@ -36,7 +36,7 @@ def test_prefill(benchmark: Any, llm: LLM, limits: Limits, tokens: int) -> None:
 
 
 @pytest.mark.benchmark(group="decode")
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rows", [1, 4, 8, 16, 32])
 @pytest.mark.parametrize("context", [128, 2048])
 def test_decode(benchmark: Any, llm: LLM, limits: Limits, context: int, rows: int, full: bool) -> None:
     """One step of all rows, each with its own prompt: the time per output token (TPOT)."""
