@@ -17,7 +17,7 @@ from tests.engine.quant.matrices import CPU, random_matrix  # noqa: E402
 KINDS = {name: gguf.GGMLQuantizationType[name] for name in HALVES}
 DTYPES = [torch.float32, torch.bfloat16]
 # Errors of a product: float32 sums, relative to the sum of magnitudes; rounding of the result; half a step of x, which
-# is relative to the largest value of its row (8-bit codes) or group.
+# is 1/32,639 of the largest value of its group, or less of its row (8-bit codes).
 SUM, ROUNDING = 1e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8}
 GROUPS = {"Q5_0": 0, "Q8_0": 0, "Q6_K": 16}  # 0: the row; the others 32
 FEW = (("Q4_1", 96), ("Q6_K", 64), ("Q8_0", 32), ("Q5_K", 40))  # a matrix with parts in several types
@@ -43,7 +43,7 @@ def largest_error(parts, x: torch.Tensor, weight: torch.Tensor, dtype: torch.dty
         group = GROUPS.get(name, 32) or x.shape[1]
         maxima = torch.unflatten(x.abs(), 1, (-1, group)).amax(2, keepdim=True).expand(-1, -1, group).flatten(1)
         part = weight[first : first + rows].abs()
-        steps.append(maxima @ part.T * (0.5 / (32767 if group > 32 else 127)))
+        steps.append(maxima @ part.T * (0.5 / 32639))
         first += rows
     return SUM * (x.abs() @ weight.abs().T) + 1.001 * torch.cat(steps, 1) + ROUNDING[dtype] * exact.abs() + 1e-30
 

@@ -54,7 +54,7 @@ def check(path, few_rows_tolerance: float) -> LLM:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_file_in_each_type_computes_with_its_values(write, kind):
-    llm = check(write(kind, kinds={}), 1e-3 if kind in ("Q8_0", "Q5_0") else 0.05)
+    llm = check(write(kind, kinds={}), 1e-3)
     kept = formats(llm)
     assert len(kept) == 14 and all(isinstance(weight_format, Records) for weight_format in kept.values())
     expected = gguf.GGMLQuantizationType[kind]
@@ -64,7 +64,7 @@ def test_a_file_in_each_type_computes_with_its_values(write, kind):
 
 
 def test_stacked_projections_may_have_different_types(write):
-    llm = check(write("Q4_K"), 0.05)
+    llm = check(write("Q4_K"), 1e-3)
     kinds = {name: tuple(kind for kind, _ in kept.parts) for name, kept in formats(llm).items()}
     assert kinds["layers.0.attention.qkv"] == (12, 12, 14) and kinds["layers.1.mlp.gate_up"] == (12, 12)
     assert kinds["layers.1.mlp.down"] == kinds["embed"] == (14,) and kinds["head"] == (8,)
@@ -72,14 +72,14 @@ def test_stacked_projections_may_have_different_types(write):
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q6_K"])
 def test_a_tied_head_shares_the_embedding(write, kind):
-    llm = check(write("Q4_1", "llama-3.2", {"token_embd": kind}), 0.05)
+    llm = check(write("Q4_1", "llama-3.2", {"token_embd": kind}), 1e-3)
     assert llm.model.head.weight is llm.model.embed.weight and isinstance(llm.model.head.format, Records)
 
 
 @pytest.mark.parametrize("variant", ["qwen2", "qwen3", "gemma2", "mistral", "olmo2", "mamba"])
 def test_families_keep_their_blocks(write, variant):
     sizes = {"query_pre_attn_scalar": 64, "head_dim": 64} if variant == "gemma2" else {}
-    llm = check(write("Q4_0", variant, {}, **sizes), 0.1)
+    llm = check(write("Q4_0", variant, {}, **sizes), 5e-3)
     exact = ("x_proj", "dt_proj")  # of Mamba
     dense = {name for name, weight_format in formats(llm).items() if weight_format is None}
     assert all(name.endswith(exact) for name in dense) and llm.model.fused
@@ -88,7 +88,7 @@ def test_families_keep_their_blocks(write, variant):
 
 
 def test_matrices_in_other_types_and_layouts_stay_dense(write, draw_tiny, tmp_path):
-    llm = check(write("Q4_0", kinds={"ffn_down": "F16", "attn_v": "Q5_1", "token_embd": "BF16"}), 0.05)
+    llm = check(write("Q4_0", kinds={"ffn_down": "F16", "attn_v": "Q5_1", "token_embd": "BF16"}), 1e-3)
     kept = {name for name, weight_format in formats(llm).items() if weight_format is not None}
     assert kept == {"head", *(f"layers.{i}.{name}" for i in range(3) for name in ("attention.out", "mlp.gate_up"))}
     path = convert(draw_tiny("gpt2", hidden_size=96).folder, tmp_path / "gpt2.gguf", "Q8_0")
