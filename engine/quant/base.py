@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine import kernels
 from engine.runtime.device import slow_bfloat16
 
 ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every format
@@ -63,6 +64,21 @@ class Format(ABC):
     def product_by_blocks(self, tensors: Tensors, x: Tensor) -> Tensor:
         """The product for many rows of x. On a CPU one block of the matrix at a time is dequantized."""
         return product_by_blocks(x, self.rows, partial(self.dense, tensors), tensors["bias"])
+
+
+def kernel_product(tensors: Tensors, x: Tensor) -> Tensor | None:
+    """The product of a few rows of x by the C++ kernels; None if they do not take it.
+
+    They have no float16, so on a CPU it is computed in float32.
+    """
+    weight, scales = weight_and_scales(tensors)
+    bias, is_half = tensors["bias"], x.dtype == torch.float16 and x.device.type == "cpu"
+    kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
+    ops = kernels.for_input(kernel_x)
+    if ops is None:
+        return None
+    y: Tensor = ops.linear(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias)
+    return y.to(x.dtype)
 
 
 def product_by_blocks(

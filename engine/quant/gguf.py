@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.quant.base import Format, Tensors, weight_and_scales
+from engine.quant.base import Format, Tensors, kernel_product, weight_and_scales
 from engine.quant.panels import PANEL
 
 Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K = 2, 3, 6, 8, 12, 13, 14  # as GGUF numbers them
@@ -185,13 +185,8 @@ class Records(Format):
         return decode(stored, halves, scales, codes).flatten(1)
 
     def product(self, tensors: Tensors, x: Tensor) -> Tensor:
-        weight, scales = weight_and_scales(tensors)
-        is_half = x.dtype == torch.float16  # the C++ kernels have no float16: use float32
-        kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
-        ops, bias = kernels.for_input(kernel_x), tensors["bias"]
-        if ops is None:
-            return self.product_by_blocks(tensors, x)
-        return ops.linear(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
+        y = kernel_product(tensors, x)
+        return self.product_by_blocks(tensors, x) if y is None else y
 
     def lookup(self, tensors: Tensors, ids: Tensor) -> Tensor:
         weight, scales = weight_and_scales(tensors)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine import kernels
-from engine.quant.base import Format, Tensors, weight_and_scales
+from engine.quant.base import Format, Tensors, kernel_product, weight_and_scales
 
 PANEL = 32  # rows
 MAX_GPU_ROWS = 8  # of x; for more rows the matrix is dequantized on a GPU
@@ -144,18 +144,14 @@ class Panels(Format):
         return dequantize(*self.codes(tensors, first, last), dtype)
 
     def product(self, tensors: Tensors, x: Tensor) -> Tensor:
-        weight, scales = weight_and_scales(tensors)
-        is_half = x.dtype == torch.float16 and x.device.type == "cpu"  # the C++ kernels have no float16: use float32
-        kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
-        ops = kernels.for_input(kernel_x)
-        bias = tensors["bias"]
+        y = kernel_product(tensors, x)
+        if y is not None:
+            return y
         few_rows = 0 < len(x) <= MAX_GPU_ROWS and not torch.is_grad_enabled()
-        if ops is None and few_rows and (gpu := _gpu(x)) is not None:
-            y = gpu.linear(x, weight, scales, self.rows)
+        if few_rows and (gpu := _gpu(x)) is not None:
+            y, bias = gpu.linear(x, *weight_and_scales(tensors), self.rows), tensors["bias"]
             return (y if bias is None else y + bias).to(x.dtype)
-        if ops is None:
-            return self.product_by_blocks(tensors, x)
-        return ops.linear(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias).to(x.dtype)
+        return self.product_by_blocks(tensors, x)
 
     def lookup(self, tensors: Tensors, ids: Tensor) -> Tensor:
         weight, scales = weight_and_scales(tensors)

@@ -136,12 +136,6 @@ class LoadedBlock {
   std::vector<float> converted;
   const void* loaded_from = nullptr;  // the first key, or the row if they are in several segments
   int64_t loaded_begin = 0, loaded = 0;
-
-  static const float* to_float(const T* x, int64_t count, float* buffer) {
-    if constexpr (std::is_same_v<T, float>) return x;
-    for_pairs(count, [&](int64_t i, int64_t n) { store(buffer + i, ::load(x + i, n), n); });
-    return buffer;
-  }
 };
 
 // softmax(scale q kᵀ) v for the new tokens of a step. qkv [tokens, q_size + 2 kv_size]; the rotated keys and the values are

@@ -102,10 +102,10 @@ class FlashTile {
     std::fill_n(largest, TILE, NO_SCORE);
     std::fill_n(total, TILE, 0.0f);
     load_queries(tile, group, q, token, head);
-    visit(tile, {tile.runs[0].row, 0, lanes}, group, 0, tile.shared);
+    visit({tile.runs[0].row, 0, lanes}, group, 0, tile.shared);
     int64_t lane = 0;
     for (const LaneRun& run : tile.runs) {
-      visit(tile, {run.row, lane, run.count}, group, tile.shared, keys->rows[run.row].length);
+      visit({run.row, lane, run.count}, group, tile.shared, keys->rows[run.row].length);
       lane += run.count;
     }
     store_outputs(tile, group, out);
@@ -163,14 +163,11 @@ class FlashTile {
 
   // Keys or values [count, D] of a row as float32.
   const float* read(const typename Keys<T>::Row& row, bool values, int64_t group, int64_t begin, int64_t count) {
-    const T* const x = keys->find(row, values, group, begin, count, gathered);
-    if constexpr (std::is_same_v<T, float>) return x;
-    convert(x, count * size, buffer);
-    return buffer;
+    return to_float(keys->find(row, values, group, begin, count, gathered), count * size, buffer);
   }
 
   // Let some lanes attend to the keys from `begin` to `end` of a row.
-  void visit(const Tile& tile, LaneRun run, int64_t group, int64_t begin, int64_t end) {
+  void visit(LaneRun run, int64_t group, int64_t begin, int64_t end) {
     const auto [oldest, last] = std::minmax_element(newest + run.first, newest + run.first + run.count);
     const int64_t first = run.first / LANES, vectors = (run.first + run.count + LANES - 1) / LANES - first;
     const bool foreign = run.first % LANES || (run.count % LANES && run.first + run.count < lanes);

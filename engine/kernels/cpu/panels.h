@@ -42,6 +42,11 @@ inline V load_bytes(const void* address) {
   return vector;
 }
 
+// The four bytes at an address, in every lane.
+inline Words in_every_lane(const void* address) {
+  return (Words)(Sums{} + load_bytes<int32_t>(address));
+}
+
 // sums + a b, with the products of two neighbouring 16-bit numbers added.
 inline Sums dot_pairs(Sums sums, Words a, Words b) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512VNNI__)
@@ -149,9 +154,7 @@ struct QuantizedX16 {
 
   // Two neighbouring columns, in every lane.
   Words pair(int64_t row, int64_t column) const {
-    int32_t two;
-    std::memcpy(&two, codes.data() + row * k + column, sizeof two);
-    return (Words)(Sums{} + two);
+    return in_every_lane(codes.data() + row * k + column);
   }
 };
 
@@ -180,9 +183,7 @@ struct QuantizedX8 {
 
   // Four neighbouring columns, in every lane.
   Words quad(int64_t row, int64_t column) const {
-    int32_t four;
-    std::memcpy(&four, codes.data() + row * k + column, sizeof four);
-    return (Words)(Sums{} + four);
+    return in_every_lane(codes.data() + row * k + column);
   }
 };
 
@@ -253,6 +254,17 @@ struct Panels {
   }
 };
 
+// Call write(row of x, row of the weight, number) for the products of M rows of x, from `first` on, with a panel.
+template <int M, typename F>
+void write_panel(const Floats (&out)[M][PARTS], int64_t first, int64_t panel, int64_t n, const F& write) {
+  const int64_t panel_rows = std::min(PANEL, n - panel * PANEL);
+  for (int m = 0; m < M; m++) {
+    float numbers[PANEL];
+    std::memcpy(numbers, out[m], sizeof numbers);
+    for (int64_t row = 0; row < panel_rows; row++) write(first + m, panel * PANEL + row, numbers[row]);
+  }
+}
+
 // x [rows, k] times a weight of type W in the layout of `layout`: calls write(row of x, row of the weight, number) from any
 // thread. A panel is read from memory once for all rows.
 template <typename W, typename X, typename F>
@@ -263,12 +275,7 @@ void multiply_panels(const Panels& layout, const W& weight, const X& x, int64_t 
         constexpr int M = decltype(block)::value;
         Floats out[M][PARTS] = {};
         weight.template panel<M>(begin, x, first, out);
-        const int64_t panel_rows = std::min(PANEL, layout.n - begin * PANEL);
-        for (int m = 0; m < M; m++) {
-          float numbers[PANEL];
-          std::memcpy(numbers, out[m], sizeof numbers);
-          for (int64_t row = 0; row < panel_rows; row++) write(first + m, begin * PANEL + row, numbers[row]);
-        }
+        write_panel(out, first, begin, layout.n, write);
       });
   });
 }

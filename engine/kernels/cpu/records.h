@@ -47,9 +47,7 @@ struct SplitX16 {
 
   // Four neighbouring columns, in every lane.
   Words quad(const std::vector<int8_t>& codes, int64_t row, int64_t column) const {
-    int32_t four;
-    std::memcpy(&four, codes.data() + row * k + column, sizeof four);
-    return (Words)(Sums{} + four);
+    return in_every_lane(codes.data() + row * k + column);
   }
 };
 
@@ -165,7 +163,7 @@ struct Records {
   const int64_t* parts = nullptr;
   int64_t count = 0, n = 0, k = 0, panels = 0, nbytes = 0;
 
-  // Call f(type, its first panel, index in the part's panels) for a panel of the matrix.
+  // Call f(type, first record) for a panel of the matrix.
   template <typename F>
   void with_panel(int64_t panel, F f) const {
     const uint8_t* start = bytes;
@@ -203,11 +201,7 @@ struct Records {
             constexpr int M = decltype(block)::value;
             Floats out[M][PARTS] = {};
             record_products<Type, M>(start, quantized_x, first, out);
-            for (int m = 0; m < M; m++) {
-              float numbers[PANEL];
-              std::memcpy(numbers, out[m], sizeof numbers);
-              for (int64_t row = 0; row < std::min(PANEL, n - begin * PANEL); row++) write(first + m, begin * PANEL + row, numbers[row]);
-            }
+            write_panel(out, first, begin, n, write);
           });
         };
         if constexpr (std::is_same_v<Type, Q8_0>) multiply_by(*by_row);

@@ -27,6 +27,20 @@ def quantized(
     return with_bias, dequantized(*weight_format.codes(with_bias, 0, weight_format.rows))
 
 
+def assert_rows_have_their_bits_alone(ops, tensors: Tensors, columns: int) -> None:
+    """32 rows of x together and each alone, with any number of threads."""
+    x, threads = random_matrix(32, columns), torch.get_num_threads()
+    together = ops.linear(x, tensors["weight"], tensors["scales"], None)
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for row in range(32):
+                alone = ops.linear(x[row : row + 1], tensors["weight"], tensors["scales"], None)
+                assert torch.equal(alone[0], together[row])
+    finally:
+        torch.set_num_threads(threads)
+
+
 def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Codes [rows, columns] times scales [rows] or [rows, groups] in float64."""
     groups = torch.unflatten(codes.double(), 1, (scales[0].numel(), -1))

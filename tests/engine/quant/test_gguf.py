@@ -12,7 +12,7 @@ from engine.quant.gguf import PANEL, TYPES, Records, choose_format
 
 gguf = pytest.importorskip("gguf")
 from tests.engine.quant.blocks import HALVES, exact_values, random_blocks  # noqa: E402
-from tests.engine.quant.matrices import CPU, random_matrix  # noqa: E402
+from tests.engine.quant.matrices import CPU, assert_rows_have_their_bits_alone, random_matrix  # noqa: E402
 
 KINDS = {name: gguf.GGMLQuantizationType[name] for name in HALVES}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -99,18 +99,9 @@ def test_a_bias_is_added_in_every_part(ops):
 
 
 def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops):
-    threads, x = torch.get_num_threads(), random_matrix(32, 1024)
-    try:
-        for parts in (*([(kind, 160)] for kind in KINDS), FEW):
-            _, tensors, _ = matrix(*parts, columns=1024)
-            together = ops.linear(x, tensors["weight"], tensors["scales"], None)
-            for count in (1, 2, 5):
-                torch.set_num_threads(count)
-                for row in range(32):
-                    alone = ops.linear(x[row : row + 1], tensors["weight"], tensors["scales"], None)
-                    assert torch.equal(alone[0], together[row])
-    finally:
-        torch.set_num_threads(threads)
+    for parts in (*([(kind, 160)] for kind in KINDS), FEW):
+        _, tensors, _ = matrix(*parts, columns=1024)
+        assert_rows_have_their_bits_alone(ops, tensors, 1024)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import torch
 
 from engine import kernels
 from engine.quant.panels import GROUP, PANEL, Panels, from_panels, quantize4, quantize8, to_panels
-from tests.engine.quant.matrices import CPU, dequantized, quantized, random_matrix
+from tests.engine.quant.matrices import CPU, assert_rows_have_their_bits_alone, dequantized, quantized, random_matrix
 
 BITS_AND_GROUPS = [(8, 32), (4, 32), (4, 16)]  # bits of a weight, and number of int4 weights that share a scale
 DTYPES = [torch.float32, torch.bfloat16]
@@ -128,18 +128,8 @@ def test_the_largest_sums_are_exact(ops, bits, group):
 
 @pytest.mark.parametrize(("bits", "group"), BITS_AND_GROUPS)
 def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops, bits, group):
-    x, threads = random_matrix(32, 2048), torch.get_num_threads()
     tensors, _ = quantized(Panels(288, 2048, torch.float32, bits, group), random_matrix(288, 2048, seed=1))
-    together = ops.linear(x, tensors["weight"], tensors["scales"], None)
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            for row in range(32):
-                assert torch.equal(
-                    ops.linear(x[row : row + 1], tensors["weight"], tensors["scales"], None)[0], together[row]
-                )
-    finally:
-        torch.set_num_threads(threads)
+    assert_rows_have_their_bits_alone(ops, tensors, 2048)
 
 
 @pytest.mark.parametrize(("bits", "group"), BITS_AND_GROUPS)

@@ -12,7 +12,7 @@ from engine.layers.linear import Matrix, takes_fused_kernels
 from engine.quant.base import Tensors
 from engine.quant.bitsandbytes import Bnb4
 from engine.quant.tables import TABLE, TablePanels, in_panels
-from tests.engine.quant.matrices import CPU, random_matrix
+from tests.engine.quant.matrices import CPU, assert_rows_have_their_bits_alone, random_matrix
 
 pytest.importorskip("bitsandbytes")
 
@@ -99,17 +99,8 @@ def test_the_largest_sums_are_exact(ops):
 
 
 def test_a_row_has_the_same_bits_alone_and_with_any_number_of_threads(ops):
-    x, threads = random_matrix(32, 2048), torch.get_num_threads()
     _, tensors, _ = pair("nf4", False, random_matrix(288, 2048, seed=1))
-    together = ops.linear(x, tensors["weight"], tensors["scales"], None)
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            for row in range(32):
-                alone = ops.linear(x[row : row + 1], tensors["weight"], tensors["scales"], None)
-                assert torch.equal(alone[0], together[row])
-    finally:
-        torch.set_num_threads(threads)
+    assert_rows_have_their_bits_alone(ops, tensors, 2048)
 
 
 def test_nan_and_infinite_rows_become_nan_and_rows_of_zeros_become_the_bias(ops):
