@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.decoding.sampling import SamplingParams, choose
+from engine.decoding.sampling import Context, SamplingParams, choose
 
 WAYS = {
     "greedy": SamplingParams(),
@@ -30,7 +30,7 @@ def logits() -> torch.Tensor:
 def test_choose(benchmark: Any, way: str) -> None:
     """Choose a token, without penalties."""
     row = logits()
-    benchmark.pedantic(choose, args=(row, WAYS[way], [[1]], [1], [7]), rounds=50, warmup_rounds=5)
+    benchmark.pedantic(choose, args=(row, [Context(WAYS[way], [1], 1, 7)]), rounds=50, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="sampling")

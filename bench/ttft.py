@@ -86,7 +86,7 @@ def measure(folder: Path, options: Any) -> list[Turn]:
                 rounds[-1].append(turn)
                 prompts[turn.turn] = session.template.encode(session.visible_messages()[:-1])
                 progress.advance(1, f"turn {turn.turn}: {turn.seconds:.2f} s")
-            session.sequence.close()
+            session.scheduler.close()
         result = [
             Turn(turn.turn, turn.prompt_tokens, turn.cached_tokens, median(r[turn.turn - 1].seconds for r in rounds))
             for turn in rounds[-1]

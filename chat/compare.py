@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chat.events import Settings
+    from engine.decoding.scheduler import Scheduler
     from engine.llm import LLM
+
+ROWS = 16  # dialogues that run at the same time
 
 
 def parser() -> Parser:
@@ -55,6 +59,9 @@ class Line:
     distance: int = 0
 
 
+COUNTS = ("turns", "refused", "prompt_tokens", "cached_tokens", "completion_tokens", "summary_read", "evictions")
+
+
 @dataclass
 class StrategyResult:
     """Results of one way to keep history. The field names are those of compare.json."""
@@ -69,7 +76,15 @@ class StrategyResult:
     completion_tokens: int = 0
     summary_read: int = 0  # prompt tokens computed for summary requests
     evictions: int = 0
-    seconds: float = 0.0  # from each message to the last token of its reply
+    seconds: float = 0.0  # of all dialogues, which run together
+
+    def add(self, other: StrategyResult) -> None:
+        """Add the counts of other dialogues."""
+        for distance, asked in other.asked.items():
+            self.asked[distance] = self.asked.get(distance, 0) + asked
+            self.right[distance] = self.right.get(distance, 0) + other.right[distance]
+        for name in COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def answered(self) -> int:
@@ -201,35 +216,54 @@ def run_all(
 def run_dialogues(
     llm: LLM, name: str, settings: Settings, dialogues: Sequence[Sequence[Line]], progress: Progress
 ) -> StrategyResult:
-    """Run every dialogue in a new session, greedily."""
+    """Run every dialogue in a new session, greedily: one thread for each, whose replies are decoded together."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from engine.decoding.scheduler import Scheduler
+    from engine.decoding.sequence import PREFILL_CHUNK
+
+    scheduler = Scheduler(llm, ROWS, PREFILL_CHUNK, exact=False)
+    total = StrategyResult(name)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(ROWS + 1) as threads:
+        stepping = threads.submit(scheduler.run)
+        try:
+            for part in threads.map(lambda dialogue: run_dialogue(llm, settings, dialogue, scheduler), dialogues):
+                total.add(part)
+                progress.advance(1, name)
+        finally:
+            scheduler.close()  # ends the replies that are waited for
+        stepping.result()
+    total.seconds = time.perf_counter() - start
+    return total
+
+
+def run_dialogue(llm: LLM, settings: Settings, dialogue: Sequence[Line], scheduler: Scheduler) -> StrategyResult:
+    """Run one dialogue."""
     from chat.context import ContextOverflowError
     from chat.events import Reply
     from chat.session import Session
 
-    result = StrategyResult(name)
-    for dialogue in dialogues:
-        session = Session(llm, settings)
-        for line in dialogue:
-            result.turns += 1
-            text = ""
-            try:
-                replies = [event for event in session.send(line.say) if isinstance(event, Reply)]
-            except ContextOverflowError:
-                result.refused += 1
-            else:
-                reply = replies[-1]
-                text = reply.text
-                result.prompt_tokens += reply.prompt_tokens
-                result.cached_tokens += reply.cached_tokens
-                result.completion_tokens += reply.completion_tokens
-                result.seconds += reply.ttft + reply.seconds
-            if line.expect:
-                result.asked[line.distance] = result.asked.get(line.distance, 0) + 1
-                result.right[line.distance] = result.right.get(line.distance, 0) + contains(text, line.expect)
-        result.evictions += session.statistics.evictions
-        result.summary_read += session.statistics.summary_read
-        session.sequence.close()
-        progress.advance(1, name)
+    result = StrategyResult("")
+    session = Session(llm, settings, scheduler=scheduler)
+    for line in dialogue:
+        result.turns += 1
+        text = ""
+        try:
+            replies = [event for event in session.send(line.say) if isinstance(event, Reply)]
+        except ContextOverflowError:
+            result.refused += 1
+        else:
+            reply = replies[-1]
+            text = reply.text
+            result.prompt_tokens += reply.prompt_tokens
+            result.cached_tokens += reply.cached_tokens
+            result.completion_tokens += reply.completion_tokens
+        if line.expect:
+            result.asked[line.distance] = result.asked.get(line.distance, 0) + 1
+            result.right[line.distance] = result.right.get(line.distance, 0) + contains(text, line.expect)
+    result.evictions = session.statistics.evictions
+    result.summary_read = session.statistics.summary_read
     return result
 
 
@@ -261,7 +295,10 @@ def table(results: Sequence[StrategyResult]) -> Table:
         )
         if result.name == "no history":
             rows.add_section()
-    rows.caption = "read: prompt tokens computed per turn; saved: share of the prompts that was cached"
+    rows.caption = (
+        "read: prompt tokens computed per turn; saved: share of the prompts that was cached; "
+        f"s/turn: with {ROWS} dialogues at a time"
+    )
     return rows
 
 

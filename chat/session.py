@@ -31,7 +31,10 @@ from chat.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
 from chat.reasoning import OPEN, ReasoningSplitter, split
 from engine.decoding.loop import Event
+from engine.decoding.request import Request
 from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.scheduler import Scheduler
+from engine.decoding.sequence import PREFILL_CHUNK
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
 from engine.text.chat_template import ChatTemplate
@@ -55,7 +58,14 @@ class Statistics:
 class Session:
     """One conversation with one model."""
 
-    def __init__(self, llm: LLM, settings: Settings | None = None, now: datetime | None = None) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        settings: Settings | None = None,
+        now: datetime | None = None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        """`scheduler`: one that other sessions use, too; by default the session has its own."""
         self.llm = llm
         self.settings = settings or Settings()
         self.now = now or datetime.now()  # the date that the template prints; fixed, so that the prefix stays cached
@@ -67,7 +77,8 @@ class Session:
         self.template = _load_template(llm, self.now)
         self._encoded: tuple[Sequence[Message], list[int]] | None = None
         self.fold_system = rejects_system_role(self.count)
-        self.sequence = llm.sequence()
+        cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
+        self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
 
     @property
     def warnings(self) -> list[Notice]:
@@ -98,6 +109,10 @@ class Session:
         if isinstance(self.template, PlainTemplate):
             params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
         return params
+
+    def generate(self, ids: Sequence[int], params: SamplingParams, continues: bool = False) -> Request:
+        """Submit a prompt. What the conversation has cached is not computed again."""
+        return self.scheduler.submit(ids, params, continues, scope=self)
 
     def count(self, messages: Sequence[Message]) -> int:
         """Number of tokens of these messages in the model's template."""
@@ -238,10 +253,9 @@ class Session:
         splitter = ReasoningSplitter(in_reasoning=not continued and self._prompt_opens_reasoning(ids))
         events: list[Event] = []
         first = last = time.perf_counter()
-        cached = 0
+        request = self.generate(ids, params, bool(continued))
         try:
-            cached = self.sequence.feed(ids)
-            for event in self.sequence.decode(params, continues=bool(continued)):
+            for event in request:
                 last = time.perf_counter()
                 first = first if events else last
                 events.append(event)
@@ -264,6 +278,7 @@ class Session:
                 raise BareloopError("out of memory; the conversation is kept; use /clear or a smaller model") from error
             raise
         finally:
+            request.cancel()
             splitter.flush()
             before = turn[1].get("reasoning", "") if continued else ""
             reasoning, answer = f"{before}\n{splitter.reasoning}".strip(), continued + splitter.answer
@@ -278,7 +293,7 @@ class Session:
                 finish_reason=finish,
                 prompt_tokens=len(ids),
                 completion_tokens=len(events),
-                cached_tokens=cached,
+                cached_tokens=request.cached_tokens,
                 window=self.budget.window,
                 ttft=first - sent,
                 seconds=last - first,
@@ -301,9 +316,12 @@ class Session:
         if len(ids) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
             return
-        self.statistics.summary_read += len(ids) - self.sequence.feed(ids)
-        params = replace(self.params, temperature=0.0, max_new_tokens=limit)
-        text = "".join(event.text for event in self.sequence.decode(params, continues=False))
+        reply = self.generate(ids, replace(self.params, temperature=0.0, max_new_tokens=limit))
+        try:
+            text = "".join(event.text for event in reply)
+        finally:
+            reply.cancel()
+        self.statistics.summary_read += len(ids) - reply.cached_tokens
         summary = split(text)[1].strip().removeprefix(SUMMARY_PREFIX).strip()
         if not summary:
             yield Notice("warning", "the summary was empty; old turns are dropped without one")

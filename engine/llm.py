@@ -20,10 +20,13 @@ from engine.checkpoints.loading import initialize_weights, load_weights
 from engine.checkpoints.opening import open_model
 from engine.checkpoints.quantized import declaration, is_quantized
 from engine.checkpoints.saving import save_model
-from engine.decoding.loop import Event, decode
-from engine.decoding.loop import Sequence as TokenSequence
+from engine.decoding.loop import Event
+from engine.decoding.request import Request, Usage
 from engine.decoding.sampling import SamplingParams
+from engine.decoding.scheduler import Scheduler
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
+from engine.decoding.sequence import PREFILL_CHUNK
+from engine.decoding.sequence import Sequence as TokenSequence
 from engine.layers.linear import Linear
 from engine.models import configure
 from engine.models.config import ModelConfig
@@ -36,14 +39,6 @@ from engine.runtime.files import local_path, read_json
 from engine.runtime.memory import free_memory, keep_freed_memory
 from engine.text.chat_template import ChatTemplate, Message
 from engine.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Token counts of one call."""
-
-    prompt_tokens: int
-    completion_tokens: int
 
 
 @dataclass(frozen=True)
@@ -155,19 +150,21 @@ class LLM:
         state = self.model.new_state()
         return max(1, bisect_right(range(1, self.max_length + 1), free, key=lambda n: 2 * state.row_bytes(n)))
 
+    @cached_property
+    def has_tokenizer(self) -> bool:
+        return self.folder is not None and Tokenizer.is_in(self.folder)
+
     def sequence(self, state: State | None = None) -> TokenSequence:
         """An empty sequence, in a new state unless one is given."""
-        tokenizer = self.tokenizer if self.folder and Tokenizer.is_in(self.folder) else None
+        tokenizer = self.tokenizer if self.has_tokenizer else None
         state = self.model.new_state() if state is None else state
         return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
 
     def prefilled_sequences(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
-        """One sequence per prompt, in one state, prefilled and ready to decode together."""
+        """One sequence per prompt, in one state, prefilled one by one and ready to decode together."""
         state = self.model.new_state()
         sequences = [self.sequence(state) for _ in prompts]
-        for sequence, ids in zip(
-            sequences, prompts, strict=True
-        ):  # one by one, so that no prompt changes another's bits
+        for sequence, ids in zip(sequences, prompts, strict=True):
             sequence.feed(ids)
         return sequences
 
@@ -177,47 +174,53 @@ class LLM:
             raise BareloopError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def generate(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | None = None
-    ) -> list[Completion]:
-        """Continue all prompts (text or token ids) together: one `Completion` each, in their order.
+    def scheduler(self, max_rows: int = kernels.MAX_ROWS) -> Scheduler:
+        """A scheduler for prompts that are all there at once: in large pieces, as nobody waits for a single token."""
+        return Scheduler(self, max_rows, prefill_chunk=PREFILL_CHUNK)
 
-        A prompt's completion does not depend on the others; in bfloat16 this holds for up to 32 prompts.
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Continue all prompts (text or token ids): one `Completion` each, in their order.
+
+        `params`: for all prompts, or one for each. A prompt's completion does not depend on the others.
         """
         if isinstance(prompts, str):
             raise BareloopError("generate takes a list of prompts: generate([text])")
-        return self._generate([self.encode(prompt) for prompt in prompts], params or SamplingParams(), continues=True)
+        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
+        if len(each) != len(prompts):
+            raise BareloopError(f"{len(prompts)} prompts and {len(each)} params; give one for all, or one for each")
+        with self.scheduler() as scheduler:
+            ids = [self.encode(prompt) for prompt in prompts]
+            requests = [scheduler.submit(*pair) for pair in zip(ids, each, strict=True)]
+            return [self._completion(request) for request in requests]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation of {"role": …, "content": …}, in the checkpoint's chat template.
 
         If the last message is the assistant's, the reply continues it.
         """
-        ids = self.chat_template.encode(messages)
         continues = bool(messages) and messages[-1].get("role") == "assistant"
-        return self._generate([ids], params or SamplingParams(), continues)[0]
+        with self.scheduler() as scheduler:
+            return self._completion(scheduler.submit(self.chat_template.encode(messages), params, continues))
 
-    def _generate(self, ids: list[list[int]], params: SamplingParams, continues: bool) -> list[Completion]:
-        sequences = self.prefilled_sequences(ids)
-        events: list[list[Event]] = [[] for _ in ids]
-        for event in decode(sequences, params, continues):
-            events[event.sequence].append(event)
-        return [
-            Completion(
-                text="".join(event.text for event in reply) if sequence.tokenizer else None,
-                token_ids=[event.token_id for event in reply],
-                logprobs=[e.logprob for e in reply if e.logprob is not None] if params.logprobs else None,
-                finish_reason=str(reply[-1].finish_reason),
-                usage=Usage(len(prompt), len(reply)),
-            )
-            for sequence, prompt, reply in zip(sequences, ids, events, strict=True)
-        ]
+    def _completion(self, request: Request) -> Completion:
+        """Wait for the end of a request. Raises its error."""
+        events = list(request)
+        return Completion(
+            text="".join(event.text for event in events) if self.has_tokenizer else None,
+            token_ids=[event.token_id for event in events],
+            logprobs=[e.logprob for e in events if e.logprob is not None] if request.params.logprobs else None,
+            finish_reason=str(request.finish_reason),
+            usage=request.usage,
+        )
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
         """Continue one prompt: yield an `Event` per token. It may be abandoned at any event."""
-        sequence = self.sequence()
-        sequence.feed(self.encode(prompt))
-        yield from sequence.decode(params or SamplingParams())
+        with self.scheduler() as scheduler:
+            yield from scheduler.submit(self.encode(prompt), params)
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The logits after every token: float32 [time, vocab], on the CPU."""

@@ -191,6 +191,17 @@ class Cache:
     def reserve(self, row: int, tokens: int) -> None:
         self._make_room(row, tokens if self.longest is None else min(tokens, self.longest))
 
+    def compact(self, row: int) -> None:
+        """Copy the end of the row to a segment of its size, unless another row shares it."""
+        spans = self._rows[row]
+        if spans and spans[-1].length == 0:
+            spans.pop().segment.users -= 1
+        if spans and spans[-1].segment.users == 1 and spans[-1].segment.capacity >= spans[-1].length + GRANULE:
+            segment, length = spans[-1].segment, spans[-1].length
+            smaller = self._allocate(length)
+            smaller[:, :, :, :length] = segment.kv[:, :, :, :length]
+            segment.kv = smaller
+
     def view(self, step: Step) -> View:
         owners = step.rows.tolist()
         views = []

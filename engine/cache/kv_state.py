@@ -58,10 +58,12 @@ class KVState(State):
     def checkpoint(self, row: int) -> None:
         """Nothing to do: keys and values can be rewound to any token."""
 
-    def rewind(self, row: int, position: int) -> int:
+    def restorable(self, row: int, position: int) -> int:
         position = min(max(position, 0), self.length(row))
-        if not all(cache.can_rewind(row, position) for cache in self.caches):
-            position = 0
+        return position if all(cache.can_rewind(row, position) for cache in self.caches) else 0
+
+    def rewind(self, row: int, position: int) -> int:
+        position = self.restorable(row, position)
         for cache in self.caches:
             cache.rewind(row, position)
         return position
@@ -75,6 +77,10 @@ class KVState(State):
     def reserve(self, row: int, tokens: int) -> None:
         for cache in self.caches:
             cache.reserve(row, tokens)
+
+    def compact(self, row: int) -> None:
+        for cache in self.caches:
+            cache.compact(row)
 
     def view(self, step: Step) -> StateView:
         """The step's rows, with room for its tokens. Rows must be distinct, with at least one token each."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.cache.state import State, Step
 
-MAX_CHECKPOINTS = 12  # per row; the oldest are dropped
+MAX_CHECKPOINTS = 12  # per row; of more, the one that leaves the smallest gap is dropped
 
 Memory = list[dict[str, Tensor]]  # by layer: name -> [R, …]
 
@@ -74,17 +74,32 @@ class RecurrentState(State):
 
     def checkpoint(self, row: int) -> None:
         entry = self._rows[row]
-        if entry.current.length and entry.current.length not in [item.length for item in entry.checkpoints]:
-            entry.checkpoints = [*entry.checkpoints, entry.current][-MAX_CHECKPOINTS:]
+        kept = entry.checkpoints
+        if entry.current.length and entry.current.length not in [item.length for item in kept]:
+            kept.append(entry.current)
+        if len(kept) > MAX_CHECKPOINTS:  # the first and the last stay: the common beginning of texts, and this text
+            inner = range(1, len(kept) - 1)
+            del kept[min(inner, key=lambda i: kept[i + 1].length - kept[i - 1].length)]
+
+    def restorable(self, row: int, position: int) -> int:
+        return self._snapshot(row, position).length
 
     def rewind(self, row: int, position: int) -> int:
         entry = self._rows[row]
-        start = Snapshot(self._empty, 0, 0)
+        entry.current = entry.previous = self._snapshot(row, position)
         entry.checkpoints = [item for item in entry.checkpoints if item.length <= position]
-        snapshots = [start, *entry.checkpoints, entry.previous, entry.current]
-        entry.current = max((item for item in snapshots if item.length <= position), key=lambda item: item.length)
-        entry.previous = entry.current
         return entry.current.length
+
+    def _snapshot(self, row: int, position: int) -> Snapshot:
+        """The longest snapshot of the row with up to `position` tokens."""
+        entry = self._rows[row]
+        snapshots = (Snapshot(self._empty, 0, 0), *entry.checkpoints, entry.previous, entry.current)
+        return max((item for item in snapshots if item.length <= position), key=lambda item: item.length)
+
+    def compact(self, row: int) -> None:
+        entry = self._rows[row]
+        entry.current = entry.previous = _alone(entry.current)
+        entry.checkpoints = [_alone(item) for item in entry.checkpoints]
 
     def fork(self, source: int, rows: Sequence[int]) -> None:
         origin = self._rows[source]
@@ -124,6 +139,15 @@ class RecurrentView:
         """Make the new memory of all layers that of the rows."""
         assert len(self.new) == len(self.memory)
         self.state.advance(self.owners, self.lengths, self.new)
+
+
+def _alone(snapshot: Snapshot) -> Snapshot:
+    """A snapshot whose memory has no other rows."""
+    if snapshot.length == 0 or len(next(iter(snapshot.memory[0].values()))) == 1:
+        return snapshot
+    index = slice(snapshot.index, snapshot.index + 1)
+    memory = [{name: tensor[index].clone() for name, tensor in layer.items()} for layer in snapshot.memory]
+    return Snapshot(memory, 0, snapshot.length)
 
 
 def _batched(snapshots: Sequence[Snapshot]) -> Memory:

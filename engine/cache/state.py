@@ -91,6 +91,10 @@ class State(ABC):
         """Allow `rewind` to return to the row's current length."""
 
     @abstractmethod
+    def restorable(self, row: int, position: int) -> int:
+        """The largest length <= position to which the row can be shortened."""
+
+    @abstractmethod
     def rewind(self, row: int, position: int) -> int:
         """Shorten the row to the largest restorable length <= position, and return that length."""
 
@@ -100,3 +104,7 @@ class State(ABC):
 
     def reserve(self, row: int, tokens: int) -> None:  # noqa: B027
         """Allocate room for `tokens` more, so that appending them in several steps does not copy."""
+
+    @abstractmethod
+    def compact(self, row: int) -> None:
+        """Free what the row keeps beyond its content: reserved room, or memory of other rows that it keeps alive."""

@@ -1,4 +1,4 @@
-"""`python -m engine "prompt"`: stream one completion, decode a file of prompts in one batch, or compare models."""
+"""`python -m engine "prompt"`: stream one completion, complete a file of prompts together, or compare models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine import kernels
 from engine.checkpoints.hub import find_model
 from engine.cli.parser import model_options, printable, sampling_options
 from engine.cli.progress import tokens_per_second
-from engine.decoding.loop import Event, decode
+from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth
@@ -107,25 +107,30 @@ def read_prompts(options: Any) -> list[str]:
 
 
 def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: bool) -> list[Result]:
-    """Feed all prompts and decode them together. With `streams` the text is printed as it comes."""
+    """Complete all prompts, together. With `streams` the text is printed as it comes."""
     params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)))
     ids = [encode(llm, prompt, options) for prompt in prompts]
     results = [Result(name, prompt, len(tokens)) for prompt, tokens in zip(prompts, ids, strict=True)]
     start = time.perf_counter()
-    sequences = llm.prefilled_sequences(ids)
-    try:
-        for event in decode(sequences, params, continues=not options.chat):
-            result = results[event.sequence]
-            now = time.perf_counter() - start
-            if not result.events:
-                result.first_token = now
-            result.events.append(event)
-            result.seconds = now - result.first_token
+    with llm.scheduler() as scheduler:
+        requests = [scheduler.submit(tokens, params, continues=not options.chat) for tokens in ids]
+        try:
+            while scheduler.step() is not None:
+                now = time.perf_counter() - start
+                for request, result in zip(requests, results, strict=True):
+                    events = request.take()
+                    if events and not result.events:
+                        result.first_token = now
+                    if events:
+                        result.events += events
+                        result.seconds = now - result.first_token
+                    if request.error is not None:
+                        raise request.error
+                    if streams:
+                        print(printable("".join(event.text for event in events)), end="", flush=True)
+        finally:
             if streams:
-                print(printable(event.text), end="", flush=True)
-    finally:
-        if streams:
-            print(flush=True)
+                print(flush=True)
     return results
 
 
@@ -138,17 +143,21 @@ def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
 
 
 def report(llm: LLM, results: Sequence[Result]) -> None:
-    """Print times on stderr, and the share of the memory bandwidth that decoding used."""
+    """Print times on stderr; for one prompt, the share of the memory bandwidth that decoding used."""
     tokens = sum(len(result.events) for result in results)
-    seconds = max(result.seconds for result in results)
-    steps = max(len(result.events) for result in results) - 1
-    line = f"{sum(r.prompt_tokens for r in results)} + {tokens} tokens, TTFT {results[0].first_token * 1000:.0f} ms"
-    if steps > 0 and seconds > 0:
-        context = results[0].prompt_tokens + len(results[0].events) // 2
-        rate = sum(cost.nbytes for cost in llm.model.costs(context)) * steps / seconds
-        limit = read_bandwidth(llm.device)
-        line += f", {(tokens - len(results)) / seconds:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
-        line += f" ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
+    line = f"{sum(result.prompt_tokens for result in results)} + {tokens} tokens, "
+    first = results[0]
+    if len(results) > 1:
+        seconds = max(result.first_token + result.seconds for result in results)
+        line += f"{len(results)} prompts in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s"
+    else:
+        line += f"TTFT {first.first_token * 1000:.0f} ms"
+        if first.seconds > 0:
+            context = first.prompt_tokens + tokens // 2
+            rate = sum(cost.nbytes for cost in llm.model.costs(context)) * (tokens - 1) / first.seconds
+            limit = read_bandwidth(llm.device)
+            line += f", {first.tokens_per_second:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
+            line += f" ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
     if llm.device.type == "cpu":
         line += f", {kernels.describe(llm.dtype)}"
     print(line, file=sys.stderr)

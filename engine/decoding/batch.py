@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from engine.decoding.loop import PREFILL_CHUNK, Sequence, prefill
 from engine.decoding.scoring import groups
+from engine.decoding.sequence import PREFILL_CHUNK, Sequence, prefill
 
 STEM_COST = 32  # tokens that a stem must save to be worth its forward pass, which it shares with the other stems
 

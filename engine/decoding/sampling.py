@@ -1,6 +1,6 @@
-"""Choose the next token from its logits: pure functions on [R, V], one row per sequence.
+"""Choose the next token from its logits: pure functions on [R, V], one row per token, each with its own parameters.
 
-    logits -> penalties, bias -> temperature -> top-k, top-p, min-p -> one draw
+    logits -> penalties, bias, grammar -> temperature -> top-k, top-p, min-p -> one draw
 
 Each filter is a cutoff: the lowest logit that is kept. A draw depends only on (seed, position), so it is the same on
 every device, in any batch and after a restart.
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,84 +89,138 @@ def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     return {"temperature": 1.0, "top_k": 50} | values  # transformers' defaults with do_sample
 
 
-def choose(
-    logits: Tensor, params: SamplingParams, texts: Sequence[Sequence[int]], starts: Sequence[int], seeds: Sequence[int]
-) -> Tensor:
+class Context(NamedTuple):
+    """What the choice of a token depends on, besides its logits."""
+
+    params: SamplingParams
+    ids: Sequence[int]  # the text so far: prompt and reply
+    start: int  # index in `ids` at which the reply begins
+    seed: int
+    allowed: Tensor | None = None  # [V], bool on the CPU: the tokens that a grammar allows
+
+
+def choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     """logits [R, V] -> the next token of every row [R], or `INVALID` if the largest logit is NaN or infinite.
 
-    `texts` are the ids so far, of which the reply begins at `starts`. Greedy needs no softmax; the lowest id wins a
-    tie. The check for invalid rows uses the maximum or the sum, which are computed anyway and which any NaN reaches;
-    the result travels with the ids, without another synchronization of the device.
+    A row's token does not depend on the other rows.
     """
-    logits = penalize(logits, params, texts, starts)
-    if params.temperature == 0:
-        ops = kernels.for_input(logits)
-        if ops is not None:
-            return ops.argmax(logits)
-        largest, tokens = logits.max(dim=-1)
-        return torch.where(largest.isfinite(), tokens, INVALID)
+    logits = adjust(logits, contexts)
+    is_sampled = [context.params.temperature > 0 for context in contexts]
+    if not any(is_sampled):
+        return most_likely(logits)
+    if all(is_sampled):
+        return sample(logits, contexts)
+    sampled = torch.tensor(is_sampled)
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    tokens[~sampled] = most_likely(logits[~sampled])
+    tokens[sampled] = sample(logits[sampled], [context for context in contexts if context.params.temperature > 0])
+    return tokens
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The token with the largest logit of every row [R]; the lowest id wins a tie.
+
+    The check for invalid rows uses the maximum, which any NaN reaches; the result travels with the ids, without another
+    synchronization of the device.
+    """
+    ops = kernels.for_input(logits)
+    if ops is not None:
+        return ops.argmax(logits)
+    largest, tokens = logits.max(dim=-1)
+    return torch.where(largest.isfinite(), tokens, INVALID)
+
+
+def sample(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """Draw a token for every row [R], whose temperature is above 0, from the tokens that its filters keep."""
+    params = [context.params for context in contexts]
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(params.temperature, 1e-30)  # stays within float32
-    if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
+    temperatures = _column([max(each.temperature, 1e-30) for each in params], logits)
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperatures  # stays within float32
+    if any(each.top_k > 0 or each.top_p < 1 or each.min_p > 0 for each in params):
         logits.masked_fill_(logits < cutoff(logits, params), -math.inf)
-    return draw(logits, uniform(seeds, [len(ids) for ids in texts]))
+    return draw(logits, uniform([context.seed for context in contexts], [len(context.ids) for context in contexts]))
 
 
-def penalize(logits: Tensor, params: SamplingParams, texts: Sequence[Sequence[int]], starts: Sequence[int]) -> Tensor:
-    """Apply penalties and bias to logits [R, V]; returns the same tensor if there are none."""
-    repeats = params.repetition_penalty != 1
-    counts_matter = params.presence_penalty != 0 or params.frequency_penalty != 0
-    if repeats or counts_matter or params.logit_bias:
-        logits = logits.float().clone()
-    for row, (ids, start) in enumerate(zip(texts, starts, strict=True)):
-        if repeats:
-            present = torch.tensor(sorted(set(ids)), device=logits.device, dtype=torch.long)
-            values = logits[row, present]
-            scale = params.repetition_penalty
-            logits[row, present] = torch.where(values > 0, values / scale, values * scale)
-        if counts_matter and len(ids) > start:
+def adjust(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """Apply penalties, bias and grammar to logits [R, V]. Returns the same tensor if there are none."""
+    changed = [row for row, context in enumerate(contexts) if _adjusts(context)]
+    if not changed:
+        return logits
+    logits = logits.float().clone()
+    for row in changed:
+        params, ids, start, _, allowed = contexts[row]
+        values = logits[row]
+        if params.repetition_penalty != 1:
+            present = torch.tensor([*set(ids)], device=logits.device)
+            old, scale = values[present], params.repetition_penalty
+            values[present] = torch.where(old > 0, old / scale, old * scale)
+        if (params.presence_penalty or params.frequency_penalty) and len(ids) > start:
             counts = Counter(ids[start:])
-            tokens = torch.tensor([*counts], device=logits.device)
             occurrences = torch.tensor([*counts.values()], device=logits.device)
-            logits[row, tokens] -= params.presence_penalty + params.frequency_penalty * occurrences
-    for token, bias in (params.logit_bias or {}).items():
-        if not 0 <= token < logits.shape[1]:
-            raise UsageError(f"logit_bias has token {token}; the model's tokens are 0 to {logits.shape[1] - 1}")
-        logits[:, token] += bias
+            penalties = params.presence_penalty + params.frequency_penalty * occurrences
+            values[torch.tensor([*counts], device=logits.device)] -= penalties
+        if params.logit_bias:
+            tokens = torch.tensor([*params.logit_bias], device=logits.device)
+            values[tokens] += torch.tensor([*params.logit_bias.values()], dtype=values.dtype, device=logits.device)
+        if allowed is not None:
+            values.masked_fill_(~allowed.to(logits.device), -math.inf)
     return logits
 
 
-def cutoff(logits: Tensor, params: SamplingParams) -> Tensor:
-    """The lowest logit that is kept [R, 1]: within the top k, then within their top p, and not below min p."""
+def _adjusts(context: Context) -> bool:
+    """Whether penalties, bias or a grammar may change the logits."""
+    params = context.params
+    penalties = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return penalties or bool(params.logit_bias) or context.allowed is not None
+
+
+def cutoff(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+    """The lowest logit of each row that is kept [R, 1]: within its top k, then within their top p, and not below min p.
+
+    A row's cutoff does not depend on the other rows.
+    """
+    vocab_size = logits.shape[1]
     lowest = logits.new_full((len(logits), 1), -math.inf)
-    if 0 < params.top_k < logits.shape[1]:
-        lowest = logits.topk(params.top_k).values[:, -1:]
-    if params.top_p < 1:
-        kept = logits if params.top_k == 0 else logits.masked_fill(logits < lowest, -math.inf)
+    ranks = [each.top_k if each.top_k < vocab_size else 0 for each in params]
+    if any(ranks):
+        rows = [row for row, rank in enumerate(ranks) if rank]
+        best = (logits if len(rows) == len(ranks) else logits[rows]).topk(max(ranks)).values
+        lowest[rows] = best.gather(1, torch.tensor([[ranks[row] - 1] for row in rows], device=logits.device))
+    rows = [row for row, each in enumerate(params) if each.top_p < 1]
+    if rows:
+        selected, edges = (logits, lowest) if len(rows) == len(params) else (logits[rows], lowest[rows])
         top_p = top_p_by_histogram if logits.device.type == "cpu" else top_p_by_sorting
-        lowest = top_p(kept, params.top_p)
-    if params.min_p > 0:
-        lowest = lowest.maximum(logits.amax(-1, keepdim=True) + math.log(params.min_p))
+        kept = selected if not any(ranks) else selected.masked_fill(selected < edges, -math.inf)
+        lowest[rows] = top_p(kept, [params[row].top_p for row in rows])
+    if any(each.min_p > 0 for each in params):
+        offsets = _column([math.log(each.min_p) if each.min_p > 0 else -math.inf for each in params], logits)
+        lowest = lowest.maximum(logits.amax(-1, keepdim=True) + offsets)
     return lowest
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value per row [R, 1], on the device of `like`."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
 BINS, DEPTH = 4096, 40.0  # of a histogram of the logits, from the highest to 40 below it (e^-40 of its mass)
 
 
-def top_p_by_sorting(logits: Tensor, top_p: float) -> Tensor:
+def top_p_by_sorting(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     """The lowest logit of the nucleus [R, 1] (Holtzman et al. 2020): the likeliest tokens that reach top_p together."""
     values = logits.sort(descending=True).values
     mass = values.softmax(-1).cumsum(-1)
-    return values.gather(1, (mass < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[1] - 1))
+    reached = (mass < _column(top_p, mass)).sum(-1, keepdim=True)
+    return values.gather(1, reached.clamp(max=logits.shape[1] - 1))
 
 
-def top_p_by_histogram(logits: Tensor, top_p: float) -> Tensor:
+def top_p_by_histogram(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     """The same on a CPU, where sorting 152,000 logits would take longer than everything else here.
 
     A histogram finds the bin in which the nucleus ends, and only that bin is sorted.
     """
     lowest = []
-    for row in logits:
+    for row, share in zip(logits, top_p, strict=True):
         top = row.max()
         if math.isnan(float(top)):  # an invalid row, which `draw` marks
             lowest.append(top)
@@ -174,7 +228,7 @@ def top_p_by_histogram(logits: Tensor, top_p: float) -> Tensor:
         below = row - top
         bins = (below * (-(BINS - 1) / DEPTH)).clamp_(max=BINS - 1).int()
         mass = torch.bincount(bins, below.exp_(), minlength=BINS).cumsum(0, dtype=torch.float64)
-        target = top_p * mass[-1]
+        target = share * mass[-1]
         edge = int((mass < target).sum())
         inside = row[bins == edge].sort(descending=True).values
         mass_before = mass[edge - 1] if edge else 0.0

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from engine.decoding.loop import Sequence as TokenSequence
-from engine.decoding.loop import check_ids, common_prefix, prefill
+from engine.decoding.sequence import Sequence as TokenSequence
+from engine.decoding.sequence import check_ids, common_prefix, prefill
 from engine.runtime.errors import BareloopError
 
 # Tokens per forward pass: enough to keep the device busy, few enough that little is lost with an unfinished batch.

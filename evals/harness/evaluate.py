@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
 BLOCK = 64  # questions of a subject that are planned together
-BATCH_SIZE = {"cpu": 8, "cuda": 32, "mps": 8}  # default number of answers generated in parallel
+BATCH_SIZE = {"cpu": 16, "cuda": 32, "mps": 16}  # default number of answers generated in parallel
 
 
 class ModelLoader:

@@ -1,10 +1,10 @@
-"""Questions with generated answers: greedy decoding of many questions in parallel."""
+"""Questions with generated answers: greedy decoding of many questions, which join and leave between steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.harness.likelihood import per_question
 from evals.harness.prompts import encoder
@@ -12,12 +12,14 @@ from evals.harness.task import BatchLimits, Generation, Item, Task
 from evals.runs.run_file import Key, sha256
 
 if TYPE_CHECKING:
-    from engine import LLM
+    from engine import LLM, SamplingParams
     from engine.decoding.loop import Event
-    from engine.decoding.loop import Sequence as TokenSequence
+    from engine.decoding.request import Request
+    from engine.decoding.scheduler import Scheduler
     from engine.runtime.clocks import Stopwatch
     from engine.text.tokenizer import Tokenizer
 
+GROUP = 8  # prompts that are computed together
 MIN_SHARED_PREFIX = 32  # tokens; a shorter common prefix of a block is not worth its own forward pass
 
 
@@ -29,58 +31,99 @@ def generate_answers(
     missing: set[Key],
     watch: Stopwatch,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Answer blocks of (row, item). Yield the records of missing questions, batch by batch.
+    """Answer blocks of (row, item). Yield the records of missing questions, as soon as their answers end.
 
-    Batches without a missing question are skipped. The common prefix of all prompts of a block is computed once;
-    `prefill_batch` shares what some prompts of a batch have in common.
+    The common prefix of all prompts of a block is computed once. Prompts are computed in groups, which depend only on
+    the block, so that their bits do not depend on what is missing; the scheduler decodes `limits.answers` at a time,
+    and a new group begins as soon as there is room for it.
     """
     from engine.decoding.batch import prefill_batch
-    from engine.runtime.memory import peak_memory
+    from engine.decoding.scheduler import Scheduler
 
     assert task.generation is not None
     encode_all = encoder(llm.tokenizer)
     max_prompt = llm.max_length - task.generation.max_new_tokens
-    root = llm.sequence()
-    for block in blocks:
-        full_prompts = encode_all([item.requests[0][0] for _, item in block])
-        prompts = [ids[-max_prompt:] for ids in full_prompts]
-        prefix = shared_prefix(prompts)
-        for start in range(0, len(block), limits.answers):
-            members = block[start : start + limits.answers]
-            if missing.isdisjoint(item.key for _, item in members):
-                continue
-            computed = 0
-            if root.ids != prefix:
-                root.close()
-                root, computed = llm.sequence(), len(prefix)
-                if prefix:
-                    root.feed(prefix)
-            prefilled = prefill_batch(root, prompts[start : start + limits.answers], limits.tokens)
-            prefill = asdict(watch.lap())
-            answers = decode_answers(prefilled.rows, task.generation, llm.tokenizer)
-            decode = asdict(watch.lap())
-            cost = {name: None if prefill[name] is None else prefill[name] + decode[name] for name in prefill}
-            cost |= {"computed": computed + prefilled.computed, "prefill": prefill["real"], "decode": decode["real"]}
-            times = per_question(cost, len(members)) | {"peak_memory": peak_memory(llm.device)}
-            yield [
-                make_record(
-                    task.generation,
-                    row,
-                    item,
-                    events,
-                    times,
-                    len(prompts[index]),
-                    len(full_prompts[index]) > max_prompt,
-                )
-                for index, ((row, item), events) in enumerate(zip(members, answers, strict=True), start)
-                if item.key in missing
-            ]
-    root.close()
+    params = sampling_params(task.generation, llm.tokenizer)
+    with Scheduler(llm, max(limits.answers, 1)) as scheduler:
+        root = llm.sequence(scheduler.state)
+        answers = Answers(task.generation, scheduler, watch)
+        for block in blocks:
+            full_prompts = encode_all([item.requests[0][0] for _, item in block])
+            prompts = [ids[-max_prompt:] for ids in full_prompts]
+            prefix = shared_prefix(prompts)
+            for start in range(0, len(block), GROUP):
+                group = range(start, min(start + GROUP, len(block)))
+                wanted = [index for index in group if block[index][1].key in missing]
+                yield from answers.until(max(limits.answers - len(wanted), 0))
+                if not wanted:
+                    continue
+                computed = 0
+                if root.ids != prefix:
+                    root.close()
+                    root, computed = llm.sequence(scheduler.state), len(prefix)
+                    if prefix:
+                        root.feed(prefix)
+                prefilled = prefill_batch(root, [prompts[index] for index in group], limits.tokens)
+                cost = asdict(watch.lap()) | {"computed": computed + prefilled.computed}
+                cost |= {"prefill": cost["real"], "decode": 0.0}
+                for index, sequence in zip(group, prefilled.rows, strict=True):
+                    if index not in wanted:
+                        sequence.close()
+                        continue
+                    request = scheduler.submit_sequence(sequence, params)
+                    truncated = len(full_prompts[index]) > max_prompt
+                    answers.add(request, Answer(*block[index], truncated, per_question(cost, len(wanted))))
+        yield from answers.until(0)
+        root.close()
+
+
+class Answer(NamedTuple):
+    """A question whose answer is being generated, and its share of the costs so far."""
+
+    row: Any
+    item: Item
+    truncated: bool
+    costs: dict[str, float]
+
+
+class Answers:
+    """The answers that are being generated."""
+
+    def __init__(self, generation: Generation, scheduler: Scheduler, watch: Stopwatch) -> None:
+        self.generation, self.scheduler, self.watch = generation, scheduler, watch
+        self.running: dict[Request, Answer] = {}
+
+    def add(self, request: Request, answer: Answer) -> None:
+        """Add a question."""
+        self.running[request] = answer
+
+    def until(self, count: int) -> Iterator[list[dict[str, Any]]]:
+        """Generate until at most `count` answers are unfinished. Yield the records of those that have ended."""
+        from engine.runtime.memory import peak_memory
+
+        while len(self.running) > count:
+            work = self.scheduler.step()
+            requests = work.requests if work is not None else [*self.running]  # None: all ended with their first token
+            spent = asdict(self.watch.lap())
+            share = per_question(spent | {"decode": spent["real"]}, len(requests))
+            for request in requests:
+                costs = self.running[request].costs
+                costs.update({name: costs[name] + value for name, value in share.items()})
+            ended = [request for request in self.running if request.is_finished]
+            if ended:
+                peak = {"peak_memory": peak_memory(self.scheduler.state.device)}
+                yield [self._record(request, self.running.pop(request), peak) for request in ended]
+
+    def _record(self, request: Request, answer: Answer, peak: dict[str, int]) -> dict[str, Any]:
+        times = {name: round(value, 6) for name, value in answer.costs.items()} | peak
+        return make_record(
+            self.generation, answer.row, answer.item, list(request), times, len(request.prompt.ids), answer.truncated
+        )
 
 
 def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
     """Return the common prefix of all prompts if it is worth sharing. At least one token of each prompt is left."""
-    from engine.decoding.loop import common_prefix
+    from engine.decoding.sequence import common_prefix
 
     length = common_prefix(min(prompts), max(prompts))  # in lexicographic order all others are in between
     length = min(length, min(map(len, prompts)) - 1)
@@ -93,23 +136,16 @@ def eos_texts(tokenizer: Tokenizer) -> list[str]:
     return [text] if text else []
 
 
-def decode_answers(rows: list[TokenSequence], generation: Generation, tokenizer: Tokenizer) -> list[list[Event]]:
-    """Decode all rows in parallel and close them. Return the events of each."""
-    from engine.decoding.loop import decode
-    from engine.decoding.sampling import SamplingParams
+def sampling_params(generation: Generation, tokenizer: Tokenizer) -> SamplingParams:
+    """Return the parameters of greedy decoding until one of the task's stop strings."""
+    from engine import SamplingParams
 
-    answers: list[list[Event]] = [[] for _ in rows]
     special = tokenizer.control_tokens  # their text is not part of the output
-    params = SamplingParams(
+    return SamplingParams(
         max_new_tokens=generation.max_new_tokens,
         stop=(*generation.until, *eos_texts(tokenizer)),
         stop_token_ids=[special[text] for text in generation.until if text in special],
     )
-    for event in decode(rows, params):
-        answers[event.sequence].append(event)
-    for row in rows:
-        row.close()
-    return answers
 
 
 def make_record(

@@ -44,7 +44,7 @@ def add_run_options(parser: Parser, generates: bool = False) -> None:
     )
     if generates:
         parser.add_argument(
-            "--batch-size", type=int, metavar="N", help="answers generated in parallel (default: 8, on CUDA 32)"
+            "--batch-size", type=int, metavar="N", help="answers generated in parallel (default: 16, on CUDA 32)"
         )
     parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
     files = parser.add_argument_group("files")

@@ -84,10 +84,10 @@ def test_a_message_interrupted_before_the_first_token_is_removed(llm, monkeypatc
     session = Session(llm)
     collect(session.send("Who are you?"))
 
-    def interrupted(ids):
+    def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.sequence, "feed", interrupted)
+    monkeypatch.setattr(session.llm.model, "forward", interrupted)
     for attempt in (session.send("Hello!"), session.retry(), session.edit("Hi!")):
         with pytest.raises(KeyboardInterrupt):
             list(attempt)
@@ -150,11 +150,26 @@ def test_a_reply_that_repeats_itself_is_stuck():
     assert not is_stuck([7] * 40)
 
 
+class FakeRequest:
+    """A request whose events are given."""
+
+    cached_tokens = 0
+
+    def __init__(self, events):
+        self.events = events
+
+    def __iter__(self):
+        return self.events
+
+    def cancel(self):
+        self.events = iter(())
+
+
 def test_reasoning_is_split_off_and_kept_out_of_the_prompt(llm, monkeypatch):
     session = Session(llm)
     pieces = ["<think>", "hm", "</th", "ink>", "\n\n", "Yes", "."]
     events = [Event(0, 5, word, finish_reason="stop" if word == "." else None) for word in pieces]
-    monkeypatch.setattr(session.sequence, "decode", lambda params, continues: iter(events))
+    monkeypatch.setattr(session, "generate", lambda ids, params, continues: FakeRequest(iter(events)))
     notices, reply = collect(session.send("Well?"))
     assert (reply.text, reply.reasoning) == ("Yes.", "hm")
     assert [notice.kind for notice in notices] == ["reasoning"]
@@ -178,11 +193,11 @@ def test_a_window_beyond_the_model_s_is_reported(llm):
 def test_out_of_memory_during_a_reply_keeps_its_text(llm, monkeypatch):
     session = Session(llm)
 
-    def decode(params, continues):
+    def decode():
         yield Event(0, 5, "So far")
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(session.sequence, "decode", decode)
+    monkeypatch.setattr(session, "generate", lambda ids, params, continues: FakeRequest(decode()))
     with pytest.raises(BareloopError, match="out of memory; the conversation is kept"):
         list(session.send("Well?"))
     assert session.turns[-1][1] == {"role": "assistant", "content": "So far", "finish_reason": "cancelled"}

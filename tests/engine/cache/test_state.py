@@ -98,7 +98,7 @@ def test_a_recurrent_checkpoint_keeps_no_other_memory_alive(model):
 
 
 def test_padded_steps_stay_small_for_rows_of_very_different_lengths():
-    from engine.decoding.loop import _plan_steps
+    from engine.decoding.sequence import _plan_steps
 
     starts, stops = [0] * 101, [1048, *([10] * 100)]
     for padded in (True, False):

@@ -44,7 +44,7 @@ def test_feed_reuses_the_common_prefix_and_computes_at_least_one_token(llm, prom
 def test_a_prompt_longer_than_a_chunk_equals_one_pass(draw_tiny, prompt, monkeypatch):
     tiny = draw_tiny("llama")
     llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
-    monkeypatch.setattr("engine.decoding.loop.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("engine.decoding.sequence.PREFILL_CHUNK", 16)
     ids = prompt(100)
     for last in (1, 16, 17, 100):
         logits = llm.sequence().feed_with_logits(ids, last)
@@ -59,12 +59,12 @@ def test_decoding_can_be_abandoned_at_any_event_and_resumed(llm, tiny_llama, pro
         sequence = llm.sequence()
         sequence.feed(ids)
         generated = []
-        for event in sequence.decode(NO_EOS):
+        for event in decode([sequence], NO_EOS):
             generated.append(event.token_id)
             if len(generated) == stop_after:
                 break
         assert sequence.ids == ids + generated[:-1]  # the last token is chosen, but not fed yet
-        generated += [event.token_id for event in sequence.decode(NO_EOS)][1:]  # the first is the same token again
+        generated += [event.token_id for event in decode([sequence], NO_EOS)][1:]  # the first is the same token again
         assert generated[:12] == expected
 
 
@@ -98,7 +98,7 @@ def test_an_eos_token_ends_the_reply_unless_ignored(llm, prompt):
     sequence = llm.sequence()
     sequence.eos_token_ids = frozenset([full[3]])
     sequence.feed(prompt(6))
-    events = list(sequence.decode(SamplingParams(max_new_tokens=24)))
+    events = list(decode([sequence], SamplingParams(max_new_tokens=24)))
     assert [event.token_id for event in events] == full[: full.index(full[3]) + 1]
     assert events[-1].finish_reason == "stop"
 
@@ -144,7 +144,7 @@ def test_a_closed_sequence_cannot_be_used_nor_affect_its_row(llm, prompt):
     fork.close()
     fork.close()
     (other,) = a.fork(1)  # may have the row of the closed one
-    for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(fork.decode(NO_EOS))):
+    for use in (lambda: fork.feed(prompt(3)), lambda: fork.fork(1), lambda: next(decode([fork], NO_EOS))):
         with pytest.raises(BareloopError):
             use()
     list(decode([other], SamplingParams(max_new_tokens=1)))
@@ -174,4 +174,4 @@ def test_a_sequence_closed_while_decoding_does_not_change_the_others(llm, prompt
 
 def test_decoding_before_feeding_is_refused(llm):
     with pytest.raises(BareloopError, match="feed"):
-        next(llm.sequence().decode(NO_EOS))
+        next(decode([llm.sequence()], NO_EOS))

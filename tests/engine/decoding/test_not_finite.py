@@ -10,7 +10,8 @@ import torch
 from chat.events import Settings
 from chat.session import Session
 from engine import LLM, SamplingParams, kernels
-from engine.decoding.sampling import INVALID, choose
+from engine.decoding.loop import decode
+from engine.decoding.sampling import INVALID, Context, choose
 from engine.runtime.errors import BareloopError, UsageError
 
 MESSAGE = r"the logits are not finite numbers, first at position {} of {}"
@@ -58,9 +59,9 @@ def test_a_token_with_nan_embeddings_is_located_and_the_sequence_can_be_fed_agai
     sequence = llm.sequence()
     sequence.feed(bad)
     with pytest.raises(BareloopError):
-        list(sequence.decode(PARAMS["greedy"]))
+        list(decode([sequence], PARAMS["greedy"]))
     assert sequence.ids == [] and sequence.feed(good) == 0
-    assert [event.token_id for event in sequence.decode(PARAMS["greedy"])] == expected
+    assert [event.token_id for event in decode([sequence], PARAMS["greedy"])] == expected
 
 
 def test_scoring_is_refused_if_log_likelihoods_are_nan(broken, prompt):
@@ -74,7 +75,7 @@ def test_a_logit_that_is_not_finite_invalidates_only_its_row(method, value, back
     logits = torch.randn(3, 500, generator=torch.Generator().manual_seed(0))
     logits[1, 77] = value
     with torch.inference_mode():
-        chosen = choose(logits, PARAMS[method], [[1, 2]] * 3, [1] * 3, [5] * 3).tolist()
+        chosen = choose(logits, [Context(PARAMS[method], [1, 2], 1, 5)] * 3).tolist()
     assert [token == INVALID for token in chosen] == [False, True, False]
 
 

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.decoding.loop import check_params
 from engine.decoding.sampling import (
+    Context,
     SamplingParams,
+    adjust,
     choose,
     cutoff,
     draw,
-    penalize,
     top_logprobs,
     top_p_by_histogram,
     top_p_by_sorting,
@@ -54,7 +56,7 @@ def nucleus(row: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarr
 def test_filters_equal_numpy(rows, top_k, top_p, min_p):
     logits = torch.tensor(rows)
     params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p)
-    kept = (logits >= cutoff(logits, params)).numpy()
+    kept = (logits >= cutoff(logits, [params] * len(rows))).numpy()
     for row, actual in zip(np.array(rows, np.float32), kept, strict=True):
         assert (actual == nucleus(row, top_k, top_p, min_p)).all()
 
@@ -62,7 +64,7 @@ def test_filters_equal_numpy(rows, top_k, top_p, min_p):
 @pytest.mark.parametrize("scale", [0.0, 0.3, 4.0, 30.0])
 def test_top_p_over_a_large_vocabulary_keeps_the_smallest_set_that_reaches_it(scale):
     logits = scale * torch.randn(2, 152_000, generator=torch.Generator().manual_seed(0))
-    kept = logits >= cutoff(logits, SamplingParams(temperature=1.0, top_p=0.9))
+    kept = logits >= cutoff(logits, [SamplingParams(temperature=1.0, top_p=0.9)] * 2)
     probabilities = logits.double().softmax(-1)
     mass = (probabilities * kept).sum(-1)
     least = probabilities.masked_fill(~kept, 1).amin(-1)
@@ -74,7 +76,7 @@ def test_top_p_by_histogram_as_on_gpus_equals_top_p_by_sorting():
     for scale in (0.3, 3.0, 12.0):
         logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
         for top_p in (0.1, 0.5, 0.95):
-            assert torch.equal(top_p_by_sorting(logits, top_p), top_p_by_histogram(logits, top_p))
+            assert torch.equal(top_p_by_sorting(logits, [top_p] * 3), top_p_by_histogram(logits, [top_p] * 3))
 
 
 def test_filters_equal_transformers():
@@ -85,7 +87,7 @@ def test_filters_equal_transformers():
     expected = logits
     for warper in (TopKLogitsWarper(50), TopPLogitsWarper(0.8), MinPLogitsWarper(0.02)):
         expected = warper(None, expected)
-    assert torch.equal(logits >= cutoff(logits, params), expected > -math.inf)
+    assert torch.equal(logits >= cutoff(logits, [params] * 4), expected > -math.inf)
 
 
 @settings(max_examples=200)
@@ -99,7 +101,7 @@ def test_penalties_equal_numpy(rows, ids, start, repetition, presence, frequency
         repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
     )
     logits = torch.tensor(rows)
-    actual = penalize(logits, params, [ids] * len(rows), [start] * len(rows))
+    actual = adjust(logits, [Context(params, ids, start, 0)] * len(rows))
     expected = np.array(rows, np.float64)
     for row in expected:
         for token in set(ids):
@@ -118,7 +120,7 @@ def test_repetition_penalty_equals_transformers():
     logits, ids = torch.randn(2, 50), torch.randint(0, 50, (2, 20))
     expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
     params = SamplingParams(repetition_penalty=1.3)
-    assert torch.allclose(penalize(logits, params, ids.tolist(), [0, 0]), expected)
+    assert torch.allclose(adjust(logits, [Context(params, row, 0, 0) for row in ids.tolist()]), expected)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_draws_follow_the_distribution(params):
     sampling = SamplingParams(**({"temperature": 1.0} | params), seed=5)
     count = 20_000
     scaled = logits.expand(count, -1) / sampling.temperature
-    masked = scaled.masked_fill(scaled < cutoff(scaled[:1], sampling), -math.inf)
+    masked = scaled.masked_fill(scaled < cutoff(scaled[:1], [sampling]), -math.inf)
     tokens = draw(masked, uniform([5] * count, range(count)))
     expected = (masked[0].double().softmax(-1) * count).numpy()
     observed = np.bincount(tokens.numpy(), minlength=8)
@@ -154,25 +156,43 @@ def test_uniform_numbers_are_uniform_and_depend_only_on_seed_and_position():
     assert [round(x, 12) for x in uniform([0, 1, 2**63], [0, 1, 5]).tolist()] == GOLDEN
 
 
-def test_a_row_gets_the_same_token_alone_and_in_a_batch():
-    logits = 3 * torch.randn(5, 300, generator=torch.Generator().manual_seed(2))
-    params = SamplingParams(temperature=0.9, top_p=0.95, min_p=0.001)
-    texts = [[1] * n for n in range(1, 6)]
-    together = choose(logits, params, texts, [0] * 5, [7] * 5)
-    for row in range(5):
-        assert choose(logits[row : row + 1], params, texts[row : row + 1], [0], [7]) == together[row]
+MIXED = [  # parameters of a batch in which every row has its own
+    SamplingParams(),
+    SamplingParams(temperature=0.9, top_p=0.95, min_p=0.001),
+    SamplingParams(temperature=1.3, top_k=7),
+    SamplingParams(repetition_penalty=1.4, presence_penalty=0.3),
+    SamplingParams(temperature=0.7, top_k=40, top_p=0.5, frequency_penalty=0.2),
+    SamplingParams(temperature=1.0, logit_bias={5: 4.0, 17: -math.inf}),
+    SamplingParams(temperature=2.0, min_p=0.05),
+    SamplingParams(logit_bias={250: 30.0}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_gets_the_same_token_alone_and_among_rows_with_other_parameters(dtype):
+    logits = (3 * torch.randn(32, 300, generator=torch.Generator().manual_seed(2))).to(dtype)
+    allowed = torch.arange(300) % 3 == 0
+    contexts = [
+        Context(MIXED[row % 8], [row + 1] * (row + 1), row // 2, row, allowed if row % 5 == 0 else None)
+        for row in range(32)
+    ]
+    together = choose(logits, contexts)
+    for row, context in enumerate(contexts):
+        assert choose(logits[row : row + 1], [context]) == together[row]
+    assert (together[::5] % 3 == 0).all()
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-38, 5e-324])
 def test_a_tiny_temperature_is_greedy(temperature):
     logits = 9 * torch.randn(4, 500, generator=torch.Generator().manual_seed(3))
     params = SamplingParams(temperature=temperature, top_p=0.9)
-    assert torch.equal(choose(logits, params, [[1]] * 4, [1] * 4, [1, 2, 3, 4]), logits.argmax(-1))
+    contexts = [Context(params, [1], 1, seed) for seed in range(4)]
+    assert torch.equal(choose(logits, contexts), logits.argmax(-1))
 
 
 def test_greedy_breaks_ties_by_the_lowest_id():
     logits = torch.tensor([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
-    assert choose(logits, SamplingParams(), [[0], [0]], [0, 0], [0, 0]).tolist() == [1, 0]
+    assert choose(logits, [Context(SamplingParams(), [0], 0, 0)] * 2).tolist() == [1, 0]
 
 
 def test_logprobs_are_the_log_softmax_of_the_logits():
@@ -207,4 +227,4 @@ def test_an_invalid_value_is_refused_with_its_limit(values, message):
 
 def test_a_bias_on_a_token_outside_the_vocabulary_is_refused():
     with pytest.raises(UsageError, match="token 9; the model's tokens are 0 to 2"):
-        penalize(torch.zeros(1, 3), SamplingParams(logit_bias={9: 1.0}), [[0]], [0])
+        check_params(SamplingParams(logit_bias={9: 1.0}), vocab_size=3, has_tokenizer=True)

@@ -150,17 +150,17 @@ def test_a_replaced_weight_is_used_from_the_next_token_on(ops, monkeypatch):
     llm = LLM.from_config(CONFIG, device="cpu")
     sequence = llm.sequence()
     sequence.feed([1, 2, 3])
-    list(sequence.decode(SamplingParams(max_new_tokens=3, ignore_eos=True)))
+    list(decode([sequence], SamplingParams(max_new_tokens=3, ignore_eos=True)))
     for mlp in (llm.model.layers[0].mlp, llm.model.layers[1].mlp):
         mlp.down.weight = torch.nn.Parameter(random_tensor(72, 88), requires_grad=False)
-    events = list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
+    events = list(decode([sequence], SamplingParams(max_new_tokens=2, ignore_eos=True)))
     assert len(events) == 2
     fresh = llm.sequence()
     fresh.feed(sequence.ids[:-1])
     assert not torch.allclose(sequence.logits, fresh.logits)  # its cache comes from the old weights
     llm.model.layers[1].mlp.down.weight = torch.nn.Parameter(random_tensor(72, 80), requires_grad=False)
     with pytest.raises(RuntimeError, match=r"weight 3 is \[72, 80\], not \[72, 88\]"):
-        list(sequence.decode(SamplingParams(max_new_tokens=2, ignore_eos=True)))
+        list(decode([sequence], SamplingParams(max_new_tokens=2, ignore_eos=True)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

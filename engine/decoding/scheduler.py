@@ -1,0 +1,203 @@
+"""Many requests on one model, which join and leave between steps (continuous batching, Yu et al. 2022).
+
+    submit -> queue -> prefill, a piece of one prompt at a time, in turn -> decode, all rows together -> prefix cache
+
+A step is one forward pass: a piece of a prompt, or a token for every row that decodes. They alternate, so that a long
+prompt delays the others by one piece at most. A request is admitted when its whole prompt and reply fit into memory;
+nothing is preempted.
+
+The tokens of a request depend only on the request: prompts are computed alone, in pieces that end at fixed positions,
+and the C++ kernels compute each of up to 32 rows as if it were alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Sequence as Seq
+
+import torch
+
+from engine import kernels
+from engine.decoding.loop import check_params
+from engine.decoding.prefix_cache import PrefixCache, Prompt, Row
+from engine.decoding.request import CANCELLED, QueueFullError, Request
+from engine.decoding.running import Loaded, RunningRequests, Work
+from engine.decoding.sampling import SamplingParams
+from engine.decoding.sequence import Sequence, check_prompt
+from engine.runtime.errors import BareloopError
+from engine.runtime.memory import free_memory
+
+PIECE = 128  # tokens: a piece delays the replies of others by half a second at 0.5 billion parameters on two cores
+MEMORY_SHARE = 0.5  # of the free memory, for all rows
+
+
+class Scheduler:
+    """Owns a state of the model, and computes requests in one thread: that of `run`, or the caller's."""
+
+    def __init__(
+        self,
+        llm: Loaded,
+        max_rows: int = kernels.MAX_ROWS,
+        prefill_chunk: int = PIECE,
+        cache_bytes: int | None = None,
+        max_queue: int | None = None,
+        exact: bool | None = None,
+    ) -> None:
+        """`max_rows`: requests that are computed at the same time. `prefill_chunk`: tokens of a piece of a prompt.
+
+        `cache_bytes`: for all rows, also those of finished requests; by default half of the free memory. `max_queue`:
+        requests that may wait for a row. `exact`: share a cached prefix only where no bit of the result depends on it;
+        without, a prompt shares all that it has in common with another text, replies too, as conversations need. By
+        default only unquantized float32 is not exact: there no text depends on it.
+        Raises `BareloopError` for a number below 1.
+        """
+        numbers = {"max_rows": max_rows, "prefill_chunk": prefill_chunk, "cache_bytes": cache_bytes}
+        for name, value in (numbers | {"max_queue": max_queue}).items():
+            if value is not None and value < 1:
+                raise BareloopError(f"{name} is {value}; use 1 or more")
+        self.llm = llm
+        self.state = llm.model.new_state()
+        free = free_memory(self.state.device)
+        self.max_rows = max_rows
+        self.prefill_chunk = prefill_chunk
+        self.cache_bytes = cache_bytes or (2**63 if free is None else int(MEMORY_SHARE * free))
+        self.max_queue = max_queue
+        self.exact = (llm.model.dtype, llm.quant) != (torch.float32, "none") if exact is None else exact
+        self.queue: deque[Request] = deque()
+        self.cache = PrefixCache(self.state, self.cache_bytes, self.exact)
+        self.running = RunningRequests(llm, self.cache)
+        self._decode_is_next = False
+        self._submitted = 0
+        self._submitting, self._stepping = threading.Lock(), threading.Lock()
+        self._wake = threading.Event()
+        self._thread: int | None = None  # of `run`
+        self._is_closed = False
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        ids: Seq[int],
+        params: SamplingParams | None = None,
+        continues: bool = True,
+        cuts: Seq[int] = (),
+        scope: Hashable = None,
+        notify: Callable[[], None] | None = None,
+        max_unread: int | None = None,
+    ) -> Request:
+        """Add a request for the reply to a prompt, from any thread.
+
+        `continues`: the text continues the prompt's. `cuts`: lengths at which a piece ends, because other prompts begin
+        with the same tokens (ends of messages, of examples). `scope`: only prompts of the same scope share what is
+        cached. `notify`: see `Request`. `max_unread`: unread events at which the reply pauses.
+        Raises `BareloopError` for a prompt or parameters that cannot be computed, `QueueFullError` for a full queue.
+        """
+        params = params or SamplingParams()
+        check_prompt(ids, self.llm.max_length, self.llm.model.config.vocab_size)
+        check_params(params, self.llm.model.config.vocab_size, self.llm.has_tokenizer)
+        needed = self.state.row_bytes(self.running.longest(len(ids), params))
+        if needed > self.cache_bytes:
+            raise BareloopError(
+                f"{len(ids):,} + {params.max_new_tokens:,} tokens need {needed / 1e9:.1f} GB of cache, and there are "
+                f"{self.cache_bytes / 1e9:.1f} GB for all requests; use a shorter prompt or fewer new tokens"
+            )
+        prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope)
+        request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread)
+        self._enqueue(request)
+        return request
+
+    def submit_sequence(self, sequence: Sequence, params: SamplingParams, continues: bool = True) -> Request:
+        """Add a request whose prompt has been fed already, to a sequence of this state; it is closed in the end.
+
+        For prompts that are computed together by `prefill_batch`. Only in the thread that steps.
+        """
+        prompt = Prompt(list(sequence.ids), [])
+        request = Request(prompt, params, continues, self._wait, self._wake.set)
+        request.row, request.cached_tokens = Row(sequence, prompt), len(prompt.ids)
+        self._enqueue(request)
+        return request
+
+    def _enqueue(self, request: Request) -> None:
+        with self._submitting:
+            if self._is_closed:
+                raise BareloopError("the scheduler is closed")
+            if self.max_queue is not None and len(self.queue) >= self.max_queue:
+                raise QueueFullError(f"{len(self.queue)} requests are waiting, as many as the queue holds; try later")
+            self._submitted += 1
+            request.number = self._submitted
+            self.queue.append(request)
+        self._wake.set()
+
+    def step(self) -> Work | None:
+        """One forward pass: a piece of a prompt, or a token for each of up to 32 replies. None: there is nothing to do.
+
+        A request whose computation fails ends with its error; the others go on.
+        """
+        if self._thread not in (None, threading.get_ident()):
+            raise BareloopError("the scheduler runs in another thread, and only that one may step")
+        with self._stepping:
+            self._cancel([request for request in self._unfinished() if request.is_cancelled])
+            self._admit()
+            decodes = self.running.ready() and (self._decode_is_next or not self.running.prefilling)
+            self._decode_is_next = not decodes
+            if decodes:
+                return self.running.decode()
+            return self.running.prefill(self.running.next_prompt()) if self.running.prefilling else None
+
+    def run(self) -> None:
+        """Step until `close`, and wait while there is nothing to do. For a thread of its own, which owns the model."""
+        self._thread = threading.get_ident()
+        try:
+            while not self._is_closed:
+                self._wake.clear()
+                if self.step() is None:
+                    self._wake.wait()
+        finally:
+            self._end()
+            self._thread = None
+
+    def close(self) -> None:
+        """Cancel all requests and release all rows. If `run` is at work, its thread does this after its step."""
+        with self._submitting:
+            self._is_closed = True
+        self._wake.set()
+        if self._thread in (None, threading.get_ident()):
+            self._end()
+
+    def _wait(self, request: Request) -> None:
+        """Wait until a request has news: step here, unless `run` does so elsewhere."""
+        if self._thread not in (None, threading.get_ident()):
+            with request.changed:
+                request.changed.wait_for(lambda: request.has_news)
+        elif self.step() is None and not request.has_news:
+            raise BareloopError("this request waits for others, whose events nobody reads")
+
+    def _admit(self) -> None:
+        """Give rows to the first requests of the queue, as far as rows and memory go."""
+        if not self.running:
+            kernels.adopt()  # not during a reply, all of which is computed in one way
+        while self.queue and len(self.running) < self.max_rows and self.running.admit(self.queue[0]):
+            self.queue.popleft()
+
+    def _unfinished(self) -> list[Request]:
+        with self._submitting:
+            return [*self.queue, *self.running]
+
+    def _cancel(self, requests: Iterable[Request]) -> None:
+        """End requests that are waiting or running."""
+        for request in requests:
+            if request in self.queue:
+                self.queue.remove(request)
+            self.running.retire(request, CANCELLED)
+
+    def _end(self) -> None:
+        self._is_closed = True
+        with self._stepping:
+            self._cancel(self._unfinished())
+            self.cache.clear()
