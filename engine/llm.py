@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from engine.decoding.scheduler import Scheduler
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
 from engine.decoding.sequence import PREFILL_CHUNK
 from engine.decoding.sequence import Sequence as TokenSequence
+from engine.decoding.speculation import DraftModel, PromptLookup, Speculator
 from engine.layers.linear import Linear
 from engine.models import configure
 from engine.models.config import ModelConfig
@@ -39,6 +40,8 @@ from engine.runtime.files import local_path, read_json
 from engine.runtime.memory import free_memory, keep_freed_memory
 from engine.text.chat_template import ChatTemplate, Message
 from engine.text.tokenizer import Tokenizer
+
+PROMPT: Literal["prompt"] = "prompt"  # a draft: what followed the last tokens before
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class LLM:
         self.family = family
         self.config = config
         self.folder = folder
+        self.draft: LLM | Literal["prompt"] | None = None  # what drafts tokens, see `load`
         model.source = str(folder or family.model_type)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -75,6 +79,7 @@ class LLM:
         dtype: str = "auto",
         quant: str = AUTO,
         allow_pickle: bool = False,
+        draft: str | Path | None = None,
     ) -> LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id; `demo` is the embedded model.
 
@@ -82,12 +87,18 @@ class LLM:
         `quant`: the weight format (one of `engine.quant.QUANTS`); matrices are quantized while they are read. `auto`:
         as the file is; a GGUF file keeps its blocks on a CPU with the C++ kernels, any other model is not quantized.
         `allow_pickle`: read a checkpoint that has only `pytorch_model.bin`, with torch's weights-only unpickler.
+        `draft`: decode speculatively, with the same text: `prompt` drafts what followed the last tokens before, a
+        model's name drafts with that model, which has the same vocabulary.
         Raises `BareloopError` with one line for every bad input.
         """
         torch_device = choose_device(device)
         opened = open_model(name, dtype, allow_pickle, quant, torch_device)
         load_weights(opened, torch_device)
-        return LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
+        llm = LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
+        if draft is not None:
+            llm.draft = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
+            llm.check_draft()
+        return llm
 
     @staticmethod
     def from_config(config: Mapping[str, Any], seed: int = 0, device: str = "auto", dtype: str = "float32") -> LLM:
@@ -153,6 +164,33 @@ class LLM:
     @cached_property
     def has_tokenizer(self) -> bool:
         return self.folder is not None and Tokenizer.is_in(self.folder)
+
+    def check_draft(self) -> None:
+        """Raise `BareloopError` if tokens cannot be drafted for this model, or not by the model in `draft`."""
+        for model in (self.model, *([self.draft.model] if isinstance(self.draft, LLM) else ())):
+            if not model.new_state().rewinds_anywhere:
+                raise BareloopError(
+                    f"{model.source}: a {model.config.model_type} model cannot take back tokens, which speculative "
+                    "decoding needs; leave out the draft"
+                )
+        if isinstance(self.draft, LLM):
+            own, other = (
+                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else None for llm in (self, self.draft)
+            )
+            if own != other:
+                raise BareloopError(
+                    f"{self.draft.model.source} has another vocabulary than {self.model.source}; use a draft model of "
+                    "the same family, or prompt"
+                )
+
+    def speculator(self) -> Speculator | None:
+        """What drafts tokens for the replies of one scheduler; None without `draft`."""
+        if self.draft is None:
+            return None
+        if isinstance(self.draft, LLM):
+            draft = DraftModel(self.draft.model, self.draft.max_length, self.config.vocab_size)
+            return Speculator(draft)
+        return Speculator(PromptLookup())
 
     def sequence(self, state: State | None = None) -> TokenSequence:
         """An empty sequence, in a new state unless one is given."""

@@ -72,6 +72,11 @@ class Reply:
         self.detokenizer = sequence.tokenizer.detokenizer(continues) if sequence.tokenizer else None
         self.stops = StopStrings(params.stop)
 
+    @property
+    def remaining(self) -> int:
+        """Number of tokens that may still be generated."""
+        return min(self.params.max_new_tokens - len(self.token_ids), self.sequence.max_length - len(self.sequence.ids))
+
     def contexts(self, draft: Seq[int]) -> Iterator[Context]:
         """What the choice after the sequence depends on, then after each token of the draft."""
         ids = self.sequence.ids

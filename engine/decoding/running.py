@@ -18,6 +18,7 @@ from engine.decoding.prefix_cache import PrefixCache, Row
 from engine.decoding.request import CANCELLED, Request
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.sequence import Sequence, prefill
+from engine.decoding.speculation import Speculator
 from engine.models.family import Model
 from engine.runtime.errors import BareloopError
 
@@ -30,6 +31,7 @@ class Loaded(Protocol):
 
     @property
     def max_length(self) -> int: ...
+    def speculator(self) -> Speculator | None: ...
     @property
     def has_tokenizer(self) -> bool: ...
     def sequence(self, state: State | None = None) -> Sequence: ...
@@ -49,6 +51,7 @@ class RunningRequests:
     def __init__(self, llm: Loaded, cache: PrefixCache) -> None:
         self.llm = llm
         self.cache = cache
+        self.speculator = llm.speculator()
         self.state = cache.state
         self.prefilling: deque[Request] = deque()  # the next in turn first
         self.decoding: deque[Request] = deque()
@@ -154,12 +157,17 @@ class RunningRequests:
             self.decoding.remove(request)
         self.decoding += requests
         replies = [request.reply for request in requests if request.reply is not None]
-        drafts: list[list[int]] = [[] for _ in replies]
+        start = time.perf_counter()
         try:
+            drafts = self.speculator.draft(replies) if self.speculator is not None else [[] for _ in replies]
             logits = feed_tokens(replies, drafts)
             choices = choose_tokens(replies, logits, drafts)
+            before = [len(reply.token_ids) for reply in replies]
             for request, chosen, draft in zip(requests, choices, drafts, strict=True):
                 self._accept(request, chosen, draft)
+            if self.speculator is not None:
+                gained = [len(reply.token_ids) - count for reply, count in zip(replies, before, strict=True)]
+                self.speculator.observe(drafts, gained, time.perf_counter() - start)
             return Work("decode", requests, len(logits))
         except BaseException as error:
             self._fail([request for request in requests if not request.is_finished], error)
@@ -202,5 +210,7 @@ class RunningRequests:
         for requests in (self.prefilling, self.decoding):
             if request in requests:
                 requests.remove(request)
+        if self.speculator is not None and request.reply is not None:
+            self.speculator.drafter.forget(request.reply)
         row, request.row = request.row, None
         return row

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from engine import kernels
+from engine.runtime.device import few_threads
 from engine.runtime.errors import BareloopError, UsageError, quote
 
 MAX_STOPS = 64  # stop strings, each searched after every token
@@ -104,7 +106,11 @@ def choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
 
     A row's token does not depend on the other rows.
     """
-    logits = adjust(logits, contexts)
+    with few_threads(logits):
+        return _choose(adjust(logits, contexts), contexts)
+
+
+def _choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     is_sampled = [context.params.temperature > 0 for context in contexts]
     if not any(is_sampled):
         return most_likely(logits)
@@ -203,6 +209,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
 
 
+BLOCK = 512  # weights that are added together first
 BINS, DEPTH = 4096, 40.0  # of a histogram of the logits, from the highest to 40 below it (e^-40 of its mass)
 
 
@@ -243,10 +250,19 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     `INVALID` if the sum is NaN, as it is if a logit is NaN or the largest one is infinite.
     """
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    cumulative = (logits - logits.amax(-1, keepdim=True)).exp_().cumsum(-1, dtype=wide)
-    total = cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, uniforms.to(cumulative)[:, None] * total, right=True)
-    return tokens.clamp_(max=logits.shape[1] - 1).masked_fill_(total.isnan(), INVALID)[:, 0]
+    vocab_size = logits.shape[1]
+    weights = functional.pad(logits - logits.amax(-1, keepdim=True), (0, -vocab_size % BLOCK), value=-math.inf).exp_()
+    blocks = weights.view(len(weights), -1, BLOCK)  # only in one of them are the weights added one by one
+    ends = blocks.sum(-1, dtype=wide).cumsum(-1)
+    total = ends[:, -1:]
+    target = uniforms.to(ends)[:, None] * total
+    block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=wide)
+    rest = target - torch.where(block > 0, ends.gather(1, (block - 1).clamp_(min=0)), 0)
+    largest = inside[:, -1:] * (1 - torch.finfo(wide).eps)  # no rounding leads to a weight of 0
+    token = torch.searchsorted(inside, rest.clamp_(min=0).minimum(largest), right=True)
+    tokens = (block * BLOCK + token).clamp_(max=vocab_size - 1)
+    return tokens.masked_fill_(total.isnan(), INVALID)[:, 0]
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
