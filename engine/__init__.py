@@ -13,16 +13,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.decoding.grammar import Grammar
     from engine.decoding.sampling import SamplingParams
     from engine.llm import LLM, Completion
     from engine.runtime.errors import BareloopError
 
-__all__ = ["LLM", "BareloopError", "Completion", "SamplingParams"]
+__all__ = ["LLM", "BareloopError", "Completion", "Grammar", "SamplingParams"]
 
 _HOMES = {
     "LLM": "engine.llm",
     "BareloopError": "engine.runtime.errors",
     "Completion": "engine.llm",
+    "Grammar": "engine.decoding.grammar",
     "SamplingParams": "engine.decoding.sampling",
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from engine import kernels
 from engine.cache.state import Step
+from engine.decoding.grammar import Matcher
 from engine.decoding.sampling import INVALID, Context, SamplingParams, choose, top_logprobs
 from engine.decoding.sequence import Sequence, prefill
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.detokenizer import StopStrings
+from engine.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class Choice(NamedTuple):
 class Reply:
     """What one fed sequence generates: the tokens so far, their text, and the stop rules.
 
-    `continues`: the text continues the prompt's, so that a space between them is kept.
+    `continues`: the text continues the prompt's, so that a space between them is kept. `matcher`: of the parameters'
+    grammar, by default a new one.
     """
 
-    def __init__(self, sequence: Sequence, params: SamplingParams, continues: bool = True) -> None:
-        check_params(params, sequence.model.config.vocab_size, sequence.tokenizer is not None)
+    def __init__(
+        self, sequence: Sequence, params: SamplingParams, continues: bool = True, matcher: Matcher | None = None
+    ) -> None:
+        vocab_size = sequence.model.config.vocab_size
+        check_params(params, vocab_size, sequence.tokenizer)
         self.sequence = sequence
         self.params = params
         self.start = len(sequence.ids)
@@ -71,6 +77,7 @@ class Reply:
         )
         self.detokenizer = sequence.tokenizer.detokenizer(continues) if sequence.tokenizer else None
         self.stops = StopStrings(params.stop)
+        self.matcher = matcher or new_matcher(params, sequence.tokenizer, vocab_size, sequence.eos_token_ids, continues)
 
     @property
     def remaining(self) -> int:
@@ -79,15 +86,15 @@ class Reply:
 
     def contexts(self, draft: Seq[int]) -> Iterator[Context]:
         """What the choice after the sequence depends on, then after each token of the draft."""
-        ids = self.sequence.ids
+        ids, allowed = self.sequence.ids, self.matcher.mask() if self.matcher is not None else None
         for count in range(len(draft) + 1):
-            yield Context(self.params, [*ids, *draft[:count]] if count else ids, self.start, self.seed)
+            yield Context(self.params, [*ids, *draft[:count]] if count else ids, self.start, self.seed, allowed)
 
     def accept(self, choices: Seq[Choice], draft: Seq[int] = ()) -> list[Event]:
         """Append the first choice, and the following ones as long as those before them are as drafted.
 
         The draft has been fed; what differs from the choices is removed again.
-        Raises `BareloopError` if the logits of a choice were not finite numbers.
+        Raises `BareloopError` if the logits of a choice were not finite numbers, or the grammar leads no further.
         """
         events = []
         for choice, drafted in zip(choices, [*draft, None], strict=True):
@@ -106,23 +113,39 @@ class Reply:
         text, reason = "", None
         if self.detokenizer is not None:
             text = self.stops.push(self.detokenizer.push(choice.token))
-        if choice.token in self.stop_ids or self.stops.found is not None:
+        if self.matcher is not None:
+            self.matcher.push(choice.token)
+        is_complete = self.matcher is not None and self.matcher.stopped
+        if choice.token in self.stop_ids or self.stops.found is not None or is_complete:
             reason = "stop"
         elif len(self.token_ids) >= self.params.max_new_tokens or len(self.sequence.ids) >= self.sequence.max_length:
             reason = "length"
+        if reason is None and self.matcher is not None:
+            self.matcher.mask()  # raises the error of a dead end here, where it is the reply's own
         if reason is not None and self.detokenizer is not None:
             text += self.stops.push(self.detokenizer.flush())
             text += self.stops.flush()
         return Event(0, choice.token, text, choice.logprob, choice.top_logprobs, reason)
 
 
-def check_params(params: SamplingParams, vocab_size: int, has_tokenizer: bool) -> None:
+def check_params(params: SamplingParams, vocab_size: int, tokenizer: Tokenizer | None) -> None:
     """Raise `BareloopError` for parameters that the model or its lack of a tokenizer does not allow."""
-    if params.stop and not has_tokenizer:
+    if params.stop and tokenizer is None:
         raise BareloopError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+    if params.grammar is not None and tokenizer is None:
+        raise BareloopError("a grammar needs a tokenizer, and this model has none")
     for token in params.logit_bias or ():
         if not 0 <= token < vocab_size:
             raise UsageError(f"logit_bias has token {token}; the model's tokens are 0 to {vocab_size - 1}")
+
+
+def new_matcher(
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: Iterable[int], continues: bool
+) -> Matcher | None:
+    """The matcher of a reply's grammar; None without one."""
+    if params.grammar is None or tokenizer is None:
+        return None
+    return Matcher(params.grammar, tokenizer, vocab_size, eos_token_ids, continues)
 
 
 def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = True) -> Iterator[Event]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from engine.decoding.grammar import Matcher
 from engine.decoding.loop import Event, Reply
 from engine.decoding.prefix_cache import Prompt, Row
 from engine.decoding.sampling import SamplingParams
@@ -51,6 +52,7 @@ class Request:
         self.params = params
         self.continues = continues
         self.row: Row | None = None  # while it is being computed
+        self.matcher: Matcher | None = None  # of the grammar
         self.reply: Reply | None = None  # once its prompt is computed
         self.cached_tokens = 0
         self.completion_tokens = 0

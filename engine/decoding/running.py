@@ -21,6 +21,7 @@ from engine.decoding.sequence import Sequence, prefill
 from engine.decoding.speculation import Speculator
 from engine.models.family import Model
 from engine.runtime.errors import BareloopError
+from engine.text.tokenizer import Tokenizer
 
 
 class Loaded(Protocol):
@@ -34,6 +35,10 @@ class Loaded(Protocol):
     def speculator(self) -> Speculator | None: ...
     @property
     def has_tokenizer(self) -> bool: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
     def sequence(self, state: State | None = None) -> Sequence: ...
 
 
@@ -146,7 +151,8 @@ class RunningRequests:
 
     def _start(self, request: Request, logits: Tensor) -> None:
         """Choose the first token of a reply, from the logits [1, V] after its prompt."""
-        reply = request.reply = Reply(request.running_row.sequence, request.params, request.continues)
+        sequence = request.running_row.sequence
+        reply = request.reply = Reply(sequence, request.params, request.continues, request.matcher)
         self.decoding.append(request)
         self._accept(request, choose_tokens([reply], logits)[0], ())
 

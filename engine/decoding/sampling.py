@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine import kernels
+from engine.decoding.grammar import Grammar
 from engine.runtime.device import few_threads
 from engine.runtime.errors import BareloopError, UsageError, quote
 
@@ -44,6 +45,7 @@ class SamplingParams:
     stop: Sequence[str] = ()  # strings that end the reply; they are not part of it
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None  # what the reply must match
 
     def __post_init__(self) -> None:
         ranges = (

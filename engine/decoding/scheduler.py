@@ -20,7 +20,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from engine import kernels
-from engine.decoding.loop import check_params
+from engine.decoding.loop import check_params, new_matcher
 from engine.decoding.prefix_cache import PrefixCache, Prompt, Row
 from engine.decoding.request import CANCELLED, QueueFullError, Request
 from engine.decoding.running import Loaded, RunningRequests, Work
@@ -98,9 +98,10 @@ class Scheduler:
         cached. `notify`: see `Request`. `max_unread`: unread events at which the reply pauses.
         Raises `BareloopError` for a prompt or parameters that cannot be computed, `QueueFullError` for a full queue.
         """
-        params = params or SamplingParams()
-        check_prompt(ids, self.llm.max_length, self.llm.model.config.vocab_size)
-        check_params(params, self.llm.model.config.vocab_size, self.llm.has_tokenizer)
+        llm, params = self.llm, params or SamplingParams()
+        tokenizer, vocab_size = llm.tokenizer if llm.has_tokenizer else None, llm.model.config.vocab_size
+        check_prompt(ids, llm.max_length, vocab_size)
+        check_params(params, vocab_size, tokenizer)
         needed = self.state.row_bytes(self.running.longest(len(ids), params))
         if needed > self.cache_bytes:
             raise BareloopError(
@@ -109,6 +110,7 @@ class Scheduler:
             )
         prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope)
         request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread)
+        request.matcher = new_matcher(params, tokenizer, vocab_size, llm.eos_token_ids, continues)
         self._enqueue(request)
         return request
 

@@ -87,7 +87,8 @@ class Speculator:
 
     def draft(self, replies: Seq[Reply]) -> list[list[int]]:
         """Drafts for some replies, empty where they would cost more than they save."""
-        self._kinds = self.drafter.kinds(replies)
+        kinds = zip(replies, self.drafter.kinds(replies), strict=True)
+        self._kinds = [kind if reply.matcher is None else None for reply, kind in kinds]  # a grammar checks one token
         counts = self._plan(replies)
         return self.drafter.propose(replies, counts) if any(counts) else [[] for _ in replies]
 

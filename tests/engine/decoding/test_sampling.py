@@ -227,4 +227,4 @@ def test_an_invalid_value_is_refused_with_its_limit(values, message):
 
 def test_a_bias_on_a_token_outside_the_vocabulary_is_refused():
     with pytest.raises(UsageError, match="token 9; the model's tokens are 0 to 2"):
-        check_params(SamplingParams(logit_bias={9: 1.0}), vocab_size=3, has_tokenizer=True)
+        check_params(SamplingParams(logit_bias={9: 1.0}), vocab_size=3, tokenizer=None)
