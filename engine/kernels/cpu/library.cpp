@@ -5,6 +5,7 @@
 #include "argmax.h"
 #include "blocks.h"
 #include "flash.h"
+#include "gemm.h"
 #include "linear.h"
 #include "mamba.h"
 #include "norms.h"
@@ -30,6 +31,7 @@ OPERATORS(BARELOOP_OPS) {
   library.def(
       "rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor(a!)[] segments, int[] rows, int[] pieces, int layer) -> Tensor",
       &rotate_and_write);
+  library.def("gemm(Tensor x, Tensor weight, Tensor? bias) -> Tensor", &gemm);
   library.def("flash_attention(Tensor q, Tensor[] segments, int[] rows, int[] pieces, int layer, int window, float scale, float softcap) -> Tensor", &flash_attention);
   library.def(
       "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_scales, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "

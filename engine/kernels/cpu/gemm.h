@@ -1,0 +1,155 @@
+// y = x Wᵀ + b for many rows of x: the products of prompts. Products and sums are float32, rounded once.
+//
+// A tile is the sums of W_TILE rows of W with X_TILE rows of x, which stay in registers while a block of columns is read.
+// Columns are added one after the other, so the bits of a row of y do not depend on the other rows of x: a prompt gives the
+// same numbers however it is cut into chunks, and whatever is computed beside it.
+//
+// x is transposed first, [columns, X_TILE] for each tile, and a block of W is converted to float32, so that a step of the
+// inner loop is a load of X_TILE numbers, and one broadcast for each row of W.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <vector>
+
+#include "parallel.h"
+#include "vectors.h"
+
+namespace {
+
+template <typename T>
+class Gemm {
+  static constexpr int64_t X_TILE = std::max<int64_t>(16, 2 * LANES);
+  static constexpr int VECTORS = X_TILE / LANES;
+#if defined(CPU_CAPABILITY_AVX512)
+  static constexpr int W_TILE = 14;  // with the sums, VECTORS of x and a broadcast, 31 of 32 registers
+#else
+  static constexpr int W_TILE = 6;  // 15 of AVX2's 16, 29 of NEON's 32
+#endif
+  static constexpr int64_t COLUMNS = 192;                      // of a block
+  static constexpr int64_t W_BLOCK = W_TILE == 14 ? 112 : 96;  // rows of W that are converted at once
+  static constexpr int64_t X_BLOCK = 256;                      // rows of x that they serve
+  static_assert(W_BLOCK % W_TILE == 0 && W_BLOCK % 16 == 0 && X_BLOCK % X_TILE == 0);
+
+ public:
+  // x [rows, k], W [n, k], bias [n] or null -> y [rows, n]
+  Gemm(const T* x, int64_t x_stride, const T* weight, const T* bias, T* y, int64_t rows, int64_t n, int64_t k)
+      : weight(weight), bias(bias), y(y), rows(rows), n(n), k(k), wide(round_up(k, 16)), tiles((rows + X_TILE - 1) / X_TILE) {
+    transposed = at::empty({tiles * wide * X_TILE}, at::kFloat);
+    float* const to = transposed.mutable_data_ptr<float>();
+    const int64_t pieces = (wide + COLUMNS - 1) / COLUMNS;
+    parallel_tasks(tiles * pieces, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) transpose_tile(x, x_stride, i / pieces, i % pieces * COLUMNS, to);
+    });
+  }
+
+  void run() const {
+    const int64_t blocks = (n + W_BLOCK - 1) / W_BLOCK;
+    int64_t size = X_BLOCK;
+    const auto x_blocks = [&] { return (rows + size - 1) / size; };
+    while (size > X_TILE && blocks * x_blocks() < 4 * at::get_num_threads()) size /= 2;  // work for all threads
+    parallel_tasks(blocks * x_blocks(), [&](int64_t first, int64_t last) {
+      static thread_local std::vector<float> memory;
+      for (int64_t i = first; i < last; i++) multiply(i / x_blocks() * W_BLOCK, i % x_blocks() * size, size, memory);
+    });
+  }
+
+ private:
+  const T *weight, *bias;
+  T* y;
+  int64_t rows, n, k, wide, tiles;
+  at::Tensor transposed;  // x as [tiles, wide, X_TILE]
+
+  void transpose_tile(const T* x, int64_t x_stride, int64_t tile, int64_t column, float* to) const {
+    const int64_t count = std::min(COLUMNS, wide - column), used = std::min(count, k - column);
+    alignas(64) float numbers[X_TILE * COLUMNS];
+    for (int64_t row = 0; row < X_TILE; row++) {
+      float* const line = numbers + row * COLUMNS;
+      if (tile * X_TILE + row < rows) convert(x + (tile * X_TILE + row) * x_stride + column, used, line);
+      std::fill(line + (tile * X_TILE + row < rows ? used : 0), line + count, 0.0f);
+    }
+    transpose(numbers, COLUMNS, X_TILE, count, to + (tile * wide + column) * X_TILE, X_TILE);
+  }
+
+  static void convert(const T* from, int64_t count, float* to) {
+    for_pairs(count, [&](int64_t i, int64_t size) { store(to + i, load(from + i, size), size); });
+  }
+
+  // Rows of W from `row` on with up to `size` rows of x from `x_row` on.
+  void multiply(int64_t row, int64_t x_row, int64_t size, std::vector<float>& memory) const {
+    const int64_t outputs = std::min(W_BLOCK, n - row), count = std::min(size, rows - x_row), of_block = (count + X_TILE - 1) / X_TILE;
+    memory.resize(W_BLOCK * COLUMNS + W_BLOCK * X_BLOCK + W_BLOCK * X_TILE);
+    float *const block = memory.data(), *const sums = block + W_BLOCK * COLUMNS, *const turned = sums + W_BLOCK * X_BLOCK;
+    std::fill_n(block, W_BLOCK * COLUMNS, 0.0f);  // rows after the last
+    std::fill_n(sums, of_block * W_BLOCK * X_TILE, 0.0f);
+    for (int64_t column = 0; column < k; column += COLUMNS) {
+      const int64_t columns = std::min(COLUMNS, k - column);
+      for (int64_t i = 0; i < outputs; i++) convert(weight + (row + i) * k + column, columns, block + i * COLUMNS);
+      for (int64_t tile = 0; tile < of_block; tile++) {
+        prefetch(row, outputs, column + COLUMNS, tile, of_block);
+        const float* const numbers = transposed.const_data_ptr<float>() + ((x_row / X_TILE + tile) * wide + column) * X_TILE;
+        with_row_count<VECTORS>((count - tile * X_TILE + LANES - 1) / LANES, [&](auto vectors) {  // fewer in the last tile
+          for (int64_t i = 0; i < outputs; i += W_TILE) add_products<decltype(vectors)::value>(block + i * COLUMNS, numbers, columns, sums + (tile * W_BLOCK + i) * X_TILE);
+        });
+      }
+    }
+    for (int64_t tile = 0; tile < of_block; tile++) {
+      transpose(sums + tile * W_BLOCK * X_TILE, X_TILE, W_BLOCK, X_TILE, turned, W_BLOCK);
+      for (int64_t i = 0; i < std::min(X_TILE, count - tile * X_TILE); i++) write(turned + i * W_BLOCK, row, outputs, y + (x_row + tile * X_TILE + i) * n + row);
+    }
+  }
+
+  // A share of the lines of the next block of W.
+  void prefetch(int64_t row, int64_t outputs, int64_t column, int64_t share, int64_t shares) const {
+    if (column >= k) return;
+    const int64_t bytes = std::min(COLUMNS, k - column) * sizeof(T);
+    for (int64_t i = outputs * share / shares; i < outputs * (share + 1) / shares; i++)
+      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(weight + (row + i) * k + column) + line, 0, 2);
+  }
+
+  // sums [W_TILE, X_TILE] += W [W_TILE, columns] times x [columns, X_TILE], of which V vectors are in use
+  template <int V>
+  static __attribute__((noinline)) void add_products(const float* w, const float* x, int64_t columns, float* sums) {
+    Vec total[W_TILE][V];
+    for (int i = 0; i < W_TILE; i++)
+      for (int v = 0; v < V; v++) total[i][v] = Vec::loadu(sums + i * X_TILE + v * LANES);
+    for (int64_t column = 0; column < columns; column++) {
+      Vec numbers[V];
+      for (int v = 0; v < V; v++) numbers[v] = Vec::loadu(x + column * X_TILE + v * LANES);
+      for (int i = 0; i < W_TILE; i++) {
+        const Vec factor(w[i * COLUMNS + column]);
+        for (int v = 0; v < V; v++) total[i][v] = at::vec::fmadd(factor, numbers[v], total[i][v]);
+      }
+    }
+    for (int i = 0; i < W_TILE; i++)
+      for (int v = 0; v < V; v++) total[i][v].store(sums + i * X_TILE + v * LANES);
+  }
+
+  void write(const float* numbers, int64_t row, int64_t count, T* to) const {
+    for_pairs(count, [&](int64_t i, int64_t size) {
+      Pair sum = load(numbers + i, size);
+      if (bias != nullptr) {
+        const Pair more = load(bias + row + i, size);
+        sum = {sum.low + more.low, sum.high + more.high};
+      }
+      store(to + i, sum, size);
+    });
+  }
+};
+
+// x [rows, k] times W [n, k] transposed, plus the bias [n], all of one type -> [rows, n]. A row's bits depend on it alone.
+at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) && weight.is_contiguous() && x.scalar_type() == weight.scalar_type(), "gemm: ", x.sizes(), " times ", weight.sizes());
+  TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == weight.size(0) && bias->scalar_type() == x.scalar_type()), "gemm: a bias for ", weight.sizes());
+  const at::Tensor input = x.stride(1) == 1 ? x : x.contiguous();
+  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
+  dispatch_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    Gemm<T>(input.const_data_ptr<T>(), input.stride(0), weight.const_data_ptr<T>(), bias ? bias->const_data_ptr<T>() : nullptr, out.mutable_data_ptr<T>(), x.size(0), weight.size(0), x.size(1)).run();
+  });
+  return out;
+}
+
+}  // namespace
