@@ -231,7 +231,10 @@ def meter(session: Session) -> str:
     if not session.statistics.replies:
         return usage
     last = session.statistics.replies[-1]
-    return f"{usage} · {last.tokens_per_second:.0f} tok/s · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
+    speculator = session.scheduler.running.speculator
+    drafts = "" if speculator is None else f" ({speculator.statistics.share_right:.0%} of drafts right)"
+    speed = f"{last.tokens_per_second:.0f} tok/s{drafts}"
+    return f"{usage} · {speed} · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
 
 
 def talk(agent: Agent, opening: Iterable[Any] = ()) -> None:

@@ -70,8 +70,25 @@ class DraftStatistics:
     plain_seconds: float = 0.0  # that the same tokens would have taken without drafts
 
     @property
+    def share_right(self) -> float:
+        """Of the drafted tokens."""
+        return self.right / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.steps if self.steps else 0.0
+
+    @property
     def speedup(self) -> float:
         return self.plain_seconds / self.seconds if self.seconds else 1.0
+
+    def __str__(self) -> str:
+        if not self.drafted:
+            return "no drafted tokens"
+        return (
+            f"{self.share_right:.0%} of {self.drafted:,} drafted tokens right, {self.tokens_per_step:.2f} tokens/step, "
+            f"{self.speedup:.2f} x as fast as without drafts"
+        )
 
 
 class Speculator:
