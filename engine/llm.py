@@ -179,7 +179,8 @@ class LLM:
                 )
         if isinstance(self.draft, LLM):
             own, other = (
-                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else None for llm in (self, self.draft)
+                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else llm.config.vocab_size
+                for llm in (self, self.draft)
             )
             if own != other:
                 raise BareloopError(

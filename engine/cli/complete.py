@@ -193,7 +193,9 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
             context = first.prompt_tokens + tokens // 2
             rate = sum(cost.nbytes for cost in llm.model.costs(context)) * (tokens - 1) / first.seconds
             limit = read_bandwidth(llm.device)
-            line += f", {rate / 1e9:.1f} GB/s ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
+            line += (
+                f", {rate / 1e9:.1f} GB/s ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
+            )
     if first.drafts is not None:
         line += f", {first.drafts}"
     if llm.device.type == "cpu":
