@@ -231,9 +231,9 @@ def meter(session: Session) -> str:
     if not session.statistics.replies:
         return usage
     last = session.statistics.replies[-1]
-    speculator = session.scheduler.running.speculator
-    drafts = "" if speculator is None else f" ({speculator.statistics.share_right:.0%} of drafts right)"
-    speed = f"{last.tokens_per_second:.0f} tok/s{drafts}"
+    drafts = session.scheduler.drafts
+    share = "" if drafts is None else f" ({drafts.share_right:.0%} of drafts right)"
+    speed = f"{last.tokens_per_second:.0f} tok/s{share}"
     return f"{usage} · {speed} · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"
 
 

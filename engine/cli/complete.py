@@ -142,9 +142,8 @@ def answer(
     results = [Result(name, prompt, len(tokens)) for prompt, tokens in zip(prompts, ids, strict=True)]
     start = time.perf_counter()
     with llm.scheduler() as scheduler:
-        speculator = scheduler.running.speculator
         for result in results:
-            result.drafts = None if speculator is None else speculator.statistics
+            result.drafts = scheduler.drafts
         requests = [scheduler.submit(tokens, params, continues=not options.chat) for tokens in ids]
         try:
             while scheduler.step() is not None:
