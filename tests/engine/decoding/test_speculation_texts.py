@@ -192,6 +192,24 @@ def test_requests_that_come_and_are_cancelled_leave_no_row(plain, drafts, prompt
             assert not drafter._texts
 
 
+def test_an_interrupt_while_drafting_leaves_the_scheduler_usable(plain, drafts, prompt, monkeypatch):
+    drafting, params = with_draft(plain, drafts["similar"]), NO_EOS[0]
+    with Scheduler(drafting) as scheduler:
+        requests = [scheduler.submit(prompt(9, seed), params) for seed in range(3)]
+        for _ in range(8):
+            scheduler.step()
+        with monkeypatch.context() as patch:
+            patch.setattr(drafting.draft.model, "logits", lambda hidden: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                while scheduler.step() is not None:
+                    pass
+        assert {request.finish_reason for request in requests} == {"cancelled"}
+        again = [scheduler.submit(prompt(9, seed), params) for seed in range(3)]
+        found = [[event.token_id for event in request] for request in again]
+        assert found == [reply.token_ids for reply in plain.generate([prompt(9, seed) for seed in range(3)], params)]
+        assert scheduler.running.speculator.drafter.state.nbytes == 0
+
+
 def test_a_draft_model_may_have_a_smaller_window_and_vocabulary(tinies, draw_tiny, prompt):
     """Padding at the end of the vocabulary differs between models of one family."""
     model = LLM.load(tinies["llama"][0], device="cpu", dtype="float32")
