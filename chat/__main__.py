@@ -19,6 +19,7 @@ def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m chat", "Talk with a model.")
     result.add_model_options(default=embedded.default_model())
+    result.add_draft_option()
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
     result.add_argument("--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit")
     context = result.add_argument_group("context")

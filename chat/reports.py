@@ -35,6 +35,8 @@ def statistics(workspace: Workspace) -> str:
             f"replies {completion:,}, {completion / len(counters.replies):.0f} per turn",
             f"last       TTFT {last.ttft:.2f} s, {last.tokens_per_second:.1f} tokens/s",
         ]
+    if session.scheduler.drafts is not None:
+        lines.append(f"drafts     {session.scheduler.drafts}")
     memory = peak_memory(session.llm.device)
     if memory:
         lines.append(f"memory     {memory / 2**30:.2f} GiB peak")

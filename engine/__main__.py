@@ -16,6 +16,7 @@ def parser() -> Parser:
     result = Parser("python -m engine", "Continue a text with a model, or show what the model consists of.")
     result.add_argument("text", nargs="?", metavar="PROMPT", help="the text to continue (default: stdin)")
     result.add_model_options(default=embedded.default_model())
+    result.add_draft_option()
     result.add_argument("--prompt", "-p", help="the text to continue, if it could be taken for a model's name")
     result.add_argument("--file", metavar="FILE", help="file of prompts, one per line, decoded together")
     result.add_argument(
@@ -24,6 +25,10 @@ def parser() -> Parser:
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
     result.add_argument("--json", action="store_true", help="print one JSON object per prompt, with ids and times")
     result.add_sampling_options()
+    grammar = result.add_argument_group("grammar: what the text must match").add_mutually_exclusive_group()
+    grammar.add_argument("--json-schema", metavar="FILE", help="JSON that the schema in this file accepts")
+    grammar.add_argument("--regex", metavar="PATTERN", help="a regular expression, in the syntax of Rust")
+    grammar.add_argument("--lark", metavar="FILE", help="the context-free grammar in this file, in llguidance's Lark")
     result.add_argument("--inspect", action="store_true", help="only print family, shapes, special tokens and costs")
     result.add_argument("--families", action="store_true", help="only print a table of the model families")
     result.add_argument("--save", metavar="FOLDER", help="only write the model as a Hugging Face folder, unquantized")
@@ -87,7 +92,7 @@ def save(options: Any) -> None:
         raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: {way_out}")
     if options.save is None and opened.quant in ("none", GGUF):
         raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
-    llm = LLM.load(options.model[0], **model_options(options))
+    llm = LLM.load(options.model[0], **model_options(options) | {"draft": None})
     llm.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes in {opened.format_name}; load it as --model {folder}", file=sys.stderr)

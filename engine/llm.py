@@ -93,11 +93,13 @@ class LLM:
         """
         torch_device = choose_device(device)
         opened = open_model(name, dtype, allow_pickle, quant, torch_device)
+        drafter: LLM | Literal["prompt"] | None = None
+        if draft is not None:  # loaded first, as it is the smaller one, and its name may be wrong
+            drafter = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
         load_weights(opened, torch_device)
         llm = LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
-        if draft is not None:
-            llm.draft = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
-            llm.check_draft()
+        llm.draft = drafter
+        llm.check_draft()
         return llm
 
     @staticmethod
@@ -167,6 +169,8 @@ class LLM:
 
     def check_draft(self) -> None:
         """Raise `BareloopError` if tokens cannot be drafted for this model, or not by the model in `draft`."""
+        if self.draft is None:
+            return
         for model in (self.model, *([self.draft.model] if isinstance(self.draft, LLM) else ())):
             if not model.new_state().rewinds_anywhere:
                 raise BareloopError(
@@ -175,7 +179,8 @@ class LLM:
                 )
         if isinstance(self.draft, LLM):
             own, other = (
-                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else None for llm in (self, self.draft)
+                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else llm.config.vocab_size
+                for llm in (self, self.draft)
             )
             if own != other:
                 raise BareloopError(

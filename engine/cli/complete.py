@@ -15,8 +15,10 @@ from engine import kernels
 from engine.checkpoints.hub import find_model
 from engine.cli.parser import model_options, printable, sampling_options
 from engine.cli.progress import tokens_per_second
+from engine.decoding.grammar import Grammar
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.speculation import DraftStatistics
 from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.errors import BareloopError, UsageError
@@ -32,6 +34,7 @@ class Result:
     events: list[Event] = field(default_factory=list)
     first_token: float = 0.0  # seconds from the prompt to the first token
     seconds: float = 0.0  # from the first token to the last
+    drafts: DraftStatistics | None = None  # with --draft: of all prompts together
 
     @property
     def text(self) -> str:
@@ -56,14 +59,25 @@ class Result:
                 "top_logprobs": [event.top_logprobs for event in self.events] if self.events[0].top_logprobs else None,
                 "ttft_seconds": round(self.first_token, 4),
                 "tokens_per_second": round(self.tokens_per_second, 2),
+                **({} if self.drafts is None else {"drafts": as_dict(self.drafts)}),
             },
             ensure_ascii=False,
         )
 
 
+def as_dict(drafts: DraftStatistics) -> dict[str, float]:
+    """The numbers of drafts as a JSON object."""
+    return {
+        "drafted_tokens": drafts.drafted,
+        "right_tokens": drafts.right,
+        "tokens_per_step": round(drafts.tokens_per_step, 3),
+        "speedup": round(drafts.speedup, 3),
+    }
+
+
 def complete(options: Any) -> None:
     """Complete the prompts of the command line with every named model."""
-    prompts = read_prompts(options)
+    prompts, grammar = read_prompts(options), read_grammar(options)
     for name in options.model:
         find_model(name, options.allow_pickle)
     several = len(options.model) > 1
@@ -71,7 +85,7 @@ def complete(options: Any) -> None:
     results = []
     for name in options.model:
         llm = LLM.load(name, **model_options(options))
-        of_model = answer(llm, name, prompts, options, streams)
+        of_model = answer(llm, name, prompts, options, grammar, streams)
         for result in of_model if options.json else ():
             print(result.as_json(), flush=True)
         if of_model[0].events[0].top_logprobs and not options.json:
@@ -90,11 +104,7 @@ def read_prompts(options: Any) -> list[str]:
     if options.prompt is not None and options.file is not None:
         raise UsageError("give one of: a prompt, --file")
     if options.file is not None:
-        try:
-            lines = Path(options.file).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BareloopError(f"cannot read the prompts in {options.file}: {error}") from error
-        prompts = [line for line in lines if line.strip()]
+        prompts = [line for line in read_text(options.file, "prompts").splitlines() if line.strip()]
     elif options.prompt is not None:
         prompts = [options.prompt]
     elif sys.stdin.isatty():
@@ -106,13 +116,34 @@ def read_prompts(options: Any) -> list[str]:
     return prompts
 
 
-def answer(llm: LLM, name: str, prompts: Sequence[str], options: Any, streams: bool) -> list[Result]:
+def read_grammar(options: Any) -> Grammar | None:
+    """The grammar of --json-schema, --regex or --lark. Raises `UsageError` if it is invalid."""
+    if options.json_schema is not None:
+        return Grammar.json_schema(read_text(options.json_schema, "JSON schema"))
+    if options.regex is not None:
+        return Grammar.regex(options.regex)
+    return None if options.lark is None else Grammar.lark(read_text(options.lark, "Lark grammar"))
+
+
+def read_text(path: str, content: str) -> str:
+    """The text of a file. `content`: what is in it, for the error."""
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BareloopError(f"cannot read the {content} in {path}: {error}") from error
+
+
+def answer(
+    llm: LLM, name: str, prompts: Sequence[str], options: Any, grammar: Grammar | None, streams: bool
+) -> list[Result]:
     """Complete all prompts, together. With `streams` the text is printed as it comes."""
-    params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)))
+    params = SamplingParams(**(defaults(llm.default_params) | sampling_options(options)), grammar=grammar)
     ids = [encode(llm, prompt, options) for prompt in prompts]
     results = [Result(name, prompt, len(tokens)) for prompt, tokens in zip(prompts, ids, strict=True)]
     start = time.perf_counter()
     with llm.scheduler() as scheduler:
+        for result in results:
+            result.drafts = scheduler.drafts
         requests = [scheduler.submit(tokens, params, continues=not options.chat) for tokens in ids]
         try:
             while scheduler.step() is not None:
@@ -143,7 +174,10 @@ def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
 
 
 def report(llm: LLM, results: Sequence[Result]) -> None:
-    """Print times on stderr; for one prompt, the share of the memory bandwidth that decoding used."""
+    """Print times on stderr; for one prompt, the share of the memory bandwidth that decoding used.
+
+    With drafts, in its place how well they did: a token is no pass over the weights then.
+    """
     tokens = sum(len(result.events) for result in results)
     line = f"{sum(result.prompt_tokens for result in results)} + {tokens} tokens, "
     first = results[0]
@@ -153,11 +187,16 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
     else:
         line += f"TTFT {first.first_token * 1000:.0f} ms"
         if first.seconds > 0:
+            line += f", {first.tokens_per_second:.1f} tokens/s"
+        if first.seconds > 0 and first.drafts is None:
             context = first.prompt_tokens + tokens // 2
             rate = sum(cost.nbytes for cost in llm.model.costs(context)) * (tokens - 1) / first.seconds
             limit = read_bandwidth(llm.device)
-            line += f", {first.tokens_per_second:.1f} tokens/s, {rate / 1e9:.1f} GB/s"
-            line += f" ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
+            line += (
+                f", {rate / 1e9:.1f} GB/s ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"
+            )
+    if first.drafts is not None:
+        line += f", {first.drafts}"
     if llm.device.type == "cpu":
         line += f", {kernels.describe(llm.dtype)}"
     print(line, file=sys.stderr)

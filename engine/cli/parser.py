@@ -58,6 +58,15 @@ class Parser(argparse.ArgumentParser):
                 "gguf for a GGUF file in a type that is kept as it is, on a CPU, else none)",
             )
 
+    def add_draft_option(self) -> None:
+        """Add --draft, the flag of `LLM.load` for programs that generate text."""
+        self.add_argument(
+            "--draft",
+            metavar="NAME",
+            help="decode speculatively, with the same text: `prompt` drafts what followed the last tokens before, a "
+            "model's name drafts with that model, which is smaller and has the same vocabulary",
+        )
+
     def add_sampling_options(self) -> None:
         """Add the fields of `SamplingParams`; the model's generation_config.json is the default."""
         sampling = self.add_argument_group("sampling (default: the model's generation_config.json, else greedy)")
@@ -130,8 +139,9 @@ def choose_model(options: Any, default: str = embedded.NAME) -> None:
 
 
 def model_options(options: Any) -> dict[str, Any]:
-    """The flags that are keyword arguments of `LLM.load`."""
-    return {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
+    """The flags that are keyword arguments of `LLM.load`; --draft only where the program has it."""
+    flags = {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
+    return flags | {name: value for name, value in vars(options).items() if name == "draft"}
 
 
 SAMPLING = (

@@ -99,7 +99,7 @@ class Reply:
         events = []
         for choice, drafted in zip(choices, [*draft, None], strict=True):
             if choice.token == INVALID:
-                raise _not_finite(self.sequence)
+                raise _not_finite(self.sequence, self.params)
             events.append(self._push(choice))
             if events[-1].finish_reason is not None or choice.token != drafted:
                 break
@@ -171,7 +171,7 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
             reply.sequence for reply, (choice,) in zip(active.values(), choices, strict=True) if choice.token == INVALID
         ]
         if invalid:
-            error = _not_finite(invalid[0])
+            error = _not_finite(invalid[0], params)
             for sequence in invalid:
                 sequence.clear()
             raise error
@@ -235,8 +235,10 @@ def _logits(sequence: Sequence) -> Tensor:
     return sequence.logits
 
 
-def _not_finite(sequence: Sequence) -> BareloopError:
+def _not_finite(sequence: Sequence, params: SamplingParams) -> BareloopError:
     """The error for logits that are NaN or infinite, with the first position at which they are.
+
+    The model's may be finite; then `logit_bias` excludes all tokens, or all that a grammar allows.
 
     The position is found by bisection over prefixes: once a position is invalid, all later ones are.
     """
@@ -248,7 +250,10 @@ def _not_finite(sequence: Sequence) -> BareloopError:
         with torch.inference_mode():
             return not bool(model.logits(hidden).amax().isfinite())
 
-    position = min(bisect_left(range(1, len(ids) + 1), True, key=is_invalid), len(ids) - 1)
+    position = bisect_left(range(1, len(ids) + 1), True, key=is_invalid)
+    if position == len(ids) and params.logit_bias:
+        return BareloopError(f"logit_bias excludes every token that may follow the {len(ids):,} tokens so far")
+    position = min(position, len(ids) - 1)
     half = model.dtype == torch.float16
     remedy = "float16 may have overflowed: use --dtype bfloat16 or float32" if half else "the checkpoint may be damaged"
     return BareloopError(

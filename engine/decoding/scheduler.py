@@ -26,6 +26,7 @@ from engine.decoding.request import CANCELLED, QueueFullError, Request
 from engine.decoding.running import Loaded, RunningRequests, Work
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.sequence import Sequence, check_prompt
+from engine.decoding.speculation import DraftStatistics
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory
 
@@ -124,6 +125,12 @@ class Scheduler:
         request.row, request.cached_tokens = Row(sequence, prompt), len(prompt.ids)
         self._enqueue(request)
         return request
+
+    @property
+    def drafts(self) -> DraftStatistics | None:
+        """How often drafted tokens were right, and what they gained; None without a draft."""
+        speculator = self.running.speculator
+        return None if speculator is None else speculator.statistics
 
     def _enqueue(self, request: Request) -> None:
         with self._submitting:

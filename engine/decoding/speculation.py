@@ -25,6 +25,7 @@ from engine.models.family import Model
 TOKEN_COST = 0.12  # of a drafted token, in steps, until it is measured
 PRIOR_RATE, PRIOR_WEIGHT = 0.6, 2.0  # of right drafts, as if this many had been seen
 KEPT = 0.98  # weight of what was seen before the last draft
+MEASURED_FIRST, MEASURED_AGAIN = 2, 50  # steps without drafts at first, and one after so many steps, to know their time
 RETRIED = 0.995  # the same for a step without a draft, after which drafts are tried again one day
 MIN_MATCH, MAX_MATCH = 2, 16  # tokens that occurred before, of prompt look-up
 CANDIDATES = 32  # earlier occurrences that are compared
@@ -70,8 +71,43 @@ class DraftStatistics:
     plain_seconds: float = 0.0  # that the same tokens would have taken without drafts
 
     @property
+    def share_right(self) -> float:
+        """Of the drafted tokens."""
+        return self.right / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self.steps if self.steps else 0.0
+
+    @property
     def speedup(self) -> float:
         return self.plain_seconds / self.seconds if self.seconds else 1.0
+
+    def __str__(self) -> str:
+        if not self.drafted:
+            return "no drafted tokens"
+        return (
+            f"{self.share_right:.0%} of {self.drafted:,} drafted tokens right, {self.tokens_per_step:.2f} tokens/step, "
+            f"{self.speedup:.2f} x as fast as without drafts"
+        )
+
+
+@dataclass
+class PlainSteps:
+    """The time of steps without drafts. Without it nobody could tell whether drafts pay."""
+
+    seconds: float = 0.0
+    count: int = 0
+    drafting_steps: int = 0  # since the last one
+
+    @property
+    def is_due(self) -> bool:
+        return self.count < MEASURED_FIRST or self.drafting_steps >= MEASURED_AGAIN
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.drafting_steps = 0
+        self.seconds += (seconds - self.seconds) / min(self.count, 8)
 
 
 class Speculator:
@@ -82,7 +118,7 @@ class Speculator:
         self.statistics = DraftStatistics()
         self.rates: dict[int, Rate] = defaultdict(Rate)
         self.token_cost = TOKEN_COST
-        self._step_seconds: dict[int, float] = {}  # number of replies -> seconds of a step without drafts
+        self._plain_steps: dict[int, PlainSteps] = defaultdict(PlainSteps)  # by the number of replies
         self._kinds: list[int | None] = []
 
     def draft(self, replies: Seq[Reply]) -> list[list[int]]:
@@ -94,9 +130,11 @@ class Speculator:
 
     def _plan(self, replies: Seq[Reply]) -> list[int]:
         """Numbers of tokens to draft: one more as long as it adds to the tokens per second."""
+        counts = [0] * len(replies)
+        if self._plain_steps[len(replies)].is_due:
+            return counts
         rates = [0.0 if kind is None else self.rates[kind].value for kind in self._kinds]
         limits = [reply.remaining - 1 for reply in replies]  # the last token needs no check
-        counts = [0] * len(replies)
         tokens, steps = float(len(replies)), 1.0
         while sum(counts) + len(replies) < kernels.MAX_ROWS:
             chances = [
@@ -115,23 +153,23 @@ class Speculator:
         rows, drafted = len(drafts), sum(map(len, drafts))
         for kind, draft, tokens in zip(self._kinds, drafts, gained, strict=True):
             if draft:
-                self.rates[kind or 0].add(tokens - 1, min(tokens, len(draft)), KEPT)
+                self.rates[kind or 0].add(max(tokens - 1, 0), min(tokens, len(draft)), KEPT)
             elif kind is not None:
                 self.rates[kind].add(0, 0, RETRIED)
-        plain = self._step_seconds.get(rows)
+        plain = self._plain_steps[rows]
         if not drafted:
-            self._step_seconds[rows] = plain = seconds if plain is None else plain + (seconds - plain) / 8
-        elif plain is not None:
-            measured = (seconds / plain - 1) / drafted
+            plain.add(seconds)
+        else:
+            plain.drafting_steps += 1
+            measured = (seconds / plain.seconds - 1) / drafted if plain.count else TOKEN_COST
             self.token_cost += (min(max(measured, 0.01), 2.0) - self.token_cost) / 16
-        plain = seconds / (1 + self.token_cost * drafted) if plain is None else plain
         counts = self.statistics
         counts.steps += rows
         counts.tokens += sum(gained)
         counts.drafted += drafted
-        counts.right += sum(gained) - rows
+        counts.right += sum(max(tokens - 1, 0) for tokens in gained)  # a reply that fails gains none
         counts.seconds += seconds
-        counts.plain_seconds += plain * sum(gained) / rows
+        counts.plain_seconds += plain.seconds * sum(gained) / rows
 
 
 class PromptLookup:
@@ -200,7 +238,7 @@ class DraftModel:
         return [0 if len(reply.sequence.ids) + kernels.MAX_ROWS < self.max_length else None for reply in replies]
 
     def propose(self, replies: Seq[Reply], counts: Seq[int]) -> list[list[int]]:
-        texts = [[*reply.sequence.ids, reply.token_ids[-1]] for reply in replies]
+        texts = [self._known([*reply.sequence.ids, reply.token_ids[-1]]) for reply in replies]
         starts = list(map(len, texts))
         active = [index for index, count in enumerate(counts) if count]
         while active:
@@ -220,6 +258,10 @@ class DraftModel:
                 if token != INVALID and len(texts[index]) < starts[index] + counts[index]
             ]
         return [text[start:] for text, start in zip(texts, starts, strict=True)]
+
+    def _known(self, ids: list[int]) -> list[int]:
+        """These tokens, with 0 for those that the smaller vocabulary lacks."""
+        return ids if max(ids) < self.vocab_size else [token if token < self.vocab_size else 0 for token in ids]
 
     def _context(self, reply: Reply, text: list[int]) -> Context:
         bias = {token: value for token, value in (reply.params.logit_bias or {}).items() if token < self.vocab_size}

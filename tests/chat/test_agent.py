@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -183,3 +184,21 @@ def test_aliases_of_quit(agent):
     for line in ("/exit", "/q", " /bye"):
         with pytest.raises(EOFError):
             output(agent, line)
+
+
+def test_a_draft_leaves_the_replies_and_is_shown_by_stats(agent, draw_tiny):
+    settings = Settings(sampling={"max_new_tokens": 40})
+    plain, drafting = (
+        Agent(lambda name, draft=draft: LLM.load(name, draft=draft), agent.name, settings, autosave=False)
+        for draft in (None, "prompt")
+    )
+    for line in ("Hello!", "Tell me of a big red ball, a big red ball, a big red ball.", "/continue"):
+        texts, found = ([event.text for event in agent.handle(line)] for agent in (plain, drafting))
+        assert found == texts
+    assert "drafts " not in output(plain, "/stats")
+    line = r"\ndrafts     (no drafted tokens|\d+% of \d+ drafted tokens right, .* x as fast as without drafts)(\n|$)"
+    assert re.search(line, output(drafting, "/stats"))
+    agent.load_model = drafting.load_model
+    with pytest.raises(BareloopError, match="a mamba model cannot take back tokens"):
+        output(agent, f"/model {draw_tiny('mamba').folder}")
+    assert agent.session.turns == []

@@ -17,6 +17,7 @@ from prompt_toolkit.document import Document
 from rich.console import Console
 
 from chat.terminal import CommandCompleter, MarkdownBlocks, markdown, meter
+from engine.decoding.speculation import DraftStatistics
 
 
 def completions(text: str) -> list[str]:
@@ -40,11 +41,14 @@ def test_finished_blocks_are_yielded_once_and_code_blocks_stay_whole():
         assert "".join(finished) + blocks.pending == text
 
 
-def test_the_meter_shows_window_use_speed_and_cached_tokens():
+def test_the_meter_shows_window_use_speed_drafts_and_cached_tokens():
     reply = Reply(1, "", "", "stop", 1800, 42, 1610, 4096, 0.21, 1.0)
     session = Mock(turns=[[]], statistics=Mock(replies=[reply]), budget=Budget(4096, 1024))
     session.count.return_value = 1842
+    session.scheduler.drafts = None
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s · TTFT 0.21 s · 1,610 cached"
+    session.scheduler.drafts = DraftStatistics(drafted=40, right=30)
+    assert meter(session) == "1,842/4,096 (45%) · 41 tok/s (75% of drafts right) · TTFT 0.21 s · 1,610 cached"
 
 
 def test_markdown_rendering_loses_no_text():

@@ -79,6 +79,23 @@ def test_one_seed_gives_one_text_alone_in_a_batch_and_after_a_restart(stories, s
     assert together[0] != stories.generate(prompts[:1], SamplingParams(temperature=1.0, top_p=0.95, seed=12))[0]
 
 
+def test_each_prompt_may_have_its_own_parameters(stories):
+    prompts = ["Once upon a time", "Tom had a big red ball.", "The cat", "Once upon a time"]
+    params = [
+        SamplingParams(max_new_tokens=9),
+        SamplingParams(max_new_tokens=30, temperature=1.0, seed=3, logprobs=2),
+        SamplingParams(max_new_tokens=20, stop=["."], repetition_penalty=1.2),
+        SamplingParams(max_new_tokens=40, temperature=0.8, top_p=0.9, seed=4, stop_token_ids=[13]),
+    ]
+    alone = [stories.generate([prompt], each)[0] for prompt, each in zip(prompts, params, strict=True)]
+    assert stories.generate(prompts, params) == stories.generate(tuple(prompts), tuple(params)) == alone
+    assert [completion.logprobs is not None for completion in alone] == [False, True, False, False]
+    for number in (0, 1, 3, 5):
+        with pytest.raises(BareloopError, match=f"4 prompts and {number} params; give one for all, or one for each"):
+            stories.generate(prompts, [SamplingParams()] * number)
+    assert stories.generate([], []) == stories.generate([]) == []
+
+
 def test_stop_strings_end_a_text_and_are_not_part_of_it(stories):
     full = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=60))[0]
     assert full.text is not None

@@ -53,6 +53,12 @@ def stories(shared: Path) -> tuple[str, ...]:
     return ("--model", str(shared / "checkpoints" / "llama-tinystories-656k"), "--device", "cpu")
 
 
+@pytest.fixture
+def tiny_mamba(draw_tiny: Callable[..., Any]) -> Path:
+    """A recurrent model."""
+    return Path(draw_tiny("mamba").folder)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
@@ -67,6 +73,15 @@ def stories(shared: Path) -> tuple[str, ...]:
         (("--wrong",), 2, "unrecognized arguments: --wrong"),
         (("--dtype", "int3"), 2, "invalid choice: 'int3'"),
         (("hi", "-m", "demo", "--device", "foo"), 2, "foo"),
+        (("hi", "-m", "demo", "--regex", "["), 2, "the regex '[' cannot be used: unclosed character class"),
+        (("hi", "-m", "demo", "--regex", ""), 2, "the regex is empty"),
+        (("hi", "-m", "demo", "--regex", "a", "--lark", "f"), 2, "--lark: not allowed with argument --regex"),
+        (("hi", "-m", "demo", "--json-schema", "./nowhere"), 1, "cannot read the JSON schema in ./nowhere"),
+        (("hi", "-m", "demo", "--lark", "./nowhere"), 1, "cannot read the Lark grammar in ./nowhere"),
+        (("hi", "-m", "demo", "--json-schema", __file__), 2, "is not valid JSON"),
+        (("hi", "-m", "demo", "--lark", __file__), 2, "the Lark grammar"),
+        (("hi", "-m", "demo", "--draft", "./nowhere"), 1, "no such folder: ./nowhere"),
+        (("hi", "-m", "demo", "--draft", ""), 1, "the model's name is empty"),
     ],
 )
 def test_a_wrong_flag_is_one_line(program: Callable[..., Output], arguments: Any, code: int, line: str) -> None:
@@ -130,6 +145,48 @@ def test_a_file_of_prompts_is_decoded_in_one_batch_and_printed_as_json(
     assert len(first["token_ids"]) == len(first["logprobs"]) == len(first["top_logprobs"]) == 12
     alone = json.loads(program(*flags, "--prompt", "Tom had a big red ball.").stdout)
     assert alone["text"] == second["text"]
+
+
+def test_a_text_within_a_grammar_is_printed(program: Callable[..., Output], tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (tmp_path / "grammar.lark").write_text('start: "yes" | "no"')
+    flags = ("-m", "demo", "--device", "cpu", "--prompt", "A number: ")
+    assert json.loads(program(*flags, "--json-schema", str(tmp_path / "schema.json")).stdout)["n"] in (1, 2)
+    assert program(*flags, "--lark", str(tmp_path / "grammar.lark")).stdout.strip() in ("yes", "no")
+    several = program(*flags, "--regex", "[0-9]{3}x", "--temp", "1", "--json")
+    assert re.fullmatch("[0-9]{3}x", json.loads(several.stdout)["text"])
+
+
+def test_a_draft_leaves_the_text_and_reports_what_it_gained(
+    program: Callable[..., Output], stories: tuple[str, ...], tmp_path: Path
+) -> None:
+    plain = program(*stories, "--prompt", "Once upon a time", "-n", "60")
+    for draft in ("prompt", stories[1]):
+        output = program(*stories, "--prompt", "Once upon a time", "-n", "60", "--draft", draft)
+        assert output.stdout == plain.stdout
+        line = r"6 \+ 60 tokens, TTFT \d+ ms, [\d.]+ tokens/s, (no drafted tokens|\d+% of \d+ drafted tokens right, "
+        line += r"[\d.]+ tokens/step, [\d.]+ x as fast as without drafts), (C\+\+ kernels|PyTorch's operators).*\n"
+        assert re.fullmatch(line, output.stderr)
+    (tmp_path / "prompts.txt").write_text("Once upon a time\nTom had a big red ball.\n")
+    output = program(*stories, "--file", str(tmp_path / "prompts.txt"), "--json", "--draft", stories[1])
+    first, second = (json.loads(line) for line in output.stdout.splitlines())
+    assert first["drafts"] == second["drafts"]
+    assert first["drafts"].keys() == {"drafted_tokens", "right_tokens", "tokens_per_step", "speedup"}
+    assert "drafts" not in json.loads(program(*stories, "--prompt", "Hi", "-n", "2", "--json").stdout)
+
+
+def test_a_draft_that_one_of_several_models_cannot_use_is_an_error_with_its_name(
+    program: Callable[..., Output], stories: tuple[str, ...], tiny_mamba: Path
+) -> None:
+    flags = (*stories, "-m", str(tiny_mamba), "--prompt", "Hi", "-n", "2", "--draft")
+    output = program(*flags, "prompt")
+    assert output.code == 1
+    assert f"{tiny_mamba}: a mamba model cannot take back tokens" in output.stderr.splitlines()[-1]
+    output = program("-m", "demo", "--prompt", "Hi", "--draft", stories[1])
+    assert output.code == 1
+    assert "has another vocabulary than" in output.stderr
+    assert output.stderr.count("\n") == 1
 
 
 def test_several_models_stand_side_by_side(program: Callable[..., Output], stories: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.cli.parser import Parser, run
+from engine.cli.parser import Parser, model_options, run
 from engine.runtime.errors import BareloopError, UsageError
 
 PROGRAMS = ("engine", "evals.mmlu", "evals.timing", "evals.quantization")
@@ -32,6 +32,15 @@ def test_every_weight_format_has_one_canonical_name(capsys):
         parse("--quant", "int3")
     assert caught.value.code == 2
     assert "unknown weight format 'int3'; use auto, none, int8, int4, nf4" in capsys.readouterr().err
+
+
+def test_a_draft_is_handed_over_only_where_the_flag_exists():
+    assert "draft" not in model_options(parse())
+    parser = Parser("program", "A program.")
+    parser.add_model_options()
+    parser.add_draft_option()
+    assert model_options(parser.parse_args([]))["draft"] is None
+    assert model_options(parser.parse_args(["--draft", "prompt"]))["draft"] == "prompt"
 
 
 def test_underscores_are_accepted_in_long_flags():
