@@ -233,7 +233,7 @@ def run_dialogues(
                 progress.advance(1, name)
         finally:
             scheduler.close()  # ends the replies that are waited for
-        stepping.result()
+            stepping.result()  # raises what ended the steps, which others only follow from
     total.seconds = time.perf_counter() - start
     return total
 

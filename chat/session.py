@@ -77,6 +77,7 @@ class Session:
         self.template = _load_template(llm, self.now)
         self._encoded: tuple[Sequence[Message], list[int]] | None = None
         self.fold_system = rejects_system_role(self.count)
+        self.scope = object()  # of what is cached: nothing of other conversations
         cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
         self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
 
@@ -112,7 +113,7 @@ class Session:
 
     def generate(self, ids: Sequence[int], params: SamplingParams, continues: bool = False) -> Request:
         """Submit a prompt. What the conversation has cached is not computed again."""
-        return self.scheduler.submit(ids, params, continues, scope=self)
+        return self.scheduler.submit(ids, params, continues, scope=self.scope)
 
     def count(self, messages: Sequence[Message]) -> int:
         """Number of tokens of these messages in the model's template."""

@@ -51,7 +51,7 @@ class Completion:
     text: str | None
     token_ids: list[int]  # without the prompt, with the token that ended it
     logprobs: list[float] | None  # of each token, if requested
-    finish_reason: str  # "stop" (an EOS token, stop token or stop string) or "length"
+    finish_reason: str  # "stop" (an EOS token, stop token or stop string, a complete grammar) or "length"
     usage: Usage
 
 
@@ -228,7 +228,8 @@ class LLM:
     ) -> list[Completion]:
         """Continue all prompts (text or token ids): one `Completion` each, in their order.
 
-        `params`: for all prompts, or one for each. A prompt's completion does not depend on the others.
+        `params`: for all prompts, or one for each. With the C++ kernels, and in float32, a prompt's completion does not
+        depend on the others.
         """
         if isinstance(prompts, str):
             raise BareloopError("generate takes a list of prompts: generate([text])")
@@ -261,9 +262,18 @@ class LLM:
         )
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
-        """Continue one prompt: yield an `Event` per token. It may be abandoned at any event."""
-        with self.scheduler() as scheduler:
-            yield from scheduler.submit(self.encode(prompt), params)
+        """Continue one prompt: yield an `Event` per token. It may be abandoned at any event.
+
+        Raises `BareloopError` for an invalid prompt at once, not with the first event.
+        """
+        scheduler = self.scheduler()
+        request = scheduler.submit(self.encode(prompt), params)
+
+        def events() -> Iterator[Event]:
+            with scheduler:
+                yield from request
+
+        return events()
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The logits after every token: float32 [time, vocab], on the CPU."""

@@ -189,17 +189,21 @@ class Cache:
         self._rows[row], self._dropped[row] = spans, self._dropped[source]
 
     def reserve(self, row: int, tokens: int) -> None:
-        self._make_room(row, tokens if self.longest is None else min(tokens, self.longest))
+        self._make_room(row, tokens if self.longest is None else min(tokens, self.longest), doubles=False)
 
     def compact(self, row: int) -> None:
-        """Copy the end of the row to a segment of its size, unless another row shares it."""
+        """Copy the row's last segment to one of the size that is used, by this row or another that shares it."""
         spans = self._rows[row]
         if spans and spans[-1].length == 0:
             spans.pop().segment.users -= 1
-        if spans and spans[-1].segment.users == 1 and spans[-1].segment.capacity >= spans[-1].length + GRANULE:
-            segment, length = spans[-1].segment, spans[-1].length
-            smaller = self._allocate(length)
-            smaller[:, :, :, :length] = segment.kv[:, :, :, :length]
+        if not spans or spans[-1].segment.capacity < spans[-1].length + GRANULE:
+            return
+        segment, used = spans[-1].segment, spans[-1].length
+        if segment.users > 1:
+            used = max(span.length for row in self._rows.values() for span in row if span.segment is segment)
+        if segment.capacity >= used + GRANULE:
+            smaller = self._allocate(used)
+            smaller[:, :, :, :used] = segment.kv[:, :, :, :used]
             segment.kv = smaller
 
     def view(self, step: Step) -> View:
@@ -233,8 +237,11 @@ class Cache:
         self._rows[row] = [Span(segment, kept)]
         self._dropped[row] += cached - kept
 
-    def _make_room(self, row: int, tokens: int) -> Span:
-        """The row's last span, with room for `tokens` more in its segment that no other row uses."""
+    def _make_room(self, row: int, tokens: int, doubles: bool = True) -> Span:
+        """The row's last span, with room for `tokens` more in its segment that no other row uses.
+
+        `doubles`: a segment that is too short is doubled, so that many short steps copy little.
+        """
         spans = self._rows[row]
         if spans and self._may_append(row, spans[-1]):
             tail = spans[-1]
@@ -243,7 +250,7 @@ class Cache:
                 return tail
             if segment.users == 1:
                 doubled = 2 * segment.capacity if self.longest is None else min(2 * segment.capacity, self.longest)
-                grown = self._allocate(max(needed, doubled) if tail.length else needed)
+                grown = self._allocate(max(needed, doubled) if tail.length and doubles else needed)
                 grown[:, :, :, : tail.length] = segment.kv[:, :, :, : tail.length]
                 segment.kv = grown
                 return tail

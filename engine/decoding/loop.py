@@ -164,7 +164,7 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
         sequence.state.rewind(sequence.row, len(sequence.ids))  # after an interrupt between the forward pass and `ids`
     kernels.adopt()
     active = {index: Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
-    logits = torch.stack([_logits(sequence) for sequence in sequences]) if sequences else None
+    logits = torch.stack([sequence.last_logits() for sequence in sequences]) if sequences else None
     while active and logits is not None:
         choices = choose_tokens([*active.values()], logits)  # <- the next tokens
         invalid = [
@@ -227,12 +227,6 @@ def feed_tokens(replies: Seq[Reply], drafts: Seq[Seq[int]] | None = None) -> Ten
         sequence.logits = None  # so that an interrupt here does not leave new ids with old logits
         sequence.ids.append(reply.token_ids[-1])
     return logits
-
-
-def _logits(sequence: Sequence) -> Tensor:
-    if sequence.logits is None:
-        raise BareloopError("feed a sequence before decoding it")
-    return sequence.logits
 
 
 def _not_finite(sequence: Sequence, params: SamplingParams) -> BareloopError:

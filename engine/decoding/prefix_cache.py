@@ -7,6 +7,7 @@ end where a piece of both prompts ends; otherwise, anywhere in the row.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from engine.cache.state import State
 from engine.decoding.sequence import Sequence, common_prefix
 
-MIN_SHARED = 16  # tokens; a shorter common beginning is computed again, as a row in two parts costs more
+MIN_SHARED = 16  # tokens; a shorter common beginning is computed again, as a row in two segments costs more
+MAX_KEPT = 256  # finished rows: looking through them costs less than it saves
 
 
 @dataclass(eq=False)
@@ -41,12 +43,12 @@ class Prompt:
         return start
 
     def common_length(self, other: Prompt, ids: Seq[int]) -> int:
-        """Length of the common prefix with the ids in another's row, but at most all tokens but one."""
+        """Length of the common prefix with the ids in another's slot, but at most all tokens but one."""
         return min(common_prefix(self.ids, ids), len(self.ids) - 1) if self.scope == other.scope else 0
 
 
 @dataclass(eq=False)
-class Row:
+class Slot:
     """A sequence, and the prompt that was or is being computed in it."""
 
     sequence: Sequence
@@ -54,78 +56,91 @@ class Row:
 
 
 class PrefixCache:
-    """Rows of finished requests, the least recently used first. `max_bytes`: of all rows of the state."""
+    """Slots of finished requests. `max_bytes`: of all rows of the state, also of running requests."""
 
     def __init__(self, state: State, max_bytes: int, exact: bool) -> None:
         self.state = state
         self.max_bytes = max_bytes
         self.exact = exact
-        self.rows: list[Row] = []
+        self._slots: dict[Slot, Hashable] = {}  # and their beginnings; the least recently used first
+        self._by_beginning: dict[Hashable, list[Slot]] = defaultdict(list)
 
-    def find(self, prompt: Prompt, running: Iterable[Row], present: Row | None = None) -> tuple[Row | None, int]:
-        """The row, of these or the finished ones, that has the longest beginning of a prompt, and its length.
+    def __len__(self) -> int:
+        return len(self._slots)
 
-        None, unless that is longer than what the prompt's own row has at present.
+    def _beginning(self, prompt: Prompt, ids: Seq[int]) -> Hashable:
+        """What two texts must have in common to share anything: the first piece, or the first tokens."""
+        return prompt.scope, tuple(prompt.ids[: prompt.ends[0]] if self.exact else ids[:MIN_SHARED])
+
+    def find(self, prompt: Prompt, running: Iterable[Slot], present: int = 0) -> tuple[Slot | None, int]:
+        """The slot, of these or the finished ones, that has the longest beginning of a prompt, and its length.
+
+        None, unless that is longer than `present`, the tokens that the prompt has already.
         """
-        source, length = None, 0 if present is None else len(present.sequence.ids)
-        for row in (*self.rows, *running):
-            shared = self._shared_length(prompt, row)
+        source, length = None, present
+        for slot in (*self._by_beginning.get(self._beginning(prompt, prompt.ids), ()), *running):
+            shared = self._shared_length(prompt, slot)
             if shared >= length + (1 if self.exact else MIN_SHARED):
-                source, length = row, shared
+                source, length = slot, shared
         return source, length
 
-    def _shared_length(self, prompt: Prompt, row: Row) -> int:
-        """Tokens of a prompt that can be taken from a row as it is now."""
-        sequence = row.sequence
+    def _shared_length(self, prompt: Prompt, slot: Slot) -> int:
+        """Tokens of a prompt that can be taken from a slot as it is now."""
+        sequence = slot.sequence
         if not self.exact:
-            return self.state.restorable(sequence.row, prompt.common_length(row.prompt, sequence.ids))
-        length = min(prompt.common_end(row.prompt), len(sequence.ids))
+            return self.state.restorable(sequence.row, prompt.common_length(slot.prompt, sequence.ids))
+        length = min(prompt.common_end(slot.prompt), len(sequence.ids))
         end = max((end for end in prompt.ends if end <= length), default=0)
         return self.state.restorable(sequence.row, end)
 
-    def is_worth_waiting(self, row: Row, other: Row) -> bool:
-        """Whether the other row is about to have more of this row's prompt than both have now."""
+    def is_worth_waiting(self, slot: Slot, other: Slot) -> bool:
+        """Whether the other slot is about to have more of this slot's prompt than both have now."""
         if self.exact or not self.state.rewinds_anywhere:
-            shared = row.prompt.common_end(other.prompt)
+            shared = slot.prompt.common_end(other.prompt)
         else:
-            shared = row.prompt.common_length(other.prompt, other.prompt.ids) - MIN_SHARED
-        return shared > max(len(row.sequence.ids), len(other.sequence.ids))
+            shared = slot.prompt.common_length(other.prompt, other.prompt.ids) - MIN_SHARED
+        return shared > max(len(slot.sequence.ids), len(other.sequence.ids))
 
-    def give(self, source: Row, row: Row, length: int) -> None:
-        """Make the first `length` tokens of the source the content of a row.
+    def give(self, source: Slot, slot: Slot, length: int) -> None:
+        """Make the first `length` tokens of the source the content of a slot.
 
-        A finished row that is used whole, as in a conversation, becomes the row's own; others share their storage.
+        A finished row that is used whole, as in a conversation, becomes the slot's own; others share their storage.
         """
-        if source in self.rows and length == len(source.sequence.ids):
-            self.rows.remove(source)
-            row.sequence.close()
-            row.sequence = source.sequence
-            return
-        if source in self.rows:  # it becomes the most recently used
-            self.rows.remove(source)
-            self.rows.append(source)
-        row.sequence.take(source.sequence, length)
+        if source in self._slots:
+            beginning = self._remove(source)
+            if length == len(source.sequence.ids):
+                slot.sequence.close()
+                slot.sequence = source.sequence
+                return
+            self._insert(source, beginning)  # as the most recently used
+        slot.sequence.take(source.sequence, length)
 
-    def add(self, row: Row) -> None:
-        """Keep the row of a finished request, without the room that it had reserved.
+    def add(self, slot: Slot) -> None:
+        """Keep the slot of a finished request, without the room that it had reserved.
 
-        Rows that it can replace are released, and so is a row without pieces that a prompt could have, too.
+        Slots that it can replace are released, and so is itself, if it has no pieces that a prompt could have, too.
         """
-        sequence = row.sequence
-        if not sequence.ids or not row.prompt.ends:
+        sequence = slot.sequence
+        if not sequence.ids or not slot.prompt.ends:
             sequence.close()
             return
-        for other in [other for other in self.rows if other.prompt.scope == row.prompt.scope]:
+        beginning = self._beginning(slot.prompt, sequence.ids)
+        for other in [*self._by_beginning.get(beginning, ())]:
             ids = other.sequence.ids
             if ids == sequence.ids[: len(ids)] and self.state.restorable(sequence.row, len(ids)) == len(ids):
                 self._release(other)
         self.state.compact(sequence.row)
-        self.rows.append(row)
-        self.has_room(0, 0)
+        self._insert(slot, beginning)
+        self.make_room(0, 0, 0)
 
-    def has_room(self, nbytes: int, running: int, spared: Row | None = None) -> bool:
-        """Whether there is room for so many bytes beside `running` rows. Finished rows but the spared one make room."""
-        while self._used_bytes(running) + nbytes > self.max_bytes:
+    def make_room(self, nbytes: int, running: int, reserved: int, spared: Slot | None = None) -> bool:
+        """Release finished rows but the spared one, until there is room for so many bytes. False if there never is.
+
+        `running`, `reserved`: the number of running requests, and the bytes that they have reserved.
+        """
+        if reserved + nbytes > self.max_bytes:
+            return False
+        while len(self._slots) > MAX_KEPT or self._used_bytes(running) + nbytes > self.max_bytes:
             if not self.evict(spared):
                 return False
         return True
@@ -135,18 +150,29 @@ class PrefixCache:
         used = self.state.nbytes
         return used if self.state.rewinds_anywhere else max(used, running * self.state.row_bytes(0))
 
-    def evict(self, spared: Row | None = None) -> bool:
-        """Release the least recently used row but the spared one. False if there is none."""
-        row = next((row for row in self.rows if row is not spared), None)
-        if row is not None:
-            self._release(row)
-        return row is not None
+    def evict(self, spared: Slot | None = None) -> bool:
+        """Release the least recently used slot but the spared one. False if there is none."""
+        slot = next((slot for slot in self._slots if slot is not spared), None)
+        if slot is not None:
+            self._release(slot)
+        return slot is not None
 
     def clear(self) -> None:
-        """Release all rows."""
+        """Release all slots."""
         while self.evict():
             pass
 
-    def _release(self, row: Row) -> None:
-        self.rows.remove(row)
-        row.sequence.close()
+    def _insert(self, slot: Slot, beginning: Hashable) -> None:
+        self._slots[slot] = beginning
+        self._by_beginning[beginning].append(slot)
+
+    def _remove(self, slot: Slot) -> Hashable:
+        beginning = self._slots.pop(slot)
+        self._by_beginning[beginning].remove(slot)
+        if not self._by_beginning[beginning]:
+            del self._by_beginning[beginning]
+        return beginning
+
+    def _release(self, slot: Slot) -> None:
+        self._remove(slot)
+        slot.sequence.close()

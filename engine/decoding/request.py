@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.decoding.grammar import Matcher
 from engine.decoding.loop import Event, Reply
-from engine.decoding.prefix_cache import Prompt, Row
+from engine.decoding.prefix_cache import Prompt, Slot
 from engine.decoding.sampling import SamplingParams
 from engine.runtime.errors import BareloopError
 
@@ -34,7 +35,8 @@ class Request:
     """A prompt and its reply. Iterating yields the events and waits for them; any thread may read or cancel.
 
     After the last event `finish_reason` is `stop`, `length` or `cancelled`; iterating raises the error of a request
-    that failed. `notify` is called in the scheduler's thread whenever there is something new.
+    that failed. `notify` is called in the scheduler's thread whenever there is something new. A request that is paused,
+    because its reader is `max_unread` events behind, keeps its row.
     """
 
     def __init__(
@@ -48,10 +50,13 @@ class Request:
         max_unread: int | None = None,
     ) -> None:
         self.number = 0  # in the order of submission
+        if max_unread is not None and max_unread < 1:
+            raise BareloopError(f"max_unread is {max_unread}; use 1 or more")
         self.prompt = prompt
         self.params = params
         self.continues = continues
-        self.row: Row | None = None  # while it is being computed
+        self.slot: Slot | None = None  # while it is being computed, or if its prompt is
+        self.reserved_bytes = 0
         self.matcher: Matcher | None = None  # of the grammar
         self.reply: Reply | None = None  # once its prompt is computed
         self.cached_tokens = 0
@@ -70,9 +75,10 @@ class Request:
 
     def __next__(self) -> Event:
         while True:
+            is_finished = self.is_finished  # before the last event is looked for
             for event in self.take(1):
                 return event
-            if self.is_finished:
+            if is_finished:
                 if self.error is not None:
                     raise self.error
                 raise StopIteration
@@ -103,10 +109,10 @@ class Request:
         return bool(self._unread) or self.is_finished
 
     @property
-    def running_row(self) -> Row:
-        """The row of a request that is being computed."""
-        assert self.row is not None
-        return self.row
+    def running_slot(self) -> Slot:
+        """The slot of a request that is being computed."""
+        assert self.slot is not None
+        return self.slot
 
     @property
     def is_paused(self) -> bool:
@@ -150,4 +156,7 @@ class Request:
         with self.changed:
             self.changed.notify_all()
         if self._notify is not None:
-            self._notify()
+            try:
+                self._notify()
+            except Exception as error:  # it is the reader's, and must not stop the others
+                logging.getLogger("bareloop").warning("the notification of a request failed: %r", error)

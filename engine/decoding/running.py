@@ -14,17 +14,16 @@ from torch import Tensor
 from engine import kernels
 from engine.cache.state import State
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
-from engine.decoding.prefix_cache import PrefixCache, Row
+from engine.decoding.prefix_cache import PrefixCache, Slot
 from engine.decoding.request import CANCELLED, Request
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.sequence import Sequence, prefill
 from engine.decoding.speculation import Speculator
 from engine.models.family import Model
-from engine.runtime.errors import BareloopError
 from engine.text.tokenizer import Tokenizer
 
 
-class Loaded(Protocol):
+class LoadedModel(Protocol):
     """What is needed of an `LLM`."""
 
     model: Model
@@ -53,7 +52,7 @@ class Work(NamedTuple):
 class RunningRequests:
     """Requests with rows in one state. A request whose computation fails ends with its error; the others go on."""
 
-    def __init__(self, llm: Loaded, cache: PrefixCache) -> None:
+    def __init__(self, llm: LoadedModel, cache: PrefixCache) -> None:
         self.llm = llm
         self.cache = cache
         self.speculator = llm.speculator()
@@ -72,46 +71,43 @@ class RunningRequests:
         return min(prompt_tokens + params.max_new_tokens, self.llm.max_length)
 
     def admit(self, request: Request) -> bool:
-        """Give a row to a request if there is memory for all of its prompt and reply."""
-        if request.row is not None:  # its prompt is computed already
-            self._start_fed(request)
-            return True
-        source, shared = self.cache.find(request.prompt, self._rows())
+        """Give a slot to a request if there is memory for all of its prompt and reply."""
+        source, shared = None, len(request.prompt.ids)
+        is_fed = request.slot is not None  # its prompt is computed already
+        if not is_fed:
+            source, shared = self.cache.find(request.prompt, self._slots())
         needed = self.state.row_bytes(self.longest(len(request.prompt.ids), request.params) - shared)
-        if not self.cache.has_room(needed, len(self), source):
+        reserved = sum(other.reserved_bytes for other in self)
+        if not self.cache.make_room(needed, len(self), reserved, source):
             if len(self):
                 return False
-            self.cache.clear()  # alone every request fits, as was checked when it was submitted
-            source, shared = None, 0
-        request.row = Row(self.llm.sequence(self.state), request.prompt)
-        self._share(request, source, shared)
+            if not is_fed:  # alone every request fits, as was checked when it was submitted
+                self.cache.clear()
+                source, shared = None, 0
         request.admitted = time.perf_counter()
+        request.reserved_bytes = needed
         self.prefilling.append(request)
+        try:
+            request.slot = request.slot or Slot(self.llm.sequence(self.state), request.prompt)
+            self._share(request, source, shared)
+            if is_fed:
+                self._start(request, request.slot.sequence.last_logits()[None])
+        except BaseException as error:
+            self.fail([request], error)
         return True
 
-    def _start_fed(self, request: Request) -> None:
-        """Choose the first token of a request whose prompt is computed."""
-        request.admitted = time.perf_counter()
-        sequence = request.running_row.sequence
-        self.state.reserve(sequence.row, self.longest(len(sequence.ids), request.params) - len(sequence.ids))
-        assert sequence.logits is not None
-        try:
-            self._start(request, sequence.logits[None])
-        except BaseException as error:
-            self._fail([request], error)
+    def _slots(self) -> list[Slot]:
+        """The slots of running requests."""
+        return [request.slot for request in self if request.slot is not None]
 
-    def _rows(self) -> list[Row]:
-        """The rows of running requests."""
-        return [request.row for request in self if request.row is not None]
-
-    def _share(self, request: Request, source: Row | None, shared: int) -> None:
+    def _share(self, request: Request, source: Slot | None, shared: int) -> None:
         """Begin a request's row with `shared` tokens of the source, and reserve room for the rest."""
-        row = request.running_row
+        slot = request.running_slot
         if source is not None:
-            request.cached_tokens += shared - len(row.sequence.ids)
-            self.cache.give(source, row, shared)
-        rest = self.longest(len(request.prompt.ids), request.params) - len(row.sequence.ids)
-        self.state.reserve(row.sequence.row, rest)
+            request.cached_tokens += shared - len(slot.sequence.ids)
+            self.cache.give(source, slot, shared)
+        rest = self.longest(len(request.prompt.ids), request.params) - len(slot.sequence.ids)
+        self.state.reserve(slot.sequence.row, rest)
 
     def ready(self) -> list[Request]:
         """The requests that can decode: all but those whose reader is behind."""
@@ -120,48 +116,47 @@ class RunningRequests:
     def next_prompt(self) -> Request:
         """The next prompt in turn, but for those whose beginning is just being computed for an earlier request."""
         for request in self.prefilling:
-            row = request.running_row
-            earlier = [other.running_row for other in self.prefilling if other.number < request.number]
-            if not any(self.cache.is_worth_waiting(row, other) for other in earlier):
+            slot = request.running_slot
+            earlier = [other.running_slot for other in self.prefilling if other.number < request.number]
+            if not any(self.cache.is_worth_waiting(slot, other) for other in earlier):
                 return request
         raise AssertionError("the earliest prompt never waits")
 
     def prefill(self, request: Request) -> Work:
         """Compute the next piece of a prompt; after the last one, choose the first token of the reply."""
-        self.prefilling.remove(request)
-        row, ids = request.running_row, request.prompt.ids
+        slot, ids = request.running_slot, request.prompt.ids
         try:
-            source, shared = self.cache.find(row.prompt, [other for other in self._rows() if other is not row], row)
+            others = [other for other in self._slots() if other is not slot]
+            source, shared = self.cache.find(slot.prompt, others, len(slot.sequence.ids))
             if source is not None:
                 self._share(request, source, shared)
-            start = len(row.sequence.ids)
-            end = next(end for end in row.prompt.ends if end > start)
-            _, (hidden,) = prefill([row.sequence], [ids[:end]], [1], chunk=end - start)
-            self.state.checkpoint(row.sequence.row)
-            if end < len(ids):
-                self.prefilling.append(request)
-                return Work("prefill", [request], end - start)
-            with torch.inference_mode():
-                logits = self.llm.model.logits(hidden)
-            self._start(request, logits)
+            start = len(slot.sequence.ids)
+            end = next(end for end in slot.prompt.ends if end > start)
+            _, (hidden,) = prefill([slot.sequence], [ids[:end]], [1], chunk=end - start)
+            self.state.checkpoint(slot.sequence.row)
+            if end == len(ids):
+                with torch.inference_mode():
+                    logits = self.llm.model.logits(hidden)
+                self._start(request, logits)
+            else:
+                self.prefilling = deque([*(other for other in self.prefilling if other is not request), request])
             return Work("prefill", [request], end - start)
         except BaseException as error:
-            self._fail([request], error)
+            self.fail([request], error)
             return Work("prefill", [request], 0)
 
     def _start(self, request: Request, logits: Tensor) -> None:
         """Choose the first token of a reply, from the logits [1, V] after its prompt."""
-        sequence = request.running_row.sequence
+        sequence = request.running_slot.sequence
         reply = request.reply = Reply(sequence, request.params, request.continues, request.matcher)
+        self.prefilling.remove(request)
         self.decoding.append(request)
         self._accept(request, choose_tokens([reply], logits)[0], ())
 
     def decode(self) -> Work:
         """Compute a token for as many replies as the kernels take at once; then the others are next."""
         requests = self.ready()[: kernels.MAX_ROWS]
-        for request in requests:
-            self.decoding.remove(request)
-        self.decoding += requests
+        self.decoding = deque([*(other for other in self.decoding if other not in requests), *requests])
         replies = [request.reply for request in requests if request.reply is not None]
         start = time.perf_counter()
         try:
@@ -176,7 +171,7 @@ class RunningRequests:
                 self.speculator.observe(drafts, gained, time.perf_counter() - start)
             return Work("decode", requests, len(logits))
         except BaseException as error:
-            self._fail([request for request in requests if not request.is_finished], error)
+            self.fail([request for request in requests if not request.is_finished], error)
             return Work("decode", requests, 0)
 
     def _accept(self, request: Request, choices: Seq[Choice], draft: Seq[int]) -> None:
@@ -184,39 +179,42 @@ class RunningRequests:
         assert request.reply is not None
         try:
             events = request.reply.accept(choices, draft)
-        except BareloopError as error:  # logits that are not finite: nothing of the row can be used
-            self._fail([request], error)
+        except Exception as error:  # logits that are not finite, a grammar that leads no further
+            self.fail([request], error)
             return
         request.push(events)
         if (reason := events[-1].finish_reason) is not None:
             self.retire(request, reason)
 
     def retire(self, request: Request, reason: str) -> None:
-        """End a request. Its row is kept for prompts that begin alike."""
-        row = self._withdraw(request)
-        if row is not None:
-            row.sequence.synchronize()
-            self.cache.add(row)
+        """End a request, unless it has ended. Its row is kept for prompts that begin alike."""
+        if request.is_finished:
+            return
+        slot = self._withdraw(request)
+        if slot is not None:
+            slot.sequence.synchronize()
+            self.cache.add(slot)
         request.finish(reason)
 
-    def _fail(self, requests: list[Request], error: BaseException) -> None:
-        """End requests whose step raised an error, which an interrupt (Ctrl-C) also does to the caller."""
-        if not isinstance(error, Exception):
-            for request in requests:
-                self.retire(request, CANCELLED)
-            raise error
+    def fail(self, requests: list[Request], error: BaseException) -> None:
+        """End requests with the error of their step. An interrupt (Ctrl-C) cancels them, and is raised again."""
         for request in requests:
-            row = self._withdraw(request)
-            if row is not None:
-                row.sequence.close()
-            request.finish(None, error)
+            if not isinstance(error, Exception):
+                self.retire(request, CANCELLED)
+            elif not request.is_finished:
+                slot = self._withdraw(request)
+                if slot is not None:
+                    slot.sequence.close()
+                request.finish(None, error)
+        if not isinstance(error, Exception):
+            raise error
 
-    def _withdraw(self, request: Request) -> Row | None:
-        """Remove a request from the running ones. -> its row, if it had one"""
+    def _withdraw(self, request: Request) -> Slot | None:
+        """Remove a request from the running ones. -> its slot, if it had one"""
         for requests in (self.prefilling, self.decoding):
             if request in requests:
                 requests.remove(request)
         if self.speculator is not None and request.reply is not None:
             self.speculator.drafter.forget(request.reply)
-        row, request.row = request.row, None
-        return row
+        slot, request.slot = request.slot, None
+        return slot

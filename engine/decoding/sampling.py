@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from engine import kernels
 from engine.decoding.grammar import Grammar
-from engine.runtime.device import few_threads
 from engine.runtime.errors import BareloopError, UsageError, quote
 
+LARGEST = 1e6  # temperature, penalty or bias: far beyond what makes a difference, far below float32's limit
 MAX_STOPS = 64  # stop strings, each searched after every token
 INVALID = -1  # in place of a token: the logits of the row are not finite numbers
 
@@ -49,32 +49,45 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         ranges = (
-            ("temperature", 0.0, math.inf),
-            ("top_k", 0, math.inf),
+            ("temperature", 0.0, LARGEST),
             ("min_p", 0.0, 1.0),
-            ("presence_penalty", -math.inf, math.inf),
-            ("frequency_penalty", -math.inf, math.inf),
-            ("logprobs", 0, math.inf),
-            ("max_new_tokens", 1, math.inf),
+            ("repetition_penalty", 1 / LARGEST, LARGEST),
+            ("presence_penalty", -LARGEST, LARGEST),
+            ("frequency_penalty", -LARGEST, LARGEST),
         )
         for name, low, high in ranges:
             value = getattr(self, name)
-            if not low <= value <= high or not math.isfinite(value):
-                span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
-                raise UsageError(f"{name} = {value}: use {span if math.isfinite(low) else 'a finite number'}")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p = {self.top_p}: use more than 0, up to 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UsageError(f"repetition_penalty = {self.repetition_penalty}: use more than 0 (1 is none)")
+            if not _is_number(value) or not low <= value <= high:
+                raise UsageError(f"{name} = {quote(value)}: use a number from {low:g} to {high:g}")
+        for name, least in (("top_k", 0), ("logprobs", 0), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            if not _is_integer(value) or value < least:
+                raise UsageError(f"{name} = {quote(value)}: use a whole number, {least} or more")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p = {quote(self.top_p)}: use more than 0, up to 1")
+        if self.seed is not None and not _is_integer(self.seed):
+            raise UsageError(f"seed = {quote(self.seed)}: use a whole number")
         if isinstance(self.stop, str):
             raise UsageError("stop is a list of strings, not one string")
+        if not all(isinstance(text, str) for text in self.stop):
+            raise UsageError(f"stop = {quote(self.stop)}: use strings")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
             raise UsageError(f"stop has {len(self.stop)} strings: use up to {MAX_STOPS}, none of them empty")
+        for token in (*self.stop_token_ids, *(self.logit_bias or ())):
+            if not _is_integer(token):
+                raise UsageError(f"token ids are whole numbers, and stop_token_ids or logit_bias has {quote(token)}")
         for token, bias in (self.logit_bias or {}).items():
-            if math.isnan(bias) or bias == math.inf:
-                raise UsageError(
-                    f"logit_bias of token {token} is {bias}: use a finite number, or -inf to exclude the token"
-                )
+            if not _is_number(bias) or (abs(bias) > LARGEST and bias != -math.inf):
+                span = f"from {-LARGEST:g} to {LARGEST:g}, or -inf to exclude the token"
+                raise UsageError(f"logit_bias of token {token} is {quote(bias)}: use a number {span}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +121,7 @@ def choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
 
     A row's token does not depend on the other rows.
     """
-    with few_threads(logits):
+    with kernels.few_threads(logits):
         return _choose(adjust(logits, contexts), contexts)
 
 

@@ -6,24 +6,26 @@ A step is one forward pass: a piece of a prompt, or a token for every row that d
 prompt delays the others by one piece at most. A request is admitted when its whole prompt and reply fit into memory;
 nothing is preempted.
 
-The tokens of a request depend only on the request: prompts are computed alone, in pieces that end at fixed positions,
-and the C++ kernels compute each of up to 32 rows as if it were alone.
+With the C++ kernels the tokens of a request depend only on the request, and on the size of the pieces: prompts are
+computed alone, in pieces that end at fixed positions, and each of up to 32 rows as if it were alone. PyTorch's
+operators, on other devices and in float16, round a row differently among others.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 
 import torch
 
 from engine import kernels
 from engine.decoding.loop import check_params, new_matcher
-from engine.decoding.prefix_cache import PrefixCache, Prompt, Row
+from engine.decoding.prefix_cache import PrefixCache, Prompt, Slot
 from engine.decoding.request import CANCELLED, QueueFullError, Request
-from engine.decoding.running import Loaded, RunningRequests, Work
+from engine.decoding.running import LoadedModel, RunningRequests, Work
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.sequence import Sequence, check_prompt
 from engine.decoding.speculation import DraftStatistics
@@ -39,7 +41,7 @@ class Scheduler:
 
     def __init__(
         self,
-        llm: Loaded,
+        llm: LoadedModel,
         max_rows: int = kernels.MAX_ROWS,
         prefill_chunk: int = PIECE,
         cache_bytes: int | None = None,
@@ -51,13 +53,13 @@ class Scheduler:
         `cache_bytes`: for all rows, also those of finished requests; by default half of the free memory. `max_queue`:
         requests that may wait for a row. `exact`: share a cached prefix only where no bit of the result depends on it;
         without, a prompt shares all that it has in common with another text, replies too, as conversations need. By
-        default only unquantized float32 is not exact: there no text depends on it.
+        default only unquantized float32 is not exact: there logits differ by some 1e-5.
         Raises `BareloopError` for a number below 1.
         """
-        numbers = {"max_rows": max_rows, "prefill_chunk": prefill_chunk, "cache_bytes": cache_bytes}
-        for name, value in (numbers | {"max_queue": max_queue}).items():
-            if value is not None and value < 1:
-                raise BareloopError(f"{name} is {value}; use 1 or more")
+        numbers = (max_rows, prefill_chunk, cache_bytes, max_queue)
+        for name, value in zip(("max_rows", "prefill_chunk", "cache_bytes", "max_queue"), numbers, strict=True):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise BareloopError(f"{name} is {value}; use a whole number, 1 or more")
         self.llm = llm
         self.state = llm.model.new_state()
         free = free_memory(self.state.device)
@@ -71,9 +73,10 @@ class Scheduler:
         self.running = RunningRequests(llm, self.cache)
         self._decode_is_next = False
         self._submitted = 0
-        self._submitting, self._stepping = threading.Lock(), threading.Lock()
+        self._submitting, self._stepping = threading.RLock(), threading.Lock()
         self._wake = threading.Event()
         self._thread: int | None = None  # of `run`
+        self._step_thread: int | None = None  # during a step
         self._is_closed = False
 
     def __enter__(self) -> Scheduler:
@@ -122,7 +125,7 @@ class Scheduler:
         """
         prompt = Prompt(list(sequence.ids), [])
         request = Request(prompt, params, continues, self._wait, self._wake.set)
-        request.row, request.cached_tokens = Row(sequence, prompt), len(prompt.ids)
+        request.slot, request.cached_tokens = Slot(sequence, prompt), len(prompt.ids)
         self._enqueue(request)
         return request
 
@@ -150,33 +153,58 @@ class Scheduler:
         """
         if self._thread not in (None, threading.get_ident()):
             raise BareloopError("the scheduler runs in another thread, and only that one may step")
+        if self._step_thread == threading.get_ident():
+            raise BareloopError("a notification cannot wait for a step, as it is part of one")
+        with self._at_work():
+            try:
+                return self._step()
+            finally:
+                if self._is_closed:
+                    self._end_all()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Only one thread at a time is here, and `close` knows which."""
         with self._stepping:
-            self._cancel([request for request in self._unfinished() if request.is_cancelled])
-            self._admit()
-            decodes = self.running.ready() and (self._decode_is_next or not self.running.prefilling)
-            self._decode_is_next = not decodes
-            if decodes:
-                return self.running.decode()
-            return self.running.prefill(self.running.next_prompt()) if self.running.prefilling else None
+            self._step_thread = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._step_thread = None
+
+    def _step(self) -> Work | None:
+        self._cancel([request for request in self._unfinished() if request.is_cancelled])
+        self._admit()
+        decodes = self.running.ready() and (self._decode_is_next or not self.running.prefilling)
+        self._decode_is_next = not decodes
+        if decodes:
+            return self.running.decode()
+        return self.running.prefill(self.running.next_prompt()) if self.running.prefilling else None
 
     def run(self) -> None:
         """Step until `close`, and wait while there is nothing to do. For a thread of its own, which owns the model."""
-        self._thread = threading.get_ident()
+        with self._submitting:
+            if self._thread is not None:
+                raise BareloopError("the scheduler runs already")
+            self._thread = threading.get_ident()
+        error: BaseException | None = None
         try:
             while not self._is_closed:
                 self._wake.clear()
                 if self.step() is None:
                     self._wake.wait()
+        except BaseException as reason:
+            error = reason
+            raise
         finally:
-            self._end()
+            self._end(error)
             self._thread = None
 
     def close(self) -> None:
-        """Cancel all requests and release all rows. If `run` is at work, its thread does this after its step."""
-        with self._submitting:
-            self._is_closed = True
+        """Cancel all requests and release all rows: now, or by the thread that is at work, after its step."""
+        self._is_closed = True
         self._wake.set()
-        if self._thread in (None, threading.get_ident()):
+        if self._thread in (None, threading.get_ident()) and self._step_thread != threading.get_ident():
             self._end()
 
     def _wait(self, request: Request) -> None:
@@ -185,13 +213,16 @@ class Scheduler:
             with request.changed:
                 request.changed.wait_for(lambda: request.has_news)
         elif self.step() is None and not request.has_news:
-            raise BareloopError("this request waits for others, whose events nobody reads")
+            raise BareloopError("this request waits for others, whose events are not read")
 
     def _admit(self) -> None:
         """Give rows to the first requests of the queue, as far as rows and memory go."""
-        if not self.running:
-            kernels.adopt()  # not during a reply, all of which is computed in one way
-        while self.queue and len(self.running) < self.max_rows and self.running.admit(self.queue[0]):
+        if not self.running and kernels.adopt():  # not during a reply, all of which is computed in one way
+            self.cache.clear()
+        while self.queue and len(self.running) < self.max_rows:
+            request = self.queue[0]
+            if not request.is_finished and not self.running.admit(request):
+                return
             self.queue.popleft()
 
     def _unfinished(self) -> list[Request]:
@@ -201,12 +232,21 @@ class Scheduler:
     def _cancel(self, requests: Iterable[Request]) -> None:
         """End requests that are waiting or running."""
         for request in requests:
-            if request in self.queue:
-                self.queue.remove(request)
+            with self._submitting:
+                if request in self.queue:
+                    self.queue.remove(request)
             self.running.retire(request, CANCELLED)
 
-    def _end(self) -> None:
+    def _end(self, error: BaseException | None = None) -> None:
         self._is_closed = True
-        with self._stepping:
-            self._cancel(self._unfinished())
-            self.cache.clear()
+        with self._at_work():
+            self._end_all(error)
+
+    def _end_all(self, error: BaseException | None = None) -> None:
+        """End all requests, cancelled or with the error that ended the scheduler, and release all rows."""
+        requests = self._unfinished()
+        if isinstance(error, Exception):
+            self.queue.clear()
+            self.running.fail(requests, error)
+        self._cancel(requests)
+        self.cache.clear()

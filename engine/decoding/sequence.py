@@ -60,6 +60,12 @@ class Sequence:
             self.logits = logits[-1].clone()
         return logits
 
+    def last_logits(self) -> Tensor:
+        """The logits [V] after the content. Raises `BareloopError` if the sequence has not been fed."""
+        if self.logits is None:
+            raise BareloopError("feed a sequence before decoding it")
+        return self.logits
+
     def fork(self, count: int) -> list[Sequence]:
         """Return `count` new sequences with the same content, which share its storage."""
         self.check_open()

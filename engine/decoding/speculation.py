@@ -9,6 +9,7 @@ measured all the time: where drafting does not pay there is none, but for a try 
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ TOKEN_COST = 0.12  # of a drafted token, in steps, until it is measured
 PRIOR_RATE, PRIOR_WEIGHT = 0.6, 2.0  # of right drafts, as if this many had been seen
 KEPT = 0.98  # weight of what was seen before the last draft
 MEASURED_FIRST, MEASURED_AGAIN = 2, 50  # steps without drafts at first, and one after so many steps, to know their time
-RETRIED = 0.995  # the same for a step without a draft, after which drafts are tried again one day
+TRIED_AGAIN = 16  # steps without drafts, after which one token is drafted to see whether it would pay now
 MIN_MATCH, MAX_MATCH = 2, 16  # tokens that occurred before, of prompt look-up
 CANDIDATES = 32  # earlier occurrences that are compared
 
@@ -55,8 +56,8 @@ class Rate:
     def value(self) -> float:
         return (self.right + PRIOR_RATE * PRIOR_WEIGHT) / (self.tried + PRIOR_WEIGHT)
 
-    def add(self, right: int, tried: int, kept: float) -> None:
-        self.right, self.tried = kept * self.right + right, kept * self.tried + tried
+    def add(self, right: int, tried: int) -> None:
+        self.right, self.tried = KEPT * self.right + right, KEPT * self.tried + tried
 
 
 @dataclass
@@ -120,13 +121,21 @@ class Speculator:
         self.token_cost = TOKEN_COST
         self._plain_steps: dict[int, PlainSteps] = defaultdict(PlainSteps)  # by the number of replies
         self._kinds: list[int | None] = []
+        self._has_failed = False
+        self._idle_steps = 0  # in which nothing was drafted, though something could have been
 
     def draft(self, replies: Seq[Reply]) -> list[list[int]]:
         """Drafts for some replies, empty where they would cost more than they save."""
         kinds = zip(replies, self.drafter.kinds(replies), strict=True)
         self._kinds = [kind if reply.matcher is None else None for reply, kind in kinds]  # a grammar checks one token
         counts = self._plan(replies)
-        return self.drafter.propose(replies, counts) if any(counts) else [[] for _ in replies]
+        if any(counts) and not self._has_failed:
+            try:
+                return self.drafter.propose(replies, counts)
+            except Exception as error:  # out of memory, for one; the replies need no drafts
+                self._has_failed = True
+                logging.getLogger("bareloop").warning("no more tokens are drafted, as that failed: %r", error)
+        return [[] for _ in replies]
 
     def _plan(self, replies: Seq[Reply]) -> list[int]:
         """Numbers of tokens to draft: one more as long as it adds to the tokens per second."""
@@ -146,6 +155,11 @@ class Speculator:
                 break
             counts[chances.index(best)] += 1
             tokens, steps = tokens + best, steps + self.token_cost
+        possible = [rate if limit > 0 else 0.0 for rate, limit in zip(rates, limits, strict=True)]
+        self._idle_steps = 0 if any(counts) else self._idle_steps + any(possible)
+        if self._idle_steps >= TRIED_AGAIN and len(replies) < kernels.MAX_ROWS:
+            self._idle_steps = 0
+            counts[possible.index(max(possible))] = 1
         return counts
 
     def observe(self, drafts: Seq[Seq[int]], gained: Seq[int], seconds: float) -> None:
@@ -153,9 +167,7 @@ class Speculator:
         rows, drafted = len(drafts), sum(map(len, drafts))
         for kind, draft, tokens in zip(self._kinds, drafts, gained, strict=True):
             if draft:
-                self.rates[kind or 0].add(max(tokens - 1, 0), min(tokens, len(draft)), KEPT)
-            elif kind is not None:
-                self.rates[kind].add(0, 0, RETRIED)
+                self.rates[kind or 0].add(max(tokens - 1, 0), min(tokens, len(draft)))
         plain = self._plain_steps[rows]
         if not drafted:
             plain.add(seconds)
@@ -185,8 +197,13 @@ class PromptLookup:
         return [length.bit_length() if length else None for _, length in matches]
 
     def propose(self, replies: Seq[Reply], counts: Seq[int]) -> list[list[int]]:
-        places = zip(replies, self._follows, counts, strict=True)
-        return [self._texts[reply].ids[follows : follows + count] for reply, follows, count in places]
+        drafts = []
+        for reply, follows, count in zip(replies, self._follows, counts, strict=True):
+            ids = self._texts[reply].ids
+            draft = ids[follows : follows + count]
+            draft += [draft[i % len(draft)] for i in range(count - len(draft))]  # what repeats goes on to repeat
+            drafts.append(draft)
+        return drafts
 
     def forget(self, reply: Reply) -> None:
         self._texts.pop(reply, None)

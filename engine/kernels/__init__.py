@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from engine.kernels import build
 
 MAX_ROWS = 32  # as in cpu/linear.h; beyond that matrix products for many rows are faster
+FEW_NUMBERS = 2**20  # that one thread computes as fast as several, or nearly
 DTYPES = (torch.bfloat16, torch.float32)
 PYTORCH = "PyTorch's operators"
 
@@ -53,6 +56,23 @@ def for_device(device: torch.device) -> Any:
     return _active_ops if device.type == "cpu" and not torch.compiler.is_compiling() else None
 
 
+@contextmanager
+def few_threads(x: Tensor) -> Iterator[None]:
+    """Compute with one of PyTorch's threads if x is small. Where a processor is busy, they wait for each other.
+
+    Only for this thread, other than `torch.set_num_threads`, which changes those that begin meanwhile.
+    """
+    ops = for_device(x.device)
+    if ops is None or x.numel() > FEW_NUMBERS:
+        yield
+        return
+    threads = ops.set_threads(1)
+    try:
+        yield
+    finally:
+        ops.set_threads(threads)
+
+
 def start() -> None:
     """Load the library, or start to build it in the background. Only the first call has an effect."""
     global _started, _inactive_reason, _build_thread  # noqa: PLW0603
@@ -76,10 +96,15 @@ def start() -> None:
         _build_thread.start()
 
 
-def adopt() -> None:
-    """Use the library from now on, if it is loaded. Called between replies, so that each is computed in one way."""
+def adopt() -> bool:
+    """Use the library from now on, if it is loaded. Called between replies, so that each is computed in one way.
+
+    -> whether that changes how numbers are computed
+    """
     global _active_ops  # noqa: PLW0603
+    is_new = _active_ops is not _loaded_ops
     _active_ops = _loaded_ops
+    return is_new
 
 
 def wait() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -60,23 +58,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-FEW_NUMBERS = 2**20
-
-
-@contextmanager
-def few_threads(x: torch.Tensor) -> Iterator[None]:
-    """Compute with one of PyTorch's threads if x is small. Where a processor is busy, they wait for each other."""
-    threads = torch.get_num_threads()
-    if x.device.type != "cpu" or threads == 1 or x.numel() > FEW_NUMBERS:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

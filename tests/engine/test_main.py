@@ -97,7 +97,7 @@ def test_a_wrong_flag_is_one_line(program: Callable[..., Output], arguments: Any
     [
         (("--prompt", "once " * 2000), "the model's window is 512"),
         (("--prompt", "hi", "--chat"), "has no chat template"),
-        (("--prompt", "hi", "--temp", "-1"), "temperature = -1.0: use 0 or more"),
+        (("--prompt", "hi", "--temp", "-1"), "temperature = -1.0: use a number from 0 to 1e+06"),
         (("--prompt", "hi", "--top-p", "0"), "top_p = 0.0"),
         (("--prompt", "hi", "--stop", *"abcdefgh" * 125), "stop has 1000 strings: use up to 64"),
     ],

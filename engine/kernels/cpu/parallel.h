@@ -2,6 +2,9 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include <algorithm>
 #include <cstdint>
@@ -43,6 +46,15 @@ void parallel_rows(int64_t count, int64_t bytes, int64_t multiple, const F& f) {
 template <typename F>
 void parallel_tasks(int64_t count, const F& f) {
   Pool::get().run(std::min<int64_t>(at::get_num_threads(), count), count, 1, f);
+}
+
+// Set the number of PyTorch's threads for this thread alone. -> the number before
+int64_t set_threads(int64_t count) {
+  const int64_t before = at::get_num_threads();
+#if defined(_OPENMP)
+  omp_set_num_threads(static_cast<int>(count));
+#endif
+  return before;
 }
 
 }  // namespace

@@ -207,17 +207,25 @@ def test_logprobs_are_the_log_softmax_of_the_logits():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": -1}, "temperature = -1: use 0 or more"),
+        ({"temperature": -1}, "temperature = -1: use a number from 0 to 1e.06"),
         ({"temperature": math.nan}, "temperature = nan"),
         ({"top_p": 0}, "top_p = 0: use more than 0, up to 1"),
         ({"top_k": -3}, "top_k = -3"),
-        ({"min_p": 1.5}, "min_p = 1.5: use from 0 to 1"),
+        ({"min_p": 1.5}, "min_p = 1.5: use a number from 0 to 1"),
         ({"repetition_penalty": 0}, "repetition_penalty = 0"),
-        ({"presence_penalty": math.inf}, "presence_penalty = inf: use a finite number"),
+        ({"presence_penalty": math.inf}, "presence_penalty = inf: use a number from -1e.06 to 1e.06"),
         ({"stop": ["x"] * 1000}, "stop has 1000 strings: use up to 64"),
         ({"stop": [""]}, "none of them empty"),
         ({"stop": "x"}, "a list of strings"),
         ({"logprobs": -1}, "logprobs = -1"),
+        ({"top_k": 2.5}, "top_k = 2.5: use a whole number, 0 or more"),
+        ({"max_new_tokens": "9"}, "max_new_tokens = '9': use a whole number, 1 or more"),
+        ({"temperature": "hot"}, "temperature = 'hot': use a number"),
+        ({"seed": "a"}, "seed = 'a': use a whole number"),
+        ({"stop": [1]}, "stop = .1.: use strings"),
+        ({"stop_token_ids": [1.5]}, "whole numbers, and stop_token_ids or logit_bias has 1.5"),
+        ({"logit_bias": {5: 1e39}}, "logit_bias of token 5 is 1e.39: use a number from"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty = 1e-300"),
     ],
 )
 def test_an_invalid_value_is_refused_with_its_limit(values, message):

@@ -57,7 +57,7 @@ def test_drafting_stops_where_it_never_helps_and_returns_where_it_does():
 def test_right_drafts_that_take_as_long_as_steps_are_not_worth_it():
     speculator = Speculator(Always())
     made_up_run(speculator, 1000, 1.5, is_right=True)
-    assert sum(made_up_run(speculator, 1000, 1.5, is_right=True)) < 50
+    assert sum(made_up_run(speculator, 1000, 1.5, is_right=True)) <= 1000 / 16  # a try now and then
     cheap = Speculator(Always())
     assert sum(made_up_run(cheap, 400, 0.05, is_right=True)[200:]) > 190 * 10
 
@@ -97,7 +97,7 @@ def test_prompt_look_up_continues_the_longest_earlier_match():
     assert lookup.propose([reply], [3]) == [[7, 1, 5]]
     reply.token_ids += [8]
     assert lookup.kinds([reply]) == [2]  # 5, 6, 8
-    assert lookup.propose([reply], [9]) == [[2, 4, 5, 6, 8]]
+    assert lookup.propose([reply], [9]) == [[2, 4, 5, 6, 8, 2, 4, 5, 6]]  # what repeats goes on to repeat
     reply.token_ids += [9]
     assert lookup.kinds([reply]) == [None]
     lookup.forget(reply)
