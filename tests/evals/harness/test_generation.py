@@ -1,4 +1,4 @@
-"""Generated answers: a record's bits depend only on its block, costs add up, ended answers make room, no row is left."""
+"""Generated answers: bits depend only on the block, costs add up, ended answers make room, no row is left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import weakref
 from dataclasses import replace
 from itertools import islice, pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,15 +17,19 @@ import torch
 from engine import LLM, kernels
 from engine.decoding.scheduler import Scheduler
 from engine.runtime.clocks import Spent
+from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError
-from evals.harness import generation
+from evals import squad
+from evals.harness import generation, protocol
+from evals.harness.evaluate import evaluate
 from evals.harness.generation import GROUP, generate_answers, sampling_params, shared_prefix
 from evals.harness.prompts import encoder
 from evals.harness.task import BatchLimits, Generation, Item
+from evals.runs.run_file import RunFile, read
 
 FAMILIES = ("llama", "mamba")
 DTYPES = ("float32", "bfloat16")
-WORDS = "time day little girl park saw play ball happy mom said big tree bird help friend went home box".split()
+WORDS = ("time", "day", "little", "girl", "park", "saw", "play", "ball", "happy", "mom", "said", "big", "tree", "went")
 GENERATION = Generation(("er", "he"), 24, {}, lambda _, response: ({"none": response}, {"em": 0.0}))
 TASK = SimpleNamespace(generation=GENERATION)
 
@@ -116,16 +121,18 @@ def undisturbed(llm, blocks, logprobs) -> dict:
 
 
 def test_answers_end_early_and_are_those_of_prompts_alone(models, blocks):
+    reasons = set()
     for family in FAMILIES:
         llm = models[family, "float32"]
         records = records_of(answer(llm, blocks))
         assert len({record["new_tokens"] for record in records.values()}) > 8
-        assert {record["finish_reason"] for record in records.values()} == {"stop", "length"}
+        reasons |= {record["finish_reason"] for record in records.values()}
         assert {key for key, record in records.items() if record["truncated"]} == {("alone", 3)}
         texts = [item.requests[0][0] for block in blocks for _, item in block]
         prompts = [ids[-(llm.max_length - 24) :] for ids in encoder(llm.tokenizer)(texts)]
         alone = llm.generate(prompts, sampling_params(GENERATION, llm.tokenizer))
         assert [records[item.key]["response"] for block in blocks for _, item in block] == [c.text for c in alone]
+    assert reasons == {"stop", "length"}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16, 40])
@@ -275,3 +282,43 @@ def test_the_prefix_of_a_block_leaves_a_token_of_each_prompt():
     assert shared_prefix([[1] * 40]) == []
     assert shared_prefix([[1] * 31 + [3, 4], [1] * 31 + [5, 6]]) == []
     assert GROUP == 8  # run files of earlier versions were computed in such groups, too
+
+
+class Stopped(BaseException):
+    """Ends a run in place of a kill."""
+
+
+def test_a_run_ended_at_every_write_and_continued_with_another_batch_size_has_the_same_bits(
+    shared, tmp_path, monkeypatch
+):
+    """From questions to run files; the header keeps the first batch size, as in files of earlier versions."""
+    append = RunFile.append
+
+    def append_and_stop(self, records) -> None:
+        append(self, records)
+        raise Stopped
+
+    model = shared / "checkpoints" / "llama-tinystories-656k"
+    arguments = ["-m", str(model), "--device", "cpu", "--data", str(shared / "data" / "squad"), "--limit", "14"]
+    parser, load_tasks, _ = protocol.program(squad.PROTOCOL)
+    (task,) = load_tasks(parser().parse_args(arguments))
+    task = replace(task, generation=replace(task.generation, until=(" the", "er")))  # so that answers end early
+    llm = LLM.load(model, device="cpu")
+
+    def run(name: str, *more: str) -> Path:
+        options = parser().parse_args([*arguments, "--output-dir", str(tmp_path / name), *more])
+        return evaluate(task, options, str(model), CycleCounter(), lambda: llm)
+
+    undisturbed = read(run("undisturbed"))[1]
+    ends = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFile, "append", append_and_stop)
+        for number in range(len(undisturbed)):
+            try:
+                path = run("stopped", "--batch-size", str((16, 3, 1)[number % 3]))
+            except Stopped:
+                ends += 1
+    assert ends > 4
+    header, records = read(path)
+    assert header["batch_size"] == 16
+    assert records_of([records.values()]) == records_of([undisturbed.values()])
