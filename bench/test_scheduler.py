@@ -182,7 +182,7 @@ def smollm2(weight_format: str) -> LLM:
 def reply_to(llm: LLM, ids: Sequence[int]) -> tuple[list[int], float, DraftStatistics | None]:
     """The tokens of a greedy reply, its decoded tokens per second, and the counts of its drafts."""
     with llm.scheduler() as scheduler:
-        request = scheduler.submit(ids, SamplingParams(max_new_tokens=192), continues=False)
+        request = scheduler.submit(ids, SamplingParams(max_new_tokens=128), continues=False)
         tokens = [event.token_id for event in request]
         speculator = scheduler.running.speculator
         rate = (len(tokens) - 1) / request.decode_seconds
@@ -213,7 +213,7 @@ def test_prompt_lookup(benchmark: Any, weight_format: str, task: str) -> None:
         texts.append(tokens)
         counts.append(statistics)
 
-    benchmark.pedantic(reply_with, setup=reply_without, rounds=5)
+    benchmark.pedantic(reply_with, setup=reply_without, rounds=3)
     llm.draft = None
     assert all(text == texts[0] for text in texts)
     sums = {name: sum(getattr(count, name) for count in counts) for name in ("steps", "tokens", "drafted", "right")}
