@@ -122,6 +122,11 @@ def available() -> bool:
     return _active_ops is not None
 
 
+def rows_are_independent(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether each of up to `MAX_ROWS` rows is computed as if it were alone."""
+    return _active_ops is not None and device.type == "cpu" and dtype in DTYPES
+
+
 def describe(dtype: torch.dtype = torch.bfloat16) -> str:
     """What computes a few rows of this dtype, for the user."""
     if _active_ops is None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer
 
 GROUP = 8  # prompts that are computed together
+WHOLE_GROUP = 32  # prompts and answers, where the bits of an answer depend on what is decoded with it
 MIN_SHARED_PREFIX = 32  # tokens; a shorter common prefix of a block is not worth its own forward pass
 
 
@@ -35,8 +36,10 @@ def generate_answers(
 
     The common prefix of all prompts of a block is computed once. Prompts are computed in groups, which depend only on
     the block, so that their bits do not depend on what is missing; the scheduler decodes `limits.answers` at a time,
-    and a new group begins as soon as there is room for it.
+    and a new group begins as soon as there is room for it. Without the C++ kernels an answer's bits depend on those that
+    are decoded with it, so a group that has a missing question is decoded whole and alone.
     """
+    from engine import kernels
     from engine.decoding.batch import prefill_batch
     from engine.decoding.scheduler import Scheduler
 
@@ -44,19 +47,22 @@ def generate_answers(
     encode_all = encoder(llm.tokenizer)
     max_prompt = llm.max_length - task.generation.max_new_tokens
     params = sampling_params(task.generation, llm.tokenizer)
-    with Scheduler(llm, max(limits.answers, 1)) as scheduler:
+    independent = kernels.rows_are_independent(llm.dtype, llm.device)
+    rows, size = (limits.answers, GROUP) if independent else (WHOLE_GROUP, WHOLE_GROUP)
+    with Scheduler(llm, rows) as scheduler:
         root = llm.sequence(scheduler.state)
         answers = Answers(task.generation, scheduler, watch)
         for block in blocks:
             full_prompts = encode_all([item.requests[0][0] for _, item in block])
             prompts = [ids[-max_prompt:] for ids in full_prompts]
             prefix = shared_prefix(prompts)
-            for start in range(0, len(block), GROUP):
-                group = range(start, min(start + GROUP, len(block)))
+            for start in range(0, len(block), size):
+                group = range(start, min(start + size, len(block)))
                 wanted = [index for index in group if block[index][1].key in missing]
-                yield from answers.until(max(limits.answers - len(wanted), 0))
                 if not wanted:
                     continue
+                decoded = wanted if independent else group
+                yield from answers.until(max(rows - len(decoded), 0))
                 computed = 0
                 if root.ids != prefix:
                     root.close()
@@ -67,12 +73,13 @@ def generate_answers(
                 cost = asdict(watch.lap()) | {"computed": computed + prefilled.computed}
                 cost |= {"prefill": cost["real"], "decode": 0.0}
                 for index, sequence in zip(group, prefilled.rows, strict=True):
-                    if index not in wanted:
+                    if index not in decoded:
                         sequence.close()
                         continue
                     request = scheduler.submit_sequence(sequence, params)
                     truncated = len(full_prompts[index]) > max_prompt
-                    answers.add(request, Answer(*block[index], truncated, per_question(cost, len(wanted))))
+                    costs = per_question(cost, len(decoded))
+                    answers.add(request, Answer(*block[index], index in wanted, truncated, costs))
         yield from answers.until(0)
         root.close()
 
@@ -82,6 +89,7 @@ class Answer(NamedTuple):
 
     row: Any
     item: Item
+    is_wanted: bool
     truncated: bool
     costs: dict[str, float]
 
@@ -109,10 +117,11 @@ class Answers:
             for request in requests:
                 costs = self.running[request].costs
                 costs.update({name: costs[name] + value for name, value in share.items()})
-            ended = [request for request in self.running if request.is_finished]
-            if ended:
-                peak = {"peak_memory": peak_memory(self.scheduler.state.device)}
-                yield [self._record(request, self.running.pop(request), peak) for request in ended]
+            ended = {request: self.running.pop(request) for request in [*self.running] if request.is_finished}
+            peak = {"peak_memory": peak_memory(self.scheduler.state.device)} if ended else {}
+            records = [self._record(request, answer, peak) for request, answer in ended.items() if answer.is_wanted]
+            if records:
+                yield records
 
     def _record(self, request: Request, answer: Answer, peak: dict[str, int]) -> dict[str, Any]:
         times = {name: round(value, 6) for name, value in answer.costs.items()} | peak

@@ -45,7 +45,10 @@ def run_path(task: Task, options: Any, model: str, device: str, dtype: str, quan
 def make_header(
     task: Task, options: Any, model: str, opened: Opened, device: torch.device, batch_tokens: int, batch_size: int = 0
 ) -> dict[str, Any]:
-    """Return everything that a record depends on, and when, where and by which version the run was started."""
+    """Return everything that a record depends on, and when, where and by which version the run was started.
+
+    `batch_size`: answers generated in parallel, on which only the times depend.
+    """
     from engine.runtime.device import dtype_name
 
     return {

@@ -45,7 +45,8 @@ GENERATION_FIELDS: dict[str, type] = {
     "finish_reason": str,
     "new_tokens": int,
 }
-INFORMATIONAL = frozenset({"model", "version", "date", "machine"})  # header fields that may differ when a run resumes
+# Header fields that may differ when a run resumes.
+INFORMATIONAL = frozenset({"model", "batch_size", "version", "date", "machine"})
 DIFFERENCES = {  # how error messages name a header field that differs
     "weights": "other weights",
     "config": "another config.json",
@@ -53,7 +54,6 @@ DIFFERENCES = {  # how error messages name a header field that differs
     "data": "other data",
     "max_length": "another maximum length",
     "batch_tokens": "another --batch-tokens",
-    "batch_size": "another --batch-size",
 }
 Key = tuple[str, int]  # (subject, row index in the split)
 

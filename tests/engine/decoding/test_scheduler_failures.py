@@ -112,13 +112,14 @@ def test_a_scheduler_runs_in_one_thread_only(llm):
 
 
 def test_more_rows_than_the_kernels_take_decode_in_turn(llm, prompt):
-    expected = [completion.token_ids for completion in llm.generate([prompt(5, seed) for seed in range(40)], NO_EOS)]
+    params = SamplingParams(max_new_tokens=60, ignore_eos=True)
+    prompts = [prompt(5, seed) for seed in range(40)]
+    expected = [completion.token_ids for completion in llm.generate(prompts, params)]
     with Scheduler(llm, max_rows=40) as scheduler:
-        requests = [scheduler.submit(prompt(5, seed), NO_EOS) for seed in range(40)]
+        requests = [scheduler.submit(ids, params) for ids in prompts]
         while len(scheduler.running.decoding) < 40:
             assert scheduler.step() is not None
-        sizes = [len(scheduler.step().requests) for _ in range(4)]
-        assert max(sizes) == kernels.MAX_ROWS
+        assert [len(scheduler.step().requests) for _ in range(4)] == [kernels.MAX_ROWS] * 4
         finish(scheduler)
         assert [tokens(request) for request in requests] == expected
 

@@ -33,7 +33,8 @@ def test_a_resumed_run_keeps_its_header_and_records(tmp_path):
     with RunFile(path, HEADER) as run:
         run.append([row(0), row(1)])
     path.write_text(path.read_text() + json.dumps(row(2))[:-3])  # killed in the middle of a write
-    with RunFile(path, HEADER | {"version": "2", "model": "moved", "date": "later", "machine": "other"}) as run:
+    informational = {"version": "2", "model": "moved", "date": "later", "machine": "other", "batch_size": 3}
+    with RunFile(path, HEADER | informational) as run:
         assert list(run.records) == [("anatomy", 0), ("anatomy", 1)]
         assert run.header["date"] == "today"
         run.append([row(2), row(0, "law")])
