@@ -36,8 +36,8 @@ def generate_answers(
 
     The common prefix of all prompts of a block is computed once. Prompts are computed in groups, which depend only on
     the block, so that their bits do not depend on what is missing; the scheduler decodes `limits.answers` at a time,
-    and a new group begins as soon as there is room for it. Without the C++ kernels an answer's bits depend on those that
-    are decoded with it, so a group that has a missing question is decoded whole and alone.
+    and a new group begins as soon as there is room for it. Without the C++ kernels an answer's bits depend on what is
+    decoded with it, so a group with a missing question is decoded whole and alone.
     """
     from engine import kernels
     from engine.decoding.batch import prefill_batch
