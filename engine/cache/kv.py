@@ -160,9 +160,10 @@ class Cache:
         """All segments by identity."""
         return {id(span.segment): span.segment for row in self._rows.values() for span in row}
 
-    def row_bytes(self, tokens: int) -> int:
+    def row_bytes(self, tokens: int, shared: int) -> int:
         layers, kv_heads, head_dim = self.shape
-        cached = tokens if self.longest is None else min(tokens, self.longest)
+        grows_out = self.longest is not None and tokens > self.longest  # of what it shares, into a segment of its own
+        cached = self.longest if grows_out and self.longest is not None else tokens - shared
         return 2 * layers * kv_heads * head_dim * cached * self.dtype.itemsize
 
     def can_rewind(self, row: int, position: int) -> bool:

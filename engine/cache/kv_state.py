@@ -52,8 +52,8 @@ class KVState(State):
     def nbytes(self) -> int:
         return sum(segment.kv.nbytes for cache in self.caches for segment in cache.segments().values())
 
-    def row_bytes(self, tokens: int) -> int:
-        return sum(cache.row_bytes(tokens) for cache in self.caches)
+    def row_bytes(self, tokens: int, shared: int = 0) -> int:
+        return sum(cache.row_bytes(tokens, shared) for cache in self.caches)
 
     def checkpoint(self, row: int) -> None:
         """Nothing to do: keys and values can be rewound to any token."""

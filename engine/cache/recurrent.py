@@ -67,7 +67,7 @@ class RecurrentState(State):
         memories = {id(item.memory): item.memory for item in snapshots if item.length}
         return sum(tensor.nbytes for memory in memories.values() for layer in memory for tensor in layer.values())
 
-    def row_bytes(self, tokens: int) -> int:  # noqa: ARG002
+    def row_bytes(self, tokens: int, shared: int = 0) -> int:  # noqa: ARG002
         """Bytes of a row with its checkpoints, independent of its length."""
         nbytes = sum(tensor.nbytes for layer in self._empty for tensor in layer.values())
         return nbytes * (MAX_CHECKPOINTS + 2)

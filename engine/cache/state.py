@@ -83,8 +83,8 @@ class State(ABC):
         """Bytes in use, counting shared storage once."""
 
     @abstractmethod
-    def row_bytes(self, tokens: int) -> int:
-        """Bytes of a row with this many tokens."""
+    def row_bytes(self, tokens: int, shared: int = 0) -> int:
+        """Bytes of a row that grows to this many tokens, the first `shared` of which are in another row's storage."""
 
     @abstractmethod
     def checkpoint(self, row: int) -> None:

@@ -72,22 +72,23 @@ class RunningRequests:
 
     def admit(self, request: Request) -> bool:
         """Give a slot to a request if there is memory for all of its prompt and reply."""
-        source, shared = None, len(request.prompt.ids)
-        is_fed = request.slot is not None  # its prompt is computed already
-        if not is_fed:
-            source, shared = self.cache.find(request.prompt, self._slots())
-        needed = self.state.row_bytes(self.longest(len(request.prompt.ids), request.params) - shared)
-        reserved = sum(other.reserved_bytes for other in self)
-        if not self.cache.make_room(needed, len(self), reserved, source):
-            if len(self):
-                return False
-            if not is_fed:  # alone every request fits, as was checked when it was submitted
-                self.cache.clear()
-                source, shared = None, 0
         request.admitted = time.perf_counter()
-        request.reserved_bytes = needed
-        self.prefilling.append(request)
+        is_fed = request.slot is not None  # its prompt is computed already
         try:
+            source, shared = None, len(request.prompt.ids)
+            if not is_fed:
+                source, shared = self.cache.find(request.prompt, self._slots())
+            needed = self.state.row_bytes(self.longest(len(request.prompt.ids), request.params), shared)
+            reserved = sum(other.reserved_bytes for other in self)
+            if not self.cache.make_room(needed, len(self), reserved, source):
+                if len(self):
+                    request.admitted = 0.0
+                    return False
+                if not is_fed:  # alone every request fits, as was checked when it was submitted
+                    self.cache.clear()
+                    source, shared = None, 0
+            request.reserved_bytes = needed
+            self.prefilling.append(request)
             request.slot = request.slot or Slot(self.llm.sequence(self.state), request.prompt)
             self._share(request, source, shared)
             if is_fed:

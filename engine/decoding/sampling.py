@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,6 +69,10 @@ class SamplingParams:
             raise UsageError(f"seed = {quote(self.seed)}: use a whole number")
         if isinstance(self.stop, str):
             raise UsageError("stop is a list of strings, not one string")
+        for name, kind in (("stop", Sequence), ("stop_token_ids", Collection), ("logit_bias", Mapping)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) and (value is not None or name != "logit_bias"):
+                raise UsageError(f"{name} = {quote(value)}: use a {'mapping' if kind is Mapping else 'list'}")
         if not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop = {quote(self.stop)}: use strings")
         if len(self.stop) > MAX_STOPS or not all(self.stop):

@@ -50,10 +50,10 @@ class Scheduler:
     ) -> None:
         """`max_rows`: requests that are computed at the same time. `prefill_chunk`: tokens of a piece of a prompt.
 
-        `cache_bytes`: for all rows, also those of finished requests; by default half of the free memory. `max_queue`:
-        requests that may wait for a row. `exact`: share a cached prefix only where no bit of the result depends on it;
-        without, a prompt shares all that it has in common with another text, replies too, as conversations need. By
-        default only unquantized float32 is not exact: there logits differ by some 1e-5.
+        `cache_bytes`: for all rows, also those of finished requests, but not those of a draft model; by default half of
+        the free memory. `max_queue`: requests that may wait for a row. `exact`: share a cached prefix only where no bit
+        of the result depends on it; without, a prompt shares all that it has in common with another text, replies too,
+        as conversations need. By default only unquantized float32 is not exact: there logits differ by some 1e-5.
         Raises `BareloopError` for a number below 1.
         """
         numbers = (max_rows, prefill_chunk, cache_bytes, max_queue)
@@ -112,6 +112,7 @@ class Scheduler:
                 f"{len(ids):,} + {params.max_new_tokens:,} tokens need {needed / 1e9:.1f} GB of cache, and there are "
                 f"{self.cache_bytes / 1e9:.1f} GB for all requests; use a shorter prompt or fewer new tokens"
             )
+        hash(scope)  # which must be possible
         prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope)
         request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread)
         request.matcher = new_matcher(params, tokenizer, vocab_size, llm.eos_token_ids, continues)

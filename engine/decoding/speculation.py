@@ -27,7 +27,7 @@ TOKEN_COST = 0.12  # of a drafted token, in steps, until it is measured
 PRIOR_RATE, PRIOR_WEIGHT = 0.6, 2.0  # of right drafts, as if this many had been seen
 KEPT = 0.98  # weight of what was seen before the last draft
 MEASURED_FIRST, MEASURED_AGAIN = 2, 50  # steps without drafts at first, and one after so many steps, to know their time
-TRIED_AGAIN = 16  # steps without drafts, after which one token is drafted to see whether it would pay now
+TRIED_AGAIN, MAX_PATIENCE = 16, 64  # steps without drafts, after which one token is drafted to see if it pays now
 MIN_MATCH, MAX_MATCH = 2, 16  # tokens that occurred before, of prompt look-up
 CANDIDATES = 32  # earlier occurrences that are compared
 
@@ -123,6 +123,9 @@ class Speculator:
         self._kinds: list[int | None] = []
         self._has_failed = False
         self._idle_steps = 0  # in which nothing was drafted, though something could have been
+        self._patience = TRIED_AGAIN  # such steps until the next try: twice as many after one that was wrong
+        self._is_try = False
+        self._measured = 0  # drafting steps that were timed
 
     def draft(self, replies: Seq[Reply]) -> list[list[int]]:
         """Drafts for some replies, empty where they would cost more than they save."""
@@ -156,9 +159,12 @@ class Speculator:
             counts[chances.index(best)] += 1
             tokens, steps = tokens + best, steps + self.token_cost
         possible = [rate if limit > 0 else 0.0 for rate, limit in zip(rates, limits, strict=True)]
-        self._idle_steps = 0 if any(counts) else self._idle_steps + any(possible)
-        if self._idle_steps >= TRIED_AGAIN and len(replies) < kernels.MAX_ROWS:
-            self._idle_steps = 0
+        if any(counts):
+            self._idle_steps, self._patience = 0, TRIED_AGAIN
+            return counts
+        self._idle_steps += any(possible)
+        if self._idle_steps >= self._patience and len(replies) < kernels.MAX_ROWS:
+            self._idle_steps, self._is_try = 0, True
             counts[possible.index(max(possible))] = 1
         return counts
 
@@ -168,13 +174,18 @@ class Speculator:
         for kind, draft, tokens in zip(self._kinds, drafts, gained, strict=True):
             if draft:
                 self.rates[kind or 0].add(max(tokens - 1, 0), min(tokens, len(draft)))
+        if self._is_try:
+            self._is_try = False
+            pays = sum(gained) > rows and self.token_cost * rows < 1
+            self._patience = 1 if pays else min(2 * max(self._patience, TRIED_AGAIN), MAX_PATIENCE)
         plain = self._plain_steps[rows]
         if not drafted:
             plain.add(seconds)
         else:
             plain.drafting_steps += 1
             measured = (seconds / plain.seconds - 1) / drafted if plain.count else TOKEN_COST
-            self.token_cost += (min(max(measured, 0.01), 2.0) - self.token_cost) / 16
+            self._measured += 1
+            self.token_cost += (min(max(measured, 0.01), 10.0) - self.token_cost) / min(self._measured + 4, 16)
         counts = self.statistics
         counts.steps += rows
         counts.tokens += sum(gained)

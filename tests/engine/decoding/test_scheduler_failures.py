@@ -80,7 +80,7 @@ def test_readers_get_the_error_that_ended_the_thread(llm, prompt, monkeypatch):
 
     scheduler = Scheduler(llm)
     request = scheduler.submit(prompt(9), NO_EOS)
-    monkeypatch.setattr(scheduler.cache, "find", fail)
+    monkeypatch.setattr(scheduler.running, "ready", fail)
     failures: list[BaseException] = []
 
     def run() -> None:
@@ -178,3 +178,21 @@ def test_few_threads_is_only_for_the_thread_that_asks(two_threads):
         thread.join()
     assert seen == [2]
     assert torch.get_num_threads() == 2
+
+
+def test_rows_that_outgrow_their_window_stay_within_the_memory(draw_tiny, prompt):
+    llm = LLM.load(draw_tiny("mistral-window").folder, device="cpu", dtype="float32")
+    state = llm.model.new_state()
+    params = SamplingParams(max_new_tokens=60, ignore_eos=True)
+    with Scheduler(llm, exact=False, cache_bytes=3 * state.row_bytes(250), prefill_chunk=16) as scheduler:
+        scheduler.submit(prompt(140), params)
+        finish(scheduler)
+        requests = [scheduler.submit([*prompt(140), 3 + number, 7], params) for number in range(12)]
+        while scheduler.step() is not None:
+            assert scheduler.state.nbytes <= 1.05 * scheduler.cache_bytes  # capacities are rounded up
+        assert all(request.finish_reason == "length" for request in requests)
+
+
+def test_a_scope_that_cannot_be_hashed_is_refused(llm, prompt):
+    with Scheduler(llm) as scheduler, pytest.raises(TypeError, match="unhashable"):
+        scheduler.submit(prompt(5), scope=[1])
