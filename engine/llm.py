@@ -217,9 +217,9 @@ class LLM:
             raise BareloopError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def scheduler(self, max_rows: int = kernels.MAX_ROWS) -> Scheduler:
-        """A scheduler for prompts that are all there at once: in large pieces, as nobody waits for a single token."""
-        return Scheduler(self, max_rows, prefill_chunk=PREFILL_CHUNK)
+    def scheduler(self) -> Scheduler:
+        """A scheduler for prompts that arrive together. Large pieces take less time, and delay no other caller."""
+        return Scheduler(self, prefill_chunk=PREFILL_CHUNK)
 
     def generate(
         self,

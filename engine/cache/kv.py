@@ -162,8 +162,9 @@ class Cache:
 
     def row_bytes(self, tokens: int, shared: int) -> int:
         layers, kv_heads, head_dim = self.shape
-        grows_out = self.longest is not None and tokens > self.longest  # of what it shares, into a segment of its own
-        cached = self.longest if grows_out and self.longest is not None else tokens - shared
+        cached = tokens - shared
+        if self.longest is not None and tokens > self.longest:  # it will leave what it shares for a segment of its own
+            cached = self.longest
         return 2 * layers * kv_heads * head_dim * cached * self.dtype.itemsize
 
     def can_rewind(self, row: int, position: int) -> bool:
@@ -197,7 +198,7 @@ class Cache:
         spans = self._rows[row]
         if spans and spans[-1].length == 0:
             spans.pop().segment.users -= 1
-        if not spans or spans[-1].segment.capacity < spans[-1].length + GRANULE:
+        if not spans:
             return
         segment, used = spans[-1].segment, spans[-1].length
         if segment.users > 1:

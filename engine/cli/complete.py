@@ -145,11 +145,12 @@ def answer(
         for result in results:
             result.drafts = scheduler.drafts
         requests = [scheduler.submit(tokens, params, continues=not options.chat) for tokens in ids]
+        of_request = dict(zip(requests, results, strict=True))
         try:
-            while scheduler.step() is not None:
+            while (work := scheduler.step()) is not None:
                 now = time.perf_counter() - start
-                for request, result in zip(requests, results, strict=True):
-                    events = request.take()
+                for request in work.requests:
+                    result, events = of_request[request], request.take()
                     if events and not result.events:
                         result.first_token = now
                     if events:
@@ -159,6 +160,9 @@ def answer(
                         raise request.error
                     if streams:
                         print(printable("".join(event.text for event in events)), end="", flush=True)
+            for request in requests:
+                if request.error is not None:  # one that failed before its first step
+                    raise request.error
         finally:
             if streams:
                 print(flush=True)

@@ -105,7 +105,7 @@ class Reply:
                 break
             self.sequence.ids.append(choice.token)
         if draft:
-            self.sequence.state.rewind(self.sequence.row, len(self.sequence.ids))
+            self.sequence.synchronize()
         return events
 
     def _push(self, choice: Choice) -> Event:
@@ -161,7 +161,7 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
         raise BareloopError("sequences that decode together must be distinct rows of one state")
     for sequence in sequences:
         sequence.check_open()
-        sequence.state.rewind(sequence.row, len(sequence.ids))  # after an interrupt between the forward pass and `ids`
+        sequence.synchronize()
     kernels.adopt()
     active = {index: Reply(sequence, params, continues) for index, sequence in enumerate(sequences)}
     logits = torch.stack([sequence.last_logits() for sequence in sequences]) if sequences else None

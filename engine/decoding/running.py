@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from typing import Literal, NamedTuple, Protocol
@@ -57,8 +56,8 @@ class RunningRequests:
         self.cache = cache
         self.speculator = llm.speculator()
         self.state = cache.state
-        self.prefilling: deque[Request] = deque()  # the next in turn first
-        self.decoding: deque[Request] = deque()
+        self.prefilling: list[Request] = []  # the next in turn first
+        self.decoding: list[Request] = []
 
     def __iter__(self) -> Iterator[Request]:
         yield from (*self.prefilling, *self.decoding)
@@ -140,7 +139,7 @@ class RunningRequests:
                     logits = self.llm.model.logits(hidden)
                 self._start(request, logits)
             else:
-                self.prefilling = deque([*(other for other in self.prefilling if other is not request), request])
+                self.prefilling = [*(other for other in self.prefilling if other is not request), request]
             return Work("prefill", [request], end - start)
         except BaseException as error:
             self.fail([request], error)
@@ -157,35 +156,33 @@ class RunningRequests:
     def decode(self) -> Work:
         """Compute a token for as many replies as the kernels take at once; then the others are next."""
         requests = self.ready()[: kernels.MAX_ROWS]
-        self.decoding = deque([*(other for other in self.decoding if other not in requests), *requests])
+        self.decoding = [*(other for other in self.decoding if other not in requests), *requests]
         replies = [request.reply for request in requests if request.reply is not None]
         start = time.perf_counter()
         try:
             drafts = self.speculator.draft(replies) if self.speculator is not None else [[] for _ in replies]
             logits = feed_tokens(replies, drafts)
             choices = choose_tokens(replies, logits, drafts)
-            before = [len(reply.token_ids) for reply in replies]
-            for request, chosen, draft in zip(requests, choices, drafts, strict=True):
-                self._accept(request, chosen, draft)
+            gained = [self._accept(*each) for each in zip(requests, choices, drafts, strict=True)]
             if self.speculator is not None:
-                gained = [len(reply.token_ids) - count for reply, count in zip(replies, before, strict=True)]
                 self.speculator.observe(drafts, gained, time.perf_counter() - start)
             return Work("decode", requests, len(logits))
         except BaseException as error:
-            self.fail([request for request in requests if not request.is_finished], error)
+            self.fail(requests, error)
             return Work("decode", requests, 0)
 
-    def _accept(self, request: Request, choices: Seq[Choice], draft: Seq[int]) -> None:
-        """Hand the new events of a reply over, and retire a request that has ended."""
+    def _accept(self, request: Request, choices: Seq[Choice], draft: Seq[int]) -> int:
+        """Hand the new events of a reply over, and retire a request that has ended. -> the number of events"""
         assert request.reply is not None
         try:
             events = request.reply.accept(choices, draft)
         except Exception as error:  # logits that are not finite, a grammar that leads no further
             self.fail([request], error)
-            return
+            return 0
         request.push(events)
         if (reason := events[-1].finish_reason) is not None:
             self.retire(request, reason)
+        return len(events)
 
     def retire(self, request: Request, reason: str) -> None:
         """End a request, unless it has ended. Its row is kept for prompts that begin alike."""

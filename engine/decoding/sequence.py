@@ -84,7 +84,7 @@ class Sequence:
         self.logits = None
 
     def synchronize(self) -> None:
-        """Make ids and state the same length, after a step that was interrupted between the two."""
+        """Make ids and state the same length, after a step that was interrupted between the two, or wrong drafts."""
         del self.ids[self.state.rewind(self.row, len(self.ids)) :]
 
     def clear(self) -> None:

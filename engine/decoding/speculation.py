@@ -95,7 +95,7 @@ class DraftStatistics:
 
 @dataclass
 class PlainSteps:
-    """The time of steps without drafts. Without it nobody could tell whether drafts pay."""
+    """The time of steps without drafts, with which those with drafts are compared."""
 
     seconds: float = 0.0
     count: int = 0
@@ -158,10 +158,10 @@ class Speculator:
                 break
             counts[chances.index(best)] += 1
             tokens, steps = tokens + best, steps + self.token_cost
-        possible = [rate if limit > 0 else 0.0 for rate, limit in zip(rates, limits, strict=True)]
         if any(counts):
             self._idle_steps, self._patience = 0, TRIED_AGAIN
             return counts
+        possible = [rate if limit > 0 else 0.0 for rate, limit in zip(rates, limits, strict=True)]
         self._idle_steps += any(possible)
         if self._idle_steps >= self._patience and len(replies) < kernels.MAX_ROWS:
             self._idle_steps, self._is_try = 0, True

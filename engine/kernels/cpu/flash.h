@@ -149,16 +149,12 @@ class FlashTile {
     const int64_t wide = round_up(size, 16);
     float* const rows = output;  // not in use yet
     for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
-      convert(q + (row.query + index) * token + (group * scoring.queries + g) * head, size, rows + lane * wide);
+      copy_to_float(q + (row.query + index) * token + (group * scoring.queries + g) * head, size, rows + lane * wide);
       newest[lane] = row.start() + index;
     });
     std::fill(newest + lanes, newest + TILE, newest[lanes - 1]);
     transpose(rows, wide, round_up(lanes, 16), wide, queries, TILE);
     std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
-  }
-
-  static void convert(const T* x, int64_t count, float* to) {
-    for_pairs(count, [&](int64_t i, int64_t n) { store(to + i, load(x + i, n), n); });
   }
 
   // Keys or values [count, D] of a row as float32.

@@ -67,14 +67,10 @@ class Gemm {
     alignas(64) float numbers[X_TILE * COLUMNS];
     for (int64_t row = 0; row < X_TILE; row++) {
       float* const line = numbers + row * COLUMNS;
-      if (tile * X_TILE + row < rows) convert(x + (tile * X_TILE + row) * x_stride + column, used, line);
+      if (tile * X_TILE + row < rows) copy_to_float(x + (tile * X_TILE + row) * x_stride + column, used, line);
       std::fill(line + (tile * X_TILE + row < rows ? used : 0), line + count, 0.0f);
     }
     transpose(numbers, COLUMNS, X_TILE, count, to + (tile * wide + column) * X_TILE, X_TILE);
-  }
-
-  static void convert(const T* from, int64_t count, float* to) {
-    for_pairs(count, [&](int64_t i, int64_t size) { store(to + i, load(from + i, size), size); });
   }
 
   // Rows of W from `row` on with up to `size` rows of x from `x_row` on.
@@ -82,11 +78,11 @@ class Gemm {
     const int64_t outputs = std::min(W_BLOCK, n - row), count = std::min(size, rows - x_row), of_block = (count + X_TILE - 1) / X_TILE;
     memory.resize(W_BLOCK * COLUMNS + W_BLOCK * X_BLOCK + W_BLOCK * X_TILE);
     float *const block = memory.data(), *const sums = block + W_BLOCK * COLUMNS, *const turned = sums + W_BLOCK * X_BLOCK;
-    std::fill_n(block, W_BLOCK * COLUMNS, 0.0f);  // rows after the last
+    std::fill_n(block + outputs * COLUMNS, (W_BLOCK - outputs) * COLUMNS, 0.0f);  // rows after the last
     std::fill_n(sums, of_block * W_BLOCK * X_TILE, 0.0f);
     for (int64_t column = 0; column < k; column += COLUMNS) {
       const int64_t columns = std::min(COLUMNS, k - column);
-      for (int64_t i = 0; i < outputs; i++) convert(weight + (row + i) * k + column, columns, block + i * COLUMNS);
+      for (int64_t i = 0; i < outputs; i++) copy_to_float(weight + (row + i) * k + column, columns, block + i * COLUMNS);
       for (int64_t tile = 0; tile < of_block; tile++) {
         prefetch(row, outputs, column + COLUMNS, tile, of_block);
         const float* const numbers = transposed.const_data_ptr<float>() + ((x_row / X_TILE + tile) * wide + column) * X_TILE;

@@ -182,13 +182,19 @@ inline void for_pairs(int64_t size, F f) {
   for (int64_t i = 0; i < size; i += PAIR) f(i, std::min(PAIR, size - i));
 }
 
+// Copy `count` numbers as float32.
+template <typename T>
+inline void copy_to_float(const T* x, int64_t count, float* to) {
+  for_pairs(count, [&](int64_t i, int64_t n) { store(to + i, load(x + i, n), n); });
+}
+
 // `count` numbers as float32: x itself, or converted into `buffer`.
 inline const float* to_float(const float* x, int64_t, float*) {
   return x;
 }
 
 inline const float* to_float(const BFloat16* x, int64_t count, float* buffer) {
-  for_pairs(count, [&](int64_t i, int64_t n) { store(buffer + i, load(x + i, n), n); });
+  copy_to_float(x, count, buffer);
   return buffer;
 }
 
