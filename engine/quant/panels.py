@@ -12,17 +12,15 @@ The kernels multiply pairs of 16-bit columns, or four 8-bit columns, at once: th
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine import kernels
+from engine.kernels import gpu
 from engine.quant.base import Format, Tensors, kernel_product, weight_and_scales
 
 PANEL = 32  # rows
@@ -139,17 +137,17 @@ class Panels(Format):
         if ops is not None:
             like = torch.empty(0, dtype=dtype if dtype in kernels.DTYPES else torch.float32)
             return ops.dequantize(weight, scales, first, last, like).to(dtype)
-        if (gpu := _gpu(weight)) is not None and first == 0 and last == self.rows:
-            return gpu.dequantize(weight, scales, self.rows, dtype)
+        if (operators := gpu.for_device(weight.device)) is not None and first == 0 and last == self.rows:
+            return operators.dequantize(weight, scales, self.rows, dtype)
         return dequantize(*self.codes(tensors, first, last), dtype)
 
     def product(self, tensors: Tensors, x: Tensor) -> Tensor:
         y = kernel_product(tensors, x)
         if y is not None:
             return y
-        few_rows = 0 < len(x) <= MAX_GPU_ROWS and not torch.is_grad_enabled()
-        if few_rows and (gpu := _gpu(x)) is not None:
-            y, bias = gpu.linear(x, *weight_and_scales(tensors), self.rows), tensors["bias"]
+        operators = gpu.for_rows(x) if 0 < len(x) <= MAX_GPU_ROWS else None
+        if operators is not None:
+            y, bias = operators.linear(x, *weight_and_scales(tensors), self.rows), tensors["bias"]
             return (y if bias is None else y + bias).to(x.dtype)
         return self.product_by_blocks(tensors, x)
 
@@ -161,23 +159,3 @@ class Panels(Format):
             return dequantize(codes, scales[ids], self.dtype)
         codes = torch.stack((lines & 15, lines >> 4), dim=2).flatten(1).view(torch.int8) - 8
         return dequantize(codes, scales[ids // PANEL, :, ids % PANEL], self.dtype)
-
-
-def _gpu(tensor: Tensor) -> Any:
-    """The Triton kernels, if this tensor is on an NVIDIA GPU and they work there; else None."""
-    return _gpu_kernels(tensor.device) if tensor.device.type == "cuda" else None
-
-
-@cache
-def _gpu_kernels(device: torch.device) -> Any:
-    """The Triton kernels after a trial run; None, with a warning, if PyTorch's operators must do without them."""
-    try:
-        from engine.kernels.gpu import panels as gpu
-
-        weight = torch.zeros(1, 8, PANEL, 4, dtype=torch.int8, device=device)
-        gpu.linear(torch.ones(1, 32, device=device), weight, torch.ones(PANEL, device=device), PANEL)
-    except Exception as error:  # Triton is missing, or has no compiler: it raises a dozen kinds
-        reason = str(error).strip().partition("\n")[0]
-        logging.getLogger("bareloop").warning("Triton's kernels do not work, quantized weights are slow (%s)", reason)
-        return None
-    return gpu

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.launch import launch
+
 LINES = 32  # lines of a panel that one program reads at a time
 MIN_PROGRAMS = 1024  # so that every multiprocessor of a large GPU has several
 
@@ -25,9 +27,9 @@ def linear(x: Tensor, weight: Tensor, scales: Tensor, rows: int) -> Tensor:
     lines_per_split = -(-lines // splits // LINES) * LINES
     splits = -(-lines // lines_per_split)
     out = torch.empty(splits, len(x), rows, device=x.device)
-    _linear[(panels, splits, len(x))](
-        x.contiguous(), weight, scales, out, rows, lines, lines_per_split, GROUP=_group(weight, scales), LINES=LINES
-    )
+    group = _group(weight, scales)
+    grid = (panels, splits, len(x))
+    launch(_linear, grid, x.contiguous(), weight, scales, out, rows, lines, lines_per_split, GROUP=group, LINES=LINES)
     return out.sum(0) if splits > 1 else out[0]
 
 
@@ -36,8 +38,7 @@ def dequantize(weight: Tensor, scales: Tensor, rows: int, dtype: torch.dtype) ->
     panels, lines = weight.shape[:2]
     group = _group(weight, scales)
     out = torch.empty(rows, lines * (4 if group == 0 else 8), dtype=dtype, device=weight.device)
-    grid = (panels, -(-lines // LINES))
-    _dequantize[grid](weight, scales, out, rows, lines, GROUP=group, LINES=LINES)
+    launch(_dequantize, (panels, -(-lines // LINES)), weight, scales, out, rows, lines, GROUP=group, LINES=LINES)
     return out
 
 

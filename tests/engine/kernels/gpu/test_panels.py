@@ -2,63 +2,49 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 import torch
+from torch import Tensor
 
 from engine import LLM, SamplingParams
-
-ROOT = Path(__file__).parents[3]
-PROGRAM = """
-import sys, torch
 from engine.quant.panels import Panels, quantize4, quantize8
-from engine.kernels.gpu import panels as gpu
 
-device = torch.device(sys.argv[1])
-for group, rows, columns in ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32)):
+pytest.importorskip("triton")
+from engine.kernels.gpu import operators
+
+SHAPES = ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32))  # group, rows, columns
+
+
+def matrix(group: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random codes and scales in panels, and the matrix that they stand for."""
     weight_format = Panels(rows, columns, torch.float32, 4 if group else 8, group)
     tensors, weight = weight_format.empty(torch.device("cpu")), torch.randn(rows, columns)
     weight_format.set_codes(tensors, 0, *(quantize4(weight, group) if group else quantize8(weight)))
     codes, scales = weight_format.codes(tensors, 0, rows)
     groups = torch.unflatten(codes, 1, (-1, group or columns))
-    dense = (groups * scales.float().view(rows, -1, 1)).flatten(1)
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    assert torch.equal(gpu.dequantize(moved["weight"], moved["scales"], rows, torch.float32).cpu(), dense)
-    assert gpu.dequantize(moved["weight"], moved["scales"], rows, torch.bfloat16).dtype == torch.bfloat16
+    return tensors["weight"], tensors["scales"], (groups * scales.float().view(rows, -1, 1)).flatten(1)
+
+
+def calls() -> None:
+    """Launches for test_compiling.py."""
+    for group in (0, 16, 32):
+        weight, scales, _ = matrix(group, 64, 896)
+        for dtype in (torch.bfloat16, torch.float32):
+            operators.dequantize(weight, scales, 64, dtype)
+            for count in (1, 8):
+                operators.linear(torch.randn(count, 896, dtype=dtype), weight, scales, 64)
+
+
+@pytest.mark.parametrize(("group", "rows", "columns"), SHAPES)
+def test_the_kernels_compute_with_the_quantized_values(gpu_device, group, rows, columns):
+    weight, scales, dense = matrix(group, rows, columns)
+    weight, scales = weight.to(gpu_device), scales.to(gpu_device)
+    assert torch.equal(operators.dequantize(weight, scales, rows, torch.float32).cpu(), dense)
+    assert operators.dequantize(weight, scales, rows, torch.bfloat16).dtype == torch.bfloat16
     for count in (1, 3, 8):
         x = torch.randn(count, columns)
-        y = gpu.linear(x.to(device), moved["weight"], moved["scales"], rows).cpu()
-        assert (y - x @ dense.T).abs().max() < 1e-3, (group, rows, columns, count)
-print("passed")
-"""
-
-
-def check(device: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, device],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout == "passed\n", done.stderr
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_compute_with_the_quantized_values():
-    check("cpu", TRITON_INTERPRET="1")
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_the_kernels_compute_with_the_quantized_values_on_a_gpu():
-    check("cuda")
+        y = operators.linear(x.to(gpu_device), weight, scales, rows).cpu()
+        assert (y - x @ dense.T).abs().max() < 1e-3, count
 
 
 @pytest.mark.cuda

@@ -1,0 +1,28 @@
+"""The device on which the Triton kernels are tested."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from engine.kernels import gpu
+
+HAS_GPU = torch.cuda.is_available()
+INTERPRETED = pytest.param(
+    "cpu",
+    marks=[
+        pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+        pytest.mark.skipif(HAS_GPU, reason="the GPU is tested instead of Triton's interpreter"),
+    ],
+)
+COMPILED = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")])
+
+
+@pytest.fixture(params=[INTERPRETED, COMPILED])
+def gpu_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU, or a CPU on which Triton's kernels are interpreted."""
+    if request.param == "cpu":
+        monkeypatch.setattr(gpu, "DEVICE_TYPES", {"cuda", "cpu"})
+    return request.param
