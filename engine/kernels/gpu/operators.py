@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from engine.kernels.gpu.panels import dequantize, linear
+from engine.kernels.gpu.panels import dequantize, linear, lookup
 
-__all__ = ["dequantize", "linear", "try_out"]
+__all__ = ["dequantize", "linear", "lookup", "try_out"]
 
 
 def try_out(device: torch.device) -> None:

@@ -1,76 +1,97 @@
-"""The Triton kernels: in Triton's interpreter on a CPU, if Triton is installed, and on an NVIDIA GPU."""
+"""The Triton kernels of panels: in Triton's interpreter on a CPU, if Triton is installed, and on an NVIDIA GPU."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine import LLM, SamplingParams
-from engine.quant.panels import Panels, quantize4, quantize8
+from engine import LLM, SamplingParams, kernels
+from engine.quant import base
+from engine.quant.base import Tensors
+from engine.quant.bitsandbytes import Bnb4
+from engine.quant.panels import MAX_GPU_ROWS, Panels, quantize4, quantize8, to_panels
+from engine.quant.tables import TablePanels, in_panels
 
 pytest.importorskip("triton")
-from engine.kernels.gpu import operators
+from engine.kernels import gpu
+from engine.kernels.gpu import operators, panels
 
-SHAPES = ((0, 50, 260), (0, 96, 896), (0, 32, 4), (32, 64, 96), (16, 96, 896), (32, 32, 32))  # group, rows, columns
+KINDS = ("int8", "int4", "int4 in groups of 16", "table")
+SHAPES = {  # rows, columns; a block of lines is 64 columns (8 bits: 32), of which eight warps multiply one each
+    "int8": ((50, 260), (32, 4), (96, 2052)),
+    "int4": ((64, 96), (32, 32), (32, 1056)),
+    "int4 in groups of 16": ((96, 176), (32, 16)),
+    "table": ((64, 192), (32, 64), (32, 576)),
+}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Relative errors: float32 sums, and weights and results that are rounded to 16 bits.
+SUM, ROUNDING = 2e-6, {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
-def matrix(group: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random codes and scales in panels, and the matrix that they stand for."""
+class Case(NamedTuple):
+    """A random quantized matrix in panels, and the values that it stands for (float32)."""
+
+    weight: Tensor
+    scales: Tensor
+    values: Tensor
+
+
+def matrix(kind: str, rows: int, columns: int, seed: int = 0) -> Case:
+    """A seeded matrix; a table is random, too."""
+    generator = torch.Generator().manual_seed(seed + rows + columns)
+    weight = torch.randn(rows, columns, generator=generator)
+    if kind == "table":
+        table, scales = torch.randn(16, generator=generator), torch.rand(rows, columns // 64, generator=generator)
+        codes = torch.randint(-8, 8, (rows, columns), generator=generator).to(torch.int8)
+        by_panel = scales.unflatten(0, (-1, 32)).transpose(1, 2).flatten()
+        values = table[codes.int() + 8] * scales.repeat_interleave(64, dim=1)
+        return Case(to_panels(codes, 4), torch.cat((by_panel, table)), values)
+    group = 0 if kind == "int8" else 16 if kind.endswith("16") else 32
     weight_format = Panels(rows, columns, torch.float32, 4 if group else 8, group)
-    tensors, weight = weight_format.empty(torch.device("cpu")), torch.randn(rows, columns)
+    tensors = weight_format.empty(torch.device("cpu"))
     weight_format.set_codes(tensors, 0, *(quantize4(weight, group) if group else quantize8(weight)))
-    codes, scales = weight_format.codes(tensors, 0, rows)
-    groups = torch.unflatten(codes, 1, (-1, group or columns))
-    return tensors["weight"], tensors["scales"], (groups * scales.float().view(rows, -1, 1)).flatten(1)
+    quantized, group_scales = weight_format.codes(tensors, 0, rows)
+    groups = quantized.unflatten(1, (-1, group or columns)).float()
+    return Case(tensors["weight"], tensors["scales"], (groups * group_scales.float().view(rows, -1, 1)).flatten(1))
 
 
 def calls() -> None:
     """Launches for test_compiling.py."""
-    for group in (0, 16, 32):
-        weight, scales, _ = matrix(group, 64, 896)
-        for dtype in (torch.bfloat16, torch.float32):
-            operators.dequantize(weight, scales, 64, dtype)
-            for count in (1, 8):
-                operators.linear(torch.randn(count, 896, dtype=dtype), weight, scales, 64)
+    for kind in KINDS:
+        weight, scales, _ = matrix(kind, 64, 8192)
+        bias = torch.randn(64, dtype=torch.bfloat16)
+        for count in (1, 9, 32):
+            operators.linear(torch.randn(count, 8192, dtype=torch.bfloat16), weight, scales, 64, bias)
+        operators.linear(torch.randn(32, 8192), weight, scales, 64)
+        operators.dequantize(weight, scales, 0, 64, torch.bfloat16)
+    weight, scales, _ = matrix("int4", 64, 896)
+    for dtype in (torch.bfloat16, torch.float16):  # without splits
+        operators.linear(torch.randn(1, 896, dtype=dtype), weight, scales, 64, torch.randn(64, dtype=dtype))
+    operators.lookup(weight, scales, torch.zeros(3, dtype=torch.int64), torch.bfloat16)
 
 
-@pytest.mark.parametrize(("group", "rows", "columns"), SHAPES)
-def test_the_kernels_compute_with_the_quantized_values(gpu_device, group, rows, columns):
-    weight, scales, dense = matrix(group, rows, columns)
-    weight, scales = weight.to(gpu_device), scales.to(gpu_device)
-    assert torch.equal(operators.dequantize(weight, scales, rows, torch.float32).cpu(), dense)
-    assert operators.dequantize(weight, scales, rows, torch.bfloat16).dtype == torch.bfloat16
-    for count in (1, 3, 8):
-        x = torch.randn(count, columns)
-        y = operators.linear(x.to(gpu_device), weight, scales, rows).cpu()
-        assert (y - x @ dense.T).abs().max() < 1e-3, count
+def largest_error(x: Tensor, values: Tensor, exact: Tensor) -> Tensor:
+    """The largest allowed error of x [M, k] times the values [rows, k]."""
+    magnitudes = x.double().abs() @ values.double().abs().T
+    return (SUM + ROUNDING[x.dtype]) * magnitudes + ROUNDING[x.dtype] * exact.abs() + 1e-6 * (x.dtype == torch.float16)
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quant", ["int8", "int4"])
-def test_a_quantized_model_on_a_gpu_agrees_with_the_cpu(tiny_llama, tmp_path, prompt, quant, dtype):
-    gpu = LLM.load(tiny_llama.folder, "cuda", dtype, quant)
-    ids, params = prompt(9), SamplingParams(max_new_tokens=4, ignore_eos=True)
-    gpu.save(tmp_path / "saved")
-    reloaded = LLM.load(tmp_path / "saved", "cuda")
-    assert torch.equal(reloaded.logits(ids), gpu.logits(ids))
-    # The saved folder, because a CPU without the C++ kernels would choose other formats for embedding and head.
-    expected = LLM.load(tmp_path / "saved", "cpu", "float32").logits(ids)
-    tolerance = 1e-2 if dtype == "float32" else 0.1
-    assert (expected - gpu.logits(ids)).abs().max() <= tolerance * expected.abs().max()
-    assert len(gpu.generate([ids, ids[:3]], params)[0].token_ids) == 4
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("quant", ["nf4", "fp4-double", "llm.int8"])
-def test_bitsandbytes_on_a_gpu(draw_tiny, prompt, quant):
-    pytest.importorskip("bitsandbytes")
-    folder = draw_tiny("llama", hidden_size=64, intermediate_size=128, num_attention_heads=4).folder
-    gpu, dense = (LLM.load(folder, "cuda", "bfloat16", weight_format) for weight_format in (quant, "none"))
-    ids = prompt(9)
-    assert (gpu.logits(ids) - dense.logits(ids)).abs().max() < 0.8 * dense.logits(ids).abs().max()
-    assert len(gpu.generate([ids], SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids) == 4
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_agree_with_the_dequantized_values(gpu_device, kind, dtype):
+    for (rows, columns), counts in zip(SHAPES[kind], ((1, 3, 17), (16, 32), (1, 8)), strict=False):
+        weight, scales, values = matrix(kind, rows, columns)
+        bias = torch.randn(rows).to(dtype)
+        for count in counts:
+            x = torch.randn(count, columns).to(dtype)
+            exact = x.double() @ values.double().T
+            for b in (None, bias) if count == 1 else (bias,):
+                y = operators.linear(
+                    x.to(gpu_device), weight.to(gpu_device), scales.to(gpu_device), rows, b if b is None else b.to(gpu_device)
+                )
+                assert y.dtype == dtype and y.shape == (count, rows)
+                expected = exact if b is None else exact + b.double()
+                assert ((y.cpu().double() - expected).abs() <= largest_error(x, values, expected)).all(), (rows, count)
