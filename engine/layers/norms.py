@@ -59,6 +59,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype != torch.float64 else x
 
 
+def add_and_norm(x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """x + delta [N, D], the new residual stream, and its norm. Without a delta it is x."""
+    x = x if delta is None else x + delta
+    return x, norm(x)
+
+
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {
     "RMS": RMSNorm,
     "RMS, float32": lambda size, eps: RMSNorm(size, eps, weight_in_float32=True),
