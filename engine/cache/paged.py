@@ -13,7 +13,8 @@ of blocks are collected, and carried out when the next step begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,31 +46,31 @@ class Row:
 class BlockGroup:
     """Keys and values of the layers with one window size: [layers, 2, blocks, kv_heads, BLOCK, head_dim].
 
-    Without a `capacity` in blocks the tensor grows by doubling. `table` [lines, width], int32: the blocks of each row;
-    the state knows which line is whose.
+    The tensor grows by doubling, unless it is allocated once and for all. `table` [lines, width], int32: the blocks of
+    each row; the state knows which line is whose.
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-        window: int | None,
-        capacity: int | None,
+        self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, window: int | None
     ) -> None:
         self.shape = shape  # layers, kv_heads, head_dim
         self.dtype = dtype
         self.device = device
         self.window = window
         self.slack = 0 if window is None else rewind_slack(window)
-        self.capacity = capacity
-        self.kv = self._allocate(0 if capacity is None else capacity)
-        self.users = [0] * self.kv.shape[2]  # rows that have each block
-        self.free = [*range(len(self.users) - 1, SPARE, -1)]  # the next one last
+        self.capacity: int | None = None  # blocks that rows can have
+        self.kv = self._zeros(0)
+        self.users: list[int] = []  # rows that have each block
+        self.free: list[int] = []  # the next one last
         self.table = torch.zeros(0, 0, dtype=torch.int32, device=device)
         self.rows: dict[int, Row] = {}
         self._entries: dict[tuple[int, int], int] = {}  # (line, index) -> block: not yet in the table
         self._copies: dict[int, int] = {}  # block -> the block whose content it gets
+
+    def allocate(self, capacity: int) -> None:
+        """Allocate so many blocks, and never more."""
+        self._grow(1 + capacity)  # and the spare one
+        self.capacity = capacity
 
     @property
     def used(self) -> int:
@@ -211,23 +212,25 @@ class BlockGroup:
             return
         if self.capacity is not None:
             raise BareloopError(
-                f"no room for {count * BLOCK:,} more tokens: all of the {self.capacity - 1:,} blocks of {BLOCK} tokens "
+                f"no room for {count * BLOCK:,} more tokens: all of the {self.capacity:,} blocks of {BLOCK} tokens "
                 "are in use; use a shorter context, fewer sequences or a larger --gpu-memory"
             )
         old = len(self.users)
         needed = max(old, 1) + missing
         try:
-            grown = self._allocate(max(needed, 2 * old))
+            self._grow(max(needed, 2 * old))
         except BareloopError:
-            grown = self._allocate(needed)  # if there is no memory for twice as many
+            self._grow(needed)  # if there is no memory for twice as many
+
+    def _grow(self, blocks: int) -> None:
+        old, grown = len(self.users), self._zeros(blocks)
         with torch.inference_mode():
             grown[:, :, :old] = self.kv
         self.kv = grown
-        size = grown.shape[2]
-        self.users += [0] * (size - old)
-        self.free = [*range(size - 1, max(old, 1) - 1, -1), *self.free]
+        self.users += [0] * (blocks - old)
+        self.free = [*range(blocks - 1, max(old, SPARE + 1) - 1, -1), *self.free]
 
-    def _allocate(self, blocks: int) -> Tensor:
+    def _zeros(self, blocks: int) -> Tensor:
         """Zeros, as stale numbers could be NaN, which masks do not remove everywhere."""
         layers, kv_heads, head_dim = self.shape
         shape = (layers, 2, blocks, kv_heads, BLOCK, head_dim)
@@ -240,6 +243,31 @@ class BlockGroup:
                     f"out of memory for the keys and values of {blocks * BLOCK:,} tokens ({gigabytes:.1f} GB on "
                     f"{self.device}); use a shorter context, fewer sequences or a smaller --gpu-memory"
                 ) from error
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is allocated at once for a state: `nbytes`, for `rows` rows of up to `tokens` tokens at the same time."""
+
+    nbytes: int
+    rows: int
+    tokens: int
+
+    def divide(self, groups: Sequence[BlockGroup]) -> list[int]:
+        """Blocks for each group. One with a window needs fewer than one without if rows are long, and as many if not.
+
+        It gets as many, but not more than all rows have at the same time, or in proportion to the longest row.
+        """
+
+        def blocks(most: int) -> list[int]:
+            longest = [group.most_blocks(self.tokens) for group in groups]
+            return [min(most, max(self.rows * own, -(-most * own // max(longest)))) for own in longest]
+
+        def nbytes(most: int) -> int:
+            return sum(count * group.block_bytes for count, group in zip(blocks(most), groups, strict=True))
+
+        most = bisect_right(range(1, 1 + self.nbytes), self.nbytes, key=nbytes)
+        return blocks(max(1, most))
 
 
 class PagedState(State):
@@ -255,15 +283,14 @@ class PagedState(State):
         dtype: torch.dtype,
         device: torch.device | str,
         windows: Sequence[int | None] | None = None,
-        capacities: Sequence[int | None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """`capacities`: blocks for each window size, in the order of `windows`; None: as many as needed."""
+        """`budget`: what is allocated, now and once for all; None: blocks are allocated when they are needed."""
         windows = windows or (None,) * layers
         sizes = list(dict.fromkeys(windows))
         self.device = torch.device(device)
         self.groups = [
-            BlockGroup((windows.count(window), kv_heads, head_dim), dtype, self.device, window, capacity)
-            for window, capacity in zip(sizes, capacities or [None] * len(sizes), strict=True)
+            BlockGroup((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in sizes
         ]
         self.locations = [(sizes.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
         self._lengths: dict[int, int] = {}
@@ -271,6 +298,11 @@ class PagedState(State):
         self._free_lines: list[int] = []
         self._known: dict[int, int] = {}  # blocks of each row whose entries are in its line of the tables, or collected
         self._next = 0
+        self._budget = budget
+        if budget is not None:
+            for group, blocks in zip(self.groups, budget.divide(self.groups), strict=True):
+                group.allocate(blocks)
+                group.grow_table(2 * budget.rows, blocks_of(budget.tokens))
 
     def acquire(self) -> int:
         row, self._next = self._next, self._next + 1  # never reused, so that a stale number is an error
@@ -295,8 +327,7 @@ class PagedState(State):
 
     @property
     def capacity_bytes(self) -> int | None:
-        """Bytes of all blocks that rows can have; None if they grow."""
-        counts = [group.capacity - 1 for group in self.groups if group.capacity is not None]
+        counts = [group.capacity for group in self.groups if group.capacity is not None]
         return self._cost(counts) if counts else None
 
     def row_bytes(self, tokens: int, shared: int = 0) -> int:
@@ -313,11 +344,11 @@ class PagedState(State):
         With capacities: the share of the scarcest group in all bytes, so that what fits into the bytes fits into every
         group.
         """
-        total = sum(group.block_bytes * (group.capacity - 1) for group in self.groups if group.capacity is not None)
+        total = sum(group.block_bytes * group.capacity for group in self.groups if group.capacity is not None)
         if not total:
             return sum(count * group.block_bytes for count, group in zip(counts, self.groups, strict=True))
         return max(
-            -(-count * total // (group.capacity - 1))
+            -(-count * total // group.capacity)
             for count, group in zip(counts, self.groups, strict=True)
             if group.capacity is not None
         )
@@ -369,15 +400,32 @@ class PagedState(State):
         """The step's rows, with room for its tokens. Rows must be distinct, with at least one token each."""
         step.check()
         rows, counts = step.rows.tolist(), step.lengths.tolist()
+        lines, starts = self.prepare(rows, counts)
+        step_rows = StepRows.upload(lines, starts, counts, step.positions)
+        return self.view_of(step_rows, lambda: self.advance(rows, counts))
+
+    def prepare(self, rows: Sequence[int], counts: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Give the rows of a step room for their new tokens. -> the line and the length of each row"""
         for row, count in zip(rows, counts, strict=True):
             self._make_room(row, count)
-        lines = [self._lines[row] for row in rows]
         for group in self.groups:
             group.flush(1 + max(self._lines.values()))
-        starts = [self._lengths[row] for row in rows]
-        step_rows = StepRows.upload(lines, starts, counts, step.positions)
-        views = [BlockView.of(group.kv, group.table, group.window, step_rows) for group in self.groups]
-        return PagedView(views, self.locations, lambda: self.advance(rows, counts))
+        return [self._lines[row] for row in rows], [self._lengths[row] for row in rows]
+
+    def view_of(self, rows: StepRows, commit: Callable[[], None]) -> PagedView:
+        """The view of rows that are described on the device. `commit`: see `PagedView`."""
+        views = [BlockView.of(group.kv, group.table, group.window, rows) for group in self.groups]
+        return PagedView(views, self.locations, commit)
+
+    def can_serve(self, budget: Budget) -> bool:
+        """Whether this state was allocated for as many rows, and for no more bytes than the budget has."""
+        own = self._budget
+        return own is not None and own.rows >= budget.rows and own.nbytes <= budget.nbytes
+
+    @property
+    def addresses(self) -> list[int]:
+        """Of the tensors that a view refers to: if they change, captured steps are void."""
+        return [tensor.data_ptr() for group in self.groups for tensor in (group.kv, group.table)]
 
     def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Add the step's tokens to their rows, after the forward pass."""

@@ -91,6 +91,11 @@ class State(ABC):
     def nbytes(self) -> int:
         """Bytes in use, counting shared storage once."""
 
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Bytes that were allocated at once for all rows; None if memory is allocated when it is needed."""
+        return None
+
     @abstractmethod
     def row_bytes(self, tokens: int, shared: int = 0) -> int:
         """Bytes of a row that grows to this many tokens, the first `shared` of which are in another row's storage."""

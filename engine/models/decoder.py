@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from engine import kernels
 from engine.cache.kv_state import KVState, StateView
-from engine.cache.paged import PagedState
+from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State, Step
 from engine.layers.attention import Attention, AttentionConfig, LayerView, Tail
 from engine.layers.linear import Embedding, Linear
@@ -274,11 +274,13 @@ class Decoder(Model):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def new_state(self) -> KVState | PagedState:
+    def new_state(self, budget: Budget | None = None) -> KVState | PagedState:
         config, embed = self.config, self.embed
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        state = PagedState if embed.weight.device.type == "cuda" else KVState
-        return state(*shape, embed.dtype, embed.weight.device, config.windows)
+        place = embed.dtype, embed.weight.device
+        if embed.weight.device.type == "cuda":
+            return PagedState(*shape, *place, config.windows, budget)
+        return KVState(*shape, *place, config.windows)
 
     def costs(self, context: int) -> Iterator[Cost]:
         config = self.config

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import LLM
-from engine.cache.paged import PagedState
+from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State, Step
 
 
@@ -45,11 +45,11 @@ MODELS = {
 }
 
 
-def paged_state(llm: LLM, capacities: list[int] | None = None) -> PagedState:
+def paged_state(llm: LLM, budget: Budget | None = None) -> PagedState:
     """The state that the model has on a GPU, on the CPU."""
     config = llm.config
     shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-    return PagedState(*shape, llm.dtype, "cpu", config.windows, capacities)
+    return PagedState(*shape, llm.dtype, "cpu", config.windows, budget)
 
 
 @pytest.mark.parametrize("model", [*MODELS, "paged full", "paged window", "paged mixed"])
