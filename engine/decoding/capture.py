@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.paged import PagedState
-from engine.cache.paged_view import PagedView, StepRows
+from engine.cache.paged_view import BLOCK, PagedView, StepRows
 from engine.cache.state import State, Step
 from engine.kernels import gpu
 from engine.models.family import Model
@@ -57,10 +57,8 @@ class CapturedSteps:
 
     @staticmethod
     def of(model: Model, state: State) -> CapturedSteps | None:
-        """For a model and a state on a GPU with Triton; None elsewhere, where steps depend on lengths."""
-        if isinstance(state, PagedState) and gpu.for_device(state.device) is not None and model.capturable:
-            return CapturedSteps(model, state)
-        return None
+        """For a model and a state on a GPU; None where the kernels of a step depend on lengths."""
+        return CapturedSteps(model, state) if isinstance(state, PagedState) and is_supported(model, state) else None
 
     def run(self, rows: Sequence[int], tokens: Sequence[int] | Tensor) -> Tensor | None:
         """Feed a token to each of up to 32 rows -> logits [R, V], which the next call overwrites. None: it cannot.
@@ -109,13 +107,18 @@ class CapturedSteps:
 
             def work() -> Tensor:
                 line = lines.int()
-                longest = self.state.groups[0].table.shape[1]
+                longest = BLOCK * self.state.groups[0].table.shape[1]
                 step_rows = StepRows(ones, longest, line, positions.int(), offsets, line, positions)
                 state = _FixedState(self.state.view_of(step_rows, lambda: None))
                 return self.model.logits(self.model.forward(step, cast("State", state)))
 
             replay, logits = record(work, device)
         return _Graph(inputs, logits, replay)
+
+
+def is_supported(model: Model, state: State) -> bool:
+    """Whether the kernels of a step are always the same: with Triton, and without bitsandbytes."""
+    return gpu.for_device(state.device) is not None and model.capturable
 
 
 def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:

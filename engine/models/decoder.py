@@ -20,6 +20,7 @@ from engine import kernels
 from engine.cache.kv_state import KVState, StateView
 from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State, Step
+from engine.kernels import gpu
 from engine.layers.attention import Attention, AttentionConfig, LayerView, Tail
 from engine.layers.linear import Embedding, Linear
 from engine.layers.mlp import ACTIVATIONS, MLP, GatedMLP
@@ -278,7 +279,7 @@ class Decoder(Model):
         config, embed = self.config, self.embed
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
         place = embed.dtype, embed.weight.device
-        if embed.weight.device.type == "cuda":
+        if embed.weight.device.type in gpu.DEVICE_TYPES:
             return PagedState(*shape, *place, config.windows, budget)
         return KVState(*shape, *place, config.windows)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICE_TYPES = {"cuda"}  # the tests add "cpu", with Triton's interpreter
+DEVICE_TYPES = {"cuda"}  # the tests add "cpu", to do on a CPU all that is done on a GPU
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
