@@ -20,15 +20,13 @@ from torch.nn import functional as F
 from engine.kernels.gpu.activations import activate
 from engine.kernels.gpu.launch import launch
 
-# With 8 rows the products take as long as reading the matrix; beyond that cuBLAS, on tensor cores, is faster.
-MAX_DENSE_ROWS = 8
 BLOCK_ROWS = 4  # rows of the matrix per program
 WARPS_PER_MULTIPROCESSOR = 12  # wanted; each has up to 4 KB on their way, and 25 KB suffice for 4.8 TB/s
 MAX_WARPS = 8  # per program
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b for x [M, k], 1 <= M <= MAX_DENSE_ROWS, weight [rows, k], bias [rows] -> [M, rows] in x's dtype.
+    """x Wᵀ + b for x [M, k], 1 <= M <= gpu.MAX_DENSE_ROWS, weight [rows, k], bias [rows] -> [M, rows] in x's dtype.
 
     All of the same dtype. Sums are float32, and are rounded once.
     """

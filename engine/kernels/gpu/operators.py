@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 
 from engine.kernels.gpu.activations import gated_activation
-from engine.kernels.gpu.dense import MAX_DENSE_ROWS, dense_gated, dense_linear
+from engine.kernels.gpu.dense import dense_gated, dense_linear
 from engine.kernels.gpu.norms import add_norm, head_norm
 from engine.kernels.gpu.panels import dequantize, linear
 from engine.kernels.gpu.rotation import rotate_and_write
 
 __all__ = [
-    "MAX_DENSE_ROWS",
     "add_norm",
     "dense_gated",
     "dense_linear",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.kernels import gpu
 from engine.layers.mlp import FUNCTIONS
 
 pytest.importorskip("triton")
@@ -48,7 +49,7 @@ def test_every_row_has_the_bits_that_it_has_alone(gpu_device, monkeypatch):
     for rows, k in ((5, 33), (3, 300)) if gpu_device == "cpu" else large:
         for dtype in DTYPES:
             weight = torch.randn(rows, k).to(dtype).to(gpu_device)
-            x = torch.randn(operators.MAX_DENSE_ROWS, k).to(dtype).to(gpu_device)
+            x = torch.randn(gpu.MAX_DENSE_ROWS, k).to(dtype).to(gpu_device)
             alone = torch.cat([operators.dense_linear(row, weight) for row in x.split(1)])
             for count in range(1, len(x) + 1):
                 assert torch.equal(operators.dense_linear(x[:count], weight), alone[:count]), (rows, k, dtype, count)
