@@ -19,11 +19,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from engine.cache.state import Step
+from engine.cache.state import Step, rewind_slack
 from engine.runtime.errors import BareloopError
 
 GRANULE = 4  # capacities are multiples of this many tokens
-MIN_SLACK = 64  # tokens that are kept beyond a window, so that a row can be rewound
 
 
 class Segment:
@@ -135,7 +134,7 @@ class Cache:
         self.dtype = dtype
         self.device = device
         self.window = window
-        self.slack = 0 if window is None else max(MIN_SLACK, window // 2)
+        self.slack = 0 if window is None else rewind_slack(window)
         self._rows: dict[int, list[Span]] = {}
         self._dropped: dict[int, int] = {}  # tokens of a row before its first span
 

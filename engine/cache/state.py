@@ -9,6 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.runtime.device import upload
+
+MIN_SLACK = 64  # tokens that are kept beyond a window, so that a row can be rewound
+
+
+def rewind_slack(window: int) -> int:
+    """Tokens beyond a window that are kept at least."""
+    return max(MIN_SLACK, window // 2)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -35,8 +44,8 @@ class Step:
         starts = starts if starts is not None else [0] * len(chunks)
         positions = [start + i for start, length in zip(starts, lengths, strict=True) for i in range(length)]
         return Step(
-            tokens=torch.tensor([token for chunk in chunks for token in chunk], device=device),
-            positions=torch.tensor(positions, device=device),
+            tokens=upload([token for chunk in chunks for token in chunk], torch.long, device),
+            positions=upload(positions, torch.long, device),
             rows=torch.tensor(rows if rows is not None else range(len(chunks))),
             lengths=torch.tensor(lengths),
         )
@@ -58,8 +67,8 @@ class Step:
 class State(ABC):
     """What a model keeps of any number of rows (sequences) between steps.
 
-    Attention keeps keys and values (`KVState`), which can be rewound to any token. Recurrent models keep a few tensors
-    (`RecurrentState`), and can be rewound only to checkpoints.
+    Attention keeps keys and values (`KVState`, on a GPU `PagedState`), which can be rewound to any token. Recurrent
+    models keep a few tensors (`RecurrentState`), and can be rewound only to checkpoints.
     """
 
     device: torch.device
@@ -81,6 +90,11 @@ class State(ABC):
     @abstractmethod
     def nbytes(self) -> int:
         """Bytes in use, counting shared storage once."""
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Bytes that were allocated at once for all rows; None if memory is allocated when it is needed."""
+        return None
 
     @abstractmethod
     def row_bytes(self, tokens: int, shared: int = 0) -> int:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine import kernels
 from engine.cache.state import Step
+from engine.decoding.capture import CapturedSteps
 from engine.decoding.grammar import Matcher
 from engine.decoding.sampling import INVALID, Context, SamplingParams, choose, top_logprobs
 from engine.decoding.sequence import Sequence, prefill
@@ -210,19 +211,26 @@ def choose_tokens(replies: Seq[Reply], logits: Tensor, drafts: Seq[Seq[int]] | N
     return [[next(of_replies) for _ in of_reply] for of_reply in contexts]
 
 
-def feed_tokens(replies: Seq[Reply], drafts: Seq[Seq[int]] | None = None) -> Tensor:
+def feed_tokens(
+    replies: Seq[Reply], drafts: Seq[Seq[int]] | None = None, captured: CapturedSteps | None = None
+) -> Tensor:
     """Feed every reply's last token and then its draft, in one step. -> the logits after each of them [N, V]
 
-    The drafts are in the rows of the state then, but not yet in the ids of the sequences.
+    The drafts are in the rows of the state then, but not yet in the ids of the sequences. `captured`: the same steps as
+    CUDA graphs, for replies without drafts; the next step overwrites the logits.
     """
     sequences = [reply.sequence for reply in replies]
     model, state = sequences[0].model, sequences[0].state
     drafts = drafts or [()] * len(replies)
     tokens = [[reply.token_ids[-1], *draft] for reply, draft in zip(replies, drafts, strict=True)]
     rows, positions = [sequence.row for sequence in sequences], [len(sequence.ids) for sequence in sequences]
-    step = Step.pack(tokens, rows, positions, state.device)
-    with torch.inference_mode():
-        logits = model.logits(model.forward(step, state))
+    logits = None
+    if captured is not None and not any(drafts):
+        logits = captured.run(rows, [token for (token,) in tokens])
+    if logits is None:
+        step = Step.pack(tokens, rows, positions, state.device)
+        with torch.inference_mode():
+            logits = model.logits(model.forward(step, state))
     for sequence, reply in zip(sequences, replies, strict=True):
         sequence.logits = None  # so that an interrupt here does not leave new ids with old logits
         sequence.ids.append(reply.token_ids[-1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine import kernels
 from engine.cache.state import State
+from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
 from engine.decoding.prefix_cache import PrefixCache, Slot
 from engine.decoding.request import CANCELLED, Request
@@ -38,6 +39,8 @@ class LoadedModel(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
     def sequence(self, state: State | None = None) -> Sequence: ...
+    def take_state(self, rows: int, max_bytes: int | None) -> tuple[State, CapturedSteps | None]: ...
+    def keep_state(self, state: State, captured: CapturedSteps | None) -> None: ...
 
 
 class Work(NamedTuple):
@@ -51,8 +54,10 @@ class Work(NamedTuple):
 class RunningRequests:
     """Requests with rows in one state. A request whose computation fails ends with its error; the others go on."""
 
-    def __init__(self, llm: LoadedModel, cache: PrefixCache) -> None:
+    def __init__(self, llm: LoadedModel, cache: PrefixCache, captured: CapturedSteps | None = None) -> None:
+        """`captured`: decoding steps of the cache's state as CUDA graphs."""
         self.llm = llm
+        self.captured = captured
         self.cache = cache
         self.speculator = llm.speculator()
         self.state = cache.state
@@ -161,7 +166,7 @@ class RunningRequests:
         start = time.perf_counter()
         try:
             drafts = self.speculator.draft(replies) if self.speculator is not None else [[] for _ in replies]
-            logits = feed_tokens(replies, drafts)
+            logits = feed_tokens(replies, drafts, self.captured)
             choices = choose_tokens(replies, logits, drafts)
             gained = [self._accept(*each) for each in zip(requests, choices, drafts, strict=True)]
             if self.speculator is not None:

@@ -14,6 +14,7 @@ operators, on other devices and in float16, round a row differently among others
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from collections.abc import Sequence as Seq
@@ -51,33 +52,35 @@ class Scheduler:
         """`max_rows`: requests that are computed at the same time. `prefill_chunk`: tokens of a piece of a prompt.
 
         `cache_bytes`: for all rows, also those of finished requests, but not those of a draft model; by default half of
-        the free memory. `max_queue`: requests that may wait for a row. `exact`: share a cached prefix only where no bit
-        of the result depends on it; without, a prompt shares all that it has in common with another text, replies too,
-        as conversations need. By default only unquantized float32 is not exact: there logits differ by some 1e-5.
-        Raises `BareloopError` for a number below 1.
+        the free memory, on a GPU the model's `gpu_memory`. `max_queue`: requests that may wait for a row. `exact`:
+        share a cached prefix only where no bit of the result depends on it; without, a prompt shares all that it has in
+        common with another text, replies too, as conversations need. By default only unquantized float32 is not exact:
+        there logits differ by some 1e-5. Raises `BareloopError` for a number below 1.
         """
         numbers = (max_rows, prefill_chunk, cache_bytes, max_queue)
         for name, value in zip(("max_rows", "prefill_chunk", "cache_bytes", "max_queue"), numbers, strict=True):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BareloopError(f"{name} is {value}; use a whole number, 1 or more")
         self.llm = llm
-        self.state = llm.model.new_state()
+        self.state, captured = llm.take_state(max_rows, cache_bytes)
         free = free_memory(self.state.device)
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
-        self.cache_bytes = cache_bytes or (2**63 if free is None else int(MEMORY_SHARE * free))
+        self.cache_bytes = self.state.capacity_bytes or 0
+        if not self.cache_bytes:
+            self.cache_bytes = cache_bytes or (2**63 if free is None else int(MEMORY_SHARE * free))
         self.max_queue = max_queue
         self.exact = (llm.model.dtype, llm.quant) != (torch.float32, "none") if exact is None else exact
         self.queue: deque[Request] = deque()
         self.cache = PrefixCache(self.state, self.cache_bytes, self.exact)
-        self.running = RunningRequests(llm, self.cache)
+        self.running = RunningRequests(llm, self.cache, captured)
         self._decode_is_next = False
         self._submitted = 0
         self._submitting, self._stepping = threading.RLock(), threading.Lock()
         self._wake = threading.Event()
         self._thread: int | None = None  # of `run`
         self._step_thread: int | None = None  # during a step
-        self._is_closed = False
+        self._is_closed = self._has_ended = False
 
     def __enter__(self) -> Scheduler:
         return self
@@ -108,9 +111,11 @@ class Scheduler:
         check_params(params, vocab_size, tokenizer)
         needed = self.state.row_bytes(self.running.longest(len(ids), params))
         if needed > self.cache_bytes:
+            longest = bisect_right(range(1, llm.max_length), self.cache_bytes, key=self.state.row_bytes)
             raise BareloopError(
                 f"{len(ids):,} + {params.max_new_tokens:,} tokens need {needed / 1e9:.1f} GB of cache, and there are "
-                f"{self.cache_bytes / 1e9:.1f} GB for all requests; use a shorter prompt or fewer new tokens"
+                f"{self.cache_bytes / 1e9:.1f} GB for all requests, enough for {longest:,} tokens; use a shorter "
+                "prompt or fewer new tokens"
             )
         hash(scope)  # which must be possible
         prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope)
@@ -251,3 +256,6 @@ class Scheduler:
             self.running.fail(requests, error)
         self._cancel(requests)
         self.cache.clear()
+        if not self._has_ended:
+            self._has_ended = True
+            self.llm.keep_state(self.state, self.running.captured)

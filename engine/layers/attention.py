@@ -16,14 +16,17 @@ from torch.nn import functional as F
 
 from engine import kernels
 from engine.cache.kv import RowView, View
+from engine.cache.paged_view import BlockView
 from engine.cache.state import Step
+from engine.layers import paged_attention
 from engine.layers.linear import Linear
 from engine.layers.rope import rotate
 
 QUERY_BLOCK = 128  # queries per masked call on a CPU
 
+LayerView = View | BlockView  # of the cache of a layer: on a GPU in blocks
 # The view of the tokens whose outputs are needed after the last layer, and their indices in the step; None: all.
-Tail = tuple[View, Tensor] | None
+Tail = tuple[LayerView, Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,13 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = config.qk_norm(sizes[0]), config.qk_norm(sizes[1])
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, layer: int, tail: Tail
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        step: Step,
+        view: LayerView | None,
+        layer: int,
+        tail: Tail,
     ) -> Tensor:
         """x [N, hidden] -> [N, hidden]. The step's keys and values are written into layer `layer` of the view.
 
@@ -76,8 +85,10 @@ class Attention(nn.Module):
         v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
         if config.qk_norm is not None and config.qk_norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
-        ops = kernels.for_rows(q) if view is not None and view.cache.dtype == q.dtype else None
-        if ops is not None and view is not None and view.rows:
+        ops = kernels.for_rows(q) if isinstance(view, View) and view.cache.dtype == q.dtype else None
+        if isinstance(view, BlockView):
+            q = paged_attention.rotate_and_write(q, k, v, rotary, view, layer)
+        elif ops is not None and view is not None and view.rows:
             q = ops.rotate_and_write(q, k, v, *(rotary or (None, None)), *view.pieces, layer)
         else:
             if rotary is not None:
@@ -91,7 +102,7 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, step: Step, view: View | None, layer: int, config: AttentionConfig
+    q: Tensor, k: Tensor, v: Tensor, step: Step, view: LayerView | None, layer: int, config: AttentionConfig
 ) -> Tensor:
     """softmax(scale q kᵀ) v for every token of the step, over its row's past and new tokens up to itself.
 
@@ -100,6 +111,8 @@ def attend(
     """
     if view is None:
         return _attend_fresh(q, k, v, step, config)
+    if isinstance(view, BlockView):
+        return paged_attention.attend(q, view, layer, config)
     if not view.rows:
         return q
     ops = kernels.for_rows(q)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
+from engine.kernels import gpu
 from engine.quant.base import Format, needs_float32, product_by_blocks
 from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
 
@@ -89,6 +90,8 @@ class Linear(Matrix):
         ops = kernels.for_input(x)
         if ops is not None:
             return ops.linear(x, self.weight, None, self.bias)
+        if (ops := gpu.for_rows(x)) is not None and self.is_dense_with_few(x):
+            return ops.dense_linear(x, self.weight, self.bias)
         if self._packed is not None and len(x) >= PACKED_ROWS:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         if needs_float32(x):
@@ -97,6 +100,10 @@ class Linear(Matrix):
                 return ops.gemm(x, self.weight, self.bias)
             return product_by_blocks(x, self.rows, self._rows, self.bias)
         return F.linear(x, self.weight, self.bias)
+
+    def is_dense_with_few(self, x: Tensor) -> bool:
+        """Whether the weight is dense, and x has so few rows that reading the weight takes most of a product's time."""
+        return self.format is None and x.dtype == self.weight.dtype and 0 < len(x) <= gpu.MAX_DENSE_ROWS
 
     def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         return (self.weight if self._wide is None else self._wide)[first:last].to(dtype)

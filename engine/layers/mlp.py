@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
+from engine.kernels import gpu
 from engine.layers.linear import Linear
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,8 +34,11 @@ class GatedMLP(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        ops = gpu.for_rows(x)
+        if ops is not None and self.gate_up.is_dense_with_few(x):
+            return self.down(ops.dense_gated(x, self.gate_up.weight, self.gate_up.bias, self.activation))
         gate_up = self.gate_up(x)
-        ops = kernels.for_rows(gate_up)
+        ops = ops or kernels.for_rows(gate_up)
         if ops is not None:
             return self.down(ops.gated_activation(gate_up, self.activation))
         gate, up = gate_up.chunk(2, dim=-1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine import kernels
+from engine.kernels import gpu
 
 
 class RMSNorm(nn.Module):
@@ -24,12 +26,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight_in_float32 = weight_in_float32
         self.plus_one = plus_one
+        self.kind = "RMS, 1 + w" if plus_one else "RMS, float32" if weight_in_float32 else "RMS"
+        self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         ops = kernels.for_rows(x)
         if ops is not None and x.dtype == self.weight.dtype:
-            kind = "RMS, 1 + w" if self.plus_one else "RMS, float32" if self.weight_in_float32 else "RMS"
-            return ops.rms_norm(x, self.weight, self.eps, kind)
+            return ops.rms_norm(x, self.weight, self.eps, self.kind)
+        if (ops := gpu.for_rows(x)) is not None:
+            return _norm_on_gpu(ops, x, self)
         wide = _at_least_float32(x)
         unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if not self.weight_in_float32:
@@ -44,10 +49,13 @@ class LayerNorm(nn.Module):
     def __init__(self, size: int, eps: float, weights: bool = True) -> None:
         super().__init__()
         self.size, self.eps = (size,), eps
+        self.kind = "layer" if weights else "layer, no weights"
         self.weight = nn.Parameter(torch.empty(size)) if weights else None
         self.bias = nn.Parameter(torch.empty(size)) if weights else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if (ops := gpu.for_rows(x)) is not None:
+            return _norm_on_gpu(ops, x, self)
         if self.weight is None or self.bias is None or self.weight.dtype == x.dtype:
             return F.layer_norm(x, self.size, self.weight, self.bias, self.eps)
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)  # the residual stream is wider
@@ -57,6 +65,22 @@ class LayerNorm(nn.Module):
 def _at_least_float32(x: Tensor) -> Tensor:
     """Convert to float32, unless x is float64."""
     return x.float() if x.dtype != torch.float64 else x
+
+
+def add_and_norm(x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """x + delta [N, D], the new residual stream, and its norm. Without a delta it is x."""
+    ops = gpu.for_rows(x) if isinstance(norm, RMSNorm | LayerNorm) else None
+    if ops is not None:
+        return ops.add_norm(x, delta, norm.weight, norm.bias, norm.eps, norm.kind)
+    x = x if delta is None else x + delta
+    return x, norm(x)
+
+
+def _norm_on_gpu(ops: Any, x: Tensor, norm: RMSNorm | LayerNorm) -> Tensor:
+    """The norm of tokens [N, D], or of the heads of tokens [N, H, D]."""
+    if x.dim() == 3:
+        return ops.head_norm(x, norm.weight, norm.eps, norm.kind, norm.bias)
+    return ops.add_norm(x, None, norm.weight, norm.bias, norm.eps, norm.kind)[1]
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {

@@ -30,7 +30,9 @@ class Rotary:
     def __call__(self, positions: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """positions [N] of rows with `lengths` [R] tokens -> cos, sin [N, 1, D/2]."""
         extent = positions
-        if self.config.type == "dynamic":  # the frequencies depend on the row's length so far
+        if self.config.type == "dynamic" and len(lengths) == len(positions):
+            extent = positions + 1
+        elif self.config.type == "dynamic":  # the frequencies depend on the row's length so far
             ends = lengths.cumsum(0) - 1
             last = positions[ends.to(positions.device)]
             extent = last.repeat_interleave(lengths.to(positions.device)) + 1
@@ -60,6 +62,7 @@ def _exponents(head_dim: int) -> Tensor:
 
 
 def _fixed(inv_freq: Tensor) -> Frequencies:
+    """Frequencies that do not depend on the extent; they are copied to each device once."""
     copies = {inv_freq.device: inv_freq[None]}
 
     def frequencies(extent: Tensor) -> Tensor:
@@ -94,12 +97,12 @@ def _dynamic(config: RopeConfig, head_dim: int) -> tuple[Frequencies, float]:
     if head_dim <= 2:
         raise BareloopError(f"config.json: rope_type 'dynamic' needs a head_dim above 2, not {head_dim}")
     factor, trained = _factor(config), config.max_position_embeddings
-    exponents = _exponents(head_dim)
+    exponents = _fixed(_exponents(head_dim))
 
     def frequencies(extent: Tensor) -> Tensor:
         stretch = factor * extent.clamp(min=trained).float() / trained - (factor - 1)
         base = config.theta * stretch ** (head_dim / (head_dim - 2))
-        return 1.0 / base[:, None] ** exponents.to(extent.device)
+        return 1.0 / base[:, None] ** exponents(extent)
 
     return frequencies, 1.0
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
-from engine.cache.kv import View
-from engine.cache.kv_state import KVState
+from engine.cache.kv_state import KVState, StateView
+from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State, Step
-from engine.layers.attention import Attention, AttentionConfig, Tail
+from engine.kernels import gpu
+from engine.layers.attention import Attention, AttentionConfig, LayerView, Tail
 from engine.layers.linear import Embedding, Linear
 from engine.layers.mlp import ACTIVATIONS, MLP, GatedMLP
-from engine.layers.norms import NORMS
+from engine.layers.norms import NORMS, add_and_norm
 from engine.layers.rope import RopeConfig, Rotary
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
@@ -166,17 +167,28 @@ class Block(nn.Module):
         self.mlp_norm_after = _norm(config, config.norm_after)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, step: Step, view: View | None, index: int, tail: Tail
-    ) -> Tensor:
-        """x [N, hidden] -> [N, hidden], or the rows of `tail`. `index`: the layer's index in the view's cache."""
-        normed = self.attention_norm_before(x)
+        self,
+        x: Tensor,
+        delta: Tensor | None,
+        rotary: tuple[Tensor, Tensor] | None,
+        step: Step,
+        view: LayerView | None,
+        index: int,
+        tail: Tail,
+    ) -> tuple[Tensor, Tensor]:
+        """x [N, hidden], to which the block before adds `delta` -> new x and delta, of all rows or those of `tail`.
+
+        A sum and the norm after it are one operation. `index`: the layer's index in the view's cache.
+        """
+        x, normed = add_and_norm(x, delta, self.attention_norm_before)
         attended = self.attention_norm_after(self.attention(normed, rotary, step, view, index, tail))
         if tail is not None:
             x, normed = x[tail[1]], normed[tail[1]]
-        if not self.parallel:
-            x = x + attended
-        mlp = self.mlp_norm_after(self.mlp(normed if self.one_norm else self.mlp_norm_before(x)))
-        return x + attended + mlp if self.parallel else x + mlp
+        if self.parallel:
+            x, mlp_input = x + attended, normed if self.one_norm else self.mlp_norm_before(x)
+        else:
+            x, mlp_input = add_and_norm(x, attended, self.mlp_norm_before)
+        return x, self.mlp_norm_after(self.mlp(mlp_input))
 
     def kernel_modules(self) -> list[Any]:
         """The modules whose weights the C++ kernel takes, in its order; None for those that the family lacks."""
@@ -209,7 +221,7 @@ class Decoder(Model):
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         config = self.config
-        view = cast("KVState", state).view(step) if state is not None else None
+        view = cast("KVState | PagedState", state).view(step) if state is not None else None
         if last is not None and list(last) == step.lengths.tolist():
             last = None  # all positions are needed
         x = self.embed(step.tokens)
@@ -219,23 +231,24 @@ class Decoder(Model):
             x = x + self.positions(step.positions)
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype
         tables = {rope: rotary(step.positions, step.lengths, dtype) for rope, rotary in self.rotaries.items()}
-        ops = kernels.for_input(x) if view is not None and last is None and self.fused else None
-        if ops is not None and view is not None:
+        ops = kernels.for_input(x) if isinstance(view, StateView) and last is None and self.fused else None
+        if ops is not None and isinstance(view, StateView):
             angles = [angle for table in tables.values() for angle in table]
             weights = [named.get(name) for named in self.kernel_tensors for name in ("weight", "scales", "bias")]
             x = ops.blocks(x, angles, *view.pieces(), weights, *self.kernel_choices)
             view.commit()
             return self.norm(x)
+        delta = None
         for layer, block in enumerate(self.layers):
             rope = config.ropes(layer)
             cache_view, index = view.of(layer) if view is not None else (None, layer)
             tail = None
             if cache_view is not None and last is not None and layer == config.num_layers - 1:
                 tail = cache_view.tail(last)
-            x = block(x, None if rope is None else tables[rope], step, cache_view, index, tail)
+            x, delta = block(x, delta, None if rope is None else tables[rope], step, cache_view, index, tail)
         if view is not None:
             view.commit()
-        return self.norm(x)
+        return add_and_norm(x, delta, self.norm)[1]
 
     @cached_property
     def kernel_tensors(self) -> list[Mapping[str, Tensor | None]]:
@@ -262,10 +275,13 @@ class Decoder(Model):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def new_state(self) -> KVState:
+    def new_state(self, budget: Budget | None = None) -> KVState | PagedState:
         config, embed = self.config, self.embed
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        return KVState(*shape, embed.dtype, embed.weight.device, config.windows)
+        place = embed.dtype, embed.weight.device
+        if embed.weight.device.type in gpu.DEVICE_TYPES:
+            return PagedState(*shape, *place, config.windows, budget)
+        return KVState(*shape, *place, config.windows)
 
     def costs(self, context: int) -> Iterator[Cost]:
         config = self.config

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.cache.paged import Budget
 from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear, Matrix, takes_fused_kernels
 from engine.models.config import ModelConfig
@@ -37,6 +38,12 @@ class Model(nn.Module, ABC):
         """Whether the C++ kernels for whole blocks support the formats of all weights."""
         return takes_fused_kernels(self)
 
+    @cached_property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can have the products of all weights."""
+        matrices = [module for module in self.modules() if isinstance(module, Matrix)]
+        return all(matrix.format is None or matrix.format.capturable for matrix in matrices)
+
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:
         """Hidden states [N, hidden] of the step's tokens.
@@ -53,8 +60,11 @@ class Model(nn.Module, ABC):
         """hidden [M, hidden] -> logits of the next token [M, vocab]. Call it only for the rows that are needed."""
 
     @abstractmethod
-    def new_state(self) -> State:
-        """An empty state on the model's device, in its dtype."""
+    def new_state(self, budget: Budget | None = None) -> State:
+        """An empty state on the model's device, in its dtype.
+
+        `budget`: what is allocated at once for keys and values on a GPU; None: as much as is needed.
+        """
 
     @abstractmethod
     def costs(self, context: int) -> Iterator[Cost]:

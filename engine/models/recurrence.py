@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from engine.cache.paged import Budget
 from engine.cache.recurrent import PaddedRows, RecurrentState, last_indices
 from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear
@@ -58,7 +59,7 @@ class RecurrentModel(Model):
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head(hidden)
 
-    def new_state(self) -> RecurrentState:
+    def new_state(self, budget: Budget | None = None) -> RecurrentState:  # noqa: ARG002
         return RecurrentState(self.config.num_layers, self.empty())
 
     def fresh(self, rows: int) -> list[dict[str, Tensor]]:

@@ -29,6 +29,7 @@ class Format(ABC):
     dtype: torch.dtype  # of the input and output of products
 
     fused = False  # whether the C++ kernels for whole blocks take this format
+    capturable = True  # whether a CUDA graph can have its products
 
     @abstractmethod
     def empty(self, device: torch.device) -> dict[str, Tensor]:

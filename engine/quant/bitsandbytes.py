@@ -77,6 +77,8 @@ class Bnb4(Format):
     kind: str = "nf4"
     double: bool = False
 
+    capturable = False
+
     def empty(self, device: torch.device) -> dict[str, Tensor]:
         tensors = self.begin(device)
         if self.double:
@@ -140,6 +142,8 @@ class Bnb4(Format):
 @dataclass(frozen=True)
 class LlmInt8(Format):
     """8-bit codes and the largest |weight| of each row; outlier columns of x are multiplied in 16 bits."""
+
+    capturable = False
 
     def empty(self, device: torch.device) -> dict[str, Tensor]:
         codes = torch.empty(self.rows, self.columns, dtype=torch.int8, device=device)

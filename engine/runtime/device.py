@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 
@@ -50,6 +53,14 @@ def choose_dtype(name: str, stored: str) -> torch.dtype:
 def dtype_name(dtype: torch.dtype) -> str:
     """torch.bfloat16 -> "bfloat16", as in flags and config.json."""
     return str(dtype).removeprefix("torch.")
+
+
+def upload(values: Sequence[Any] | Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A (nested) list, or a tensor on the CPU, on the device, without waiting for the work that is queued there.
+
+    Memory that is not pinned is copied by the driver before the call returns, so the source may change afterwards.
+    """
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,7 +19,8 @@ OLD_GLIBC_LIMIT = 2**25  # the largest block that glibc before 2.35 allocates th
 def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be allocated on the device; None if unknown."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch's allocator
+        return torch.cuda.mem_get_info(device)[0] + unused
     free = _read_kilobytes("/proc/meminfo", "MemAvailable")
     headroom = _container_headroom()
     return min(free, headroom) if free is not None and headroom is not None else free

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICE_TYPES = {"cuda"}  # the tests add "cpu", with Triton's interpreter
+DEVICE_TYPES = {"cuda"}  # the tests add "cpu", to do on a CPU all that is done on a GPU
+MAX_DENSE_ROWS = 8  # whose products with a dense matrix take as long as reading it; beyond, cuBLAS is faster
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 

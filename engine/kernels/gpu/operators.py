@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import torch
 
+from engine.kernels.gpu.activations import gated_activation
+from engine.kernels.gpu.dense import dense_gated, dense_linear
+from engine.kernels.gpu.norms import add_norm, head_norm
 from engine.kernels.gpu.panels import dequantize, linear, lookup
+from engine.kernels.gpu.rotation import rotate_and_write
 
-__all__ = ["dequantize", "linear", "lookup", "try_out"]
+__all__ = [
+    "add_norm",
+    "dense_gated",
+    "dense_linear",
+    "dequantize",
+    "gated_activation",
+    "head_norm",
+    "linear",
+    "lookup",
+    "rotate_and_write",
+    "try_out",
+]
 
 
 def try_out(device: torch.device) -> None:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import LLM
+from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State, Step
 
 
@@ -44,15 +45,23 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
+def paged_state(llm: LLM, budget: Budget | None = None) -> PagedState:
+    """The state that the model has on a GPU, on the CPU."""
+    config = llm.config
+    shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+    return PagedState(*shape, llm.dtype, "cpu", config.windows, budget)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "paged full", "paged window", "paged mixed"])
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 def test_after_random_operations_every_row_equals_a_fresh_forward_pass(
     operations: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("engine.cache.kv.MIN_SLACK", 4)  # so that short rows exceed their windows
-    llm = LLM.from_config(MODELS[model], seed=3, device="cpu")
-    state = llm.model.new_state()
+    monkeypatch.setattr("engine.cache.state.MIN_SLACK", 4)  # so that short rows exceed their windows
+    paged, name = model.startswith("paged"), model.removeprefix("paged ")
+    llm = LLM.from_config(MODELS[name], seed=3, device="cpu")
+    state = paged_state(llm) if paged else llm.model.new_state()
     texts: dict[int, list[int]] = {state.acquire(): []}
     for number, (operation, first, amount, second) in enumerate(operations):
         rows = list(texts)
@@ -77,6 +86,9 @@ def test_after_random_operations_every_row_equals_a_fresh_forward_pass(
             state.release(row)
             del texts[row]
         assert all(state.length(r) == len(ids) for r, ids in texts.items())
+    for row in texts:
+        state.release(row)
+    assert state.nbytes == 0
 
 
 @pytest.mark.parametrize("model", ["mamba", "rwkv"])
