@@ -25,6 +25,7 @@ from engine.models.family import Family
 from engine.quant import BITSANDBYTES, BUILTIN
 from engine.quant.base import ROW_MULTIPLE
 from engine.quant.gguf import Records
+from engine.quant.tables import is_supported
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory, use_large_pages
 
@@ -80,7 +81,7 @@ def load_weights(opened: Opened, device: torch.device) -> None:
     replace_parameters(model, loaded)
     if opened.is_saved and device.type == "cpu" and opened.quant in BUILTIN and not kernels.available():
         convert_from_panels(model)
-    if opened.is_saved and device.type == "cpu" and opened.quant in BITSANDBYTES and kernels.available():
+    if opened.is_saved and opened.quant in BITSANDBYTES and is_supported(device):
         convert_to_panels(model)
 
 

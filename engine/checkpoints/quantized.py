@@ -131,7 +131,7 @@ def convert_from_panels(model: Model) -> None:
 
 
 def convert_to_panels(model: Model) -> None:
-    """Convert matrices in nf4 and fp4 from bitsandbytes' layout to panels, for the C++ kernels."""
+    """Convert matrices in nf4 and fp4 from bitsandbytes' layout to panels, for which there are kernels."""
     for module in model.modules():
         if isinstance(module, Matrix) and (panels := in_panels(module.format)) is not None:
             module.set_format(panels, panels.from_origin(module._parameters))

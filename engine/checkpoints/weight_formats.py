@@ -27,8 +27,8 @@ def assign_formats(
 
     In int4 the embedding and the head, to which the output is most sensitive, have smaller groups; bitsandbytes keeps
     both dense. A matrix whose shape a format does not support gets 8 bits, or stays dense. nf4 and fp4 are in panels
-    where the C++ kernels are. A saved model is in panels (nf4 and fp4: in bitsandbytes' layout) on every device, with
-    `saved_end_bits` for embedding and head; weights named in `dense` stay dense.
+    where there are kernels for them. A saved model is in panels (nf4 and fp4: in bitsandbytes' layout) on every device,
+    with `saved_end_bits` for embedding and head; weights named in `dense` stay dense.
     """
     if quant == "none":
         return
@@ -36,7 +36,7 @@ def assign_formats(
     panels = saved_end_bits is not None or device.type != "cpu" or (quant in BUILTIN and kernels.available())
     if quant in BITSANDBYTES:
         from engine.quant import bitsandbytes
-        from engine.quant.tables import in_panels
+        from engine.quant.tables import in_panels, is_supported
 
         bitsandbytes.check(device)
     for name, matrix in model.named_modules():
@@ -46,7 +46,7 @@ def assign_formats(
         shape = matrix.rows, matrix.columns, matrix.dtype
         if quant in BITSANDBYTES:
             weight_format = None if is_end else bitsandbytes.choose_format(quant, *shape)
-            if saved_end_bits is None and device.type == "cpu" and kernels.available():
+            if saved_end_bits is None and is_supported(device):
                 weight_format = in_panels(weight_format) or weight_format
         elif is_end:
             weight_format = builtin_format(

@@ -15,7 +15,9 @@ from engine import kernels
 from engine.runtime.device import slow_bfloat16
 
 ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every format
-DENSE_BLOCK = 16 * 2**20  # bytes of a weight that are dequantized or converted at once to multiply many rows
+# Bytes of a weight that are dequantized or converted at once to multiply many rows: what a cache holds on a CPU; on a
+# GPU only the largest matrices are in pieces, to save memory.
+DENSE_BLOCK, GPU_DENSE_BLOCK = 16 * 2**20, 256 * 2**20
 
 Tensors = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", …, "bias"
 
@@ -63,7 +65,7 @@ class Format(ABC):
         raise NotImplementedError(f"{type(self).__name__} is not implemented for embeddings")
 
     def product_by_blocks(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """The product for many rows of x. On a CPU one block of the matrix at a time is dequantized."""
+        """The product for many rows of x. One block of the matrix at a time is dequantized."""
         return product_by_blocks(x, self.rows, partial(self.dense, tensors), tensors["bias"])
 
 
@@ -87,13 +89,14 @@ def product_by_blocks(
 ) -> Tensor:
     """x [N, columns] times a transposed matrix, plus the bias: -> [N, rows].
 
-    `dense(first, last, dtype)` returns rows of the matrix; on a CPU it is called for one block at a time.
+    `dense(first, last, dtype)` returns rows of the matrix; it is called for one block at a time, of equal sizes.
     If bfloat16 is slow on this CPU, such a product is computed in float32 and rounded once.
     """
     dtype = torch.float32 if needs_float32(x) else x.dtype
     wide = x.to(dtype)
-    size = max(1, DENSE_BLOCK // (x.shape[-1] * dtype.itemsize * ROW_MULTIPLE)) * ROW_MULTIPLE
-    size = min(size, rows) if x.device.type == "cpu" else rows
+    block = DENSE_BLOCK if x.device.type == "cpu" else GPU_DENSE_BLOCK
+    largest = max(1, block // (x.shape[-1] * dtype.itemsize * ROW_MULTIPLE)) * ROW_MULTIPLE
+    size = -(-rows // -(-rows // largest) // ROW_MULTIPLE) * ROW_MULTIPLE
     products = []
     for first in range(0, rows, size):
         last = min(first + size, rows)

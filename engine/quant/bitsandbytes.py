@@ -124,7 +124,7 @@ class Bnb4(Format):
         """The 8-bit codes of scales that were dequantized with the same nested scales: they give the same scales."""
         nested = tensors["nested_scales"]
         assert nested is not None
-        every_code = torch.arange(NESTED_BLOCK).to(torch.uint8).repeat(len(nested))
+        every_code = torch.arange(NESTED_BLOCK, device=nested.device).to(torch.uint8).repeat(len(nested))
         values = _dequantize_scales(every_code, tensors).view(len(nested), -1)  # ascending in each block
         padded = torch.nn.functional.pad(scales, (0, values.numel() - len(scales))).view_as(values)
         return torch.searchsorted(values, padded).clamp_(max=255).to(torch.uint8).flatten()[: len(scales)]

@@ -24,7 +24,7 @@ from engine.kernels import gpu
 from engine.quant.base import Format, Tensors, kernel_product, weight_and_scales
 
 PANEL = 32  # rows
-MAX_GPU_ROWS = 8  # of x; for more rows the matrix is dequantized on a GPU
+MAX_GPU_ROWS = 32  # of x that one kernel multiplies on a GPU; for more rows the matrix is dequantized
 GROUP, END_GROUP = 32, 16  # 4-bit weights that share a scale: in the blocks, and in the embedding and the head
 # Candidate scales of int4: the largest weight of a group divided by these codes. Beyond -8 that weight is clipped, and
 # the others are served better. The best of them, then the scale with the least squared error for its codes: together
@@ -137,8 +137,8 @@ class Panels(Format):
         if ops is not None:
             like = torch.empty(0, dtype=dtype if dtype in kernels.DTYPES else torch.float32)
             return ops.dequantize(weight, scales, first, last, like).to(dtype)
-        if (operators := gpu.for_device(weight.device)) is not None and first == 0 and last == self.rows:
-            return operators.dequantize(weight, scales, self.rows, dtype)
+        if (operators := gpu.for_device(weight.device)) is not None and dtype in gpu.DTYPES:
+            return operators.dequantize(weight, scales, first, last, dtype)
         return dequantize(*self.codes(tensors, first, last), dtype)
 
     def product(self, tensors: Tensors, x: Tensor) -> Tensor:
@@ -147,12 +147,13 @@ class Panels(Format):
             return y
         operators = gpu.for_rows(x) if 0 < len(x) <= MAX_GPU_ROWS else None
         if operators is not None:
-            y, bias = operators.linear(x, *weight_and_scales(tensors), self.rows), tensors["bias"]
-            return (y if bias is None else y + bias).to(x.dtype)
+            return operators.linear(x, *weight_and_scales(tensors), self.rows, tensors["bias"])
         return self.product_by_blocks(tensors, x)
 
     def lookup(self, tensors: Tensors, ids: Tensor) -> Tensor:
         weight, scales = weight_and_scales(tensors)
+        if (operators := gpu.for_device(weight.device)) is not None:
+            return operators.lookup(weight, scales, ids, self.dtype)
         lines = weight[ids // PANEL, :, ids % PANEL]  # [N, lines, 4]
         if self.bits == 8:
             codes = torch.unflatten(lines, 2, (2, 2)).transpose(2, 3).flatten(1)

@@ -1,4 +1,4 @@
-"""nf4 and fp4 in panels, for the C++ kernels: the codes and scales of bitsandbytes, in the layout of int4.
+"""nf4 and fp4 in panels, for our kernels: the codes and scales of bitsandbytes, in the layout of int4.
 
 A code stands for one of 16 numbers in [-1, 1]. The float32 scales, one per 64 weights of a row, are
 [panels, groups, 32 rows] end to end, followed by the table of the 16 numbers. With `double` the scales are dequantized,
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine import kernels
+from engine.kernels import gpu
 from engine.quant.base import Format, Tensors, weight_and_scales
 from engine.quant.bitsandbytes import BLOCK, Bnb4
 from engine.quant.panels import PANEL, Panels, from_panels, to_panels
@@ -20,6 +22,11 @@ from engine.runtime.memory import use_large_pages
 
 TABLE = 16  # numbers
 STEP = 2048  # rows that are converted at once, a multiple of the rows of a panel
+
+
+def is_supported(device: torch.device) -> bool:
+    """Whether there are kernels for panels of nf4 and fp4 on this device."""
+    return (device.type == "cpu" and kernels.available()) or gpu.for_device(device) is not None
 
 
 def in_panels(weight_format: Format | None) -> TablePanels | None:
@@ -60,14 +67,14 @@ class TablePanels(Panels):
         return self.from_origin(self.origin.finish(tensors))
 
     def from_origin(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Convert a matrix from bitsandbytes' layout."""
-        new = {name: use_large_pages(tensor) for name, tensor in self.empty(torch.device("cpu")).items()}
+        """Convert a matrix from bitsandbytes' layout, on its device."""
+        packed = tensors["weight"]
+        assert packed is not None
+        new = {name: use_large_pages(tensor) for name, tensor in self.empty(packed.device).items()}
         new |= {
             name: tensor for name in ("nested_scales", "nested_offset") if (tensor := tensors.get(name)) is not None
         }
-        state, packed = self.origin.state(tensors, 0, self.rows), tensors["weight"]
-        assert packed is not None
-        packed = packed.view(self.rows, -1)
+        state, packed = self.origin.state(tensors, 0, self.rows), packed.view(self.rows, -1)
         for first in range(0, self.rows, STEP):
             part = packed[first : first + STEP]
             codes = torch.stack((part >> 4, part & 15), dim=2).flatten(1).view(torch.int8) - 8
@@ -78,7 +85,8 @@ class TablePanels(Panels):
 
     def to_origin(self, tensors: Tensors) -> dict[str, Tensor]:
         """Convert a matrix to bitsandbytes' layout, to the last bit: the inverse of `from_origin`."""
-        weight, new = weight_and_scales(tensors)[0], self.origin.empty(torch.device("cpu"))
+        weight = weight_and_scales(tensors)[0]
+        new = self.origin.empty(weight.device)
         packed = new["weight"].view(self.rows, -1)
         for first in range(0, self.rows, STEP):
             codes = (from_panels(weight[first // PANEL : (first + STEP) // PANEL], 4) + 8).view(torch.uint8)

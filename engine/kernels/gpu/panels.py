@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.gpu.codes import entry, two_numbers
 from engine.kernels.gpu.launch import launch
 
 WARPS = 8  # of a program of `linear`: each multiplies every eighth block of lines, and the sums are added at the end
@@ -116,124 +117,70 @@ def _linear(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One panel times all rows of x, over one part of the lines.
 
-    4 bits at 4.8 TB/s are 9e12 weights/s, for each of which a GPU has time for three instructions; so even a single row
-    is multiplied by tensor cores, of which eight columns are the least. A word of two or four pairs of codes becomes
-    pairs of 16-bit numbers in four instructions each (`_codes`), and a pair is what a lane holds of the left operand:
-    two neighbours along k. So k goes through the lines of a block and, in each, the two halves of a word. The order of
-    the columns of x must match; it is read in words of four columns, which are taken apart in the same way.
-    Tiles have a dimension for the warps, and another of 1, because Triton then converts the words, not the numbers, to
-    the layout of the operand, and copies the words to shared memory in units of 16 bytes (Triton 3.6 and 3.9).
+    At 4.8 TB/s, 4-bit weights come at 9e12 a second, and a GPU of 132 multiprocessors has time for three instructions
+    for each of them. So even a single row of x is multiplied by the tensor cores, whose products have at least eight
+    columns, and the instructions only turn codes into 16-bit numbers, two at a time: one shift, mask and bitwise or
+    makes two codes in the halves of a word two numbers (`_codes`), and one instruction each subtracts and scales two.
+    Two such numbers of a row are neighbours along k in the operand of a tensor core. So k runs through the lines of a
+    block and, within a line, through the halves of the word; x is read in words of four columns, and taken apart alike.
+    (Tiles have one dimension for the warps, and another of size 1: with that Triton 3.6 and 3.9 convert the words, not
+    the numbers, to the layout of the operand, and copy 16 bytes at a time to shared memory. A mask that is an argument,
+    rather than a constant, prevents the former.)
     """
     panel, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row, n = tl.arange(0, 32), tl.arange(0, N)
-    lane = tl.arange(0, WARPS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    line_of_warp = tl.arange(0, WARPS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     width: tl.constexpr = 4 if GROUP == 0 else 8  # columns of a line
-    step: tl.constexpr = 2 if GROUP == 0 else 1  # a pair: columns 0 1 or 2 3 of 8 bits, 0 2 or 1 3 of four of 4 bits
+    step: tl.constexpr = 2 if GROUP == 0 else 1  # halves of a word: columns 0 1 and 2 3 of 8 bits, 0 2 and 1 3 of 4
     groups = 0 if GROUP == 0 else lines * 8 // GROUP
     dtype: tl.constexpr = x.dtype.element_ty
     words = weight.to(tl.pointer_type(tl.int32)) + panel * lines * 32 + row[None, :, None, None]
     row_scales = scales + panel * groups * 32 + row[None, :, None, None]
-    table_scales = scales + panel * groups * 32 + row[None, :]
+    block_scales = scales + panel * groups * 32 + row[None, :]
     columns = x + (n * (lines * width))[None, None, None, :]
     total = tl.zeros([WARPS, 32, N], tl.float32)
     for start in range(split * lines_per_split, min((split + 1) * lines_per_split, lines), WARPS * BLOCK):
-        line = start + lane
+        line = start + line_of_warp
         left, right = (line < lines)[:, None, :, None], (line < lines)[:, :, None, None]
         word = tl.load(words + line[:, None, :, None] * 32, mask=left, other=0)
-        if IS_TABLE:
+        scale = 1.0
+        if IS_TABLE:  # a block is a group: its sum is scaled
             group = start // BLOCK + tl.arange(0, WARPS)[:, None]
-            group_scale = tl.load(table_scales + group * 32, mask=group < groups, other=0)
-            whole, total = total, tl.zeros([WARPS, 32, N], tl.float32)
+            block_scale = tl.load(block_scales + group * 32, mask=group < groups, other=0)
+            before, total = total, tl.zeros([WARPS, 32, N], tl.float32)
         elif GROUP > 0:
-            scale = tl.load(row_scales + (line * 8 // GROUP)[:, None, :, None] * 32, mask=left, other=0)
+            scale = tl.load(row_scales + (line * 8 // GROUP)[:, None, :, None] * 32, mask=left, other=0).to(dtype)
         for quarter in tl.static_range(width // 4):
-            quad = columns + (line * width + quarter * 4)[:, :, None, None]
+            place = columns + (line * width + quarter * 4)[:, :, None, None]
             mask = right & (n < count)[None, None, None, :]
-            if dtype != tl.float32:
-                quads = tl.load(quad.to(tl.pointer_type(tl.int64)), mask=mask, other=0)
+            four = 0 if dtype == tl.float32 else tl.load(place.to(tl.pointer_type(tl.int64)), mask=mask, other=0)
             for pair in tl.static_range(2):
-                if dtype == tl.float32:
-                    low_x = tl.load(quad + pair * step, mask=mask, other=0)
-                    high_x = tl.load(quad + (pair * step + 3 - step), mask=mask, other=0)
-                else:
-                    low_x = (quads >> (16 * pair * step)).to(tl.int16).to(dtype, bitcast=True)
-                    high_x = (quads >> (16 * (pair * step + 3 - step))).to(tl.int16).to(dtype, bitcast=True)
+                low_x = _column_of_x(place, four, pair * step, mask, dtype)
+                high_x = _column_of_x(place, four, pair * step + 3 - step, mask, dtype)
                 codes = word >> (pair * 8 + quarter * 4)
-                if IS_TABLE:
-                    low, high = _entry(scales + table, codes).to(dtype), _entry(scales + table, codes >> 16).to(dtype)
-                elif GROUP == 0:
-                    low, high = _bytes(codes, dtype)
-                else:
-                    low, high = _codes(codes, dtype)
-                    low, high = _product(low, scale), _product(high, scale)
-                weights = tl.reshape(tl.join(low, high), [WARPS, 32, 2 * BLOCK])
-                values = tl.reshape(tl.permute(tl.join(low_x, high_x), (0, 1, 2, 4, 3)), [WARPS, 2 * BLOCK, N])
-                total = tl.dot(weights, values, total, input_precision="ieee")
+                low, high = two_numbers(codes, scale, scales + table, GROUP, IS_TABLE, dtype)
+                left_operand = tl.reshape(tl.join(low, high), [WARPS, 32, 2 * BLOCK])
+                pairs_of_x = tl.permute(tl.join(low_x, high_x), (0, 1, 2, 4, 3))
+                right_operand = tl.reshape(pairs_of_x, [WARPS, 2 * BLOCK, N])
+                total = tl.dot(left_operand, right_operand, total, input_precision="ieee")
         if IS_TABLE:
-            total = whole + total * group_scale[:, :, None]
+            total = before + total * block_scale[:, :, None]
     y = tl.sum(total, 0)
     r = panel * 32 + row
     if GROUP == 0:
         y *= tl.load(scales + r, mask=r < rows, other=0)[:, None]
     if HAS_BIAS:
         y += tl.load(bias + r, mask=r < rows, other=0).to(tl.float32)[:, None]
-    place = (split.to(tl.int64) * count + n[None, :]) * rows + r[:, None]
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=(r < rows)[:, None] & (n < count)[None, :])
+    index = (split.to(tl.int64) * count + n[None, :]) * rows + r[:, None]
+    tl.store(out + index, y.to(out.dtype.element_ty), mask=(r < rows)[:, None] & (n < count)[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _codes(word, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The 4-bit codes in bits 0 and 16 of a word, minus 8.
-
-    With these bits as their last, bfloat16 numbers from 128 and float16 numbers from 1024 have steps of 1.
-    """
-    if dtype == tl.bfloat16:
-        pair = word & 0x000F000F | 0x43004300
-        low, high = _halves(pair, dtype)
-        return _difference(low, 136.0), _difference(high, 136.0)
-    elif dtype == tl.float16:
-        pair = word & 0x000F000F | 0x64006400
-        low, high = _halves(pair, dtype)
-        return _difference(low, 1032.0), _difference(high, 1032.0)
-    else:
-        return ((word & 15) - 8).to(dtype), ((word >> 16 & 15) - 8).to(dtype)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _bytes(word, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bytes 0 and 2 of a word, signed: the last seven bits minus 128 times the first.
-
-    bfloat16 has no eight bits after its first, but bit 7 makes 256 of 128.
-    """
+def _column_of_x(place, four, column: tl.constexpr, mask, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One of four columns that begin at `place`; if they are 16-bit numbers, `four` are their bits."""
     if dtype == tl.float32:
-        return (word << 24 >> 24).to(dtype), (word << 8 >> 24).to(dtype)
-    else:
-        start: tl.constexpr = 0x43004300 if dtype == tl.bfloat16 else 0x64006400  # 128 or 1024, as in `_codes`
-        low, high = _halves(word & 0x007F007F | start, dtype)
-        low_sign, high_sign = _halves(word & 0x00800080 | start, dtype)
-        return _difference(low, low_sign.to(tl.float32)), _difference(high, high_sign.to(tl.float32))
-
-
-@triton.jit
-def _difference(a, b):
-    return (a.to(tl.float32) - b).to(a.dtype)
-
-
-@triton.jit
-def _product(a, b):
-    return (a.to(tl.float32) * b.to(a.dtype).to(tl.float32)).to(a.dtype)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _halves(pair, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The two 16-bit numbers in a word."""
-    return pair.to(tl.int16).to(dtype, bitcast=True), (pair >> 16).to(tl.int16).to(dtype, bitcast=True)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _entry(table, word):  # type: ignore[no-untyped-def]
-    """Entries of a table for the 4-bit codes in bit 0 of words."""
-    return tl.load(table + (word & 15))
+        return tl.load(place + column, mask=mask, other=0)
+    return (four >> (16 * column)).to(tl.int16).to(dtype, bitcast=True)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -243,7 +190,7 @@ def _merge(sums, bias, out, size, rows, splits, HAS_BIAS: tl.constexpr):  # type
     mask = i < size
     y = tl.load(sums + i, mask=mask, other=0)
     for split in range(1, splits):
-        y += tl.load(sums + split.to(tl.int64) * size + i, mask=mask, other=0)
+        y += tl.load(sums + split * size + i, mask=mask, other=0)
     if HAS_BIAS:
         y += tl.load(bias + i % rows, mask=mask, other=0).to(tl.float32)
     tl.store(out + i, y.to(out.dtype.element_ty), mask=mask)
@@ -291,6 +238,6 @@ def _store_rows(  # type: ignore[no-untyped-def]
         group = panel * (lines * 8 // GROUP) + line[None, :] * 8 // GROUP
         scale = tl.load(scales + group * 32 + row_of_panel, mask=mask, other=0).to(tl.float32)[:, :, None]
         code = word >> (column % 4 * 8 + column // 4 * 4)
-        values = (_entry(scales + table, code) if IS_TABLE else ((code & 15) - 8).to(tl.float32)) * scale
+        values = (entry(scales + table, code) if IS_TABLE else ((code & 15) - 8).to(tl.float32)) * scale
     index = (place.to(tl.int64) * lines + line[None, :])[:, :, None] * width + column
     tl.store(out + index, values.to(out.dtype.element_ty), mask=mask[:, :, None])

@@ -20,6 +20,23 @@ INTERPRETED = pytest.param(
 COMPILED = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")])
 
 
+@pytest.fixture(autouse=True)
+def widened_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter has bfloat16 as integers, and multiplies matrices of these: widen them first."""
+    if HAS_GPU or find_spec("triton") is None:
+        return
+    from triton import language
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def widened(self, a, b, *arguments):
+        a, b = (self.create_fp_ext(x, language.float32) if x.dtype.scalar == language.bfloat16 else x for x in (a, b))
+        return create_dot(self, a, b, *arguments)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", widened)
+
+
 @pytest.fixture(params=[INTERPRETED, COMPILED])
 def gpu_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A GPU, or a CPU on which Triton's kernels are interpreted."""
