@@ -18,8 +18,8 @@ from torch import Tensor
 from engine.kernels.gpu.codes import entry, two_numbers
 from engine.kernels.gpu.launch import launch
 
-WARPS = 8  # of a program of `linear`: each multiplies every eighth block of lines, and the sums are added at the end
-BLOCK = 8  # lines: two columns each give the 16 that a tensor core multiplies at once
+WARPS = 8  # of a program of `linear`: each multiplies every eighth block of 8 lines; the sums are added at the end
+BLOCK = 8
 STAGES = 3  # blocks that are being read or multiplied; 1 where a smaller GPU has not enough shared memory (99 kB)
 # Lines that are worth a second kernel, which adds the sums of several programs: it takes 1 to 2 µs, as a program does
 # for so many lines (64 kB).
@@ -65,7 +65,6 @@ def linear(x: Tensor, weight: Tensor, scales: Tensor, rows: int, bias: Tensor | 
         HAS_BIAS=bias is not None and splits == 1,
         N=columns,
         WARPS=WARPS,
-        BLOCK=BLOCK,
         num_warps=WARPS,
         num_stages=1 if x.dtype == torch.float32 or (is_table and columns > 16) else STAGES,
     )
@@ -112,75 +111,103 @@ def _group(weight: Tensor, scales: Tensor) -> int:
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]
 def _linear(  # type: ignore[no-untyped-def]
     x, weight, scales, bias, out, count, rows, lines, lines_per_split, table,
-    GROUP: tl.constexpr, IS_TABLE: tl.constexpr, HAS_BIAS: tl.constexpr, N: tl.constexpr,  # noqa: N803
-    WARPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    GROUP: tl.constexpr, IS_TABLE: tl.constexpr, HAS_BIAS: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """One panel times all rows of x, over one part of the lines.
 
-    At 4.8 TB/s, 4-bit weights come at 9e12 a second, and a GPU of 132 multiprocessors has time for three instructions
-    for each of them. So even a single row of x is multiplied by the tensor cores, whose products have at least eight
-    columns, and the instructions only turn codes into 16-bit numbers, two at a time: one shift, mask and bitwise or
-    makes two codes in the halves of a word two numbers (`_codes`), and one instruction each subtracts and scales two.
-    Two such numbers of a row are neighbours along k in the operand of a tensor core. So k runs through the lines of a
-    block and, within a line, through the halves of the word; x is read in words of four columns, and taken apart alike.
-    (Tiles have one dimension for the warps, and another of size 1: with that Triton 3.6 and 3.9 convert the words, not
-    the numbers, to the layout of the operand, and copy 16 bytes at a time to shared memory. A mask that is an argument,
-    rather than a constant, prevents the former.)
+    At 4.8 TB/s, 4-bit weights come at 9e12 a second, and an H200 has time for about three instructions for each. So
+    even a single row of x is multiplied by the tensor cores, which compute with at least eight columns at no cost, and
+    the instructions only turn codes into 16-bit numbers, two at a time (codes.py): 3.7 a weight in all.
+
+    A warp multiplies [32 rows, 8 lines] of the panel four times (8 bits: twice), each time two codes of every word, so
+    k is 16. A tensor core wants some rows of the weight in the registers of lane 4 i + q, depending on i, and some k,
+    depending on q. Any order of rows and k will do that the result and x have, too. So a lane gets rows 4 i + j (j < 4)
+    of lines 4 p + q (p < 2): then the copy to shared memory and the load from it are of 16 bytes per lane, side by side
+    (the order of words is p i q j). The order of k is q, p, and the half of a word.
+
+    Tiles are loaded as one-dimensional tensors, which Triton can divide among lanes in one way only. From the operands
+    of the dot it follows `reshape`, `permute`, `join` and arithmetic back to the loaded words, so that these, and not
+    the numbers, go through shared memory. (It stops at masks of bits that are arguments instead of constants.)
     """
     panel, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row, n = tl.arange(0, 32), tl.arange(0, N)
-    line_of_warp = tl.arange(0, WARPS)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     width: tl.constexpr = 4 if GROUP == 0 else 8  # columns of a line
-    step: tl.constexpr = 2 if GROUP == 0 else 1  # halves of a word: columns 0 1 and 2 3 of 8 bits, 0 2 and 1 3 of 4
-    groups = 0 if GROUP == 0 else lines * 8 // GROUP
+    step: tl.constexpr = 2 if GROUP == 0 else 1  # codes of a pair: columns 0 1 and 2 3 of 8 bits, 0 2 and 1 3 of 4
     dtype: tl.constexpr = x.dtype.element_ty
-    words = weight.to(tl.pointer_type(tl.int32)) + panel * lines * 32 + row[None, :, None, None]
-    row_scales = scales + panel * groups * 32 + row[None, :, None, None]
-    block_scales = scales + panel * groups * 32 + row[None, :]
-    columns = x + (n * (lines * width))[None, None, None, :]
+    # x is read in words of four columns, of all columns of a line at once; float32 one column at a time.
+    per_line: tl.constexpr = 1 if dtype == tl.float32 else width // 4
+    stride: tl.constexpr = width if dtype == tl.float32 else per_line
+    source = x if dtype == tl.float32 else x.to(tl.pointer_type(tl.int64))
+    groups = 0 if GROUP == 0 else lines * 8 // GROUP
+    i = tl.arange(0, WARPS * 256)
+    line, row = i // 128 * 4 + i // 4 % 4, i // 16 % 8 * 4 + i % 4
+    words = weight.to(tl.pointer_type(tl.int32)) + panel * lines * 32 + line * 32 + row
+    row_scales = scales + panel * groups * 32 + (0 if GROUP == 0 else line * 8 // GROUP) * 32 + row
+    i = tl.arange(0, WARPS * 8 * N * per_line)
+    line_of_x, row_of_x = i // (4 * per_line * N) * 4 + i // per_line % 4, i // (4 * per_line) % N
+    columns = source + row_of_x * (lines * stride) + line_of_x * stride + i % per_line
+    row = tl.arange(0, 32) % 8 * 4 + tl.arange(0, 32) // 8  # of the result
+    block_scales = scales + panel * groups * 32 + tl.arange(0, WARPS)[:, None] * 32 + row[None, :]
     total = tl.zeros([WARPS, 32, N], tl.float32)
-    for start in range(split * lines_per_split, min((split + 1) * lines_per_split, lines), WARPS * BLOCK):
-        line = start + line_of_warp
-        left, right = (line < lines)[:, None, :, None], (line < lines)[:, :, None, None]
-        word = tl.load(words + line[:, None, :, None] * 32, mask=left, other=0)
+    for start in range(split * lines_per_split, min((split + 1) * lines_per_split, lines), WARPS * 8):
+        word = _left(tl.load(words + start * 32, mask=line < lines - start, other=0), WARPS)
         scale = 1.0
-        if IS_TABLE:  # a block is a group: its sum is scaled
-            group = start // BLOCK + tl.arange(0, WARPS)[:, None]
-            block_scale = tl.load(block_scales + group * 32, mask=group < groups, other=0)
+        if IS_TABLE:  # a block of lines is a group: its sum is scaled
+            mask = tl.arange(0, WARPS)[:, None] < groups - start // 8
+            block_scale = tl.load(block_scales + start // 8 * 32, mask=mask, other=0)
             before, total = total, tl.zeros([WARPS, 32, N], tl.float32)
         elif GROUP > 0:
-            scale = tl.load(row_scales + (line * 8 // GROUP)[:, None, :, None] * 32, mask=left, other=0).to(dtype)
-        for quarter in tl.static_range(width // 4):
-            place = columns + (line * width + quarter * 4)[:, :, None, None]
-            mask = right & (n < count)[None, None, None, :]
-            four = 0 if dtype == tl.float32 else tl.load(place.to(tl.pointer_type(tl.int64)), mask=mask, other=0)
+            scale = tl.load(row_scales + start * 8 // GROUP * 32, mask=line < lines - start, other=0)
+            scale = _left(scale.to(dtype), WARPS)
+        mask = (row_of_x < count) & (line_of_x < lines - start)
+        first, second = _four_columns(columns + start * stride, mask, dtype, N, WARPS, per_line)
+        for half in tl.static_range(width // 4):
+            four = first if half == 0 else second
             for pair in tl.static_range(2):
-                low_x = _column_of_x(place, four, pair * step, mask, dtype)
-                high_x = _column_of_x(place, four, pair * step + 3 - step, mask, dtype)
-                codes = word >> (pair * 8 + quarter * 4)
-                low, high = two_numbers(codes, scale, scales + table, GROUP, IS_TABLE, dtype)
-                left_operand = tl.reshape(tl.join(low, high), [WARPS, 32, 2 * BLOCK])
-                pairs_of_x = tl.permute(tl.join(low_x, high_x), (0, 1, 2, 4, 3))
-                right_operand = tl.reshape(pairs_of_x, [WARPS, 2 * BLOCK, N])
-                total = tl.dot(left_operand, right_operand, total, input_precision="ieee")
+                place = columns + start * stride + half * 4
+                low_x = _column(place, four, pair * step, mask, dtype, N, WARPS)
+                high_x = _column(place, four, pair * step + 3 - step, mask, dtype, N, WARPS)
+                low, high = two_numbers(word >> (pair * 8 + half * 4), scale, scales + table, GROUP, IS_TABLE, dtype)
+                left = tl.reshape(tl.join(low, high), [WARPS, 32, 16])
+                right = tl.reshape(tl.permute(tl.join(low_x, high_x), (0, 3, 1, 4, 2)), [WARPS, 16, N])
+                total = tl.dot(left, right, total, input_precision="ieee")
         if IS_TABLE:
             total = before + total * block_scale[:, :, None]
-    y = tl.sum(total, 0)
-    r = panel * 32 + row
+    y, n, row = tl.sum(total, 0), tl.arange(0, N), panel * 32 + row
     if GROUP == 0:
-        y *= tl.load(scales + r, mask=r < rows, other=0)[:, None]
+        y *= tl.load(scales + row, mask=row < rows, other=0)[:, None]
     if HAS_BIAS:
-        y += tl.load(bias + r, mask=r < rows, other=0).to(tl.float32)[:, None]
-    index = (split.to(tl.int64) * count + n[None, :]) * rows + r[:, None]
-    tl.store(out + index, y.to(out.dtype.element_ty), mask=(r < rows)[:, None] & (n < count)[None, :])
+        y += tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)[:, None]
+    index = (split.to(tl.int64) * count + n[None, :]) * rows + row[:, None]
+    tl.store(out + index, y.to(out.dtype.element_ty), mask=(row < rows)[:, None] & (n < count)[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _column_of_x(place, four, column: tl.constexpr, mask, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """One of four columns that begin at `place`; if they are 16-bit numbers, `four` are their bits."""
+def _left(tile, WARPS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """A tile of words, or of a scale for each -> [WARPS, 32 rows, 8 along k]."""
+    return tl.reshape(tl.permute(tl.reshape(tile, [WARPS, 2, 8, 4, 4]), (0, 4, 2, 3, 1)), [WARPS, 32, 8])
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _four_columns(place, mask, dtype: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr, PER_LINE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """The bits of columns 0 to 3 and, if `PER_LINE` is 2, 4 to 7 of all lines [WARPS, 2, N, 4], of 16-bit x."""
+    first, second = 0, 0
+    if dtype != tl.float32:
+        four = tl.load(place, mask=mask, other=0)
+        if PER_LINE == 2:
+            first, second = tl.split(tl.reshape(four, [WARPS, 2, N, 4, 2]))
+        else:
+            first = tl.reshape(four, [WARPS, 2, N, 4])
+    return first, second
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _column(place, four, column: tl.constexpr, mask, dtype: tl.constexpr, N: tl.constexpr, WARPS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """One of four columns of all lines [WARPS, 2, N, 4]: from their bits, or from memory if x is float32."""
     if dtype == tl.float32:
-        return tl.load(place + column, mask=mask, other=0)
-    return (four >> (16 * column)).to(tl.int16).to(dtype, bitcast=True)
+        values = tl.reshape(tl.load(place + column, mask=mask, other=0), [WARPS, 2, N, 4])
+    else:
+        values = (four >> (16 * column)).to(tl.int16).to(dtype, bitcast=True)
+    return values
 
 
 @triton.jit  # type: ignore[untyped-decorator]
