@@ -26,6 +26,7 @@ from engine.decoding.capture import CapturedSteps
 from engine.decoding.grammar import Matcher
 from engine.decoding.sampling import INVALID, Context, SamplingParams, choose, top_logprobs
 from engine.decoding.sequence import Sequence, prefill
+from engine.runtime.device import download
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.detokenizer import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -198,7 +199,7 @@ def choose_tokens(replies: Seq[Reply], logits: Tensor, drafts: Seq[Seq[int]] | N
     flat = [context for of_reply in contexts for context in of_reply]
     with torch.inference_mode():
         tokens = choose(logits, flat)
-        choices = [Choice(token) for token in tokens.tolist()]
+        choices = [Choice(token) for token in download(tokens)]
         reported = [
             row for row, context in enumerate(flat) if context.params.logprobs and choices[row].token != INVALID
         ]

@@ -63,6 +63,11 @@ def upload(values: Sequence[Any] | Tensor, dtype: torch.dtype, device: torch.dev
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
+def download(tensor: Tensor) -> Any:
+    """The numbers of a tensor on the host, for which this waits."""
+    return tensor.tolist()
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until all work on the device is done."""
     if device.type == "cuda":
