@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from engine.kernels.gpu.attention import chunk_attention, decode_attention
 from engine.kernels.gpu.panels import dequantize, linear
 
-__all__ = ["dequantize", "linear", "try_out"]
+__all__ = ["chunk_attention", "decode_attention", "dequantize", "linear", "try_out"]
 
 
 def try_out(device: torch.device) -> None:
