@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 
@@ -58,6 +60,21 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def upload(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number, a (nested) list or a CPU tensor in pageable memory, as a tensor on the device, without waiting for it.
+
+    `torch.tensor(values, device=device)` would wait until the device has done all work before the copy. This is safe
+    without waiting because the driver puts a copy of pageable memory into its own buffers before the call returns; the
+    tensor here may be freed or changed then. Of pinned memory there is no such copy.
+    """
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Any:
+    """A tensor as a (nested) list: waits until the device has computed it."""
+    return tensor.tolist()
 
 
 @cache

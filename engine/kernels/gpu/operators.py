@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from engine.kernels.gpu.cutoffs import MAX_VOCAB
 from engine.kernels.gpu.panels import dequantize, linear
+from engine.kernels.gpu.sampling import sample
 
-__all__ = ["dequantize", "linear", "try_out"]
+__all__ = ["MAX_VOCAB", "dequantize", "linear", "sample", "try_out"]
 
 
 def try_out(device: torch.device) -> None:
