@@ -23,10 +23,11 @@ from torch import Tensor
 from engine import kernels
 from engine.cache.state import Step
 from engine.decoding.capture import CapturedSteps
+from engine.decoding.draws import INVALID
 from engine.decoding.grammar import Matcher
-from engine.decoding.sampling import INVALID, Context, SamplingParams, choose, top_logprobs
+from engine.decoding.sampling import Context, SamplingParams, choose, top_logprobs
 from engine.decoding.sequence import Sequence, prefill
-from engine.runtime.device import download
+from engine.runtime.device import download, upload
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.detokenizer import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -205,8 +206,10 @@ def choose_tokens(replies: Seq[Reply], logits: Tensor, drafts: Seq[Seq[int]] | N
         ]
         if reported:
             count = max(flat[row].params.logprobs for row in reported)
-            selected = (logits, tokens) if len(reported) == len(flat) else (logits[reported], tokens[reported])
-            for row, logprob, best in zip(reported, *top_logprobs(*selected, count), strict=True):
+            if len(reported) < len(flat):
+                rows = upload(reported, torch.long, logits.device)
+                logits, tokens = logits[rows], tokens[rows]
+            for row, logprob, best in zip(reported, *top_logprobs(logits, tokens, count), strict=True):
                 choices[row] = Choice(choices[row].token, logprob, best[: flat[row].params.logprobs])
     of_replies = iter(choices)
     return [[next(of_replies) for _ in of_reply] for of_reply in contexts]

@@ -19,8 +19,6 @@ from engine.decoding.sampling import (
     cutoff,
     draw,
     top_logprobs,
-    top_p_by_histogram,
-    top_p_by_sorting,
     uniform,
 )
 from engine.runtime.errors import UsageError
@@ -70,13 +68,6 @@ def test_top_p_over_a_large_vocabulary_keeps_the_smallest_set_that_reaches_it(sc
     least = probabilities.masked_fill(~kept, 1).amin(-1)
     assert (mass >= 0.9 - 1e-9).all()
     assert scale == 0 or (mass - least < 0.9 + 1e-9).all()
-
-
-def test_top_p_by_histogram_as_on_gpus_equals_top_p_by_sorting():
-    for scale in (0.3, 3.0, 12.0):
-        logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
-        for top_p in (0.1, 0.5, 0.95):
-            assert torch.equal(top_p_by_sorting(logits, [top_p] * 3), top_p_by_histogram(logits, [top_p] * 3))
 
 
 def test_filters_equal_transformers():
