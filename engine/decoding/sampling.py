@@ -279,16 +279,19 @@ def top_p_by_histogram(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     return torch.stack(lowest)[:, None]
 
 
-def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
-    """Natural log-probabilities of the model, before penalties and temperature.
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """Natural log-probabilities of the model, before penalties and temperature, for `unpack_logprobs`.
 
-    -> those of the chosen `tokens` [R]; and the `count` likeliest tokens of each row, as (id, log-probability).
+    -> [R, 1 + 2 count]: those of the chosen `tokens` [R]; those of the likeliest tokens of each row; and their ids,
+    which float32 has exactly.
     """
     logprobs = logits.float().log_softmax(-1)
-    count = min(count, logits.shape[1])
-    best = logprobs.topk(count)
-    packed = torch.cat((logprobs.gather(1, tokens[:, None]), best.values, best.indices.float()), 1)  # ids < 2^24: exact
+    best = logprobs.topk(min(count, logits.shape[1]))
+    return torch.cat((logprobs.gather(1, tokens[:, None]), best.values, best.indices.float()), 1)
+
+
+def unpack_logprobs(packed: Tensor) -> list[tuple[float, list[tuple[int, float]]]]:
+    """For each row the log-probability of its token, and the likeliest tokens as (id, log-probability)."""
+    count = packed.shape[1] // 2
     rows = download(packed)
-    return [row[0] for row in rows], [
-        [(int(token), value) for value, token in zip(row[1 : 1 + count], row[1 + count :], strict=True)] for row in rows
-    ]
+    return [(row[0], [*zip(map(int, row[1 + count :]), row[1 : 1 + count], strict=True)]) for row in rows]

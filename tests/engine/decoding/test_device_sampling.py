@@ -10,7 +10,16 @@ import torch
 
 from engine.decoding.device_sampling import cutoffs, sample_on_device, uniform_on_device
 from engine.decoding.draws import uniform
-from engine.decoding.sampling import Context, SamplingParams, adjust, choose, cutoff, device_params, top_logprobs
+from engine.decoding.sampling import (
+    Context,
+    SamplingParams,
+    adjust,
+    choose,
+    cutoff,
+    device_params,
+    top_logprobs,
+    unpack_logprobs,
+)
 from engine.kernels import gpu
 from engine.runtime.device import download, upload
 from tests.engine.decoding.sampling_cases import exact_token, random_contexts, random_logits
@@ -85,9 +94,9 @@ def test_cutoffs_equal_those_of_a_cpu(scale):
 def test_log_probabilities_of_large_ids_survive_the_transfer():
     logits = torch.zeros(2, 300_000)
     logits[0, 299_999], logits[1, 262_143] = 30.0, 20.0
-    chosen, best = top_logprobs(logits, torch.tensor([299_999, 5]), 2)
+    chosen, best = zip(*unpack_logprobs(top_logprobs(logits, torch.tensor([299_999, 5]), 2)), strict=True)
     assert [row[0][0] for row in best] == [299_999, 262_143]
-    assert chosen == logits.log_softmax(-1)[[0, 1], [299_999, 5]].tolist()
+    assert list(chosen) == logits.log_softmax(-1)[[0, 1], [299_999, 5]].tolist()
     assert [len(row) for row in best] == [2, 2]
 
 

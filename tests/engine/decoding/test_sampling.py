@@ -20,6 +20,7 @@ from engine.decoding.sampling import (
     draw,
     top_logprobs,
     uniform,
+    unpack_logprobs,
 )
 from engine.runtime.errors import UsageError
 
@@ -188,11 +189,11 @@ def test_greedy_breaks_ties_by_the_lowest_id():
 
 def test_logprobs_are_the_log_softmax_of_the_logits():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    chosen, top = top_logprobs(logits, torch.tensor([2]), 2)
+    ((chosen, top),) = unpack_logprobs(top_logprobs(logits, torch.tensor([2]), 2))
     expected = logits[0].log_softmax(-1).tolist()
-    assert chosen == pytest.approx([expected[2]])
-    assert [token for token, _ in top[0]] == [1, 2]
-    assert [value for _, value in top[0]] == pytest.approx([expected[1], expected[2]])
+    assert chosen == pytest.approx(expected[2])
+    assert [token for token, _ in top] == [1, 2]
+    assert [value for _, value in top] == pytest.approx([expected[1], expected[2]])
 
 
 @pytest.mark.parametrize(
