@@ -25,7 +25,8 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def add_model_options(self, without: Sequence[str] = (), default: str = embedded.NAME) -> None:
-        """Add the flags for `LLM.load`: --model, --device, --dtype, --quant, --allow-pickle; not those in `without`.
+        """Add the flags for `LLM.load`: --model, --device and two for GPUs, --dtype, --quant, --allow-pickle;
+        not those in `without`.
 
         `default`: the model that the program uses if none is named, for the help text.
         """
@@ -39,6 +40,18 @@ class Parser(argparse.ArgumentParser):
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+            self.add_argument(
+                "--gpu-memory",
+                type=float,
+                metavar="SHARE",
+                help="of the GPU memory that is free after loading, for keys and values (default: 0.9)",
+            )
+            self.add_argument(
+                "--no-cuda-graphs",
+                dest="cuda_graphs",
+                action="store_false",
+                help="launch the kernels of a decoding step one by one",
+            )
         self.add_argument(
             "--dtype",
             default="auto",
@@ -139,9 +152,10 @@ def choose_model(options: Any, default: str = embedded.NAME) -> None:
 
 
 def model_options(options: Any) -> dict[str, Any]:
-    """The flags that are keyword arguments of `LLM.load`; --draft only where the program has it."""
+    """The flags that are keyword arguments of `LLM.load`; some of them only where the program has them."""
     flags = {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
-    return flags | {name: value for name, value in vars(options).items() if name == "draft"}
+    optional = {name: value for name, value in vars(options).items() if name in ("draft", "gpu_memory", "cuda_graphs")}
+    return flags | {name: value for name, value in optional.items() if value is not None}
 
 
 SAMPLING = (

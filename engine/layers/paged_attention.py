@@ -6,7 +6,6 @@ Both take all rows of a step at once, so the number of launches does not depend 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from torch.nn import functional as F
 
 from engine.cache.paged_view import BLOCK, BlockView
 from engine.kernels import gpu
+from engine.layers.attention_config import AttentionConfig
 from engine.layers.rope import rotate
 from engine.runtime.device import upload
-
-if TYPE_CHECKING:
-    from engine.layers.attention import AttentionConfig
 
 GATHERED_TOKENS = 2**18  # keys of all rows of a batch that are gathered at once
 
@@ -51,7 +48,7 @@ def attend(q: Tensor, view: BlockView, layer: int, config: AttentionConfig) -> T
     choices = config.window or 0, config.scale, config.softcap or 0.0
     if rows.decoding:
         return ops.decode_attention(q, keys, values, view.table, rows.lines, rows.positions, *choices)
-    tiles = rows.tiles(ops.queries_per_tile(config.num_heads // config.num_kv_heads, config.head_dim))
+    tiles = rows.tiles(config.num_heads // config.num_kv_heads, config.head_dim)
     return ops.chunk_attention(q, keys, values, view.table, rows.lines, rows.starts, rows.offsets, tiles, *choices)
 
 

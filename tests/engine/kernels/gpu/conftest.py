@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -20,26 +21,27 @@ INTERPRETED = pytest.param(
 COMPILED = pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not HAS_GPU, reason="needs an NVIDIA GPU")])
 
 
-@pytest.fixture(autouse=True)
-def widened_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter has bfloat16 as integers, and multiplies matrices of these: widen them first."""
-    if HAS_GPU or find_spec("triton") is None:
-        return
-    from triton import language
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    create_dot = InterpreterBuilder.create_dot
-
-    def widened(self, a, b, *arguments):
-        a, b = (self.create_fp_ext(x, language.float32) if x.dtype.scalar == language.bfloat16 else x for x in (a, b))
-        return create_dot(self, a, b, *arguments)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", widened)
-
-
 @pytest.fixture(params=[INTERPRETED, COMPILED])
 def gpu_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A GPU, or a CPU on which Triton's kernels are interpreted."""
     if request.param == "cpu":
         monkeypatch.setattr(gpu, "DEVICE_TYPES", {"cuda", "cpu"})
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter has bfloat16 as uint16, and multiplies matrices of that: widen them first."""
+    if find_spec("triton") is None:
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    builder = type(interpreter.interpreter_builder)
+    create_dot = builder.create_dot
+
+    def widened(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
+        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return create_dot(self, a, b, *arguments)
+
+    monkeypatch.setattr(builder, "create_dot", widened)

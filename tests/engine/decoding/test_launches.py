@@ -1,0 +1,72 @@
+"""What a decoding step launches on a GPU, counted on fake tensors: the same for any number of rows, and one wait."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine import LLM, SamplingParams
+from engine.checkpoints.loading import replace_parameters
+from engine.decoding.scheduler import Scheduler
+from engine.models import configure
+from tests.engine.fake_gpu import Counts, fake_gpu
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 127,
+}
+
+
+def fake_llm(**settings) -> LLM:
+    family, config = configure(CONFIG | settings)
+    with torch.device("meta"):
+        model = family.build(config)
+    fakes = {id(p): torch.nn.Parameter(torch.empty(p.shape, device="cuda"), False) for p in model.parameters()}
+    replace_parameters(model, fakes)
+    return LLM(model, family, config, None)
+
+
+def decode(llm: LLM, counts: Counts, rows: int, **params) -> list[Counts]:
+    """The counts of single decoding steps of so many rows, after a few that warm up."""
+    with Scheduler(llm, cache_bytes=2**24) as scheduler:
+        requests = []
+        for row in range(rows):
+            each = SamplingParams(max_new_tokens=60, ignore_eos=True, seed=row, **params)
+            requests.append(scheduler.submit([5] * (3 + row), each))
+        steps = 0
+        found = []
+        while len(found) < 3:
+            counts.clear()
+            work = scheduler.step()
+            assert work is not None, [list(request) for request in requests]
+            steps += work.kind == "decode" and work.tokens == rows
+            if steps > 4 and work.kind == "decode":
+                found.append(Counts(counts.launches.copy(), counts.uploads, counts.downloads, list(counts.waits)))
+    return found
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_p": 0.9, "top_k": 40}], ids=["greedy", "sampled"])
+def test_a_step_launches_the_same_for_any_number_of_rows_and_waits_once(params):
+    pytest.importorskip("triton")
+    from engine.kernels.gpu import operators
+
+    by_rows = []
+    for rows in (1, 3, 16):
+        with fake_gpu(operators) as counts:
+            llm = fake_llm()
+            for step in decode(llm, counts, rows, **params):
+                assert step.waits == []
+                assert step.downloads == 1
+                assert step.launches["CUDA graph"] == 1
+                by_rows.append((sum(step.launches.values()), step.uploads))
+        layers = llm.config.num_layers
+        assert sum(counts.captured.values()) <= 10 * layers + 20, counts.captured
+    assert len(set(by_rows)) == 1, by_rows
