@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from engine import LLM, SamplingParams
+from engine import LLM, SamplingParams, kernels
 from engine.decoding.scheduler import Scheduler
+from engine.layers.linear import Matrix
+from engine.quant.panels import Panels
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "qwen3"])
@@ -18,3 +21,24 @@ def test_a_model_with_all_kernels_gives_the_tokens_of_the_cpu(draw_tiny, prompt,
     with Scheduler(llm, prefill_chunk=18) as scheduler:
         requests = [scheduler.submit(ids, params) for ids in prompts]
         assert [[event.token_id for event in each] for each in requests] == expected
+
+
+@pytest.mark.parametrize("quant", ["int4", "nf4"])
+def test_a_quantized_model_with_all_kernels_has_the_logits_of_the_cpu(draw_tiny, prompt, quant, request, tmp_path):
+    if not kernels.available():
+        pytest.skip("without the C++ kernels a CPU has other formats")
+    if quant == "nf4":
+        pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 1}
+    llm = LLM.load(draw_tiny("llama", **sizes).folder, device="cpu", dtype="float32", quant=quant)
+    ids = prompt(33)  # more rows than the kernels for few rows take, which round x to 8 bits on a CPU
+    expected = llm.logits(ids)
+    llm.save(tmp_path / "saved")
+    request.getfixturevalue("as_on_a_gpu_with_triton")
+    if quant == "nf4":
+        llm = LLM.load(tmp_path / "saved", device="cpu", dtype="float32")
+    matrices = [module for module in llm.model.layers.modules() if isinstance(module, Matrix)]
+    assert all(isinstance(matrix.format, Panels) for matrix in matrices)
+    assert (llm.logits(ids) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    few = llm.logits(ids[:5])
+    assert torch.allclose(few, llm.logits(ids)[:5], rtol=1e-4, atol=1e-4)

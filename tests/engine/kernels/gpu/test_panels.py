@@ -18,9 +18,9 @@ pytest.importorskip("triton")
 from engine.kernels.gpu import operators, panels
 
 KINDS = ("int8", "int4", "int4 in groups of 16", "table")
-SHAPES = {  # rows, columns; a block of lines is 64 columns (8 bits: 32), of which eight warps multiply one each
-    "int8": ((50, 260), (32, 4), (96, 2052)),
-    "int4": ((64, 96), (32, 32), (32, 1056)),
+SHAPES = {  # rows, columns; eight warps multiply 512 columns at once (8 bits: 256)
+    "int8": ((50, 260), (32, 4), (64, 516)),
+    "int4": ((64, 96), (32, 32), (32, 544)),
     "int4 in groups of 16": ((96, 176), (32, 16)),
     "table": ((64, 192), (32, 64), (32, 576)),
 }
@@ -110,6 +110,7 @@ def test_long_rows_are_summed_by_several_programs_and_one_more_kernel(gpu_device
     assert launches == 2 * [panels._linear, panels._merge]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_computed_as_if_it_were_alone(gpu_device, kind):
     weight, scales, _ = (tensor.to(gpu_device) for tensor in matrix(kind, 32, 192))
