@@ -1,10 +1,10 @@
 """Which tokens top-k, top-p and min-p keep, on an NVIDIA GPU, in Triton: an exact cutoff for every row of logits.
 
-The distance of a token is (largest logit - its logit) / temperature, a float32 of at least 0. The bits of such numbers,
-read as integers, have the same order. The cutoff is the largest distance that is kept.
+The distance of a token is the largest logit minus its own, a float32 of at least 0. The bits of such numbers, read as
+integers, have the same order. The cutoff is the largest distance that is kept.
 
-A token's mass is exp(-distance) in units of 2^-44, as an integer. Sums of integers do not depend on the order of the
-additions, so the same logits give the same token on every run, even with atomic additions.
+A token's mass is exp(-distance / temperature) in units of 2^-44, as an integer. Sums of integers do not depend on the
+order of the additions, so the same logits give the same token on every run, even with atomic additions.
 
     _maxima      the largest logit of every 128 ids
     _bounds      the largest logit of the row, and a distance within which the cutoff lies (the limit)
@@ -33,7 +33,7 @@ BINS = 2048
 MAX_VOCAB = 2**19 - 1  # so that the mass of all tokens, at most 2^44 each, fits into 63 bits
 
 _UNIT = tl.constexpr(2.0**44)  # the mass of the likeliest token
-_REACH = tl.constexpr(31.0)  # from 30.5 on the mass is 0
+_REACH = tl.constexpr(31.0)  # times the temperature: a distance at which the mass is 0, as it is from 30.5 on
 _LOG_MAX_VOCAB = tl.constexpr(math.log(MAX_VOCAB) + 0.01)  # 0.01: more than any rounding
 _INFINITY = tl.constexpr(float("inf"))
 _INFINITY_BITS = tl.constexpr(0x7F800000)
@@ -41,14 +41,14 @@ _INFINITY_BITS = tl.constexpr(0x7F800000)
 # Columns of a row of `reals` and `integers`, and of the results `bounds` (float32) and `found` (int64).
 TEMPERATURE, TOP_P, MIN_P = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 TOP_K, SEED = tl.constexpr(0), tl.constexpr(1)
-LARGEST, SCALE, CUTOFF = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # SCALE: the temperature, 1 if it is 0
+LARGEST, RATE, CUTOFF = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # a mass is 2^(-RATE * distance)
 LIMIT, BINS_PER_UNIT = tl.constexpr(3), tl.constexpr(4)  # LIMIT < 0: neither top-k nor top-p
 K, K_BIN, FIRST, LAST = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 RANK, MASS, BEFORE, COUNT = tl.constexpr(4), tl.constexpr(5), tl.constexpr(6), tl.constexpr(7)
 
 
 def find_cutoffs(logits: Tensor, reals: Tensor, integers: Tensor, has_filters: bool) -> Tensor:
-    """-> bounds [R, 8], float32: for every row the columns LARGEST, SCALE and CUTOFF.
+    """-> bounds [R, 8], float32: for every row the columns LARGEST, RATE and CUTOFF.
 
     The arguments are those of `sample`. The largest logit of an invalid row is NaN or infinite.
     """
@@ -65,7 +65,7 @@ def find_cutoffs(logits: Tensor, reals: Tensor, integers: Tensor, has_filters: b
     launch(_maxima, (rows, blocks), logits, vocab, logits.stride(0), maxima, groups, BLOCK=BLOCK, GROUP=GROUP)
     arguments = (maxima, groups, vocab, reals, integers, bounds, found, counts, masses)
     size = triton.next_power_of_2(groups)
-    launch(_bounds, (rows,), *arguments, FILTERS=has_filters, GROUPS=size, BINS=bins, WAYS=16, num_warps=8)
+    launch(_bounds, (rows,), *arguments, FILTERS=has_filters, GROUPS=size, BINS=bins, WAYS=8, num_warps=8)
     if not has_filters:
         return bounds
     totals = torch.empty(rows, blocks, dtype=torch.int64, device=device)
@@ -82,16 +82,16 @@ def find_cutoffs(logits: Tensor, reals: Tensor, integers: Tensor, has_filters: b
 
 @triton.jit
 def distances(logits, token, vocab, bounds):  # type: ignore[no-untyped-def]
-    """Distances of tokens of a row, the same as on the CPU: the division is IEEE's. Infinite beyond the vocabulary."""
+    """Distances of tokens of a row; infinite beyond the vocabulary."""
     x = tl.load(logits + token, mask=token < vocab, other=-_INFINITY).to(tl.float32)
-    scaled = tl.div_rn(tl.load(bounds + LARGEST) - x, tl.load(bounds + SCALE))
-    return tl.abs(scaled)  # 0 may be -0, whose bits are those of a negative integer
+    return tl.abs(tl.load(bounds + LARGEST) - x)  # -0 - 0 is -0, whose bits are those of a negative integer
 
 
 @triton.jit
-def masses_within(distance, cutoff):  # type: ignore[no-untyped-def]
+def masses_within(distance, cutoff, bounds):  # type: ignore[no-untyped-def]
     """Masses of the tokens up to a cutoff; 0 beyond it, and where the distance is NaN."""
-    return (tl.exp(tl.where(distance <= cutoff, -distance, -_INFINITY)) * _UNIT).to(tl.int64)
+    exponent = tl.where(distance <= cutoff, -distance * tl.load(bounds + RATE), -_INFINITY)
+    return (tl.exp2(exponent) * _UNIT).to(tl.int64)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -125,21 +125,22 @@ def _bounds(  # type: ignore[no-untyped-def]
     found += row * 8
     group = tl.arange(0, GROUPS)
     x = tl.load(maxima + row * groups + group, mask=group < groups, other=-_INFINITY)
-    largest, temperature = _max(x, 0), tl.load(reals + TEMPERATURE).to(tl.float32)
+    largest, temperature = _max(x, 0), tl.load(reals + TEMPERATURE).to(tl.float32).to(tl.float64)  # rounded as on a CPU
     scale = tl.where(temperature > 0, temperature, 1.0)
     tl.store(bounds + LARGEST, largest)
-    tl.store(bounds + SCALE, scale)
-    tl.store(bounds + CUTOFF, tl.where(temperature > 0, tl.load(reals + MIN_P).to(tl.float32), 0.0))
+    tl.store(bounds + RATE, (1.4426950408889634 / scale).to(tl.float32))
+    tl.store(bounds + CUTOFF, tl.where(temperature > 0, tl.load(reals + MIN_P) * scale, 0.0).to(tl.float32))
     if FILTERS:
         k, top_p = tl.load(integers + row * 2 + TOP_K), tl.load(reals + TOP_P)
         is_used = (temperature > 0) & (largest - largest == 0)
         k = tl.where(is_used & (k < vocab), k, 0)
         limit = _LOG_MAX_VOCAB - tl.log(tl.maximum((1 - top_p).to(tl.float32), 1e-20))
-        limit = tl.where(is_used & (top_p < 1), limit, -1.0)
+        reach = _REACH * scale.to(tl.float32)
+        limit = tl.where(is_used & (top_p < 1), limit * scale.to(tl.float32), -1.0)
         if k > 0:
-            limit = _REACH
+            limit = reach
             if k <= groups:
-                key = tl.abs(tl.div_rn(largest - x, scale)).to(tl.int32, bitcast=True)
+                key = tl.abs(largest - x).to(tl.int32, bitcast=True)
                 low, high = tl.full([], 0, tl.int32), tl.full([], _INFINITY_BITS, tl.int32)
                 while low < high:  # as in _select
                     step = (high - low) // WAYS + 1
@@ -148,7 +149,7 @@ def _bounds(  # type: ignore[no-untyped-def]
                     part = tl.max(tl.where(below < k, tl.arange(0, WAYS), 0))
                     low, high = low + step * part, tl.minimum(high, low + step * part + step - 1)
                 limit = low.to(tl.float32, bitcast=True)
-        limit = tl.where(limit < 0, -1.0, tl.clamp(limit, 1e-30, _REACH))
+        limit = tl.where(limit < 0, -1.0, tl.clamp(limit, 1e-35, reach))
         tl.store(found + K, k)
         tl.store(found + COUNT, 0)
         tl.store(bounds + LIMIT, limit)
@@ -176,7 +177,7 @@ def _histogram(  # type: ignore[no-untyped-def]
     if tl.load(bounds + LIMIT) >= 0:
         token = block * BLOCK + tl.arange(0, BLOCK)
         distance = distances(logits + row * stride, token, vocab, bounds)
-        mass = masses_within(distance, _REACH)
+        mass = masses_within(distance, _INFINITY, bounds)
         tl.store(totals + row * tl.num_programs(1) + block, tl.sum(mass))
         bin_ = _bins(distance, bounds, BINS)
         if tl.load(found + row * 8 + K) > 0:
@@ -253,20 +254,21 @@ def _refine(members, vocab, reals, bounds, found, TILE: tl.constexpr, WAYS: tl.c
         cutoff, rank, mass = tl.load(bounds + CUTOFF), tl.load(found + RANK), tl.load(found + MASS)
         top_p = tl.load(reals + row * 3 + TOP_P)
         if rank > 0:
-            kth = _select(members, size, rank, False, TILE, WAYS).to(tl.float32, bitcast=True)
+            kth = _select(members, size, rank, bounds, False, TILE, WAYS).to(tl.float32, bitcast=True)
             cutoff = tl.minimum(cutoff, kth)
             for start in range(0, size, TILE):
                 index = start + tl.arange(0, TILE)
                 key = tl.load(members + index, mask=index < size, other=_INFINITY_BITS)
-                mass += tl.sum(masses_within(key.to(tl.float32, bitcast=True), kth))
+                mass += tl.sum(masses_within(key.to(tl.float32, bitcast=True), kth, bounds))
         if top_p < 1:
             need = _target(top_p, mass) - tl.load(found + BEFORE)
-            cutoff = tl.minimum(cutoff, _select(members, size, need, True, TILE, WAYS).to(tl.float32, bitcast=True))
+            last = _select(members, size, need, bounds, True, TILE, WAYS).to(tl.float32, bitcast=True)
+            cutoff = tl.minimum(cutoff, last)
         tl.store(bounds + CUTOFF, cutoff)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _select(members, size, need, BY_MASS: tl.constexpr, TILE: tl.constexpr, WAYS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _select(members, size, need, bounds, BY_MASS: tl.constexpr, TILE: tl.constexpr, WAYS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """The smallest member with which the number or mass of all up to it reaches `need`.
 
     Each step divides the interval of what it may be, `low` to `high`, into `WAYS` parts.
@@ -285,7 +287,7 @@ def _select(members, size, need, BY_MASS: tl.constexpr, TILE: tl.constexpr, WAYS
             key = tl.load(members + start + index, mask=start + index < size, other=_INFINITY_BITS)
             weight = tl.full([TILE], 1, tl.int64)
             if BY_MASS:
-                weight = masses_within(key.to(tl.float32, bitcast=True), _REACH)
+                weight = masses_within(key.to(tl.float32, bitcast=True), _INFINITY, bounds)
             below += tl.sum(tl.where(key[:, None] < edge[None, :], weight[:, None], 0), axis=0)
         part = tl.max(tl.where(below < need, tl.arange(0, WAYS), 0))
         low, high = low + step * part, tl.minimum(high, low + step * part + step - 1)

@@ -29,7 +29,7 @@ def sample(logits: Tensor, reals: Tensor, integers: Tensor, positions: Tensor, h
     """Choose a token for every row of logits [R, V] -> [R], int64; -1 where the largest logit is NaN or infinite.
 
     reals [R, 3], float64: temperature (0: the token with the largest logit, of several the lowest id), top_p (1: off),
-    and -log(min_p), the distance up to which min-p keeps tokens (infinite: off).
+    and -log(min_p), up to which min-p keeps distances divided by the temperature (infinite: off).
     integers [R, 2], int64: top_k (0: off), seed. positions [R], int64: of the tokens in their texts.
     `has_filters`: whether any row has top-k or top-p. Raises `ValueError` if V > `MAX_VOCAB`.
     """
@@ -53,7 +53,7 @@ def _masses(logits, vocab, stride, bounds, masses, BLOCK: tl.constexpr):  # type
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     bounds += row * 8
     distance = distances(logits + row * stride, block * BLOCK + tl.arange(0, BLOCK), vocab, bounds)
-    mass = tl.sum(masses_within(distance, tl.load(bounds + CUTOFF)))
+    mass = tl.sum(masses_within(distance, tl.load(bounds + CUTOFF), bounds))
     tl.store(masses + row * tl.num_programs(1) + block, mass)
 
 
@@ -74,7 +74,8 @@ def _draw(  # type: ignore[no-untyped-def]
     block = tl.sum((tl.cumsum(mass) <= target).to(tl.int32))
     rest = target - tl.sum(tl.where(index < block, mass, 0))
     token = block * BLOCK + tl.arange(0, BLOCK)
-    mass = masses_within(distances(logits + row * stride, token, vocab, bounds), tl.load(bounds + CUTOFF))
+    distance = distances(logits + row * stride, token, vocab, bounds)
+    mass = masses_within(distance, tl.load(bounds + CUTOFF), bounds)
     rest = tl.minimum(rest, tl.sum(mass) - 1)  # so that the token has mass, even if `_masses` was compiled differently
     chosen = block * BLOCK + tl.sum((tl.cumsum(mass) <= rest).to(tl.int32))
     largest = tl.load(bounds + LARGEST)

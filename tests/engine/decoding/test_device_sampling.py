@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.decoding.device_sampling import cutoffs, sample_on_device, uniform_on_device
 from engine.decoding.draws import uniform
@@ -98,6 +99,32 @@ def test_log_probabilities_of_large_ids_survive_the_transfer():
     assert [row[0][0] for row in best] == [299_999, 262_143]
     assert list(chosen) == logits.log_softmax(-1)[[0, 1], [299_999, 5]].tolist()
     assert [len(row) for row in best] == [2, 2]
+
+
+class Operators(TorchDispatchMode):
+    """Records the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+def test_choosing_waits_for_nothing_in_a_number_of_launches_that_does_not_depend_on_the_rows():
+    """On the meta device, tensors have no values; whatever needed one would raise an exception."""
+    filters, penalties = {"top_k": 5, "top_p": 0.9, "min_p": 0.1}, {"repetition_penalty": 1.1, "frequency_penalty": 0.2}
+    params = SamplingParams(temperature=0.9, logit_bias={3: 1.0}, **filters, **penalties)
+    allowed = torch.ones(60, dtype=torch.bool)
+    names = []
+    for rows in (3, 16):
+        contexts = [Context(params, [*range(5, 9 + row)], row, row, allowed) for row in range(rows)]
+        with Operators() as operators:
+            assert choose(torch.empty(rows, 60, device="meta"), contexts).shape == (rows,)
+        names.append([name for name in operators.names if "view" not in name and "alias" not in name])
+    assert names[0] == names[1]
 
 
 def test_upload_and_download_are_inverse():
