@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from engine.kernels.gpu.tiling import tiles
 from engine.runtime.device import upload
 
 BLOCK = 16  # tokens of a block
@@ -25,7 +26,7 @@ class StepRows:
     offsets: Tensor  # [R + 1], index of each row's first new token in the step
     token_lines: Tensor  # [N], the line of each token's row
     positions: Tensor  # [N], int64
-    _tiles: dict[int, Tensor] = field(default_factory=dict)
+    _tiles: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @staticmethod
     def upload(lines: Sequence[int], starts: Sequence[int], counts: Sequence[int], positions: Tensor) -> StepRows:
@@ -43,12 +44,12 @@ class StepRows:
         """Whether each row has one new token."""
         return len(self.counts) == len(self.positions)
 
-    def tiles(self, size: int) -> Tensor:
-        """The row and the first query in it of every tile of `size` queries: [tiles, 2], int32."""
-        if size not in self._tiles:
-            pairs = [(row, first) for row, count in enumerate(self.counts) for first in range(0, count, size)]
-            self._tiles[size] = upload(pairs, torch.int32, self.positions.device)
-        return self._tiles[size]
+    def tiles(self, group: int, head_dim: int) -> Tensor:
+        """The tiles of the step's queries for `chunk_attention`: [tiles, 2], int32. The same in all layers."""
+        shape = group, head_dim
+        if shape not in self._tiles:
+            self._tiles[shape] = upload(tiles(self.counts, group, head_dim), torch.int32, self.positions.device)
+        return self._tiles[shape]
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,6 @@ def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU
             result = work()
     return graph.replay, result

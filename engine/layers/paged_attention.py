@@ -51,7 +51,7 @@ def attend(q: Tensor, view: BlockView, layer: int, config: AttentionConfig) -> T
     choices = config.window or 0, config.scale, config.softcap or 0.0
     if rows.decoding:
         return ops.decode_attention(q, keys, values, view.table, rows.lines, rows.positions, *choices)
-    tiles = rows.tiles(ops.queries_per_tile(config.num_heads // config.num_kv_heads, config.head_dim))
+    tiles = rows.tiles(config.num_heads // config.num_kv_heads, config.head_dim)
     return ops.chunk_attention(q, keys, values, view.table, rows.lines, rows.starts, rows.offsets, tiles, *choices)
 
 

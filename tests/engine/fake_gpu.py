@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import EllipsisType
+from types import EllipsisType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,7 +24,7 @@ from engine.runtime import device as device_module
 from engine.runtime.memory import free_memory
 
 aten = torch.ops.aten
-WITHOUT_A_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe_view", "lift_fresh"}
+WITHOUT_A_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe_view", "device"}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}
 
 
@@ -36,6 +36,7 @@ class Counts:
     uploads: int = 0  # copies to the device, for which nothing waits
     downloads: int = 0  # copies to the host, for which it waits
     waits: list[str] = field(default_factory=list)  # operators that wait, and copies that do
+    captured: Counter[str] = field(default_factory=Counter)  # launches of the last CUDA graph
 
     def clear(self) -> None:
         self.launches.clear()
@@ -132,7 +133,9 @@ def fake_gpu(operators: Any) -> Iterator[Counts]:
         counts.launches[getattr(kernel, "__name__", None) or kernel.fn.__name__] += 1
 
     def record(work: Any, _: Any) -> tuple[Any, Tensor]:
+        before = counts.launches.copy()
         result = work()
+        counts.captured = counts.launches - before
         return lambda: counts.launches.update(["CUDA graph"]), result
 
     replaced = {"upload": upload, "download": download, "launch": launch, "free_memory": lambda device: 2**30}
@@ -149,6 +152,8 @@ def fake_gpu(operators: Any) -> Iterator[Counts]:
                     stack.enter_context(mock.patch.object(module, name, replaced[name]))
         stack.enter_context(mock.patch.object(gpu, "_operators", lambda device: operators))
         stack.enter_context(mock.patch.object(capture, "record", record))
+        properties = SimpleNamespace(multi_processor_count=132)
+        stack.enter_context(mock.patch.object(torch.cuda, "get_device_properties", lambda device: properties))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Indexing())
         stack.enter_context(_Operators(counts))

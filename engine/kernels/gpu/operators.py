@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.kernels.gpu.activations import gated_activation
+from engine.kernels.gpu.attention import chunk_attention, decode_attention
 from engine.kernels.gpu.dense import dense_gated, dense_linear
 from engine.kernels.gpu.norms import add_norm, head_norm
 from engine.kernels.gpu.panels import dequantize, linear
@@ -12,6 +13,8 @@ from engine.kernels.gpu.rotation import rotate_and_write
 
 __all__ = [
     "add_norm",
+    "chunk_attention",
+    "decode_attention",
     "dense_gated",
     "dense_linear",
     "dequantize",
@@ -25,5 +28,4 @@ __all__ = [
 
 def try_out(device: torch.device) -> None:
     """Compile and run a small kernel. Raises one of many exceptions if Triton does not work on this device."""
-    weight = torch.zeros(1, 8, 32, 4, dtype=torch.int8, device=device)
-    linear(torch.ones(1, 32, device=device), weight, torch.ones(32, device=device), 32)
+    gated_activation(torch.ones(1, 32, device=device), "silu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -26,3 +27,21 @@ def gpu_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param == "cpu":
         monkeypatch.setattr(gpu, "DEVICE_TYPES", {"cuda", "cpu"})
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter has bfloat16 as uint16, and multiplies matrices of that: widen them first."""
+    if find_spec("triton") is None:
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    builder = type(interpreter.interpreter_builder)
+    create_dot = builder.create_dot
+
+    def widened(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
+        a, b = (self.create_fp_ext(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
+        return create_dot(self, a, b, *arguments)
+
+    monkeypatch.setattr(builder, "create_dot", widened)
