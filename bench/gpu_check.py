@@ -37,7 +37,7 @@ class Part:
 
 PLAN = (
     Part("machine", 20),
-    Part("tests", 75),
+    Part("tests", 85),
     Part("correctness", 60),
     Part("bfloat16", 45, SMALL),
     Part("scoring", 20, SMALL),
@@ -49,8 +49,8 @@ PLAN = (
     Part("attention", 20, LARGE),
     Part("int8", 20, SMALL),
     Part("int4", 20, SMALL),
-    Part("int8", 25, LARGE),
-    Part("transformers", 30, SMALL),
+    Part("int8", 20, LARGE),
+    Part("transformers", 25, SMALL),
 )
 NAMES = tuple(dict.fromkeys(part.name for part in PLAN))
 

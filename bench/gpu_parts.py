@@ -25,7 +25,8 @@ from engine.runtime.device import choose_device, synchronize
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory
 
-PROCESSES, PROCESS_BYTES = 6, 1e9  # at a time; GPU memory of one
+PROCESSES, PROCESS_BYTES = 10, 1e9  # at a time; GPU memory of one
+SHARDS = {"test_dense.py": 4, "test_norms.py": 3}  # files that compile a hundred kernels, and their processes
 GRAPH_KERNELS = 100
 TEST_MARKS = "mark.cuda", "gpu_device"  # what files with tests that need a GPU contain
 
@@ -77,11 +78,7 @@ def tests(device: str, shape: str) -> Iterator[dict[str, Any]]:  # noqa: ARG001
     """The tests that need a GPU. Raises `BareloopError` with the files that failed."""
     if choose_device(device).type != "cuda":
         raise SkippedError("needs CUDA")
-    pytest = [sys.executable, "-m", "pytest", "-q", "-rf", "-m", "cuda", "-p", "no:cacheprovider", "--tb=short"]
-    commands = {
-        str(path.relative_to(ROOT / "tests")): [*pytest, "-o", "addopts=--import-mode=importlib", str(path)]
-        for path in gpu_test_files()
-    }
+    commands = pytest_commands("cuda")
     failed = []
     for name, status, output in run_together(commands, processes(device)):
         yield {name: output[-1].strip("= ") if output else f"exit status {status}"}
@@ -90,6 +87,19 @@ def tests(device: str, shape: str) -> Iterator[dict[str, Any]]:  # noqa: ARG001
             print("", f"{name}: {describe_failure(status, output)}", *output[-60:], sep="\n", flush=True)
     if failed:
         raise BareloopError(f"{len(failed)} of {len(commands)} files failed: {', '.join(failed)}")
+
+
+def pytest_commands(mark: str) -> dict[str, list[str]]:
+    """The command lines of the tests with a mark in files with GPU tests, those that take the longest first."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-rf", "-m", mark, "-p", "no:cacheprovider", "--tb=short"]
+    pytest += ["-o", "addopts=--import-mode=importlib", "-p", "bench.gpu_shard"]
+    commands = {}
+    for path in sorted(gpu_test_files(), key=lambda path: -SHARDS.get(path.name, 1)):
+        shards, name = SHARDS.get(path.name, 1), str(path.relative_to(ROOT / "tests"))
+        for shard in range(shards):
+            suffix = f", {1 + shard} of {shards}" * (shards > 1)
+            commands[name + suffix] = [*pytest, "--shard", f"{shard}/{shards}", str(path)]
+    return commands
 
 
 def gpu_test_files() -> list[Path]:
@@ -118,7 +128,7 @@ def processes(device: str) -> int:
     target = choose_device(device)
     free = free_memory(target) if target.type == "cuda" else None
     by_memory = PROCESSES if free is None else int(free / PROCESS_BYTES)
-    return max(1, min(PROCESSES, (os.cpu_count() or 1) // 2, by_memory))
+    return max(1, min(PROCESSES, 2 * (os.cpu_count() or 1) // 3, by_memory))
 
 
 PARTS: dict[str, Callable[[str, str], Iterator[dict[str, Any]]]] = {

@@ -6,13 +6,14 @@ import contextlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from bench import gpu_check, gpu_correctness, gpu_timing
+from bench import gpu_check, gpu_correctness, gpu_shard, gpu_timing
 from bench.gpu_check import PLAN, Part
-from bench.gpu_parts import PARTS, gpu_test_files
+from bench.gpu_parts import PARTS, gpu_test_files, pytest_commands
 from bench.gpu_processes import ROOT, run_together
 from bench.gpu_report import GOALS, LARGE, SMALL, Result, markdown
 from engine.runtime.errors import BareloopError, UsageError
@@ -135,6 +136,16 @@ def test_goals_and_ratios_are_in_the_report():
 def test_programs_that_run_together_are_reported_each():
     commands = {name: [sys.executable, "-c", f"print('{name}'); exit({len(name)})"] for name in ("a", "bb", "ccc")}
     assert sorted(run_together(commands, 2)) == [("a", 1, ["a"]), ("bb", 2, ["bb"]), ("ccc", 3, ["ccc"])]
+
+
+def test_the_shards_of_a_file_are_all_of_its_tests():
+    commands = [command for name, command in pytest_commands("cuda").items() if "test_norms.py" in name]
+    shards = [command[command.index("--shard") + 1] for command in commands]
+    tests = [[*range(8)] for _ in shards]
+    for shard, items in zip(shards, tests, strict=True):
+        gpu_shard.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _, value=shard: value), items)
+    assert len(shards) > 1 and all(tests)
+    assert sorted(number for items in tests for number in items) == [*range(8)]
 
 
 def test_the_time_of_a_call_in_a_graph(monkeypatch):
