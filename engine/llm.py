@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -14,19 +14,17 @@ import torch
 from torch import Tensor
 
 from engine import kernels
-from engine.cache.paged import Budget, PagedState
 from engine.cache.state import State
 from engine.checkpoints.hub import TOKENIZER_FILES
 from engine.checkpoints.loading import initialize_weights, load_weights
 from engine.checkpoints.opening import open_model
 from engine.checkpoints.quantized import declaration, is_quantized
 from engine.checkpoints.saving import save_model
-from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Event
-from engine.decoding.prefix_cache import MAX_KEPT
 from engine.decoding.request import Request, Usage
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduler_states import GPU_MEMORY, SchedulerStates, check_share
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
 from engine.decoding.sequence import PREFILL_CHUNK
 from engine.decoding.sequence import Sequence as TokenSequence
@@ -38,13 +36,12 @@ from engine.models.config_reader import token_ids
 from engine.models.family import Family, Model
 from engine.quant import AUTO, GGUF
 from engine.runtime.device import choose_device, choose_dtype, dtype_name
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, read_json
 from engine.runtime.memory import free_memory, keep_freed_memory
 from engine.text.chat_template import ChatTemplate, Message
 from engine.text.tokenizer import Tokenizer
 
-GPU_MEMORY = 0.9  # the default share of the free memory of a GPU for keys and values
 PROMPT: Literal["prompt"] = "prompt"  # a draft: what followed the last tokens before
 
 
@@ -71,9 +68,7 @@ class LLM:
         self.config = config
         self.folder = folder
         self.draft: LLM | Literal["prompt"] | None = None  # what drafts tokens, see `load`
-        self.gpu_memory = GPU_MEMORY  # of the free memory, for keys and values
-        self.cuda_graphs = True
-        self._idle: list[tuple[PagedState, CapturedSteps | None]] = []  # of schedulers that are closed
+        self.states = SchedulerStates(model)
         model.source = str(folder or family.model_type)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -102,8 +97,7 @@ class LLM:
         values. `cuda_graphs`: launch the kernels of a decoding step at once.
         Raises `BareloopError` with one line for every bad input.
         """
-        if not 0 < gpu_memory <= 1:
-            raise UsageError(f"gpu_memory = {gpu_memory:g}: use a share of the free memory, more than 0 and up to 1")
+        check_share(gpu_memory)
         torch_device = choose_device(device)
         opened = open_model(name, dtype, allow_pickle, quant, torch_device)
         drafter: LLM | Literal["prompt"] | None = None
@@ -111,7 +105,7 @@ class LLM:
             drafter = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
         load_weights(opened, torch_device)
         llm = LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
-        llm.draft, llm.gpu_memory, llm.cuda_graphs = drafter, gpu_memory, cuda_graphs
+        llm.draft, llm.states = drafter, SchedulerStates(opened.model, gpu_memory, cuda_graphs)
         llm.check_draft()
         return llm
 
@@ -216,31 +210,6 @@ class LLM:
         state = self.model.new_state() if state is None else state
         return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
 
-    def take_state(self, rows: int, max_bytes: int | None = None) -> tuple[State, CapturedSteps | None]:
-        """A state for a scheduler of so many rows, and its decoding steps as CUDA graphs, where that is possible.
-
-        On a GPU its blocks are allocated at once: `gpu_memory` of the free memory, but not more than `max_bytes`, or
-        than the rows, and those that the scheduler keeps for later, can have.
-        """
-        state = self.model.new_state()
-        if not isinstance(state, PagedState):
-            return state, None
-        budget = Budget(max_bytes or 2**63, rows, self.max_length)
-        fitting = [pair for pair in self._idle if pair[0].can_serve(budget)]
-        if fitting:
-            self._idle.remove(fitting[0])
-            return fitting[0]
-        self._idle.clear()  # whose memory is needed
-        most = (rows + MAX_KEPT) * state.row_bytes(self.max_length)
-        nbytes = min(budget.nbytes, most, int(self.gpu_memory * (free_memory(self.device) or 2**63)))
-        state = self.model.new_state(replace(budget, nbytes=nbytes))
-        return state, CapturedSteps.of(self.model, state) if self.cuda_graphs else None
-
-    def keep_state(self, state: State, captured: CapturedSteps | None) -> None:
-        """Keep the state of a closed scheduler for the next one, which then need not allocate and capture again."""
-        if isinstance(state, PagedState) and state.nbytes == 0:
-            self._idle.append((state, captured))
-
     def prefilled_sequences(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
         """One sequence per prompt, in one state, prefilled one by one and ready to decode together."""
         state = self.model.new_state()
@@ -337,7 +306,7 @@ class LLM:
 
     def scorer(self, batch_tokens: int | None = None) -> Scorer:
         """The scorer behind `score`. It plans, then scores batch by batch, for long runs that save as they go."""
-        self._idle.clear()  # large steps need the memory
+        self.states.clear()  # large steps need the memory
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def pack(self) -> None:

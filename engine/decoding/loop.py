@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import secrets
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,10 +23,11 @@ from torch import Tensor
 from engine import kernels
 from engine.cache.state import Step
 from engine.decoding.capture import CapturedSteps
+from engine.decoding.draws import INVALID
 from engine.decoding.grammar import Matcher
-from engine.decoding.sampling import INVALID, Context, SamplingParams, choose, top_logprobs
+from engine.decoding.sampling import Context, SamplingParams, choose, top_logprobs, unpack_logprobs
 from engine.decoding.sequence import Sequence, prefill
-from engine.runtime.device import download
+from engine.runtime.device import download, upload
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.detokenizer import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -189,27 +190,41 @@ def decode(sequences: Seq[Sequence], params: SamplingParams, continues: bool = T
                 reply.sequence.logits = row
 
 
-def choose_tokens(replies: Seq[Reply], logits: Tensor, drafts: Seq[Seq[int]] | None = None) -> list[list[Choice]]:
+def choose_tokens(
+    replies: Seq[Reply],
+    logits: Tensor,
+    drafts: Seq[Seq[int]] | None = None,
+    begin_next: Callable[[Seq[Reply], Tensor], None] | None = None,
+) -> list[list[Choice]]:
     """Choose the next token of every reply; with drafts, one after each drafted token, too.
 
-    logits [N, V]: for each reply in order, those after its sequence, then after each token of its draft.
+    logits [N, V]: for each reply in order, those after its sequence, then after each token of its draft. `begin_next`
+    is called with the tokens [N] on the device, before this waits for them; it may overwrite the logits.
     """
     drafts = drafts or [()] * len(replies)
     contexts = [list(reply.contexts(draft)) for reply, draft in zip(replies, drafts, strict=True)]
     flat = [context for of_reply in contexts for context in of_reply]
     with torch.inference_mode():
         tokens = choose(logits, flat)
+        reported = [row for row, context in enumerate(flat) if context.params.logprobs]
+        logprobs = _logprobs(logits, tokens, reported, flat) if reported else None
+        if begin_next is not None:
+            begin_next(replies, tokens)
         choices = [Choice(token) for token in download(tokens)]
-        reported = [
-            row for row, context in enumerate(flat) if context.params.logprobs and choices[row].token != INVALID
-        ]
-        if reported:
-            count = max(flat[row].params.logprobs for row in reported)
-            selected = (logits, tokens) if len(reported) == len(flat) else (logits[reported], tokens[reported])
-            for row, logprob, best in zip(reported, *top_logprobs(*selected, count), strict=True):
+        unpacked = unpack_logprobs(logprobs) if logprobs is not None else []
+        for row, (logprob, best) in zip(reported, unpacked, strict=True):
+            if choices[row].token != INVALID:
                 choices[row] = Choice(choices[row].token, logprob, best[: flat[row].params.logprobs])
     of_replies = iter(choices)
     return [[next(of_replies) for _ in of_reply] for of_reply in contexts]
+
+
+def _logprobs(logits: Tensor, tokens: Tensor, rows: Seq[int], contexts: Seq[Context]) -> Tensor:
+    """`top_logprobs` of these rows, as many as any of them reports."""
+    if len(rows) < len(contexts):
+        index = upload(rows, torch.long, logits.device)
+        logits, tokens = logits[index], tokens[index]
+    return top_logprobs(logits, tokens.clamp(min=0), max(contexts[row].params.logprobs for row in rows))
 
 
 def feed_tokens(

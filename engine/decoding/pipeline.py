@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Reply, feed_tokens
+from engine.runtime.device import upload
 
 
 class Pipeline:
@@ -41,12 +42,12 @@ class Pipeline:
         if [*begun] == [*replies] and rows == [*range(len(early))]:
             return early
         index = {reply: number for number, reply in enumerate(begun)}
-        early = early[rows]  # a copy, before other steps overwrite it
+        early = _select(early, rows)  # a copy, before other steps overwrite it
         late = [reply for reply in replies if reply not in begun]
         if late:
             index |= {reply: len(begun) + number for number, reply in enumerate(late)}
             early = torch.cat((early, feed_tokens(late, captured=self.captured)))
-        return early[[index[reply] for reply in replies]]
+        return _select(early, [index[reply] for reply in replies])
 
     def begin(self, replies: Seq[Reply], tokens: Tensor) -> None:
         """Feed the tokens [R] that were chosen for these replies, on the device, to those that do not end with them."""
@@ -57,7 +58,7 @@ class Pipeline:
             return
         continued = [replies[number] for number in going_on]
         if len(going_on) < len(replies):
-            tokens = tokens[going_on]
+            tokens = _select(tokens, going_on)
         logits = self.captured.run([reply.sequence.row for reply in continued], tokens.clamp(min=0))
         if logits is not None:
             self._begun, self._logits = {reply: number for number, reply in enumerate(continued)}, logits
@@ -66,3 +67,8 @@ class Pipeline:
         """Take back what was fed early to a reply."""
         if self._begun.pop(reply, None) is not None and not reply.sequence.closed:
             reply.sequence.synchronize()
+
+
+def _select(tensor: Tensor, rows: Seq[int]) -> Tensor:
+    """These rows of a tensor."""
+    return tensor.index_select(0, upload(rows, torch.long, tensor.device))

@@ -14,9 +14,11 @@ from engine import kernels
 from engine.cache.state import State
 from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
+from engine.decoding.pipeline import Pipeline
 from engine.decoding.prefix_cache import PrefixCache, Slot
 from engine.decoding.request import CANCELLED, Request
 from engine.decoding.sampling import SamplingParams
+from engine.decoding.scheduler_states import SchedulerStates
 from engine.decoding.sequence import Sequence, prefill
 from engine.decoding.speculation import Speculator
 from engine.models.family import Model
@@ -28,6 +30,7 @@ class LoadedModel(Protocol):
 
     model: Model
     quant: str
+    states: SchedulerStates
 
     @property
     def max_length(self) -> int: ...
@@ -39,8 +42,6 @@ class LoadedModel(Protocol):
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
     def sequence(self, state: State | None = None) -> Sequence: ...
-    def take_state(self, rows: int, max_bytes: int | None) -> tuple[State, CapturedSteps | None]: ...
-    def keep_state(self, state: State, captured: CapturedSteps | None) -> None: ...
 
 
 class Work(NamedTuple):
@@ -58,6 +59,7 @@ class RunningRequests:
         """`captured`: decoding steps of the cache's state as CUDA graphs."""
         self.llm = llm
         self.captured = captured
+        self.pipeline = Pipeline(captured)
         self.cache = cache
         self.speculator = llm.speculator()
         self.state = cache.state
@@ -166,8 +168,13 @@ class RunningRequests:
         start = time.perf_counter()
         try:
             drafts = self.speculator.draft(replies) if self.speculator is not None else [[] for _ in replies]
-            logits = feed_tokens(replies, drafts, self.captured)
-            choices = choose_tokens(replies, logits, drafts)
+            if any(drafts):
+                logits = feed_tokens(replies, drafts)
+                choices = choose_tokens(replies, logits, drafts)
+            else:
+                logits = self.pipeline.logits(replies)
+                is_next = self.speculator is None and len(self.ready()) == len(requests)  # the same replies again
+                choices = choose_tokens(replies, logits, begin_next=self.pipeline.begin if is_next else None)
             gained = [self._accept(*each) for each in zip(requests, choices, drafts, strict=True)]
             if self.speculator is not None:
                 self.speculator.observe(drafts, gained, time.perf_counter() - start)
@@ -217,7 +224,9 @@ class RunningRequests:
         for requests in (self.prefilling, self.decoding):
             if request in requests:
                 requests.remove(request)
-        if self.speculator is not None and request.reply is not None:
-            self.speculator.drafter.forget(request.reply)
+        if request.reply is not None:
+            self.pipeline.forget(request.reply)
+            if self.speculator is not None:
+                self.speculator.drafter.forget(request.reply)
         slot, request.slot = request.slot, None
         return slot

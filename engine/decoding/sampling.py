@@ -3,7 +3,7 @@
     logits -> penalties, bias, grammar -> temperature -> top-k, top-p, min-p -> one draw
 
 Each filter is a cutoff: the lowest logit that is kept. A draw depends only on (seed, position), so it is the same on
-every device, in any batch and after a restart.
+every device, in any batch and after a restart. What follows the penalties on a GPU is in device_sampling.py.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from engine import kernels
+from engine.decoding.device_sampling import DeviceParams, allow_only, change_logits, sample_on_device
+from engine.decoding.draws import draw, most_likely, uniform
 from engine.decoding.grammar import Grammar
+from engine.kernels import gpu
+from engine.runtime.device import download, upload
 from engine.runtime.errors import BareloopError, UsageError, quote
 
 LARGEST = 1e6  # temperature, penalty or bias: far beyond what makes a difference, far below float32's limit
 MAX_STOPS = 64  # stop strings, each searched after every token
-INVALID = -1  # in place of a token: the logits of the row are not finite numbers
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,23 @@ def choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         return _choose(adjust(logits, contexts), contexts)
 
 
+def device_params(contexts: Sequence[Context], device: torch.device) -> DeviceParams:
+    """The parameters of all rows for `sample_on_device`. Penalties, bias and grammar are left to `adjust`."""
+    reals = [(params.temperature, params.top_p, params.min_p) for params, *_ in contexts]
+    return DeviceParams.upload(reals, [(each.params.top_k, each.seed) for each in contexts], device)
+
+
+def _is_for_gpu(logits: Tensor) -> bool:
+    return logits.device.type != "cpu" or gpu.for_rows(logits) is not None
+
+
 def _choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     is_sampled = [context.params.temperature > 0 for context in contexts]
     if not any(is_sampled):
         return most_likely(logits)
+    if _is_for_gpu(logits):
+        positions = upload([len(context.ids) for context in contexts], torch.int64, logits.device)
+        return sample_on_device(logits, device_params(contexts, logits.device), positions)
     if all(is_sampled):
         return sample(logits, contexts)
     sampled = torch.tensor(is_sampled)
@@ -140,19 +155,6 @@ def _choose(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     tokens[~sampled] = most_likely(logits[~sampled])
     tokens[sampled] = sample(logits[sampled], [context for context in contexts if context.params.temperature > 0])
     return tokens
-
-
-def most_likely(logits: Tensor) -> Tensor:
-    """The token with the largest logit of every row [R]; the lowest id wins a tie.
-
-    The check for invalid rows uses the maximum, which any NaN reaches; the result travels with the ids, without another
-    synchronization of the device.
-    """
-    ops = kernels.for_input(logits)
-    if ops is not None:
-        return ops.argmax(logits)
-    largest, tokens = logits.max(dim=-1)
-    return torch.where(largest.isfinite(), tokens, INVALID)
 
 
 def sample(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
@@ -171,24 +173,47 @@ def adjust(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     changed = [row for row, context in enumerate(contexts) if _adjusts(context)]
     if not changed:
         return logits
+    if _is_for_gpu(logits):
+        return _adjust_on_device(logits, contexts)
     logits = logits.float().clone()
     for row in changed:
         params, ids, start, _, allowed = contexts[row]
         values = logits[row]
         if params.repetition_penalty != 1:
-            present = torch.tensor([*set(ids)], device=logits.device)
+            present = torch.tensor([*set(ids)])
             old, scale = values[present], params.repetition_penalty
             values[present] = torch.where(old > 0, old / scale, old * scale)
         if (params.presence_penalty or params.frequency_penalty) and len(ids) > start:
             counts = Counter(ids[start:])
-            occurrences = torch.tensor([*counts.values()], device=logits.device)
-            penalties = params.presence_penalty + params.frequency_penalty * occurrences
-            values[torch.tensor([*counts], device=logits.device)] -= penalties
+            penalties = params.presence_penalty + params.frequency_penalty * torch.tensor([*counts.values()])
+            values[torch.tensor([*counts])] -= penalties
         if params.logit_bias:
-            tokens = torch.tensor([*params.logit_bias], device=logits.device)
-            values[tokens] += torch.tensor([*params.logit_bias.values()], dtype=values.dtype, device=logits.device)
+            tokens = torch.tensor([*params.logit_bias])
+            values[tokens] += torch.tensor([*params.logit_bias.values()], dtype=values.dtype)
         if allowed is not None:
-            values.masked_fill_(~allowed.to(logits.device), -math.inf)
+            values.masked_fill_(~allowed, -math.inf)
+    return logits
+
+
+def _adjust_on_device(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
+    """The same for all rows at once: what to change is listed here, each token of a row once, and then uploaded."""
+    vocab_size = logits.shape[1]
+    changes: list[tuple[int, float, float, float]] = []
+    for row, (params, ids, start, *_) in enumerate(contexts):
+        repetition, presence, frequency = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+        repeated = set(ids) if repetition != 1 else set()
+        counts = Counter(ids[start:]) if presence or frequency else {}
+        bias = params.logit_bias or {}
+        for token in {*repeated, *counts, *bias}:
+            penalty = presence + frequency * counts[token] if token in counts else 0.0
+            factor = repetition if token in repeated else 1.0
+            changes.append((row * vocab_size + token, factor, penalty, bias.get(token, 0.0)))
+    logits = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if changes:
+        change_logits(logits, changes)
+    allowed = {row: context.allowed for row, context in enumerate(contexts) if context.allowed is not None}
+    if allowed:
+        allow_only(logits, [*allowed], [*allowed.values()])
     return logits
 
 
@@ -202,7 +227,7 @@ def _adjusts(context: Context) -> bool:
 def cutoff(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """The lowest logit of each row that is kept [R, 1]: within its top k, then within their top p, and not below min p.
 
-    A row's cutoff does not depend on the other rows.
+    For a CPU. A row's cutoff does not depend on the other rows.
     """
     vocab_size = logits.shape[1]
     lowest = logits.new_full((len(logits), 1), -math.inf)
@@ -210,13 +235,12 @@ def cutoff(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     if any(ranks):
         rows = [row for row, rank in enumerate(ranks) if rank]
         best = (logits if len(rows) == len(ranks) else logits[rows]).topk(max(ranks)).values
-        lowest[rows] = best.gather(1, torch.tensor([[ranks[row] - 1] for row in rows], device=logits.device))
+        lowest[rows] = best.gather(1, torch.tensor([[ranks[row] - 1] for row in rows]))
     rows = [row for row, each in enumerate(params) if each.top_p < 1]
     if rows:
         selected, edges = (logits, lowest) if len(rows) == len(params) else (logits[rows], lowest[rows])
-        top_p = top_p_by_histogram if logits.device.type == "cpu" else top_p_by_sorting
         kept = selected if not any(ranks) else selected.masked_fill(selected < edges, -math.inf)
-        lowest[rows] = top_p(kept, [params[row].top_p for row in rows])
+        lowest[rows] = top_p_by_histogram(kept, [params[row].top_p for row in rows])
     if any(each.min_p > 0 for each in params):
         offsets = _column([math.log(each.min_p) if each.min_p > 0 else -math.inf for each in params], logits)
         lowest = lowest.maximum(logits.amax(-1, keepdim=True) + offsets)
@@ -224,26 +248,18 @@ def cutoff(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    """One value per row [R, 1], on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    """One value per row [R, 1], of the dtype of `like`."""
+    return torch.tensor(values, dtype=like.dtype)[:, None]
 
 
-BLOCK = 512  # weights that are added together first
 BINS, DEPTH = 4096, 40.0  # of a histogram of the logits, from the highest to 40 below it (e^-40 of its mass)
 
 
-def top_p_by_sorting(logits: Tensor, top_p: Sequence[float]) -> Tensor:
-    """The lowest logit of the nucleus [R, 1] (Holtzman et al. 2020): the likeliest tokens that reach top_p together."""
-    values = logits.sort(descending=True).values
-    mass = values.softmax(-1).cumsum(-1)
-    reached = (mass < _column(top_p, mass)).sum(-1, keepdim=True)
-    return values.gather(1, reached.clamp(max=logits.shape[1] - 1))
-
-
 def top_p_by_histogram(logits: Tensor, top_p: Sequence[float]) -> Tensor:
-    """The same on a CPU, where sorting 152,000 logits would take longer than everything else here.
+    """The lowest logit of the nucleus [R, 1] (Holtzman et al. 2020): the likeliest tokens that reach top_p together.
 
-    A histogram finds the bin in which the nucleus ends, and only that bin is sorted.
+    Sorting 152,000 logits would take longer than everything else here: a histogram finds the bin in which the nucleus
+    ends, and only that bin is sorted.
     """
     lowest = []
     for row, share in zip(logits, top_p, strict=True):
@@ -263,49 +279,19 @@ def top_p_by_histogram(logits: Tensor, top_p: Sequence[float]) -> Tensor:
     return torch.stack(lowest)[:, None]
 
 
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Draw one token per row [R]: invert the cumulative distribution of softmax(logits) at `uniforms` [R].
+def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """Natural log-probabilities of the model, before penalties and temperature, for `unpack_logprobs`.
 
-    `INVALID` if the sum is NaN, as it is if a logit is NaN or the largest one is infinite.
-    """
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    vocab_size = logits.shape[1]
-    weights = functional.pad(logits - logits.amax(-1, keepdim=True), (0, -vocab_size % BLOCK), value=-math.inf).exp_()
-    blocks = weights.view(len(weights), -1, BLOCK)  # only in one of them are the weights added one by one
-    ends = blocks.sum(-1, dtype=wide).cumsum(-1)
-    total = ends[:, -1:]
-    target = uniforms.to(ends)[:, None] * total
-    block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)
-    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=wide)
-    rest = target - torch.where(block > 0, ends.gather(1, (block - 1).clamp_(min=0)), 0)
-    largest = inside[:, -1:] * (1 - torch.finfo(wide).eps)  # no rounding leads to a weight of 0
-    token = torch.searchsorted(inside, rest.clamp_(min=0).minimum(largest), right=True)
-    tokens = (block * BLOCK + token).clamp_(max=vocab_size - 1)
-    return tokens.masked_fill_(total.isnan(), INVALID)[:, 0]
-
-
-def uniform(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """Numbers in [0, 1) [R], float64 on the CPU; each depends only on its (seed, position)."""
-    mixed = [_mix(_mix(seed) + position) for seed, position in zip(seeds, positions, strict=True)]
-    return torch.tensor([(bits >> 11) / 2**53 for bits in mixed], dtype=torch.float64)
-
-
-def _mix(value: int) -> int:
-    """One output of SplitMix64 (Steele et al. 2014): a 64-bit hash of `value`."""
-    mask = 2**64 - 1
-    value = (value + 1) * 0x9E3779B97F4A7C15 & mask
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
-    return value ^ value >> 31
-
-
-def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
-    """Natural log-probabilities of the model, before penalties and temperature.
-
-    -> those of the chosen `tokens` [R]; and the `count` likeliest tokens of each row, as (id, log-probability).
+    -> [R, 1 + 2 count]: those of the chosen `tokens` [R]; those of the likeliest tokens of each row; and their ids,
+    which float32 has exactly.
     """
     logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
     best = logprobs.topk(min(count, logits.shape[1]))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return chosen, [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    return torch.cat((logprobs.gather(1, tokens[:, None]), best.values, best.indices.float()), 1)
+
+
+def unpack_logprobs(packed: Tensor) -> list[tuple[float, list[tuple[int, float]]]]:
+    """For each row the log-probability of its token, and the likeliest tokens as (id, log-probability)."""
+    count = packed.shape[1] // 2
+    rows = download(packed)
+    return [(row[0], [*zip(map(int, row[1 + count :]), row[1 : 1 + count], strict=True)]) for row in rows]

@@ -62,7 +62,7 @@ class Scheduler:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BareloopError(f"{name} is {value}; use a whole number, 1 or more")
         self.llm = llm
-        self.state, captured = llm.take_state(max_rows, cache_bytes)
+        self.state, captured = llm.states.take(max_rows, cache_bytes)
         free = free_memory(self.state.device)
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk
@@ -258,4 +258,4 @@ class Scheduler:
         self.cache.clear()
         if not self._has_ended:
             self._has_ended = True
-            self.llm.keep_state(self.state, self.running.captured)
+            self.llm.states.keep(self.state, self.running.captured)

@@ -18,10 +18,12 @@ from typing import Protocol
 import torch
 
 from engine import kernels
+from engine.decoding.draws import INVALID
 from engine.decoding.loop import Reply
-from engine.decoding.sampling import INVALID, Context, choose
+from engine.decoding.sampling import Context, choose
 from engine.decoding.sequence import Sequence, prefill
 from engine.models.family import Model
+from engine.runtime.device import download
 
 TOKEN_COST = 0.12  # of a drafted token, in steps, until it is measured
 PRIOR_RATE, PRIOR_WEIGHT = 0.6, 2.0  # of right drafts, as if this many had been seen
@@ -277,7 +279,7 @@ class DraftModel:
             _, hidden = prefill(rows, [texts[index] for index in active], [1] * len(active))
             with torch.inference_mode():
                 logits = self.model.logits(torch.cat(hidden))[:, : self.vocab_size]
-                tokens = choose(logits, [self._context(replies[index], texts[index]) for index in active]).tolist()
+                tokens = download(choose(logits, [self._context(replies[index], texts[index]) for index in active]))
             for index, token in zip(active, tokens, strict=True):
                 texts[index] += [token] if token != INVALID else []
             active = [

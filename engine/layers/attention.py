@@ -6,8 +6,6 @@ On a CPU a C++ kernel does all of it; PyTorch's operators serve elsewhere, for o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import groupby
 
 import torch
@@ -19,6 +17,7 @@ from engine.cache.kv import RowView, View
 from engine.cache.paged_view import BlockView
 from engine.cache.state import Step
 from engine.layers import paged_attention
+from engine.layers.attention_config import AttentionConfig
 from engine.layers.linear import Linear
 from engine.layers.rope import rotate
 
@@ -27,24 +26,6 @@ QUERY_BLOCK = 128  # queries per masked call on a CPU
 LayerView = View | BlockView  # of the cache of a layer: on a GPU in blocks
 # The view of the tokens whose outputs are needed after the last layer, and their indices in the step; None: all.
 Tail = tuple[LayerView, Tensor] | None
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """One layer's shape and choices: H query heads share Hkv heads of keys and values (Ainslie et al. 2023)."""
-
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    qkv_bias: bool
-    out_bias: bool
-    qk_norm: Callable[[int], nn.Module] | None  # creates a norm of the given size
-    qk_norm_heads: bool  # norm each head of q and k by itself, or all heads as one vector
-    clip: float | None  # q, k and v are clamped to ± this
-    window: int | None  # attention window in tokens; None for full attention
-    scale: float  # of the scores
-    softcap: float | None  # scores s become c tanh(s / c)
 
 
 class Attention(nn.Module):

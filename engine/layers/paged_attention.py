@@ -6,7 +6,6 @@ Both take all rows of a step at once, so the number of launches does not depend 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,11 +13,9 @@ from torch.nn import functional as F
 
 from engine.cache.paged_view import BLOCK, BlockView
 from engine.kernels import gpu
+from engine.layers.attention_config import AttentionConfig
 from engine.layers.rope import rotate
 from engine.runtime.device import upload
-
-if TYPE_CHECKING:
-    from engine.layers.attention import AttentionConfig
 
 GATHERED_TOKENS = 2**18  # keys of all rows of a batch that are gathered at once
 

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
+from engine.cache.blocks import Budget
 from engine.cache.kv_state import KVState, StateView
-from engine.cache.paged import Budget, PagedState
+from engine.cache.paged import PagedState
 from engine.cache.state import State, Step
 from engine.kernels import gpu
-from engine.layers.attention import Attention, AttentionConfig, LayerView, Tail
+from engine.layers.attention import Attention, LayerView, Tail
+from engine.layers.attention_config import AttentionConfig
 from engine.layers.linear import Embedding, Linear
 from engine.layers.mlp import ACTIVATIONS, MLP, GatedMLP
 from engine.layers.norms import NORMS, add_and_norm

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.cache.paged import Budget
+from engine.cache.blocks import Budget
 from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear, Matrix, takes_fused_kernels
 from engine.models.config import ModelConfig

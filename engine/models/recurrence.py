@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from engine.cache.paged import Budget
+from engine.cache.blocks import Budget
 from engine.cache.recurrent import PaddedRows, RecurrentState, last_indices
 from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear

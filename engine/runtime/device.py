@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,25 +54,27 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def upload(values: Sequence[Any] | Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A (nested) list, or a tensor on the CPU, on the device, without waiting for the work that is queued there.
-
-    Memory that is not pinned is copied by the driver before the call returns, so the source may change afterwards.
-    """
-    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-
-def download(tensor: Tensor) -> Any:
-    """The numbers of a tensor on the host, for which this waits."""
-    return tensor.tolist()
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until all work on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def upload(values: Any, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """A number, a (nested) list or a CPU tensor in pageable memory, as a tensor on the device, without waiting for it.
+
+    `torch.tensor(values, device=device)` would wait until the device has done all work before the copy. This is safe
+    without waiting because the driver puts a copy of pageable memory into its own buffers before the call returns; the
+    tensor here may be freed or changed then. Of pinned memory there is no such copy.
+    """
+    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Any:
+    """A tensor as a (nested) list: waits until the device has computed it."""
+    return tensor.tolist()
 
 
 @cache

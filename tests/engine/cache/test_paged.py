@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.cache.paged import MAX_COPIES, Budget, PagedState
+from engine.cache.blocks import MAX_COPIES, Budget
+from engine.cache.paged import PagedState
 from engine.cache.state import Step
 from engine.runtime.errors import BareloopError
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import LLM
-from engine.cache.paged import Budget, PagedState
+from engine.cache.blocks import Budget
+from engine.cache.paged import PagedState
 from engine.cache.state import State, Step
 
 

@@ -51,15 +51,15 @@ def test_blocks_and_captured_steps_give_the_tokens_of_the_cpu(draw_tiny, variant
     expected = run(llm, requests)
     request.getfixturevalue("as_on_a_gpu")
     assert run(llm, requests) == expected  # with graphs
-    state, captured = llm._idle[0]
+    state, captured = llm.states._idle[0]
     assert isinstance(state, PagedState) and captured is not None
     assert {1, 2, 4} <= captured._graphs.keys() <= {*capture.ROWS}
     again = run(llm, requests)  # in the same blocks, with the same graphs
-    assert again == expected and llm._idle[0][0] is state
-    llm.cuda_graphs = False
-    llm._idle.clear()
+    assert again == expected and llm.states._idle[0][0] is state
+    llm.states.cuda_graphs = False
+    llm.states._idle.clear()
     assert run(llm, requests) == expected
-    assert llm._idle[0][1] is None
+    assert llm.states._idle[0][1] is None
 
 
 def test_captured_steps_read_tokens_on_the_device(as_on_a_gpu, tiny_llama, prompt):
@@ -84,7 +84,7 @@ def test_captured_steps_read_tokens_on_the_device(as_on_a_gpu, tiny_llama, promp
 def test_a_failed_capture_falls_back_with_one_warning(as_on_a_gpu, tiny_llama, prompt, monkeypatch, caplog):
     llm = LLM.load(tiny_llama.folder, device="cpu", dtype="float32")
     expected = llm.generate([prompt(9)])[0].token_ids
-    llm._idle.clear()
+    llm.states._idle.clear()
 
     def fail(work, device):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more")

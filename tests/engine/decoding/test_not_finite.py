@@ -10,8 +10,9 @@ import torch
 from chat.events import Settings
 from chat.session import Session
 from engine import LLM, SamplingParams, kernels
+from engine.decoding.draws import INVALID
 from engine.decoding.loop import decode
-from engine.decoding.sampling import INVALID, Context, choose
+from engine.decoding.sampling import Context, choose
 from engine.runtime.errors import BareloopError, UsageError
 
 MESSAGE = r"the logits are not finite numbers, first at position {} of {}"

@@ -19,9 +19,8 @@ from engine.decoding.sampling import (
     cutoff,
     draw,
     top_logprobs,
-    top_p_by_histogram,
-    top_p_by_sorting,
     uniform,
+    unpack_logprobs,
 )
 from engine.runtime.errors import UsageError
 
@@ -70,13 +69,6 @@ def test_top_p_over_a_large_vocabulary_keeps_the_smallest_set_that_reaches_it(sc
     least = probabilities.masked_fill(~kept, 1).amin(-1)
     assert (mass >= 0.9 - 1e-9).all()
     assert scale == 0 or (mass - least < 0.9 + 1e-9).all()
-
-
-def test_top_p_by_histogram_as_on_gpus_equals_top_p_by_sorting():
-    for scale in (0.3, 3.0, 12.0):
-        logits = scale * torch.randn(3, 2000, generator=torch.Generator().manual_seed(4))
-        for top_p in (0.1, 0.5, 0.95):
-            assert torch.equal(top_p_by_sorting(logits, [top_p] * 3), top_p_by_histogram(logits, [top_p] * 3))
 
 
 def test_filters_equal_transformers():
@@ -197,11 +189,11 @@ def test_greedy_breaks_ties_by_the_lowest_id():
 
 def test_logprobs_are_the_log_softmax_of_the_logits():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    chosen, top = top_logprobs(logits, torch.tensor([2]), 2)
+    ((chosen, top),) = unpack_logprobs(top_logprobs(logits, torch.tensor([2]), 2))
     expected = logits[0].log_softmax(-1).tolist()
-    assert chosen == pytest.approx([expected[2]])
-    assert [token for token, _ in top[0]] == [1, 2]
-    assert [value for _, value in top[0]] == pytest.approx([expected[1], expected[2]])
+    assert chosen == pytest.approx(expected[2])
+    assert [token for token, _ in top] == [1, 2]
+    assert [value for _, value in top] == pytest.approx([expected[1], expected[2]])
 
 
 @pytest.mark.parametrize(

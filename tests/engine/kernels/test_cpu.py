@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from engine import LLM, SamplingParams, kernels
 from engine.cache.state import Step
+from engine.decoding.draws import INVALID
 from engine.decoding.loop import decode
-from engine.decoding.sampling import INVALID
 from engine.kernels import build
 from engine.layers.norms import NORMS
 from engine.runtime.errors import BareloopError

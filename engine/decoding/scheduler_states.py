@@ -1,0 +1,59 @@
+"""The states of schedulers. On a GPU memory is allocated once, and kept with its CUDA graphs for the next scheduler."""
+
+from __future__ import annotations
+
+from engine.cache.blocks import Budget
+from engine.cache.paged import PagedState
+from engine.cache.state import State
+from engine.decoding.capture import CapturedSteps
+from engine.decoding.prefix_cache import MAX_KEPT
+from engine.models.family import Model
+from engine.runtime.errors import UsageError
+from engine.runtime.memory import free_memory
+
+GPU_MEMORY = 0.9  # default share of the free memory of a GPU for keys and values
+
+
+def check_share(gpu_memory: float) -> None:
+    """Raise `UsageError` unless it is a share."""
+    if not 0 < gpu_memory <= 1:
+        raise UsageError(f"gpu_memory = {gpu_memory:g}: use a share of the free memory, more than 0 and up to 1")
+
+
+class SchedulerStates:
+    """Gives schedulers of one model their states, and takes them back."""
+
+    def __init__(self, model: Model, gpu_memory: float = GPU_MEMORY, cuda_graphs: bool = True) -> None:
+        self.model = model
+        self.gpu_memory = gpu_memory
+        self.cuda_graphs = cuda_graphs
+        self._idle: list[tuple[PagedState, CapturedSteps | None]] = []
+
+    def take(self, rows: int, max_bytes: int | None = None) -> tuple[State, CapturedSteps | None]:
+        """A state for so many rows, and its decoding steps as CUDA graphs, where that is possible.
+
+        On a GPU its blocks are allocated at once: `gpu_memory` of the free memory, but not more than `max_bytes`, or
+        than the rows, and those that a scheduler keeps for later, can have.
+        """
+        state = self.model.new_state()
+        if not isinstance(state, PagedState):
+            return state, None
+        longest, most = self.model.config.max_position_embeddings, max_bytes or 2**63
+        for pair in self._idle:
+            if pair[0].can_serve(Budget(most, rows, longest)):
+                self._idle.remove(pair)
+                return pair
+        self.clear()
+        free = free_memory(state.device) or 2**63
+        nbytes = min(most, int(self.gpu_memory * free), (rows + MAX_KEPT) * state.row_bytes(longest))
+        state = self.model.new_state(Budget(nbytes, rows, longest))
+        return state, CapturedSteps.of(self.model, state) if self.cuda_graphs else None
+
+    def keep(self, state: State, captured: CapturedSteps | None) -> None:
+        """Take back the state of a closed scheduler, if it has no rows left."""
+        if isinstance(state, PagedState) and state.nbytes == 0:
+            self._idle.append((state, captured))
+
+    def clear(self) -> None:
+        """Free the memory of the states that no scheduler uses."""
+        self._idle.clear()
