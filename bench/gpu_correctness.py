@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_random import SEED
+from bench.gpu_random import SEED, without_graphs
 from engine import LLM, SamplingParams
 from engine.cli.parser import Parser, run
 from engine.runtime.errors import UsageError, quote
@@ -134,13 +134,6 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 def generate(llm: LLM, texts: list[list[int]], params: SamplingParams) -> list[list[int]]:
     """The tokens that follow each prompt."""
     return [completion.token_ids for completion in llm.generate(texts, params)]
-
-
-def without_graphs(llm: LLM) -> LLM:
-    """The same model without CUDA graphs."""
-    eager = LLM(llm.model, llm.family, llm.config, None, llm.quant)
-    eager.cuda_graphs = False
-    return eager
 
 
 def prompts(count: int) -> list[list[int]]:

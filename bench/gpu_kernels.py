@@ -19,11 +19,13 @@ from torch.nn.attention.bias import causal_lower_right
 
 from bench.gpu_random import SEED, STD, dtype_on, random_weight, undrawn_model
 from bench.gpu_timing import SkippedError, seconds_of_each
-from engine.cache.paged import Budget, PagedState, blocks_of
+from engine.cache.blocks import Budget, blocks_of
+from engine.cache.paged import PagedState
 from engine.cache.paged_view import BLOCK
 from engine.cache.state import Step
 from engine.kernels import gpu
-from engine.layers.attention import Attention, AttentionConfig
+from engine.layers.attention import Attention
+from engine.layers.attention_config import AttentionConfig
 from engine.layers.linear import Linear
 from engine.layers.paged_attention import attend
 from engine.runtime.clocks import read_bandwidth

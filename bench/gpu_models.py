@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_random import random_ids, random_llm
+from bench.gpu_random import random_ids, random_llm, without_graphs
 from bench.gpu_report import MMLU
 from bench.gpu_timing import ENOUGH, best_of, timed
 from bench.measure import decoding
@@ -30,7 +30,6 @@ from engine.runtime.memory import peak_memory
 
 Figures = Iterator[dict[str, Any]]
 
-GPU_MEMORY = 0.5  # of the free memory, for keys and values; the rest is for measurements
 PROMPTS, TTFT_PROMPT, TRIAL_PROMPTS = (512, 2048, 8192), 2000, (16, 40)  # tokens; trials are on a CPU
 ROWS, OTHER_ROWS, TRIAL_ROWS = (1, 16), (8, 32), (1, 2)  # that decode together
 CONTEXT = 128  # tokens of the prompts of decoding
@@ -47,14 +46,12 @@ MMLU_QUESTIONS, MMLU_GROUPS = 14_042, 57
 def bfloat16(device: str, shape: str) -> Figures:
     """The shape in bfloat16: prompts; decoding with and without CUDA graphs, greedy and sampled; its kernels."""
     llm, seconds = timed(choose_device(device), lambda: random_llm(shape, device))
-    llm.gpu_memory = GPU_MEMORY
     bandwidth = read_bandwidth(llm.device)
     yield {"creation, s": seconds, "weights, GB": weights_bytes(llm) / 1e9, "read bandwidth, GB/s": bandwidth / 1e9}
     for rows in rows_of(llm):
         yield decode(llm, rows, bandwidth)
     yield from prompts(llm)
-    eager = LLM(llm.model, llm.family, llm.config, None, llm.quant)
-    eager.gpu_memory, eager.cuda_graphs = GPU_MEMORY, False
+    eager = without_graphs(llm)
     for rows in rows_of(llm):
         yield decode(llm, rows, bandwidth, SAMPLED, ", top-p")
         yield decode(eager, rows, bandwidth, GREEDY, ", without graphs")
@@ -78,7 +75,6 @@ def int4(device: str, shape: str) -> Figures:
 def quantized(device: str, shape: str, quant: str) -> Figures:
     """Decoding, prompts, and the errors of products against the dequantized weights in float64."""
     llm, seconds = timed(choose_device(device), lambda: random_llm(shape, device, quant))
-    llm.gpu_memory = GPU_MEMORY
     bandwidth = read_bandwidth(llm.device)
     yield {"creation, s": seconds, "weights, GB": weights_bytes(llm) / 1e9, "read bandwidth, GB/s": bandwidth / 1e9}
     errors = {f"{rows} rows": product_error(llm, rows) for rows in PRODUCT_ROWS}

@@ -12,6 +12,7 @@ from bench.shapes import SHAPES
 from engine import LLM
 from engine.checkpoints.loading import replace_parameters
 from engine.checkpoints.weight_formats import assign_formats
+from engine.decoding.scheduler_states import SchedulerStates
 from engine.layers.linear import Matrix
 from engine.models import configure
 from engine.models.config import ModelConfig
@@ -23,6 +24,7 @@ from engine.runtime.memory import free_memory
 SEED = 0
 STD = 0.02  # of weights
 PART = 2**24  # numbers that are quantized at once, which takes some ten times as much memory as they
+GPU_MEMORY = 0.5  # of the free memory, for keys and values of a scheduler; the rest is for measurements
 ROOM = 1.5e9  # bytes beside the weights, for activations and a short cache
 
 
@@ -70,7 +72,16 @@ def random_llm(shape: str, device: str, quant: str = "none") -> LLM:
                 weight.fill_(0 if name == "bias" else 1)
             keep(parameter, weight)
     replace_parameters(model, replacements)
-    return LLM(model, family, config, None, quant)
+    llm = LLM(model, family, config, None, quant)
+    llm.states = SchedulerStates(model, GPU_MEMORY)
+    return llm
+
+
+def without_graphs(llm: LLM) -> LLM:
+    """The same model, whose schedulers do not use CUDA graphs."""
+    other = LLM(llm.model, llm.family, llm.config, None, llm.quant)
+    other.states = SchedulerStates(llm.model, llm.states.gpu_memory, cuda_graphs=False)
+    return other
 
 
 def random_weight(weight_format: Format, device: torch.device, generator: torch.Generator) -> dict[str, Tensor]:
