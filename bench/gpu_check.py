@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.gpu_processes import describe_failure, read_figures, run_limited
-from bench.gpu_report import LARGE, SMALL, Result, markdown
+from bench.gpu.processes import describe_failure, read_figures, run_limited
+from bench.gpu.report import LARGE, SMALL, Result, markdown
 from engine.cli.parser import Parser, run
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import local_path, write_atomic
@@ -28,7 +28,7 @@ MAX_LINES = 150  # lines of a part's output that are kept
 
 @dataclass(frozen=True)
 class Part:
-    """A function of bench/gpu_parts.py, the shape that it gets, and its time in seconds."""
+    """A function of bench/gpu/parts.py, the shape that it gets, and its time in seconds."""
 
     name: str
     seconds: float
@@ -121,8 +121,8 @@ def limit_of(part: Part, left: float, later: float) -> float:
 
 def print_figures(name: str, device: str, shape: str) -> None:
     """Run a part in this process, and print its figures, or why it is skipped."""
-    from bench.gpu_parts import PARTS
-    from bench.gpu_timing import SkippedError
+    from bench.gpu.parts import PARTS
+    from bench.gpu.timing import SkippedError
 
     try:
         for figures in PARTS[name](device, shape):

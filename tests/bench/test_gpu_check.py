@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_check, gpu_correctness, gpu_shard, gpu_timing
+from bench import gpu_check
+from bench.gpu import correctness, timing
+from bench.gpu.parts import PARTS, gpu_test_files, pytest_commands
+from bench.gpu.processes import ROOT, run_together
+from bench.gpu.report import GOALS, LARGE, SMALL, Result, markdown
 from bench.gpu_check import PLAN, Part
-from bench.gpu_parts import PARTS, gpu_test_files, pytest_commands
-from bench.gpu_processes import ROOT, run_together
-from bench.gpu_report import GOALS, LARGE, SMALL, Result, markdown
 from engine.runtime.errors import BareloopError, UsageError
 
 # Part -> a program, and its time in seconds.
@@ -101,14 +102,14 @@ def test_a_part_runs_on_the_cpu_with_a_tiny_shape(part, capsys):
 
 @pytest.mark.parametrize("family", ["gemma2", "mamba"])
 def test_a_family_agrees_with_itself_on_the_cpu(family):
-    figures = gpu_correctness.compare(family, "cpu")
+    figures = correctness.compare(family, "cpu")
     assert figures["failures"] == [] and figures["error of logits"] == 0
 
 
 def test_a_family_that_differs_is_reported(monkeypatch):
-    monkeypatch.setattr(gpu_correctness, "TOLERANCE", -1)
-    monkeypatch.setattr(gpu_correctness, "check_bfloat16", lambda *_: 1 / 0)
-    failures = gpu_correctness.compare("llama", "cpu")["failures"]
+    monkeypatch.setattr(correctness, "TOLERANCE", -1)
+    monkeypatch.setattr(correctness, "check_bfloat16", lambda *_: 1 / 0)
+    failures = correctness.compare("llama", "cpu")["failures"]
     assert failures[0] == "float32 logits differ by 0.0e+00" and "ZeroDivisionError" in failures[-1]
 
 
@@ -142,8 +143,8 @@ def test_the_shards_of_a_file_are_all_of_its_tests():
     commands = [command for name, command in pytest_commands("cuda").items() if "test_norms.py" in name]
     shards = [command[command.index("--shard") + 1] for command in commands]
     tests = [[*range(8)] for _ in shards]
-    for shard, items in zip(shards, tests, strict=True):
-        gpu_shard.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _, value=shard: value), items)
+    for part, items in zip(shards, tests, strict=True):
+        shard.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _, value=part: value), items)
     assert len(shards) > 1 and all(tests)
     assert sorted(number for items in tests for number in items) == [*range(8)]
 
@@ -168,12 +169,12 @@ def test_the_time_of_a_call_in_a_graph(monkeypatch):
         assert device.type == "cuda"
         return work, work()
 
-    monkeypatch.setattr(gpu_timing, "record", record)
-    monkeypatch.setattr(gpu_timing, "synchronize", lambda device: None)
+    monkeypatch.setattr(timing, "record", record)
+    monkeypatch.setattr(timing, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    seconds = gpu_timing.seconds_of_each([lambda: calls.append(1)] * 3, torch.device("cuda"))
+    seconds = timing.seconds_of_each([lambda: calls.append(1)] * 3, torch.device("cuda"))
     assert seconds == pytest.approx(25e-6)
 
 
@@ -190,6 +191,6 @@ for file in sys.argv[1:]:
 def test_the_gpu_tests_and_parts_import_only_what_a_bare_image_has():
     files = [str(path) for path in gpu_test_files()]
     assert any("test_panels" in file for file in files) and not any("test_gpu_check" in file for file in files)
-    program = [sys.executable, "-c", IMPORT_FILES, "tests/conftest.py", "bench/gpu_parts.py", *files]
+    program = [sys.executable, "-c", IMPORT_FILES, "tests/conftest.py", "bench/gpu/parts.py", *files]
     done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_random import random_ids, random_llm, without_graphs
-from bench.gpu_report import MMLU
-from bench.gpu_timing import ENOUGH, best_of, timed
+from bench.gpu.random_models import random_ids, random_llm, without_graphs
+from bench.gpu.report import MMLU
+from bench.gpu.timing import ENOUGH, best_of, timed
 from bench.measure import decoding
 from bench.shapes import SHAPES
 from engine import LLM, SamplingParams

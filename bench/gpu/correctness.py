@@ -1,4 +1,4 @@
-"""python -m bench.gpu_correctness FAMILY: a random model of a family on a device, compared with the CPU in float32.
+"""python -m bench.gpu.correctness FAMILY: a random model of a family on a device, compared with the CPU in float32.
 
 A program of its own, so that a crash in one family does not hide the others. Prints one JSON object: figures, and under
 "failures" a line for each promise that is broken.
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_random import SEED, without_graphs
+from bench.gpu.random_models import SEED, without_graphs
 from engine import LLM, SamplingParams
 from engine.cli.parser import Parser, run
 from engine.runtime.errors import UsageError, quote
@@ -52,7 +52,7 @@ SAMPLED = SamplingParams(max_new_tokens=TOKENS, ignore_eos=True, temperature=0.8
 
 def parser() -> Parser:
     """The program's flags."""
-    result = Parser("python -m bench.gpu_correctness", "Compare a random model on a device with the CPU.")
+    result = Parser("python -m bench.gpu.correctness", "Compare a random model on a device with the CPU.")
     result.add_argument("family", help=", ".join(FAMILIES))
     result.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu to try the program (default: cuda)")
     return result

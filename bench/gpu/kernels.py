@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from bench.gpu_random import SEED, STD, dtype_on, random_weight, undrawn_model
-from bench.gpu_timing import SkippedError, seconds_of_each
+from bench.gpu.random_models import SEED, STD, dtype_on, random_weight, undrawn_model
+from bench.gpu.timing import SkippedError, seconds_of_each
 from engine.cache.blocks import Budget, blocks_of
 from engine.cache.paged import PagedState
 from engine.cache.paged_view import BLOCK

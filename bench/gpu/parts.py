@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from bench.gpu_correctness import FAMILIES
-from bench.gpu_kernels import attention, products
-from bench.gpu_models import bfloat16, int4, int8, scoring, transformers
-from bench.gpu_processes import ROOT, describe_failure, read_figures, run_together
-from bench.gpu_timing import SkippedError, best_of, seconds_of_each, seconds_to_launch
+from bench.gpu.correctness import FAMILIES
+from bench.gpu.kernels import attention, products
+from bench.gpu.models import bfloat16, int4, int8, scoring, transformers
+from bench.gpu.processes import ROOT, describe_failure, read_figures, run_together
+from bench.gpu.timing import SkippedError, best_of, seconds_of_each, seconds_to_launch
 from engine.kernels import gpu
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.device import choose_device, synchronize
@@ -92,7 +92,7 @@ def tests(device: str, shape: str) -> Iterator[dict[str, Any]]:  # noqa: ARG001
 def pytest_commands(mark: str) -> dict[str, list[str]]:
     """The command lines of the tests with a mark in files with GPU tests, those that take the longest first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-rf", "-m", mark, "-p", "no:cacheprovider", "--tb=short"]
-    pytest += ["-o", "addopts=--import-mode=importlib", "-p", "bench.gpu_shard"]
+    pytest += ["-o", "addopts=--import-mode=importlib", "-p", "bench.gpu.shard"]
     commands = {}
     for path in sorted(gpu_test_files(), key=lambda path: -SHARDS.get(path.name, 1)):
         shards, name = SHARDS.get(path.name, 1), str(path.relative_to(ROOT / "tests"))
@@ -110,7 +110,7 @@ def gpu_test_files() -> list[Path]:
 
 def correctness(device: str, shape: str) -> Iterator[dict[str, Any]]:  # noqa: ARG001
     """Random models of ten families on the device and on the CPU. Raises `BareloopError` with those that differ."""
-    program = [sys.executable, "-m", "bench.gpu_correctness", "--device", device]
+    program = [sys.executable, "-m", "bench.gpu.correctness", "--device", device]
     failed = []
     for family, status, output in run_together({name: [*program, name] for name in FAMILIES}, processes(device)):
         figures, rest = read_figures(output)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bench.gpu_timing import SkippedError
+from bench.gpu.timing import SkippedError
 from bench.shapes import SHAPES
 from engine import LLM
 from engine.checkpoints.loading import replace_parameters

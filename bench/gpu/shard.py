@@ -1,4 +1,4 @@
-"""A plugin of pytest: `-p bench.gpu_shard --shard 1/4` runs every fourth test, from the second on."""
+"""A plugin of pytest: `-p bench.gpu.shard --shard 1/4` runs every fourth test, from the second on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The parts of `bench.gpu_check`: what is checked and measured on a GPU, and the report."""
