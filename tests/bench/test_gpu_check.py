@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import correctness, timing
+from bench.gpu import correctness, shard, timing
 from bench.gpu.parts import PARTS, gpu_test_files, pytest_commands
 from bench.gpu.processes import ROOT, run_together
 from bench.gpu.report import GOALS, LARGE, SMALL, Result, markdown

@@ -6,9 +6,45 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams, kernels
+from engine.cache.state import Step
 from engine.decoding.scheduler import Scheduler
+from engine.kernels import gpu
 from engine.layers.linear import Matrix
 from engine.quant.panels import Panels
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 1024,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+}
+GEMMA = LLAMA | {
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "sliding_window": 512,
+    "query_pre_attn_scalar": 256,
+}
+
+
+def calls() -> None:
+    """Launches for test_compiling.py: a prompt and a decoding step of two layers of Llama-3.2-1B and of Gemma-2-2B."""
+    gpu.DEVICE_TYPES.add("cpu")
+    for config in (LLAMA, GEMMA):
+        llm = LLM.from_config(config, device="cpu", dtype="bfloat16")
+        kernels._active_ops = None
+        state = llm.model.new_state()
+        row = state.acquire()
+        for count in (20, 1):
+            step = Step.pack([[1] * count], [row], [state.length(row)])
+            llm.model.logits(llm.model.forward(step, state, last=[1]))
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "qwen3"])
