@@ -161,7 +161,7 @@ class PagedState(State):
         for row, count in zip(rows, counts, strict=True):
             self._make_room(row, count)
         for group in self.groups:
-            group.flush(1 + max(self._lines.values()))
+            group.flush(1 + len(self._lines) + len(self._free_lines))
         return [self._lines[row] for row in rows], [self._lengths[row] for row in rows]
 
     def view_of(self, rows: StepRows, commit: Callable[[], None]) -> PagedView:
