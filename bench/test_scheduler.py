@@ -19,9 +19,9 @@ from bench.test_engine import prompt
 from engine import LLM, SamplingParams, kernels
 from engine.checkpoints import embedded
 from engine.decoding.loop import Reply, choose_tokens, feed_tokens
-from engine.decoding.request import Request
-from engine.decoding.running import Work
-from engine.decoding.scheduler import PIECE, Scheduler
+from engine.decoding.scheduling.request import Request
+from engine.decoding.scheduling.running import Work
+from engine.decoding.scheduling.scheduler import PIECE, Scheduler
 from engine.decoding.speculation import DraftModel, DraftStatistics
 from engine.llm import PROMPT
 

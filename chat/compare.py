@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chat.events import Settings
-    from engine.decoding.scheduler import Scheduler
+    from engine.decoding.scheduling.scheduler import Scheduler
     from engine.llm import LLM
 
 ROWS = 16  # dialogues that run at the same time
@@ -219,7 +219,7 @@ def run_dialogues(
     """Run every dialogue in a new session, greedily: one thread for each, whose replies are decoded together."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from engine.decoding.scheduler import Scheduler
+    from engine.decoding.scheduling.scheduler import Scheduler
     from engine.decoding.sequence import PREFILL_CHUNK
 
     scheduler = Scheduler(llm, ROWS, PREFILL_CHUNK, exact=False)

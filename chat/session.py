@@ -31,9 +31,9 @@ from chat.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
 from chat.reasoning import OPEN, ReasoningSplitter, split
 from engine.decoding.loop import Event
-from engine.decoding.request import Request
 from engine.decoding.sampling import SamplingParams, defaults
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.request import Request
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.sequence import PREFILL_CHUNK
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory

@@ -21,10 +21,10 @@ from engine.checkpoints.opening import open_model
 from engine.checkpoints.quantized import declaration, is_quantized
 from engine.checkpoints.saving import save_model
 from engine.decoding.loop import Event
-from engine.decoding.request import Request, Usage
 from engine.decoding.sampling import SamplingParams
-from engine.decoding.scheduler import Scheduler
-from engine.decoding.scheduler_states import GPU_MEMORY, SchedulerStates, check_share
+from engine.decoding.scheduling.request import Request, Usage
+from engine.decoding.scheduling.scheduler import Scheduler
+from engine.decoding.scheduling.states import GPU_MEMORY, SchedulerStates, check_share
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
 from engine.decoding.sequence import PREFILL_CHUNK
 from engine.decoding.sequence import Sequence as TokenSequence

@@ -21,8 +21,8 @@ from bench.gpu.timing import ENOUGH, best_of, timed
 from bench.measure import decoding
 from bench.shapes import SHAPES
 from engine import LLM, SamplingParams
-from engine.decoding.request import Request
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.request import Request
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.layers.linear import Linear
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.device import choose_device, synchronize

@@ -12,7 +12,7 @@ from bench.shapes import SHAPES
 from engine import LLM
 from engine.checkpoints.loading import replace_parameters
 from engine.checkpoints.weight_formats import assign_formats
-from engine.decoding.scheduler_states import SchedulerStates
+from engine.decoding.scheduling.states import SchedulerStates
 from engine.layers.linear import Matrix
 from engine.models import configure
 from engine.models.config import ModelConfig

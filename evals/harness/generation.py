@@ -14,8 +14,8 @@ from evals.runs.run_file import Key, sha256
 if TYPE_CHECKING:
     from engine import LLM, SamplingParams
     from engine.decoding.loop import Event
-    from engine.decoding.request import Request
-    from engine.decoding.scheduler import Scheduler
+    from engine.decoding.scheduling.request import Request
+    from engine.decoding.scheduling.scheduler import Scheduler
     from engine.runtime.clocks import Stopwatch
     from engine.text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def generate_answers(
     """
     from engine import kernels
     from engine.decoding.batch import prefill_batch
-    from engine.decoding.scheduler import Scheduler
+    from engine.decoding.scheduling.scheduler import Scheduler
 
     assert task.generation is not None
     encode_all = encoder(llm.tokenizer)

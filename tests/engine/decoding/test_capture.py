@@ -11,7 +11,7 @@ from engine import LLM, SamplingParams
 from engine.cache.paged import PagedState
 from engine.decoding import capture
 from engine.decoding.capture import CapturedSteps
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.scheduler import Scheduler
 
 VARIANTS = ("llama", "mistral-window", "qwen2-window", "gemma2", "olmo2", "gpt2", "phi")
 

@@ -7,7 +7,7 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.checkpoints.loading import replace_parameters
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.models import configure
 from tests.engine.fake_gpu import Counts, fake_gpu
 

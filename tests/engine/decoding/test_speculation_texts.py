@@ -13,7 +13,7 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.decoding.grammar import Grammar
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.speculation import DraftModel, Speculator
 
 WINDOW = 256

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engine import LLM, kernels
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.runtime.clocks import Spent
 from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError

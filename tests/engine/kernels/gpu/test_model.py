@@ -7,7 +7,7 @@ import torch
 
 from engine import LLM, SamplingParams, kernels
 from engine.cache.state import Step
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.kernels import gpu
 from engine.layers.linear import Matrix
 from engine.quant.panels import Panels

@@ -24,10 +24,10 @@ import torch
 
 from engine import kernels
 from engine.decoding.loop import check_params, new_matcher
-from engine.decoding.prefix_cache import PrefixCache, Prompt, Slot
-from engine.decoding.request import CANCELLED, QueueFullError, Request
-from engine.decoding.running import LoadedModel, RunningRequests, Work
 from engine.decoding.sampling import SamplingParams
+from engine.decoding.scheduling.prefix_cache import PrefixCache, Prompt, Slot
+from engine.decoding.scheduling.request import CANCELLED, QueueFullError, Request
+from engine.decoding.scheduling.running import LoadedModel, RunningRequests, Work
 from engine.decoding.sequence import Sequence, check_prompt
 from engine.decoding.speculation import DraftStatistics
 from engine.runtime.errors import BareloopError

@@ -6,7 +6,7 @@ from engine.cache.blocks import Budget
 from engine.cache.paged import PagedState
 from engine.cache.state import State
 from engine.decoding.capture import CapturedSteps
-from engine.decoding.prefix_cache import MAX_KEPT
+from engine.decoding.scheduling.prefix_cache import MAX_KEPT
 from engine.models.family import Model
 from engine.runtime.errors import UsageError
 from engine.runtime.memory import free_memory

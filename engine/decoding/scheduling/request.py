@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from engine.decoding.grammar import Matcher
 from engine.decoding.loop import Event, Reply
-from engine.decoding.prefix_cache import Prompt, Slot
 from engine.decoding.sampling import SamplingParams
+from engine.decoding.scheduling.prefix_cache import Prompt, Slot
 from engine.runtime.errors import BareloopError
 
 CANCELLED = "cancelled"

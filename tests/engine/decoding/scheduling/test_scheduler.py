@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import LLM, SamplingParams
-from engine.decoding import running
-from engine.decoding.request import QueueFullError
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling import running
+from engine.decoding.scheduling.request import QueueFullError
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.runtime.errors import BareloopError
 
 NO_EOS = SamplingParams(max_new_tokens=12, ignore_eos=True)

@@ -9,8 +9,8 @@ import torch
 
 from engine import LLM, SamplingParams, kernels
 from engine.cache.kv import Cache
-from engine.decoding import prefix_cache
-from engine.decoding.scheduler import Scheduler
+from engine.decoding.scheduling import prefix_cache
+from engine.decoding.scheduling.scheduler import Scheduler
 from engine.runtime.errors import BareloopError
 
 NO_EOS = SamplingParams(max_new_tokens=12, ignore_eos=True)

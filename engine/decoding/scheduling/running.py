@@ -14,11 +14,11 @@ from engine import kernels
 from engine.cache.state import State
 from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
-from engine.decoding.pipeline import Pipeline
-from engine.decoding.prefix_cache import PrefixCache, Slot
-from engine.decoding.request import CANCELLED, Request
 from engine.decoding.sampling import SamplingParams
-from engine.decoding.scheduler_states import SchedulerStates
+from engine.decoding.scheduling.pipeline import Pipeline
+from engine.decoding.scheduling.prefix_cache import PrefixCache, Slot
+from engine.decoding.scheduling.request import CANCELLED, Request
+from engine.decoding.scheduling.states import SchedulerStates
 from engine.decoding.sequence import Sequence, prefill
 from engine.decoding.speculation import Speculator
 from engine.models.family import Model
