@@ -37,19 +37,19 @@ class Part:
 
 PLAN = (
     Part("machine", 20),
-    Part("tests", 85),
+    Part("tests", 100),
     Part("correctness", 60),
     Part("bfloat16", 45, SMALL),
     Part("scoring", 20, SMALL),
     Part("bfloat16", 40, LARGE),
     Part("int4", 30, LARGE),
-    Part("products", 30, SMALL),
-    Part("products", 25, LARGE),
+    Part("products", 25, SMALL),
+    Part("products", 20, LARGE),
     Part("attention", 20, SMALL),
     Part("attention", 20, LARGE),
     Part("int8", 20, SMALL),
     Part("int4", 20, SMALL),
-    Part("int8", 20, LARGE),
+    Part("int8", 15, LARGE),
     Part("transformers", 25, SMALL),
 )
 NAMES = tuple(dict.fromkeys(part.name for part in PLAN))

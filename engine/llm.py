@@ -226,7 +226,7 @@ class LLM:
 
     def scheduler(self) -> Scheduler:
         """A scheduler for prompts that arrive together. Large pieces take less time, and delay no other caller."""
-        return Scheduler(self, prefill_chunk=PREFILL_CHUNK)
+        return Scheduler(self, prefill_chunk=None if self.device.type == "cuda" else PREFILL_CHUNK)
 
     def generate(
         self,

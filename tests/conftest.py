@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("XDG_CACHE_HOME", str(Path("~/.cache").expanduser()))  # the same if a test changes HOME
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # where Triton is installed, its kernels are tested on CPU tensors
+torch.set_float32_matmul_precision("highest")  # images for GPUs may set TF32
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
 
 with contextlib.suppress(ImportError):  # not installed where only the GPU tests run

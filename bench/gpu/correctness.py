@@ -62,6 +62,7 @@ def main(options: Any) -> None:
     """Print the figures and failures of one family."""
     if options.family not in FAMILIES:
         raise UsageError(f"unknown family {quote(options.family)}; use {', '.join(FAMILIES)}")
+    torch.set_float32_matmul_precision("highest")  # images for GPUs may set TF32
     print(json.dumps(compare(options.family, options.device)))
 
 

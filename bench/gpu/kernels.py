@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from bench.gpu.random_models import SEED, STD, dtype_on, random_weight, undrawn_model
 from bench.gpu.timing import SkippedError, seconds_of_each
@@ -182,6 +181,8 @@ class AttentionBench:
         shape = 2, rows, config.num_kv_heads, prefix + tokens, config.head_dim
         keys, values = torch.randn(shape, dtype=dtype, device=self.device)
         queries = torch.unflatten(q, 0, (rows, tokens)).transpose(1, 2).contiguous()
+        from torch.nn.attention.bias import causal_lower_right  # takes two seconds
+
         mask = causal_lower_right(tokens, prefix + tokens) if prefix else None
         ways["SDPA"] = [partial(self.sdpa, queries, keys, values, mask, prefix == 0)]
         figures: dict[str, Any] = {}

@@ -26,7 +26,13 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory
 
 PROCESSES, PROCESS_BYTES = 10, 1e9  # at a time; GPU memory of one
-SHARDS = {"test_dense.py": 4, "test_norms.py": 3}  # files that compile a hundred kernels, and their processes
+SHARDS = {
+    "test_dense.py": 4,
+    "test_llm.py": 4,
+    "test_norms.py": 3,
+    "test_panels.py": 3,
+    "test_scoring.py": 3,
+}  # files that compile a hundred kernels, and their processes
 GRAPH_KERNELS = 100
 TEST_MARKS = "mark.cuda", "gpu_device"  # what files with tests that need a GPU contain
 
@@ -62,6 +68,8 @@ def machine(device: str, shape: str) -> Iterator[dict[str, Any]]:  # noqa: ARG00
         one.add_(1)
         synchronize(target)
 
+    if ops is None and target.type == "cuda":
+        raise BareloopError("Triton's kernels do not work here: they need a C compiler and Python's headers")
     yield {
         "Triton's kernels": "none" if ops is None else "work",
         "launch of a PyTorch kernel, µs": 1e6 * seconds_to_launch(lambda: one.add_(1), target),

@@ -15,7 +15,7 @@ from engine.runtime.device import upload
 from engine.runtime.errors import BareloopError
 
 SPARE = 0  # a block that no row owns: padding rows of captured steps write there, and unused entries of tables name it
-LARGEST_STEP = 512  # tokens of one row in a step that `row_bytes` counts on, beyond a window
+LARGEST_STEP = 2048  # tokens of one row in a step that `row_bytes` counts on, beyond a window
 MAX_COPIES = 256  # blocks that are copied at once
 
 
@@ -52,6 +52,7 @@ class BlockGroup:
         self.users: list[int] = []  # rows that have each block
         self.free: list[int] = []  # the next one last
         self.table = torch.zeros(0, 0, dtype=torch.int32, device=device)
+        self.version = 0  # counts new tensors
         self.rows: dict[int, Row] = {}
         self._entries: dict[tuple[int, int], int] = {}  # (line, index) -> block: not yet in the table
         self._copies: dict[int, int] = {}  # block -> the block whose content it gets
@@ -167,6 +168,7 @@ class BlockGroup:
                 table = torch.zeros(lines, width, dtype=torch.int32, device=self.device)
                 table[:old_lines, :old_width] = self.table
             self.table = table
+            self.version += 1
 
     def _drop(self, entry: Row, length: int) -> None:
         """Free the blocks that are before the window and the slack."""
@@ -216,6 +218,7 @@ class BlockGroup:
         with torch.inference_mode():
             grown[:, :, :old] = self.kv
         self.kv = grown
+        self.version += 1
         self.users += [0] * (blocks - old)
         self.free = [*range(blocks - 1, max(old, SPARE + 1) - 1, -1), *self.free]
 
@@ -236,11 +239,15 @@ class BlockGroup:
 
 @dataclass(frozen=True)
 class Budget:
-    """What is allocated at once for a state: `nbytes`, for `rows` rows of up to `tokens` tokens at the same time."""
+    """What is allocated at once for a state: `nbytes`, for `rows` rows of up to `tokens` tokens at the same time.
+
+    `kept`: other rows, which may have blocks as long as there are enough.
+    """
 
     nbytes: int
     rows: int
     tokens: int
+    kept: int = 0
 
     def divide(self, groups: Sequence[BlockGroup]) -> list[int]:
         """Blocks for each group. One with a window needs fewer than one without if rows are long, and as many if not.

@@ -54,7 +54,7 @@ class PagedState(State):
         if budget is not None:
             for group, blocks in zip(self.groups, budget.divide(self.groups), strict=True):
                 group.allocate(blocks)
-                group.grow_table(2 * budget.rows, blocks_of(budget.tokens))
+                group.grow_table(1 + budget.rows + budget.kept, blocks_of(budget.tokens))
 
     def acquire(self) -> int:
         row, self._next = self._next, self._next + 1  # never reused, so that a stale number is an error
@@ -175,9 +175,9 @@ class PagedState(State):
         return own is not None and own.rows >= budget.rows and own.nbytes <= budget.nbytes
 
     @property
-    def addresses(self) -> list[int]:
-        """Of the tensors that a view refers to: if they change, captured steps are void."""
-        return [tensor.data_ptr() for group in self.groups for tensor in (group.kv, group.table)]
+    def version(self) -> int:
+        """Changes with the tensors that a view refers to; captured steps are void then."""
+        return sum(group.version for group in self.groups)
 
     def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Add the step's tokens to their rows, after the forward pass."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.state import State, Step
+from engine.runtime.device import upload
 
 MAX_CHECKPOINTS = 12  # per row; of more, the one that leaves the smallest gap is dropped
 
@@ -172,8 +173,8 @@ class PaddedRows:
         device = step.tokens.device
         if not self.even:
             mask = torch.arange(self.longest)[None] < step.lengths[:, None]  # [R, T]
-            self.indices = mask.flatten().nonzero()[:, 0].to(device)  # [N]
-        self.ends = (step.lengths - 1).to(device)  # [R], index of each row's last token
+            self.indices = upload(mask.flatten().nonzero()[:, 0], torch.long, device)  # [N]
+        self.ends = upload(step.lengths - 1, torch.long, device)  # [R], index of each row's last token
 
     def pad(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """[N, …] -> [R, T, …]."""
@@ -198,4 +199,4 @@ def last_indices(step: Step, last: Sequence[int] | None) -> Tensor | None:
         return None
     rows = zip(step.slices(), last, strict=True)
     indices = [index for tokens, count in rows for index in range(tokens.stop - count, tokens.stop)]
-    return torch.tensor(indices, device=step.tokens.device, dtype=torch.long)
+    return upload(indices, torch.long, step.tokens.device)

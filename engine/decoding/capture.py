@@ -8,8 +8,10 @@ Numbers of rows are rounded up; the rows beyond the real ones write into a spare
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
@@ -52,7 +54,7 @@ class CapturedSteps:
         self.model = model
         self.state = state
         self._graphs: dict[int, _Graph] = {}
-        self._addresses = state.addresses
+        self._version = state.version
         self._is_broken = False
 
     @staticmethod
@@ -68,9 +70,9 @@ class CapturedSteps:
         if self._is_broken or len(rows) > ROWS[-1]:
             return None
         lines, positions = self.state.prepare(rows, [1] * len(rows))
-        if self._addresses != self.state.addresses:  # blocks or tables have grown
+        if self._version != self.state.version:  # blocks or tables have grown, and have other addresses
             self._graphs.clear()
-            self._addresses = self.state.addresses
+            self._version = self.state.version
         graph = self._graph(next(size for size in ROWS if size >= len(rows)))
         if graph is None:
             return None
@@ -89,7 +91,7 @@ class CapturedSteps:
         if rows not in self._graphs:
             try:
                 self._graphs[rows] = self._capture(rows)
-            except RuntimeError as error:  # memory, or an operator that a graph does not allow
+            except Exception as error:  # memory, an operator that a graph does not allow, an error of Triton's compiler
                 reason = str(error).strip().partition("\n")[0]
                 logging.getLogger("bareloop").warning("decoding without CUDA graphs, which is slower (%s)", reason)
                 self._is_broken = True
@@ -118,19 +120,27 @@ class CapturedSteps:
 
 def is_supported(model: Model, state: State) -> bool:
     """Whether the kernels of a step are always the same: with Triton, and without bitsandbytes."""
-    return gpu.for_device(state.device) is not None and model.capturable
+    return model.dtype in gpu.DTYPES and gpu.for_device(state.device) is not None and model.capturable
 
 
 def record(work: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """Capture what `work` launches -> a function that launches it again, and the result, which that overwrites."""
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with _recording, torch.cuda.device(device):
+        side = _side_stream(device)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 work()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # others may use the GPU
             result = work()
     return graph.replay, result
+
+
+_recording = threading.Lock()  # a capture begins with waiting for the device, which another's forbids
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from engine.decoding.draws import INVALID
 from engine.decoding.grammar import Matcher
 from engine.decoding.sampling import Context, SamplingParams, choose, top_logprobs, unpack_logprobs
 from engine.decoding.sequence import Sequence, prefill
-from engine.runtime.device import download, upload
+from engine.runtime.device import start_download, upload
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.detokenizer import StopStrings
 from engine.text.tokenizer import Tokenizer
@@ -207,11 +207,12 @@ def choose_tokens(
     with torch.inference_mode():
         tokens = choose(logits, flat)
         reported = [row for row, context in enumerate(flat) if context.params.logprobs]
-        logprobs = _logprobs(logits, tokens, reported, flat) if reported else None
+        chosen = start_download(tokens)
+        logprobs = start_download(_logprobs(logits, tokens, reported, flat)) if reported else list
         if begin_next is not None:
             begin_next(replies, tokens)
-        choices = [Choice(token) for token in download(tokens)]
-        unpacked = unpack_logprobs(logprobs) if logprobs is not None else []
+        choices = [Choice(token) for token in chosen()]
+        unpacked = unpack_logprobs(logprobs())
         for row, (logprob, best) in zip(reported, unpacked, strict=True):
             if choices[row].token != INVALID:
                 choices[row] = Choice(choices[row].token, logprob, best[: flat[row].params.logprobs])

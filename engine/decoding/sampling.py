@@ -22,7 +22,7 @@ from engine.decoding.device_sampling import DeviceParams, allow_only, change_log
 from engine.decoding.draws import draw, most_likely, uniform
 from engine.decoding.grammar import Grammar
 from engine.kernels import gpu
-from engine.runtime.device import download, upload
+from engine.runtime.device import upload
 from engine.runtime.errors import BareloopError, UsageError, quote
 
 LARGEST = 1e6  # temperature, penalty or bias: far beyond what makes a difference, far below float32's limit
@@ -280,7 +280,7 @@ def top_p_by_histogram(logits: Tensor, top_p: Sequence[float]) -> Tensor:
 
 
 def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> Tensor:
-    """Natural log-probabilities of the model, before penalties and temperature, for `unpack_logprobs`.
+    """Natural log-probabilities of the model, before penalties and temperature; `unpack_logprobs` reads them.
 
     -> [R, 1 + 2 count]: those of the chosen `tokens` [R]; those of the likeliest tokens of each row; and their ids,
     which float32 has exactly.
@@ -290,8 +290,7 @@ def top_logprobs(logits: Tensor, tokens: Tensor, count: int) -> Tensor:
     return torch.cat((logprobs.gather(1, tokens[:, None]), best.values, best.indices.float()), 1)
 
 
-def unpack_logprobs(packed: Tensor) -> list[tuple[float, list[tuple[int, float]]]]:
+def unpack_logprobs(packed: Sequence[Sequence[float]]) -> list[tuple[float, list[tuple[int, float]]]]:
     """For each row the log-probability of its token, and the likeliest tokens as (id, log-probability)."""
-    count = packed.shape[1] // 2
-    rows = download(packed)
-    return [(row[0], [*zip(map(int, row[1 + count :]), row[1 : 1 + count], strict=True)]) for row in rows]
+    halves = ((row[0], row[1 : len(row) // 2 + 1], row[len(row) // 2 + 1 :]) for row in packed)
+    return [(chosen, [*zip(map(int, ids), values, strict=True)]) for chosen, values, ids in halves]

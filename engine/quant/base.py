@@ -92,6 +92,8 @@ def product_by_blocks(
     `dense(first, last, dtype)` returns rows of the matrix; it is called for one block at a time, of equal sizes.
     If bfloat16 is slow on this CPU, such a product is computed in float32 and rounded once.
     """
+    if len(x) == 0:
+        return x.new_empty(0, rows)
     dtype = torch.float32 if needs_float32(x) else x.dtype
     wide = x.to(dtype)
     block = DENSE_BLOCK if x.device.type == "cpu" else GPU_DENSE_BLOCK

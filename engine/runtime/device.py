@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,41 @@ def synchronize(device: torch.device) -> None:
 
 
 def upload(values: Any, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A number, a (nested) list or a CPU tensor in pageable memory, as a tensor on the device, without waiting for it.
+    """A (nested) list, or a tensor on the CPU, as a tensor on the device, without waiting for the work that is queued.
 
-    `torch.tensor(values, device=device)` would wait until the device has done all work before the copy. This is safe
-    without waiting because the driver puts a copy of pageable memory into its own buffers before the call returns; the
-    tensor here may be freed or changed then. Of pinned memory there is no such copy.
+    That takes pinned memory, which PyTorch does not use again before the copy is done. `torch.tensor(…, device=…)`
+    would wait for all work on the device.
     """
-    return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
+    if torch.device(device).type != "cuda":
+        return torch.as_tensor(values, dtype=dtype).to(device)
+    if isinstance(values, Tensor):
+        return values.to(dtype).pin_memory().to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def start_download(tensor: Tensor) -> Callable[[], Any]:
+    """Begin to copy a tensor to the host -> a function that waits for this copy alone, and returns a (nested) list.
+
+    What is launched in between runs on the device meanwhile.
+    """
+    if tensor.device.type != "cuda":
+        return tensor.tolist
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    with torch.cuda.device(tensor.device):
+        copy.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+    def wait() -> Any:
+        copied.synchronize()
+        return copy.tolist()
+
+    return wait
 
 
 def download(tensor: Tensor) -> Any:
-    """A tensor as a (nested) list: waits until the device has computed it."""
-    return tensor.tolist()
+    """A tensor as a (nested) list, for which this waits."""
+    return start_download(tensor)()
 
 
 @cache

@@ -34,14 +34,15 @@ class Counts:
 
     launches: Counter[str] = field(default_factory=Counter)  # of PyTorch's and of our kernels
     uploads: int = 0  # copies to the device, for which nothing waits
-    downloads: int = 0  # copies to the host, for which it waits
     waits: list[str] = field(default_factory=list)  # operators that wait, and copies that do
+    order: list[str] = field(default_factory=list)  # of copies to the host, for which it waits, and CUDA graphs
     captured: Counter[str] = field(default_factory=Counter)  # launches of the last CUDA graph
 
     def clear(self) -> None:
         self.launches.clear()
         self.waits.clear()
-        self.uploads = self.downloads = 0
+        self.order.clear()
+        self.uploads = 0
 
 
 class _Operators(TorchDispatchMode):
@@ -125,9 +126,9 @@ def fake_gpu(operators: Any) -> Iterator[Counts]:
         shape = values.shape if isinstance(values, Tensor) else np.shape(values)
         return torch.empty(shape, dtype=dtype, device=device)
 
-    def download(tensor: Tensor) -> Any:
-        counts.downloads += 1
-        return np.full(tensor.shape, 3).tolist()
+    def start_download(tensor: Tensor) -> Any:
+        counts.order.append("download")
+        return np.full(tensor.shape, 3).tolist
 
     def launch(kernel: Any, *_: Any, **__: Any) -> None:
         counts.launches[getattr(kernel, "__name__", None) or kernel.fn.__name__] += 1
@@ -136,10 +137,20 @@ def fake_gpu(operators: Any) -> Iterator[Counts]:
         before = counts.launches.copy()
         result = work()
         counts.captured = counts.launches - before
-        return lambda: counts.launches.update(["CUDA graph"]), result
 
-    replaced = {"upload": upload, "download": download, "launch": launch, "free_memory": lambda device: 2**30}
-    originals: dict[str, Any] = {name: getattr(device_module, name) for name in ("upload", "download")}
+        def replay() -> None:
+            counts.launches["CUDA graph"] += 1
+            counts.order.append("CUDA graph")
+
+        return replay, result
+
+    replaced = {
+        "upload": upload,
+        "start_download": start_download,
+        "launch": launch,
+        "free_memory": lambda device: 2**30,
+    }
+    originals: dict[str, Any] = {name: getattr(device_module, name) for name in ("upload", "start_download")}
     originals["free_memory"] = free_memory
     if operators is not None:
         from engine.kernels.gpu.launch import launch as original

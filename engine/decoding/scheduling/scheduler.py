@@ -33,7 +33,9 @@ from engine.decoding.speculation import DraftStatistics
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import free_memory
 
-PIECE = 128  # tokens: a piece delays the replies of others by half a second at 0.5 billion parameters on two cores
+# Tokens of a piece. On two cores it delays the replies of others by half a second at 0.5 billion parameters; on a GPU
+# launching its kernels takes as long as computing a thousand tokens.
+PIECE, GPU_PIECE = 128, 2048
 MEMORY_SHARE = 0.5  # of the free memory, for all rows
 
 
@@ -44,12 +46,13 @@ class Scheduler:
         self,
         llm: LoadedModel,
         max_rows: int = kernels.MAX_ROWS,
-        prefill_chunk: int = PIECE,
+        prefill_chunk: int | None = None,
         cache_bytes: int | None = None,
         max_queue: int | None = None,
         exact: bool | None = None,
     ) -> None:
-        """`max_rows`: requests that are computed at the same time. `prefill_chunk`: tokens of a piece of a prompt.
+        """`max_rows`: requests that are computed at the same time. `prefill_chunk`: tokens of a piece of a prompt,
+        by default 128, on a GPU 2,048.
 
         `cache_bytes`: for all rows, also those of finished requests, but not those of a draft model; by default half of
         the free memory, on a GPU the model's `gpu_memory`. `max_queue`: requests that may wait for a row. `exact`:
@@ -65,7 +68,7 @@ class Scheduler:
         self.state, captured = llm.states.take(max_rows, cache_bytes)
         free = free_memory(self.state.device)
         self.max_rows = max_rows
-        self.prefill_chunk = prefill_chunk
+        self.prefill_chunk = prefill_chunk or (GPU_PIECE if self.state.device.type == "cuda" else PIECE)
         self.cache_bytes = self.state.capacity_bytes or 0
         if not self.cache_bytes:
             self.cache_bytes = cache_bytes or (2**63 if free is None else int(MEMORY_SHARE * free))

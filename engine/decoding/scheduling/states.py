@@ -46,7 +46,7 @@ class SchedulerStates:
         self.clear()
         free = free_memory(state.device) or 2**63
         nbytes = min(most, int(self.gpu_memory * free), (rows + MAX_KEPT) * state.row_bytes(longest))
-        state = self.model.new_state(Budget(nbytes, rows, longest))
+        state = self.model.new_state(Budget(nbytes, rows, longest, MAX_KEPT))
         return state, CapturedSteps.of(self.model, state) if self.cuda_graphs else None
 
     def keep(self, state: State, captured: CapturedSteps | None) -> None:

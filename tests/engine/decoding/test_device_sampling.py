@@ -95,7 +95,7 @@ def test_cutoffs_equal_those_of_a_cpu(scale):
 def test_log_probabilities_of_large_ids_survive_the_transfer():
     logits = torch.zeros(2, 300_000)
     logits[0, 299_999], logits[1, 262_143] = 30.0, 20.0
-    chosen, best = zip(*unpack_logprobs(top_logprobs(logits, torch.tensor([299_999, 5]), 2)), strict=True)
+    chosen, best = zip(*unpack_logprobs(top_logprobs(logits, torch.tensor([299_999, 5]), 2).tolist()), strict=True)
     assert [row[0][0] for row in best] == [299_999, 262_143]
     assert list(chosen) == logits.log_softmax(-1)[[0, 1], [299_999, 5]].tolist()
     assert [len(row) for row in best] == [2, 2]

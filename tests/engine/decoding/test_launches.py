@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -49,7 +51,7 @@ def decode(llm: LLM, counts: Counts, rows: int, **params) -> list[Counts]:
             assert work is not None, [list(request) for request in requests]
             steps += work.kind == "decode" and work.tokens == rows
             if steps > 4 and work.kind == "decode":
-                found.append(Counts(counts.launches.copy(), counts.uploads, counts.downloads, list(counts.waits)))
+                found.append(deepcopy(counts))
     return found
 
 
@@ -64,8 +66,7 @@ def test_a_step_launches_the_same_for_any_number_of_rows_and_waits_once(params):
             llm = fake_llm()
             for step in decode(llm, counts, rows, **params):
                 assert step.waits == []
-                assert step.downloads == 1
-                assert step.launches["CUDA graph"] == 1
+                assert step.order == ["download", "CUDA graph"]  # the next step begins before this one is awaited
                 by_rows.append((sum(step.launches.values()), step.uploads))
         layers = llm.config.num_layers
         assert sum(counts.captured.values()) <= 10 * layers + 20, counts.captured

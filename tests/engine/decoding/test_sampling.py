@@ -189,7 +189,7 @@ def test_greedy_breaks_ties_by_the_lowest_id():
 
 def test_logprobs_are_the_log_softmax_of_the_logits():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
-    ((chosen, top),) = unpack_logprobs(top_logprobs(logits, torch.tensor([2]), 2))
+    ((chosen, top),) = unpack_logprobs(top_logprobs(logits, torch.tensor([2]), 2).tolist())
     expected = logits[0].log_softmax(-1).tolist()
     assert chosen == pytest.approx(expected[2])
     assert [token for token, _ in top] == [1, 2]
