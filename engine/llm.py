@@ -20,13 +20,13 @@ from engine.checkpoints.loading import initialize_weights, load_weights
 from engine.checkpoints.opening import open_model
 from engine.checkpoints.quantized import declaration, is_quantized
 from engine.checkpoints.saving import save_model
-from engine.decoding.loop import Event
+from engine.decoding.loop import Event, check_params
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.scheduling.request import Request, Usage
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.scheduling.states import GPU_MEMORY, SchedulerStates, check_share
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
-from engine.decoding.sequence import PREFILL_CHUNK
+from engine.decoding.sequence import PREFILL_CHUNK, check_prompt
 from engine.decoding.sequence import Sequence as TokenSequence
 from engine.decoding.speculation import DraftModel, PromptLookup, Speculator
 from engine.layers.linear import Linear
@@ -162,13 +162,13 @@ class LLM:
     def affordable_length(self) -> int:
         """Length in tokens of the longest sequence that fits into the window and the memory that is free now.
 
-        Twice its cache is counted, as growing a segment copies it.
+        Twice its cache is counted, as growing a segment copies it, and as another row may begin with it.
         """
-        free = free_memory(self.device)
-        if free is None:
+        available = self.states.available_bytes()
+        if available is None:
             return self.max_length
         state = self.model.new_state()
-        return max(1, bisect_right(range(1, self.max_length + 1), free, key=lambda n: 2 * state.row_bytes(n)))
+        return max(1, bisect_right(range(1, self.max_length + 1), available, key=lambda n: 2 * state.row_bytes(n)))
 
     @cached_property
     def has_tokenizer(self) -> bool:
@@ -273,12 +273,14 @@ class LLM:
 
         Raises `BareloopError` for an invalid prompt at once, not with the first event.
         """
-        scheduler = self.scheduler()
-        request = scheduler.submit(self.encode(prompt), params)
+        ids, params = self.encode(prompt), params or SamplingParams()
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        check_prompt(ids, self.max_length, self.config.vocab_size)
+        check_params(params, self.config.vocab_size, tokenizer)
 
         def events() -> Iterator[Event]:
-            with scheduler:
-                yield from request
+            with self.scheduler() as scheduler:
+                yield from scheduler.submit(ids, params)
 
         return events()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from engine.runtime.device import upload
 from engine.runtime.errors import BareloopError
 
 SPARE = 0  # a block that no row owns: padding rows of captured steps write there, and unused entries of tables name it
-LARGEST_STEP = 2048  # tokens of one row in a step that `row_bytes` counts on, beyond a window
+LARGEST_STEP = 2048  # default of the tokens that a row gets in one step at most, which it needs beyond a window
 MAX_COPIES = 256  # blocks that are copied at once
 
 
@@ -30,6 +30,7 @@ class Row:
 
     blocks: list[int] = field(default_factory=list)
     dropped: int = 0
+    reserved: int = 0  # blocks that it keeps: those that leave the window then serve as room
 
 
 class BlockGroup:
@@ -48,6 +49,8 @@ class BlockGroup:
         self.window = window
         self.slack = 0 if window is None else rewind_slack(window)
         self.capacity: int | None = None  # blocks that rows can have
+        self.step = LARGEST_STEP
+        self.evict: Callable[[], bool] | None = None  # frees blocks of rows that are only kept; False if there are none
         self.kv = self._zeros(0)
         self.users: list[int] = []  # rows that have each block
         self.free: list[int] = []  # the next one last
@@ -75,11 +78,21 @@ class BlockGroup:
     @property
     def most_tokens(self) -> int:
         """Tokens that a row has at most at one time, as those before the window are dropped."""
-        return 2**62 if self.window is None else self.window + self.slack + LARGEST_STEP
+        return 2**62 if self.window is None else self.window + self.slack + self.step
 
     def most_blocks(self, tokens: int) -> int:
         """Blocks that a row of so many tokens has at most at one time."""
         return min(blocks_of(tokens), blocks_of(self.most_tokens) + 1)
+
+    def needed_blocks(self, tokens: int, shared: int) -> int:
+        """Blocks that a row which grows to so many tokens needs, if its first `shared` ones are another row's, too.
+
+        With a window the other row may leave them, and needs others then; so they count as this row's.
+        """
+        if self.window is None:
+            return blocks_of(tokens) - shared // BLOCK
+        most = self.most_blocks(tokens)
+        return most if most == blocks_of(tokens) else most + self.most_blocks(shared)
 
     def acquire(self, row: int) -> None:
         self.rows[row] = Row()
@@ -101,8 +114,8 @@ class BlockGroup:
             self.rows[row] = Row()
             return
         kept = blocks_of(position)
-        shared = [block for block in entry.blocks[kept:] if self.users[block] > 1]
-        if shared:  # never between the row's own: those come after all shared ones
+        end = kept + 1 if self.window is None else None  # without a window the row's own come after all shared ones
+        if any(self.users[block] > 1 for block in entry.blocks[kept:end]):
             self._free(entry.blocks[kept:])
             del entry.blocks[kept:]
 
@@ -121,6 +134,13 @@ class BlockGroup:
         kept = max(blocks_of(length), entry.dropped)
         self._free(entry.blocks[kept:])
         del entry.blocks[kept:]
+        entry.reserved = 0
+
+    def reserve(self, row: int, line: int, length: int, tokens: int, known: int) -> None:
+        """`make_room` for as many of the tokens as the row has at the same time, and keep so many blocks."""
+        self.make_room(row, line, length, min(tokens, self.most_tokens + BLOCK), known)
+        entry = self.rows[row]
+        entry.reserved = min(len(entry.blocks) - entry.dropped, self.most_blocks(2**62))
 
     def make_room(self, row: int, line: int, length: int, tokens: int, known: int) -> None:
         """Give a row of `length` tokens blocks of its own for so many more.
@@ -171,12 +191,15 @@ class BlockGroup:
             self.version += 1
 
     def _drop(self, entry: Row, length: int) -> None:
-        """Free the blocks that are before the window and the slack."""
+        """Remove the blocks before the window and the slack, but keep the row's own as room, up to its reservation."""
         assert self.window is not None
         first = max(0, length - self.window - self.slack) // BLOCK
-        if first > entry.dropped:
-            self._free(entry.blocks[entry.dropped : first])
-            entry.dropped = first
+        for block in entry.blocks[entry.dropped : first]:
+            entry.dropped += 1
+            if self.users[block] == 1 and len(entry.blocks) - entry.dropped < entry.reserved:
+                entry.blocks.append(block)
+            else:
+                self._free([block])
 
     def _copy(self) -> None:
         sources, targets = upload([[*self._copies.values()], [*self._copies]], torch.long, self.device)
@@ -198,13 +221,15 @@ class BlockGroup:
 
     def _ensure_free(self, count: int) -> None:
         """Grow until so many blocks are free. Raises `BareloopError` if capacity or memory does not allow it."""
+        while len(self.free) < count and self.evict is not None and self.evict():
+            pass
         missing = count - len(self.free)
         if missing <= 0:
             return
         if self.capacity is not None:
             raise BareloopError(
-                f"no room for {count * BLOCK:,} more tokens: all of the {self.capacity:,} blocks of {BLOCK} tokens "
-                "are in use; use a shorter context, fewer sequences or a larger --gpu-memory"
+                f"no room for {count * BLOCK:,} more tokens: of the {self.capacity:,} blocks of {BLOCK} tokens "
+                f"{len(self.free):,} are free; use a shorter context, fewer sequences or a larger --gpu-memory"
             )
         old = len(self.users)
         needed = max(old, 1) + missing
@@ -248,19 +273,27 @@ class Budget:
     rows: int
     tokens: int
     kept: int = 0
+    step: int = LARGEST_STEP  # tokens of one row in a step
 
     def divide(self, groups: Sequence[BlockGroup]) -> list[int]:
         """Blocks for each group. One with a window needs fewer than one without if rows are long, and as many if not.
 
-        It gets as many, but not more than all rows have at the same time, or in proportion to the longest row.
+        It gets as many, but not more than all rows, and one whose beginning another takes, have at the same time. If
+        the longest row does not fit then, windows get fewer: in proportion to the longest row they always fit.
         """
+        longest = [group.most_blocks(self.tokens) for group in groups]
 
-        def blocks(most: int) -> list[int]:
-            longest = [group.most_blocks(self.tokens) for group in groups]
-            return [min(most, max(self.rows * own, -(-most * own // max(longest)))) for own in longest]
+        def blocks(most: int, rows: int) -> list[int]:
+            return [min(most, max(rows * own, -(-most * own // max(longest)))) for own in longest]
 
-        def nbytes(most: int) -> int:
-            return sum(count * group.block_bytes for count, group in zip(blocks(most), groups, strict=True))
+        rows = self.rows + 1
+        while True:
 
-        most = bisect_right(range(1, 1 + self.nbytes), self.nbytes, key=nbytes)
-        return blocks(max(1, most))
+            def nbytes(most: int, rows: int = rows) -> int:
+                counts = zip(blocks(most, rows), groups, strict=True)
+                return sum(count * group.block_bytes for count, group in counts)
+
+            most = max(1, bisect_right(range(1, 1 + self.nbytes), self.nbytes, key=nbytes))
+            if most >= max(longest) or rows == 1:
+                return blocks(most, rows)
+            rows = max(1, rows // 2)

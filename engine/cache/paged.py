@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.cache.blocks import BlockGroup, Budget, blocks_of
-from engine.cache.paged_view import BLOCK, BlockView, PagedView, StepRows
+from engine.cache.paged_view import BlockView, PagedView, StepRows
 from engine.cache.state import State, Step
+
+SIMILAR = 0.8  # share of the wanted bytes with which a state serves
 
 
 class PagedState(State):
@@ -50,8 +52,10 @@ class PagedState(State):
         self._free_lines: list[int] = []
         self._known: dict[int, int] = {}  # blocks of each row whose entries are in its line of the tables, or collected
         self._next = 0
-        self._budget = budget
+        self.budget = budget
         if budget is not None:
+            for group in self.groups:
+                group.step = budget.step
             for group, blocks in zip(self.groups, budget.divide(self.groups), strict=True):
                 group.allocate(blocks)
                 group.grow_table(1 + budget.rows + budget.kept, blocks_of(budget.tokens))
@@ -78,17 +82,27 @@ class PagedState(State):
         return self._cost([group.used for group in self.groups])
 
     @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all blocks, used or not."""
+        return sum(group.kv.nbytes for group in self.groups)
+
+    @property
     def capacity_bytes(self) -> int | None:
         counts = [group.capacity for group in self.groups if group.capacity is not None]
         return self._cost(counts) if counts else None
 
     def row_bytes(self, tokens: int, shared: int = 0) -> int:
-        counts = []
+        return self._cost([group.needed_blocks(tokens, shared) for group in self.groups])
+
+    def growth_bytes(self, row: int, tokens: int) -> int:
+        rows = [group.rows[row] for group in self.groups]
+        held = [len(entry.blocks) - entry.dropped for entry in rows]
+        most = [group.most_blocks(tokens) for group in self.groups]
+        return self._cost([max(0, count - own) for count, own in zip(most, held, strict=True)])
+
+    def on_shortage(self, evict: Callable[[], bool] | None) -> None:
         for group in self.groups:
-            most = group.most_blocks(tokens)
-            leaves_shared = most < blocks_of(tokens)  # the window moves beyond them, and needs as many of its own
-            counts.append(most - (0 if leaves_shared else shared // BLOCK))
-        return self._cost(counts)
+            group.evict = evict
 
     def _cost(self, counts: Sequence[int]) -> int:
         """Bytes of so many blocks of each group.
@@ -106,7 +120,7 @@ class PagedState(State):
         )
 
     def checkpoint(self, row: int) -> None:
-        """Nothing to do: keys and values can be rewound to any token."""
+        """Nothing to do: keys and values can be rewound to any token, with windows within the slack."""
 
     def restorable(self, row: int, position: int) -> int:
         position = min(max(position, 0), self.length(row))
@@ -139,8 +153,8 @@ class PagedState(State):
     def _make_room(self, row: int, tokens: int, reserves: bool = False) -> None:
         """Give a row blocks for so many more tokens. With `reserves` only those that it has at the same time."""
         for group in self.groups:
-            room = min(tokens, group.most_tokens) if reserves else tokens
-            group.make_room(row, self._lines[row], self._lengths[row], room, self._known[row])
+            make_room = group.reserve if reserves else group.make_room
+            make_room(row, self._lines[row], self._lengths[row], tokens, self._known[row])
         self._known[row] = 2**62
         self._forget_entries(row)
 
@@ -170,9 +184,11 @@ class PagedState(State):
         return PagedView(views, self.locations, commit)
 
     def can_serve(self, budget: Budget) -> bool:
-        """Whether this state was allocated for as many rows, and for no more bytes than the budget has."""
-        own = self._budget
-        return own is not None and own.rows >= budget.rows and own.nbytes <= budget.nbytes
+        """Whether this state was allocated for as many rows and as long steps, and for about as many bytes."""
+        own = self.budget
+        if own is None or own.rows < budget.rows or own.step < budget.step:
+            return False
+        return SIMILAR * budget.nbytes <= own.nbytes <= budget.nbytes / SIMILAR
 
     @property
     def version(self) -> int:

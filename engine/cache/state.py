@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,13 @@ class State(ABC):
     @abstractmethod
     def row_bytes(self, tokens: int, shared: int = 0) -> int:
         """Bytes of a row that grows to this many tokens, the first `shared` of which are in another row's storage."""
+
+    def growth_bytes(self, row: int, tokens: int) -> int:
+        """Bytes that a row needs beyond those that it has, to grow to this many tokens."""
+        return self.row_bytes(tokens, self.length(row))
+
+    def on_shortage(self, evict: Callable[[], bool] | None) -> None:  # noqa: B027
+        """Set what is called while memory that was allocated at once is short: it releases a row, or returns False."""
 
     @abstractmethod
     def checkpoint(self, row: int) -> None:

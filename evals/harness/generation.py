@@ -49,7 +49,7 @@ def generate_answers(
     params = sampling_params(task.generation, llm.tokenizer)
     independent = kernels.rows_are_independent(llm.dtype, llm.device)
     rows, size = (limits.answers, GROUP) if independent else (WHOLE_GROUP, WHOLE_GROUP)
-    with Scheduler(llm, rows) as scheduler:
+    with Scheduler(llm, rows, limits.tokens) as scheduler:
         root = llm.sequence(scheduler.state)
         answers = Answers(task.generation, scheduler, watch)
         for block in blocks:
@@ -63,6 +63,8 @@ def generate_answers(
                     continue
                 decoded = wanted if independent else group
                 yield from answers.until(max(rows - len(decoded), 0))
+                lengths = [len(prompts[index]) + params.max_new_tokens for index in group]
+                yield from answers.until_free(sum(map(scheduler.state.row_bytes, lengths)))
                 computed = 0
                 if root.ids != prefix:
                     root.close()
@@ -122,6 +124,11 @@ class Answers:
             records = [self._record(request, answer, peak) for request, answer in ended.items() if answer.is_wanted]
             if records:
                 yield records
+
+    def until_free(self, nbytes: int) -> Iterator[list[dict[str, Any]]]:
+        """Generate until so many bytes are free for other rows, or nothing is left to generate."""
+        while self.running and self.scheduler.state.nbytes + nbytes > self.scheduler.cache_bytes:
+            yield from self.until(len(self.running) - 1)
 
     def _record(self, request: Request, answer: Answer, peak: dict[str, int]) -> dict[str, Any]:
         times = {name: round(value, 6) for name, value in answer.costs.items()} | peak

@@ -178,7 +178,9 @@ def test_reasoning_is_split_off_and_kept_out_of_the_prompt(llm, monkeypatch):
 
 
 def test_the_window_is_limited_by_free_memory(llm, monkeypatch):
-    monkeypatch.setattr("engine.llm.free_memory", lambda device: 2 * 100 * llm.model.new_state().row_bytes(1))
+    monkeypatch.setattr(
+        "engine.decoding.scheduling.states.free_memory", lambda device: 2 * 100 * llm.model.new_state().row_bytes(1)
+    )
     session = Session(llm)
     assert session.budget.window == 100
     assert "memory is enough for a window of 100 tokens" in session.warnings[-1].text

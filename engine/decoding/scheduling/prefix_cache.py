@@ -64,6 +64,7 @@ class PrefixCache:
         self.exact = exact
         self._slots: dict[Slot, Hashable] = {}  # and their beginnings; the least recently used first
         self._by_beginning: dict[Hashable, list[Slot]] = defaultdict(list)
+        state.on_shortage(self.evict)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -101,14 +102,19 @@ class PrefixCache:
             shared = slot.prompt.common_length(other.prompt, other.prompt.ids) - MIN_SHARED
         return shared > max(len(slot.sequence.ids), len(other.sequence.ids))
 
+    def gives_whole(self, source: Slot, length: int) -> bool:
+        """Whether `give` hands over the row itself."""
+        return source in self._slots and length == len(source.sequence.ids)
+
     def give(self, source: Slot, slot: Slot, length: int) -> None:
         """Make the first `length` tokens of the source the content of a slot.
 
         A finished row that is used whole, as in a conversation, becomes the slot's own; others share their storage.
         """
         if source in self._slots:
+            is_whole = self.gives_whole(source, length)
             beginning = self._remove(source)
-            if length == len(source.sequence.ids):
+            if is_whole:
                 slot.sequence.close()
                 slot.sequence = source.sequence
                 return

@@ -84,7 +84,11 @@ class RunningRequests:
             source, shared = None, len(request.prompt.ids)
             if not is_fed:
                 source, shared = self.cache.find(request.prompt, self._slots())
-            needed = self.state.row_bytes(self.longest(len(request.prompt.ids), request.params), shared)
+            longest = self.longest(len(request.prompt.ids), request.params)
+            if source is not None and self.cache.gives_whole(source, shared):
+                needed = self.state.growth_bytes(source.sequence.row, longest)
+            else:
+                needed = self.state.row_bytes(longest, shared)
             reserved = sum(other.reserved_bytes for other in self)
             if not self.cache.make_room(needed, len(self), reserved, source):
                 if len(self):

@@ -65,7 +65,8 @@ class Scheduler:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise BareloopError(f"{name} is {value}; use a whole number, 1 or more")
         self.llm = llm
-        self.state, captured = llm.states.take(max_rows, cache_bytes)
+        step = prefill_chunk or GPU_PIECE
+        self.state, captured = llm.states.take(max_rows, cache_bytes, step)
         free = free_memory(self.state.device)
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk or (GPU_PIECE if self.state.device.type == "cuda" else PIECE)
@@ -261,4 +262,5 @@ class Scheduler:
         self.cache.clear()
         if not self._has_ended:
             self._has_ended = True
+            self.state.on_shortage(None)
             self.llm.states.keep(self.state, self.running.captured)

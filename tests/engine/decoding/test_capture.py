@@ -11,7 +11,9 @@ from engine import LLM, SamplingParams
 from engine.cache.paged import PagedState
 from engine.decoding import capture
 from engine.decoding.capture import CapturedSteps
+from engine.decoding.scheduling import states
 from engine.decoding.scheduling.scheduler import Scheduler
+from engine.runtime.errors import BareloopError
 
 VARIANTS = ("llama", "mistral-window", "qwen2-window", "gemma2", "olmo2", "gpt2", "phi")
 
@@ -94,3 +96,51 @@ def test_a_failed_capture_falls_back_with_one_warning(as_on_a_gpu, tiny_llama, p
     assert [record.message for record in caplog.records] == [
         "decoding without CUDA graphs, which is slower (CUDA error: operation not permitted when stream is capturing)"
     ]
+
+
+def test_rows_with_windows_never_lack_the_blocks_that_they_reserved(draw_tiny, request):
+    """Long rows leave their windows behind, in memory for two of them, with prefixes of running and kept rows."""
+    llm = LLM.load(draw_tiny("mistral-window", max_position_embeddings=512).folder, device="cpu", dtype="float32")
+    chooser = random.Random(0)
+    beginning = [chooser.randrange(2, 120) for _ in range(200)]
+    requests = []
+    for _ in range(12):
+        ids = [*beginning[: chooser.choice((0, 33, 200))], *(chooser.randrange(2, 120) for _ in range(40))]
+        requests.append((ids, SamplingParams(max_new_tokens=chooser.choice((5, 90, 150)), ignore_eos=True)))
+    expected = run(llm, requests)
+    request.getfixturevalue("as_on_a_gpu")
+    for exact in (True, False):
+        room = 2 * PagedState(3, 2, 8, torch.float32, "cpu", (7, 7, 7)).row_bytes(512)
+        assert run(llm, requests, cache_bytes=room, exact=exact) == expected
+
+
+def test_a_conversation_with_windows_goes_on_in_its_row(draw_tiny, prompt, request):
+    llm = LLM.load(draw_tiny("gemma2", max_position_embeddings=4096).folder, device="cpu", dtype="float32")
+    request.getfixturevalue("as_on_a_gpu")
+    conversation: list[int] = []
+    with Scheduler(llm, 1, 512, 2 * llm.model.new_state().row_bytes(600), exact=False) as scheduler:
+        for turn in range(6):
+            conversation += prompt(60, turn)
+            reply = scheduler.submit(conversation, SamplingParams(max_new_tokens=20, ignore_eos=True))
+            cached = len(conversation) - 60 - 1 if turn else 0
+            conversation += [event.token_id for event in reply]
+            assert reply.cached_tokens == cached
+
+
+def test_a_scheduler_gets_the_state_that_it_needs(as_on_a_gpu, tiny_llama, monkeypatch):
+    free = 2**24
+    monkeypatch.setattr(states, "free_memory", lambda device: free)
+    llm = LLM.load(tiny_llama.folder, device="cpu", dtype="float32")
+    with Scheduler(llm) as scheduler:
+        large = scheduler.state
+        assert 0.85 * 2**24 < large.capacity_bytes <= 0.9 * 2**24
+    free = 2**24 - large.allocated_bytes
+    with Scheduler(llm) as scheduler:
+        assert scheduler.state is large
+    with Scheduler(llm, cache_bytes=2**20) as scheduler:
+        assert scheduler.state.capacity_bytes <= 2**20
+        free = 2**24 - 2**20  # the large one was released
+    with Scheduler(llm) as scheduler:
+        assert scheduler.state.capacity_bytes == large.capacity_bytes
+        with pytest.raises(BareloopError, match=r"and there are .* GB for all requests, enough for \d+ tokens; use"):
+            Scheduler(llm, cache_bytes=2**13).submit([5] * 200)
