@@ -11,20 +11,10 @@ from engine import LLM, SamplingParams
 from engine.checkpoints.loading import replace_parameters
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.models import configure
+from tests.conftest import SHAPE
 from tests.engine.fake_gpu import Counts, fake_gpu
 
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "bos_token_id": 1,
-    "eos_token_id": 127,
-}
+CONFIG = SHAPE | {"model_type": "llama", "max_position_embeddings": 4096}
 
 
 def fake_llm(**settings) -> LLM:
