@@ -75,7 +75,7 @@ def parser() -> Parser:
 
 
 def main(options: Any) -> None:
-    """Run all parts, print and write the report. Exit status 1 if a part failed."""
+    """Run all parts, print and write the report. Exit status 1 if a part failed, or there is no such device."""
     unknown = [
         name for name in [*(options.parts or ()), *([options.part] if options.part else ())] if name not in NAMES
     ]
@@ -86,6 +86,9 @@ def main(options: Any) -> None:
         return
     if options.budget <= 0:
         raise UsageError(f"--budget {options.budget:g}: use a positive number of seconds")
+    from engine.runtime.device import choose_device
+
+    choose_device(options.device)  # one error instead of one for each part
     path = local_path(options.report).with_suffix("")
     plan = choose_parts(options.parts, options.shape)
     deadline = time.monotonic() + options.budget
