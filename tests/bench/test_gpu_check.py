@@ -44,7 +44,7 @@ def programs(monkeypatch):
 
 def test_parts_that_fail_crash_or_hang_are_recorded_and_the_others_run(programs, tmp_path, capsys):
     with pytest.raises(BareloopError, match="3 of 6 parts did not pass: raising, crashing, hanging"):
-        gpu_check.main(options("--report", str(tmp_path / "report"), "--budget", "3600"))
+        gpu_check.main(options("--device", "cpu", "--report", str(tmp_path / "report"), "--budget", "3600"))
     results = json.loads((tmp_path / "report.json").read_text())
     assert [(result["part"], result["status"], result["error"]) for result in results] == [
         ("first", "passed", ""),
@@ -63,7 +63,7 @@ def test_parts_that_fail_crash_or_hang_are_recorded_and_the_others_run(programs,
 
 def test_parts_are_skipped_once_the_budget_is_spent(programs, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "MIN_LIMIT", 10)
-    gpu_check.main(options("--report", str(tmp_path / "report"), "--budget", "5"))
+    gpu_check.main(options("--device", "cpu", "--report", str(tmp_path / "report"), "--budget", "5"))
     assert {result["status"] for result in json.loads((tmp_path / "report.json").read_text())} == {"skipped"}
 
 
@@ -179,12 +179,13 @@ def test_the_time_of_a_call_in_a_graph(monkeypatch):
 
 
 IMPORT_FILES = """
-import runpy, sys
+import contextlib, pytest, runpy, sys
 
 for package in ("datasets", "bitsandbytes", "prompt_toolkit", "platformdirs", "gguf", "lm_eval", "hypothesis", "rich"):
     sys.modules[package] = None  # importing it raises ImportError
 for file in sys.argv[1:]:
-    runpy.run_path(file, run_name="module")
+    with contextlib.suppress(pytest.skip.Exception):  # without Triton
+        runpy.run_path(file, run_name="module")
 """
 
 
