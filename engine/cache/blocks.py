@@ -30,7 +30,8 @@ class Row:
 
     blocks: list[int] = field(default_factory=list)
     dropped: int = 0
-    reserved: int = 0  # blocks that it keeps: those that leave the window then serve as room
+    reserved: int = 0  # blocks that it keeps for itself: those that leave the window serve as room again,
+    end: int = 0  # up to this number of all its blocks
 
 
 class BlockGroup:
@@ -106,18 +107,24 @@ class BlockGroup:
         first = self.rows[row].dropped * BLOCK
         return first == 0 or position - (self.window or 0) + 1 >= first
 
-    def rewind(self, row: int, position: int) -> None:
-        """Remove the blocks after `position` that other rows have, too; its own stay the row's, as room."""
+    def rewind(self, row: int, position: int) -> int:
+        """Remove the blocks after `position` that other rows have, too; its own stay the row's, as room.
+
+        -> the number of its first blocks that are where they were
+        """
         entry = self.rows[row]
         if position == 0 and entry.dropped:
             self._free(entry.blocks[entry.dropped :])
             self.rows[row] = Row()
-            return
+            return 0
         kept = blocks_of(position)
         end = kept + 1 if self.window is None else None  # without a window the row's own come after all shared ones
-        if any(self.users[block] > 1 for block in entry.blocks[kept:end]):
-            self._free(entry.blocks[kept:])
-            del entry.blocks[kept:]
+        if not any(self.users[block] > 1 for block in entry.blocks[kept:end]):
+            return len(entry.blocks)
+        rest = entry.blocks[kept:]
+        entry.blocks[kept:] = [block for block in rest if self.users[block] == 1]
+        self._free([block for block in rest if self.users[block] > 1])
+        return kept
 
     def fork(self, source: int, row: int, length: int) -> None:
         """Make the first `length` tokens of the source, all that it has, those of the row."""
@@ -134,32 +141,53 @@ class BlockGroup:
         kept = max(blocks_of(length), entry.dropped)
         self._free(entry.blocks[kept:])
         del entry.blocks[kept:]
-        entry.reserved = 0
+        entry.reserved = entry.end = 0
 
-    def reserve(self, row: int, line: int, length: int, tokens: int, known: int) -> None:
-        """`make_room` for as many of the tokens as the row has at the same time, and keep so many blocks."""
-        self.make_room(row, line, length, min(tokens, self.most_tokens + BLOCK), known)
-        entry = self.rows[row]
-        entry.reserved = min(len(entry.blocks) - entry.dropped, self.most_blocks(2**62))
+    def lacking(self, row: int, length: int, tokens: int) -> int:
+        """Blocks that `make_room` with `reserves` would take for a row of `length` tokens."""
+        return sum(self._missing(self.rows[row], length, tokens, reserves=True))
 
-    def make_room(self, row: int, line: int, length: int, tokens: int, known: int) -> None:
+    def _missing(self, entry: Row, length: int, tokens: int, reserves: bool) -> tuple[int, bool]:
+        """New blocks for so many more tokens, and whether the last one, which is shared, must be copied."""
+        is_copied = tokens > 0 and length % BLOCK != 0 and self.users[entry.blocks[length // BLOCK]] > 1
+        missing = blocks_of(length + tokens) - len(entry.blocks)
+        if reserves and self.window is not None:
+            missing = min(missing, self._needed_own(entry, length + tokens, is_copied) - self._own(entry) - is_copied)
+        return max(missing, 0), is_copied
+
+    def _own(self, entry: Row) -> int:
+        """Blocks that no other row has."""
+        return sum(self.users[block] == 1 for block in entry.blocks[entry.dropped :])
+
+    def _needed_own(self, entry: Row, tokens: int, is_copied: bool) -> int:
+        """Blocks of its own with which a row can grow to so many tokens, in a window: one leaves it as another begins.
+
+        Blocks that it shares now will leave the window, too, but cannot be written again.
+        """
+        shared = len(entry.blocks) - entry.dropped - self._own(entry) - is_copied
+        return min(blocks_of(tokens) - entry.dropped - shared, self.most_blocks(2**62))
+
+    def make_room(self, row: int, line: int, length: int, tokens: int, known: int, reserves: bool = False) -> None:
         """Give a row of `length` tokens blocks of its own for so many more.
 
-        `known`: blocks of the row whose entries are in its line of the table.
+        `reserves`: as many as it needs at the same time, which it keeps. `known`: blocks of the row whose entries are
+        in its line of the table.
         """
         entry = self.rows[row]
         if self.window is not None:
             self._drop(entry, length)
-        missing = blocks_of(length + tokens) - len(entry.blocks)
-        is_copied = length % BLOCK != 0 and tokens > 0 and self.users[entry.blocks[length // BLOCK]] > 1
-        self._ensure_free(max(missing, 0) + is_copied)
+        self._ensure_free(lambda: sum(self._missing(entry, length, tokens, reserves)))
+        missing, is_copied = self._missing(entry, length, tokens, reserves)
         if is_copied:
             shared = entry.blocks[length // BLOCK]
             entry.blocks[length // BLOCK] = own = self._take()
             self._copies[own] = self._copies.get(shared, shared)
-            self.users[shared] -= 1
+            self._free([shared])
             known = min(known, length // BLOCK)
         entry.blocks += [self._take() for _ in range(missing)]
+        if reserves:
+            entry.reserved = self._needed_own(entry, length + tokens, False) if self.window is not None else 0
+            entry.end = blocks_of(length + tokens)
         for index in range(max(known, entry.dropped), len(entry.blocks)):
             self._entries[line, index] = entry.blocks[index]
         if len(self._copies) >= MAX_COPIES:
@@ -194,12 +222,14 @@ class BlockGroup:
         """Remove the blocks before the window and the slack, but keep the row's own as room, up to its reservation."""
         assert self.window is not None
         first = max(0, length - self.window - self.slack) // BLOCK
+        own = self._own(entry) if first > entry.dropped else 0
         for block in entry.blocks[entry.dropped : first]:
             entry.dropped += 1
-            if self.users[block] == 1 and len(entry.blocks) - entry.dropped < entry.reserved:
+            if self.users[block] == 1 and own <= entry.reserved and len(entry.blocks) < entry.end:
                 entry.blocks.append(block)
-            else:
-                self._free([block])
+                continue
+            own -= self.users[block] == 1
+            self._free([block])
 
     def _copy(self) -> None:
         sources, targets = upload([[*self._copies.values()], [*self._copies]], torch.long, self.device)
@@ -219,24 +249,27 @@ class BlockGroup:
                 self.free.append(block)
                 self._copies.pop(block, None)
 
-    def _ensure_free(self, count: int) -> None:
-        """Grow until so many blocks are free. Raises `BareloopError` if capacity or memory does not allow it."""
-        while len(self.free) < count and self.evict is not None and self.evict():
+    def _ensure_free(self, needed: Callable[[], int]) -> None:
+        """Release kept rows, or grow, until so many blocks are free, which may be fewer once rows are released.
+
+        Raises `BareloopError` if capacity or memory does not allow it.
+        """
+        while len(self.free) < needed() and self.evict is not None and self.evict():
             pass
-        missing = count - len(self.free)
+        missing = needed() - len(self.free)
         if missing <= 0:
             return
         if self.capacity is not None:
             raise BareloopError(
-                f"no room for {count * BLOCK:,} more tokens: of the {self.capacity:,} blocks of {BLOCK} tokens "
+                f"no room for {needed() * BLOCK:,} more tokens: of the {self.capacity:,} blocks of {BLOCK} tokens "
                 f"{len(self.free):,} are free; use a shorter context, fewer sequences or a larger --gpu-memory"
             )
         old = len(self.users)
-        needed = max(old, 1) + missing
+        least = max(old, 1) + missing
         try:
-            self._grow(max(needed, 2 * old))
+            self._grow(max(least, 2 * old))
         except BareloopError:
-            self._grow(needed)  # if there is no memory for twice as many
+            self._grow(least)  # if there is no memory for twice as many
 
     def _grow(self, blocks: int) -> None:
         old, grown = len(self.users), self._zeros(blocks)

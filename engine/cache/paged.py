@@ -95,10 +95,12 @@ class PagedState(State):
         return self._cost([group.needed_blocks(tokens, shared) for group in self.groups])
 
     def growth_bytes(self, row: int, tokens: int) -> int:
-        rows = [group.rows[row] for group in self.groups]
-        held = [len(entry.blocks) - entry.dropped for entry in rows]
-        most = [group.most_blocks(tokens) for group in self.groups]
-        return self._cost([max(0, count - own) for count, own in zip(most, held, strict=True)])
+        length = self._lengths[row]
+        return self._cost([group.lacking(row, length, max(0, tokens - length)) for group in self.groups])
+
+    def held_bytes(self, row: int) -> int:
+        entries = [group.rows[row] for group in self.groups]
+        return self._cost([len(entry.blocks) - entry.dropped for entry in entries])
 
     def on_shortage(self, evict: Callable[[], bool] | None) -> None:
         for group in self.groups:
@@ -128,10 +130,8 @@ class PagedState(State):
 
     def rewind(self, row: int, position: int) -> int:
         position = self.restorable(row, position)
-        for group in self.groups:
-            group.rewind(row, position)
+        self._known[row] = min(self._known[row], *(group.rewind(row, position) for group in self.groups))
         self._lengths[row] = position
-        self._forget_entries(row)
         return position
 
     def fork(self, source: int, rows: Sequence[int]) -> None:
@@ -153,8 +153,7 @@ class PagedState(State):
     def _make_room(self, row: int, tokens: int, reserves: bool = False) -> None:
         """Give a row blocks for so many more tokens. With `reserves` only those that it has at the same time."""
         for group in self.groups:
-            make_room = group.reserve if reserves else group.make_room
-            make_room(row, self._lines[row], self._lengths[row], tokens, self._known[row])
+            group.make_room(row, self._lines[row], self._lengths[row], tokens, self._known[row], reserves)
         self._known[row] = 2**62
         self._forget_entries(row)
 

@@ -104,6 +104,10 @@ class State(ABC):
         """Bytes that a row needs beyond those that it has, to grow to this many tokens."""
         return self.row_bytes(tokens, self.length(row))
 
+    def held_bytes(self, row: int) -> int:  # noqa: ARG002
+        """Bytes that a row has, where `growth_bytes` does not count them; otherwise 0."""
+        return 0
+
     def on_shortage(self, evict: Callable[[], bool] | None) -> None:  # noqa: B027
         """Set what is called while memory that was allocated at once is short: it releases a row, or returns False."""
 

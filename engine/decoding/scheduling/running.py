@@ -85,19 +85,19 @@ class RunningRequests:
             if not is_fed:
                 source, shared = self.cache.find(request.prompt, self._slots())
             longest = self.longest(len(request.prompt.ids), request.params)
-            if source is not None and self.cache.gives_whole(source, shared):
-                needed = self.state.growth_bytes(source.sequence.row, longest)
-            else:
-                needed = self.state.row_bytes(longest, shared)
+            needed, held = self.state.row_bytes(longest, shared), 0
+            if is_fed or (source is not None and self.cache.gives_whole(source, shared)):  # the row itself goes on
+                row = (source or request.running_slot).sequence.row
+                needed, held = self.state.growth_bytes(row, longest), self.state.held_bytes(row)
             reserved = sum(other.reserved_bytes for other in self)
-            if not self.cache.make_room(needed, len(self), reserved, source):
+            if not self.cache.make_room(needed, len(self), reserved + held, source):
                 if len(self):
                     request.admitted = 0.0
                     return False
                 if not is_fed:  # alone every request fits, as was checked when it was submitted
                     self.cache.clear()
-                    source, shared = None, 0
-            request.reserved_bytes = needed
+                    source, shared, needed, held = None, 0, self.state.row_bytes(longest), 0
+            request.reserved_bytes = needed + held
             self.prefilling.append(request)
             request.slot = request.slot or Slot(self.llm.sequence(self.state), request.prompt)
             self._share(request, source, shared)
