@@ -223,3 +223,36 @@ def test_what_is_admitted_by_bytes_never_lacks_a_block(seed, windows):
     for row in texts:
         state.release(row)
     assert state.nbytes == 0
+
+
+def test_a_row_that_is_evicted_for_a_copy_makes_the_copy_needless():
+    state = new_state(budget=Budget(BLOCK_BYTES, 1, 16))  # one block
+    row, kept = state.acquire(), state.acquire()
+    write(state, {row: [1, 2, 3]})
+    state.fork(row, [kept])
+    evicted: list[int] = []
+
+    def evict() -> bool:
+        if evicted:
+            return False
+        evicted.append(kept)
+        state.release(kept)
+        return True
+
+    state.on_shortage(evict)
+    write(state, {row: [4]})  # in its own block, which is no longer shared
+    assert evicted and read(state, row) == [1, 2, 3, 4]
+    state.release(row)
+    assert state.nbytes == 0
+
+
+def test_a_long_row_with_a_window_keeps_its_reservation_and_the_size_of_the_table():
+    state = new_state([8, 8], Budget(1000 * BLOCK_BYTES, 1, 512, 0, 32))
+    row, version = state.acquire(), state.version
+    state.reserve(row, 512)
+    reserved = state.nbytes
+    for start in range(0, 512, 32):
+        assert state.nbytes == reserved or start > 400  # near the end it needs fewer
+        write(state, {row: list(range(start, start + 32))})
+    assert read(state, row)[-72:] == list(range(440, 512))
+    assert state.version == version and state.nbytes <= reserved
