@@ -190,7 +190,7 @@ def _plan_steps(
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:
     """Length of the longest common prefix."""
-    a, b = list(a), list(b)
+    a, b = (ids if isinstance(ids, list) else list(ids) for ids in (a, b))  # of which slices are compared
     length = min(len(a), len(b))
     start = next((i for i in range(0, length, BLOCK) if a[i : i + BLOCK] != b[i : i + BLOCK]), length)
     pairs = zip(a[start : start + BLOCK], b[start : start + BLOCK], strict=False)

@@ -45,8 +45,9 @@ class SchedulerStates:
     ) -> tuple[State, CapturedSteps | None]:
         """A state for so many rows, and its decoding steps as CUDA graphs, where that is possible.
 
-        On a GPU its blocks are allocated at once: `gpu_memory` of the free memory, but not more than `max_bytes`, or
-        than the rows, and those that a scheduler keeps for later, can have. `step`: tokens that a row gets at once.
+        On a GPU its blocks are allocated at once: `gpu_memory` of the free memory, but not more than `max_bytes` (a
+        quarter more if a state is used again), or than the rows, and those that a scheduler keeps for later, can have.
+        `step`: tokens that a row gets at once.
         """
         state = self.model.new_state()
         if not isinstance(state, PagedState):
