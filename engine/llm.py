@@ -271,7 +271,7 @@ class LLM:
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
         """Continue one prompt: yield an `Event` per token. It may be abandoned at any event.
 
-        Raises `BareloopError` for an invalid prompt at once, and with the first event for what does not fit into memory.
+        Raises `BareloopError` for an invalid prompt at once, and with the first event if memory is short.
         """
         ids, params = self.encode(prompt), params or SamplingParams()
         tokenizer = self.tokenizer if self.has_tokenizer else None
