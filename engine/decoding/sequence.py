@@ -154,7 +154,7 @@ def prefill(
                 hidden[index].append(part)
                 if checkpoints:
                     state.checkpoint(member.row)
-        return starts, [torch.cat(parts) for parts in hidden]
+        return starts, [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in hidden]
 
 
 def _plan_steps(

@@ -64,6 +64,19 @@ def test_blocks_and_captured_steps_give_the_tokens_of_the_cpu(draw_tiny, variant
     assert llm.states._idle[0][1] is None
 
 
+@pytest.mark.parametrize("variant", ["llama", "gemma2"])
+def test_scores_over_blocks_equal_those_of_the_cpu(draw_tiny, prompt, variant, request):
+    llm = LLM.load(draw_tiny(variant).folder, device="cpu", dtype="float32")
+    shots = prompt(60)
+    contexts = [[*shots, *prompt(3 + 5 * number, number)] for number in range(9)]
+    requests = [(context, [token, *[9] * (token % 3)]) for context in contexts for token in (5, 6, 7, 8)]
+    expected = llm.score(requests)
+    request.getfixturevalue("as_on_a_gpu")
+    for score, known in zip(llm.score(requests, batch_tokens=16_384), expected, strict=True):
+        assert score.loglikelihood == pytest.approx(known.loglikelihood, abs=1e-4)
+        assert score.is_greedy == known.is_greedy
+
+
 def test_captured_steps_read_tokens_on_the_device(as_on_a_gpu, tiny_llama, prompt):
     llm = LLM.load(tiny_llama.folder, device="cpu", dtype="float32")
     state = llm.model.new_state()
