@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# Keyword arguments of subprocess: run in the project, with stdout and stderr as one text.
+AS_TEXT: dict[str, Any] = {
+    "cwd": ROOT,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.STDOUT,
+    "text": True,
+    "errors": "replace",
+}
 
 
 def run_limited(command: Sequence[str], limit: float) -> tuple[int | None, list[str]]:
     """Run a command for at most `limit` seconds. -> its exit status, None if it was ended, and its lines of output"""
     environment = {**os.environ, "BARELOOP_ISA": "torch", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **AS_TEXT)
     try:
         output = process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
@@ -43,16 +42,7 @@ def run_together(commands: Mapping[str, Sequence[str]], count: int) -> Iterator[
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def start(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            env=environment,
-            check=False,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+        return subprocess.run(command, env=environment, check=False, **AS_TEXT)
 
     with ThreadPoolExecutor(count) as pool:
         names = {pool.submit(start, command): name for name, command in commands.items()}

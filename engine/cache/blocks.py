@@ -152,20 +152,13 @@ class BlockGroup:
         is_copied = tokens > 0 and length % BLOCK != 0 and self.users[entry.blocks[length // BLOCK]] > 1
         missing = blocks_of(length + tokens) - len(entry.blocks)
         if reserves and self.window is not None:
-            missing = min(missing, self._needed_own(entry, length + tokens, is_copied) - self._own(entry) - is_copied)
+            # Own blocks that leave the window serve as room again, so more than a row has at one time are never needed.
+            missing = min(missing, self.most_blocks(2**62) - self._own(entry) - is_copied)
         return max(missing, 0), is_copied
 
     def _own(self, entry: Row) -> int:
         """Blocks that no other row has."""
         return sum(self.users[block] == 1 for block in entry.blocks[entry.dropped :])
-
-    def _needed_own(self, entry: Row, tokens: int, is_copied: bool) -> int:
-        """Blocks of its own with which a row can grow to so many tokens, in a window: one leaves it as another begins.
-
-        Blocks that it shares now will leave the window, too, but cannot be written again.
-        """
-        shared = len(entry.blocks) - entry.dropped - self._own(entry) - is_copied
-        return min(blocks_of(tokens) - entry.dropped - shared, self.most_blocks(2**62))
 
     def make_room(self, row: int, line: int, length: int, tokens: int, known: int, reserves: bool = False) -> None:
         """Give a row of `length` tokens blocks of its own for so many more.
@@ -185,9 +178,9 @@ class BlockGroup:
             self._free([shared])
             known = min(known, length // BLOCK)
         entry.blocks += [self._take() for _ in range(missing)]
-        if reserves:
-            entry.reserved = self._needed_own(entry, length + tokens, False) if self.window is not None else 0
+        if reserves and self.window is not None:
             entry.end = blocks_of(length + tokens)
+            entry.reserved = min(self._own(entry) + entry.end - len(entry.blocks), self.most_blocks(2**62))
         for index in range(max(known, entry.dropped), len(entry.blocks)):
             self._entries[line, index] = entry.blocks[index]
         if len(self._copies) >= MAX_COPIES:

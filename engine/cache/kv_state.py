@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.kv import Cache, View
-from engine.cache.state import State, Step
+from engine.cache.state import State, Step, layers_by_window
 
 
 class KVState(State):
@@ -28,11 +28,10 @@ class KVState(State):
     ) -> None:
         windows = windows or (None,) * layers
         self.device = torch.device(device)
-        sizes = list(dict.fromkeys(windows))
+        sizes, self.locations = layers_by_window(windows)
         self.caches = [
             Cache((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in sizes
         ]
-        self.locations = [(sizes.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
         self._next = 0
 
     def acquire(self) -> int:

@@ -19,7 +19,7 @@ import torch
 
 from engine.cache.blocks import BlockGroup, Budget, blocks_of
 from engine.cache.paged_view import BlockView, PagedView, StepRows
-from engine.cache.state import State, Step
+from engine.cache.state import State, Step, layers_by_window
 
 SIMILAR = 0.8  # share of the wanted bytes with which a state serves
 
@@ -41,12 +41,11 @@ class PagedState(State):
     ) -> None:
         """`budget`: what is allocated, now and once for all; None: blocks are allocated when they are needed."""
         windows = windows or (None,) * layers
-        sizes = list(dict.fromkeys(windows))
+        sizes, self.locations = layers_by_window(windows)
         self.device = torch.device(device)
         self.groups = [
             BlockGroup((windows.count(window), kv_heads, head_dim), dtype, self.device, window) for window in sizes
         ]
-        self.locations = [(sizes.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
         self._lengths: dict[int, int] = {}
         self._lines: dict[int, int] = {}  # of the tables
         self._free_lines: list[int] = []

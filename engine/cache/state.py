@@ -19,6 +19,12 @@ def rewind_slack(window: int) -> int:
     return max(MIN_SLACK, window // 2)
 
 
+def layers_by_window(windows: Sequence[int | None]) -> tuple[list[int | None], list[tuple[int, int]]]:
+    """The different windows, and of each layer the index of its window, and its own among the layers with the same."""
+    sizes = list(dict.fromkeys(windows))
+    return sizes, [(sizes.index(window), windows[:layer].count(window)) for layer, window in enumerate(windows)]
+
+
 @dataclass(frozen=True)
 class Step:
     """The work of one forward pass: the new tokens of all rows, end to end, without padding.

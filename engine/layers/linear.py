@@ -126,5 +126,10 @@ class Linear(Matrix):
 
 def takes_fused_kernels(module: nn.Module) -> bool:
     """Whether the C++ kernels for whole blocks support the formats of all matrices in a module."""
-    matrices = [inner for inner in module.modules() if isinstance(inner, Matrix)]
-    return all(matrix.format is None or matrix.format.fused for matrix in matrices)
+    return all(weight_format.fused for weight_format in formats_of(module))
+
+
+def formats_of(module: nn.Module) -> list[Format]:
+    """The formats of all matrices in a module that are not dense."""
+    matrices = (inner for inner in module.modules() if isinstance(inner, Matrix))
+    return [matrix.format for matrix in matrices if matrix.format is not None]

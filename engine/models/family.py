@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine.cache.blocks import Budget
 from engine.cache.state import State, Step
-from engine.layers.linear import Embedding, Linear, Matrix, takes_fused_kernels
+from engine.layers.linear import Embedding, Linear, Matrix, formats_of, takes_fused_kernels
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys
 
@@ -41,8 +41,7 @@ class Model(nn.Module, ABC):
     @cached_property
     def capturable(self) -> bool:
         """Whether a CUDA graph can have the products of all weights."""
-        matrices = [module for module in self.modules() if isinstance(module, Matrix)]
-        return all(matrix.format is None or matrix.format.capturable for matrix in matrices)
+        return all(weight_format.capturable for weight_format in formats_of(self))
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:

@@ -70,9 +70,8 @@ class Scheduler:
         free = free_memory(self.state.device)
         self.max_rows = max_rows
         self.prefill_chunk = prefill_chunk or (GPU_PIECE if self.state.device.type == "cuda" else PIECE)
-        self.cache_bytes = self.state.capacity_bytes or 0
-        if not self.cache_bytes:
-            self.cache_bytes = cache_bytes or (2**63 if free is None else int(MEMORY_SHARE * free))
+        default = 2**63 if free is None else int(MEMORY_SHARE * free)
+        self.cache_bytes = self.state.capacity_bytes or cache_bytes or default
         self.max_queue = max_queue
         self.exact = (llm.model.dtype, llm.quant) != (torch.float32, "none") if exact is None else exact
         self.queue: deque[Request] = deque()
