@@ -22,8 +22,8 @@ ENGINE_LAYERS = (
     ("engine.models",),
     ("engine.checkpoints", "engine.decoding"),
     ("engine.llm", "engine"),  # `engine` itself only re-exports, lazily
-    ("engine.cli",),
-    ("engine.demo", "engine.__main__"),
+    ("engine.cli", "engine.remote"),
+    ("engine.demo", "engine.serve", "engine.__main__"),
 )
 EVALS_LAYERS = (
     ("evals.data",),

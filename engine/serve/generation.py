@@ -1,0 +1,61 @@
+"""The bridge from asyncio to the scheduler's thread: a request's events, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+from engine.decoding.loop import Event
+from engine.decoding.scheduling.request import Request
+
+MAX_UNREAD = 64  # events that a slow reader may be behind before its row pauses
+
+
+class Generation:
+    """One request. Iterating yields lists of events; leaving early, by an error or `cancel`, frees its row."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self.request: Request | None = None
+
+    def notify(self) -> None:
+        """Called in the scheduler's thread whenever the request has news."""
+        try:
+            self._loop.call_soon_threadsafe(self._news.set)
+        except RuntimeError:  # the loop has ended, and nobody reads
+            return
+
+    async def start(self, submit: Callable[[], Request]) -> Request:
+        """Submit the request, in a thread, as preparing a grammar may take a second."""
+        task = asyncio.ensure_future(asyncio.to_thread(submit))
+        try:
+            self.request = await asyncio.shield(task)
+        except asyncio.CancelledError:  # the client has left; the thread still ends
+            task.add_done_callback(lambda done: None if done.exception() else done.result().cancel())
+            raise
+        return self.request
+
+    async def __aiter__(self) -> AsyncIterator[list[Event]]:
+        """Lists of new events, until the last. Raises the error of a request that failed."""
+        assert self.request is not None
+        try:
+            while True:
+                self._news.clear()
+                is_finished = self.request.is_finished
+                events = self.request.take()
+                if events:
+                    yield events
+                elif is_finished:
+                    break
+                else:
+                    await self._news.wait()
+        finally:
+            self.cancel()
+        if self.request.error is not None:
+            raise self.request.error
+
+    def cancel(self) -> None:
+        """End the request before the next step, unless it has ended."""
+        if self.request is not None and not self.request.is_finished:
+            self.request.cancel()
