@@ -38,12 +38,12 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
         """Lists of new events, until the last. Raises the error of a request that failed."""
-        assert self.request is not None
+        request = self.submitted
         try:
             while True:
                 self._news.clear()
-                is_finished = self.request.is_finished
-                events = self.request.take()
+                is_finished = request.is_finished
+                events = request.take()
                 if events:
                     yield events
                 elif is_finished:
@@ -52,8 +52,14 @@ class Generation:
                     await self._news.wait()
         finally:
             self.cancel()
-        if self.request.error is not None:
-            raise self.request.error
+        if request.error is not None:
+            raise request.error
+
+    @property
+    def submitted(self) -> Request:
+        """The request, after `start`."""
+        assert self.request is not None
+        return self.request
 
     def cancel(self) -> None:
         """End the request before the next step, unless it has ended."""

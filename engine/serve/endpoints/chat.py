@@ -1,0 +1,252 @@
+"""POST /v1/chat/completions: messages -> prompt -> choices, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.decoding.grammar import Grammar
+from engine.decoding.loop import Event
+from engine.decoding.sampling import SamplingParams, defaults
+from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
+from engine.serve.endpoints.client import Client, Job, cache_scope
+from engine.serve.endpoints.logprobs import ChatLogprobs
+from engine.serve.generation import Generation
+from engine.serve.protocol import messages, tools
+from engine.serve.protocol.fields import read_request
+from engine.serve.protocol.replies import Delta, ReplyParser
+from engine.serve.protocol.requests import ChatRequest, sampling_params
+from engine.serve.state import ServerState
+from engine.text.reasoning import OPEN
+
+if TYPE_CHECKING:
+    from engine.serve.engines import Engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chat request as work for an engine."""
+
+    request: ChatRequest
+    prompt: Prompt
+    params: list[SamplingParams]  # of each choice
+    in_reasoning: bool  # the prompt has opened the reasoning
+    call_format: tools.ToolFormat | None  # None: the reply is not searched for calls
+    choice: tools.ToolChoice
+
+    def parser(self) -> ReplyParser:
+        """A parser for one choice's text."""
+        names = frozenset(self.choice.names)
+        return ReplyParser(self.call_format, self.in_reasoning, names=names)
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation."""
+    state: ServerState = request.app.state.server
+    chat = read_request(ChatRequest, await request.body())
+    name, scope = state.engines.resolve(chat.model), cache_scope(request)
+    served = state.observer.started(request.method, request.url.path, name)
+
+    async def work(client: Client) -> None:
+        with served:
+            async with state.engines.use(name) as engine:
+                plan = await asyncio.to_thread(make_plan, chat, engine, state.limits.default_new_tokens)
+                with Answer("chatcmpl", engine, served) as answer:
+                    await reply(plan, answer, client, scope)
+
+    return Job(work, state.limits)
+
+
+def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Plan:
+    """Render and encode the conversation, and set the parameters of each choice. Raises `ApiError`."""
+    choice = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
+    prompt, call_format, in_reasoning = render(chat, engine, choice)
+    grammar = grammar_of(chat, choice, call_format)
+    wanted = default_new_tokens if chat.max_new_tokens is None else chat.max_new_tokens
+    length = new_tokens(engine, len(prompt.ids), wanted)
+    model_defaults = defaults(engine.llm.default_params)
+    params = [sampling_params(chat, model_defaults, length, index, grammar) for index in range(chat.n)]
+    return Plan(chat, prompt, params, in_reasoning, call_format if choice.mode != "none" else None, choice)
+
+
+def render(
+    chat: ChatRequest, engine: Engine, choice: tools.ToolChoice
+) -> tuple[Prompt, tools.ToolFormat | None, bool]:
+    """The prompt of a conversation, how its tool calls are written, and whether it opens a reasoning.
+
+    Raises `ApiError` or `BareloopError` for messages that the model's template cannot render.
+    """
+    template = engine.chat_template(date.today())
+    conversation = messages.prepare(chat.messages)
+    call_format = tools.ToolFormat.of(template.source) if choice.tools else None
+    shown: Sequence[dict[str, Any]] | None = choice.shown
+    if call_format is not None and not call_format.native:
+        conversation, shown = call_format.messages(conversation, choice.shown), None
+    is_last_word = conversation[-1]["role"] == "assistant" and not conversation[-1].get("tool_calls")
+    continues = chat.continue_final_message or (chat.add_generation_prompt is None and is_last_word)
+    starts_reply = chat.add_generation_prompt is not False
+    ids = template.encode(
+        conversation,
+        starts_reply and not continues,
+        tools=shown or None,
+        continues=continues,
+        variables=chat.chat_template_kwargs,
+    )
+    end = engine.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False)
+    return Prompt(ids, continues, template.reply_starts(ids)), call_format, end.rstrip().endswith(OPEN)
+
+
+def grammar_of(chat: ChatRequest, choice: tools.ToolChoice, call_format: tools.ToolFormat | None) -> Grammar | None:
+    """What the reply must match, by its tools or its response format."""
+    response = tools.response_grammar(chat.response_format, choice)
+    return response if call_format is None else tools.grammar(call_format, choice) or response
+
+
+class Choice:
+    """One choice: its parser and log-probabilities, and what it looks like in an answer."""
+
+    def __init__(self, index: int, plan: Plan, engine: Engine) -> None:
+        self.index, self.plan = index, plan
+        self.parser = plan.parser()
+        request = plan.request
+        self.logprobs = ChatLogprobs(engine.llm.tokenizer, request.top_logprobs or 0, plan.prompt.continues)
+        self.stop_ids = frozenset(plan.params[index].stop_token_ids) | frozenset(engine.llm.eos_token_ids)
+        self.entries: list[dict[str, Any]] = []  # log-probabilities that have not been sent
+        self.token_ids: list[int] = []
+        self.reasoning_tokens = 0
+        self.finish_reason: str | None = None
+
+    def push(self, events: Sequence[Event]) -> list[Delta]:
+        """Add events. -> what they add to the message"""
+        deltas: list[Delta] = []
+        for event in events:
+            self.token_ids.append(event.token_id)
+            before = self.parser.in_reasoning
+            deltas += self.parser.push(event.text)
+            if event.finish_reason is not None:
+                deltas += self.parser.flush()
+                self.finish_reason = event.finish_reason
+            self.reasoning_tokens += before or self.parser.in_reasoning
+        if self.plan.request.logprobs:
+            ended = self.finish_reason == "stop" and events[-1].token_id in self.stop_ids
+            self.entries += self.logprobs.entries(events[:-1] if ended else events)
+        if self.parser.has_calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return deltas
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the one call that is allowed has been made."""
+        return not self.plan.choice.parallel and self.parser.is_complete_call
+
+    def complete(self) -> list[Delta]:
+        """End a reply after its call."""
+        self.finish_reason = "tool_calls"
+        return self.parser.flush()
+
+    def take_logprobs(self) -> dict[str, Any] | None:
+        """The log-probabilities that have not been sent."""
+        if not self.plan.request.logprobs:
+            return None
+        entries, self.entries = self.entries, []
+        return {"content": entries, "refusal": None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole choice."""
+        token_ids = {"token_ids": self.token_ids} if self.plan.request.return_token_ids else {}
+        return {
+            "index": self.index,
+            "message": self.parser.message() | {"refusal": None},
+            "logprobs": self.take_logprobs(),
+            "finish_reason": self.finish_reason,
+            **token_ids,
+        }
+
+
+async def reply(plan: Plan, answer: Answer, client: Client, scope: Hashable) -> None:
+    """Generate all choices, and send them."""
+    request = plan.request
+    generations = [await answer.submit(plan.prompt, params, scope) for params in plan.params]
+    choices = [Choice(index, plan, answer.engine) for index in range(request.n)]
+    if request.stream:
+        await stream(choices, generations, answer, client)
+        return
+    await follow_all(collect(*pair) for pair in zip(choices, generations, strict=True))
+    answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
+    content = {
+        **answer.head,
+        "object": "chat.completion",
+        "choices": [choice.as_dict() for choice in choices],
+        "usage": answer.usage(sum(choice.reasoning_tokens for choice in choices)),
+    }
+    if request.return_token_ids:
+        content["prompt_token_ids"] = plan.prompt.ids
+    if request.timings_per_token:
+        content["timings"] = answer.timings()
+    await client.send(content)
+
+
+async def collect(choice: Choice, generation: Generation) -> None:
+    """Follow a choice to its end."""
+    async for events in generation:
+        choice.push(events)
+        if choice.is_complete and choice.finish_reason is None:
+            choice.complete()
+            generation.cancel()
+            return
+
+
+async def stream(
+    choices: Sequence[Choice], generations: Sequence[Generation], answer: Answer, client: Client
+) -> None:
+    """Send all choices as they come: first the role, then what is added to the message, then the finish reason."""
+    plan = choices[0].plan
+    request, options = plan.request, plan.request.stream_options
+    head = {**answer.head, "object": "chat.completion.chunk"}
+
+    def usage() -> dict[str, Any]:
+        return answer.usage(sum(choice.reasoning_tokens for choice in choices))
+
+    async def chunk(choice: Choice, delta: dict[str, Any], finish: str | None = None, **further: Any) -> None:
+        part = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish} | further
+        content: dict[str, Any] = {**head, "choices": [part]}
+        if options.include_usage:
+            content["usage"] = usage() if options.continuous_usage_stats else None
+        if request.timings_per_token:
+            content["timings"] = answer.timings()
+        await client.event(content)
+
+    async def follow(choice: Choice, generation: Generation) -> None:
+        is_first, sent = True, 0
+        async for events in generation:
+            if is_first:
+                prompt_ids = {"prompt_token_ids": plan.prompt.ids} if request.return_token_ids else {}
+                await chunk(choice, {"role": "assistant", "content": None}, **prompt_ids)
+                is_first = False
+            deltas = choice.push(events)
+            if choice.is_complete and choice.finish_reason is None:
+                deltas += choice.complete()
+                generation.cancel()
+            for number, delta in enumerate(deltas):
+                further: dict[str, Any] = {"logprobs": choice.take_logprobs()} if number == 0 else {}
+                if request.return_token_ids and number == 0:
+                    further["token_ids"], sent = choice.token_ids[sent:], len(choice.token_ids)
+                await chunk(choice, delta.as_dict(), **further)
+            if choice.finish_reason is not None:
+                break
+        rest = {"token_ids": choice.token_ids[sent:]} if request.return_token_ids else {}
+        logprobs = choice.take_logprobs() if choice.entries else None
+        await chunk(choice, {}, choice.finish_reason, logprobs=logprobs, **rest)
+
+    await client.start()
+    await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))
+    answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
+    if options.include_usage:
+        await client.event({**head, "choices": [], "usage": usage()})
+    await client.end()

@@ -1,0 +1,156 @@
+"""POST /v1/completions: prompts, as text or token ids -> choices, with their log-probabilities, whole or streamed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from engine.decoding.loop import Event
+from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.scheduling.request import Request as ModelRequest
+from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
+from engine.serve.endpoints.client import Client, Job, cache_scope
+from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
+from engine.serve.generation import Generation
+from engine.serve.protocol.fields import read_request
+from engine.serve.protocol.requests import CompletionRequest, sampling_params
+from engine.serve.state import ServerState
+
+if TYPE_CHECKING:
+    from engine.serve.engines import Engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One choice of a completion request as work for an engine."""
+
+    index: int
+    prompt: Prompt
+    text: str  # the prompt's, if it is echoed
+    params: SamplingParams
+
+
+async def completions(request: Request) -> Response:
+    """Continue prompts."""
+    state: ServerState = request.app.state.server
+    body = read_request(CompletionRequest, await request.body())
+    name, scope = state.engines.resolve(body.model), cache_scope(request)
+    served = state.observer.started(request.method, request.url.path, name)
+
+    async def work(client: Client) -> None:
+        with served:
+            async with state.engines.use(name) as engine:
+                plans = await asyncio.to_thread(make_plans, body, engine)
+                with Answer("cmpl", engine, served) as answer:
+                    await reply(body, plans, answer, client, scope)
+
+    return Job(work, state.limits)
+
+
+def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
+    """Encode the prompts, and set the parameters of each choice: choice k of prompt j has the index j·n + k.
+
+    Text gets the tokenizer's BOS, ids are taken as they are. Raises `ApiError` or `BareloopError`.
+    """
+    model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
+    plans = []
+    for prompt in body.prompts:
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        length = new_tokens(engine, len(ids), max(body.max_tokens, 1), "prompt")
+        text = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(ids)
+        shared = Prompt(ids, logprobs=body.logprobs if body.echo else None)
+        for index in range(body.n):
+            params = sampling_params(body, model_defaults, length, index)
+            plans.append(Plan(len(plans), shared, text, params))
+    return plans
+
+
+class Choice:
+    """One choice: its text and log-probabilities that have not been sent."""
+
+    def __init__(self, plan: Plan, body: CompletionRequest, engine: Engine) -> None:
+        self.plan, self.body = plan, body
+        self.finish_reason: str | None = None
+        self.text = ""
+        self.token_ids: list[int] = []
+        self.logprobs: CompletionLogprobs | None = None
+        if body.logprobs is not None:
+            strings = TokenStrings(engine.llm.tokenizer, continues=not body.echo)
+            self.logprobs = CompletionLogprobs(strings, body.logprobs)
+
+    def begin(self, request: ModelRequest) -> None:
+        """Echo the prompt, once it has been computed."""
+        if not self.body.echo:
+            return
+        self.text = self.plan.text
+        if self.logprobs is not None:
+            for token, scored in zip(self.plan.prompt.ids, request.prompt_logprobs, strict=True):
+                self.logprobs.add(token, *(scored or (None, ())))
+
+    def push(self, events: Sequence[Event]) -> None:
+        """Add events. With max_tokens 0 the token that the engine needs to generate is left out."""
+        for event in events:
+            if self.body.max_tokens == 0:
+                self.finish_reason = "length"
+                return
+            self.text += event.text
+            self.token_ids.append(event.token_id)
+            if self.logprobs is not None:
+                self.logprobs.add(event.token_id, event.logprob, event.top_logprobs or ())
+            self.finish_reason = event.finish_reason
+
+    def take(self) -> dict[str, Any]:
+        """What has not been sent."""
+        content: dict[str, Any] = {
+            "index": self.plan.index,
+            "text": self.text,
+            "logprobs": None if self.logprobs is None else self.logprobs.columns,
+            "finish_reason": self.finish_reason,
+        }
+        if self.body.return_token_ids:
+            content["token_ids"] = self.token_ids
+        self.text, self.token_ids = "", []
+        if self.logprobs is not None:
+            self.logprobs.clear()
+        return content
+
+
+async def reply(
+    body: CompletionRequest, plans: Sequence[Plan], answer: Answer, client: Client, scope: Hashable
+) -> None:
+    """Generate all choices, and send them: whole, or each piece as it comes."""
+    head = {**answer.head, "object": "text_completion"}
+    generations = [await answer.submit(plan.prompt, plan.params, scope) for plan in plans]
+    choices = [Choice(plan, body, answer.engine) for plan in plans]
+
+    async def follow(choice: Choice, generation: Generation) -> None:
+        has_begun = False
+        async for events in generation:
+            if not has_begun:
+                choice.begin(generation.submitted)
+                has_begun = True
+            choice.push(events)
+            if body.stream and (choice.text or choice.finish_reason):
+                content: dict[str, Any] = {**head, "choices": [choice.take()]}
+                if body.stream_options.include_usage:
+                    content["usage"] = answer.usage() if body.stream_options.continuous_usage_stats else None
+                await client.event(content)
+
+    if body.stream:
+        await client.start()
+    await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))
+    answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
+    if not body.stream:
+        parts = [choice.take() for choice in choices]
+        if body.return_token_ids:
+            parts = [part | {"prompt_token_ids": plan.prompt.ids} for part, plan in zip(parts, plans, strict=True)]
+        await client.send({**head, "choices": parts, "usage": answer.usage()})
+        return
+    if body.stream_options.include_usage:
+        await client.event({**head, "choices": [], "usage": answer.usage()})
+    await client.end()

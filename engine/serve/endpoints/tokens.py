@@ -1,0 +1,78 @@
+"""POST /tokenize, /detokenize, GET /tokenizer_info, and the number of tokens of a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from engine.serve.endpoints.chat import render
+from engine.serve.protocol import tools
+from engine.serve.protocol.errors import ApiError
+from engine.serve.protocol.fields import read_request
+from engine.serve.protocol.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
+from engine.serve.state import ServerState
+
+if TYPE_CHECKING:
+    from engine.serve.engines import Engine
+    from engine.text.tokenizer import Tokenizer
+
+
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text or a conversation, in the forms of vLLM, lm-evaluation-harness and llama.cpp."""
+    state: ServerState = request.app.state.server
+    body = read_request(TokenizeRequest, await request.body())
+
+    def encode(engine: Engine) -> dict[str, Any]:
+        tokenizer = engine.llm.tokenizer
+        if body.messages is not None:
+            ids = render(body.as_chat(), engine, tools.check(body.tools, None, True))[0].ids
+        else:
+            ids = tokenizer.encode(body.text, body.adds_special_tokens)
+        pieces = [{"id": token, "piece": piece(tokenizer, token)} for token in ids] if body.with_pieces else None
+        return {"tokens": pieces or ids, "count": len(ids), "max_model_len": engine.max_length}
+
+    async with state.engines.use(state.engines.resolve(body.model)) as engine:
+        return JSONResponse(await asyncio.to_thread(encode, engine))
+
+
+def piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
+    """The text of a token, or its bytes if they are no text by themselves."""
+    raw = tokenizer.token_bytes(token)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
+    state: ServerState = request.app.state.server
+    body = read_request(DetokenizeRequest, await request.body())
+    async with state.engines.use(state.engines.resolve(body.model)) as engine:
+        size = engine.llm.config.vocab_size
+        if wrong := [token for token in body.tokens if token >= size]:
+            raise ApiError(400, f"tokens has {wrong[0]}; the model's tokens are 0 to {size - 1}", param="tokens")
+        text = await asyncio.to_thread(engine.llm.tokenizer.decode, body.tokens, False)
+    return JSONResponse({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """Special tokens and chat template, from which lm-evaluation-harness makes prompts. `?model=` chooses a model."""
+    state: ServerState = request.app.state.server
+    async with state.engines.use(state.engines.resolve(request.query_params.get("model"))) as engine:
+        special = engine.llm.tokenizer.special_tokens
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        return JSONResponse({name: special.get(name) for name in names} | {"chat_template": engine.template_source})
+
+
+async def count_tokens(request: Request) -> Response:
+    """The number of tokens of a chat request's prompt, as llama.cpp's server counts them."""
+    state: ServerState = request.app.state.server
+    chat = read_request(ChatRequest, await request.body())
+    choice = tools.check(chat.tools, chat.tool_choice, True)
+    async with state.engines.use(state.engines.resolve(chat.model)) as engine:
+        prompt, *_ = await asyncio.to_thread(render, chat, engine, choice)
+    return JSONResponse({"input_tokens": len(prompt.ids)})
