@@ -14,7 +14,7 @@ from engine.decoding.scheduling.scheduler import Scheduler
 from engine.runtime.errors import BareloopError, UsageError
 
 ONE = SamplingParams(max_new_tokens=1, ignore_eos=True)
-FEW = SamplingParams(max_new_tokens=5, ignore_eos=True)
+FEW = SamplingParams(max_new_tokens=5, ignore_eos=True, logprobs=1)
 FAMILIES = ("llama", "mistral-window", "mamba", "rwkv")  # keys and values; in a window; recurrent states
 
 
@@ -83,12 +83,12 @@ def test_exactly_shared_prefixes_never_change_a_bit(tinies, family):
     for number in range(16):
         ids = chooser.choice(beginnings)[: chooser.randrange(20, 61)]
         ids = ids + [chooser.randrange(2, 120) for _ in range(chooser.randrange(1, 40))]
-        prompts.append((ids, None if number % 4 == 3 else chooser.choice((0, 1, 20)), [50] if number % 3 else []))
+        prompts.append((ids, None if number % 3 == 2 else chooser.choice((0, 1, 20)), [50] if number % 4 else []))
     alone = []
     for ids, wanted, cuts in prompts:
         with Scheduler(llm, prefill_chunk=16, exact=True) as scheduler:
             request = scheduler.submit(ids, FEW, cuts, prompt_logprobs=wanted)
-            alone.append(([event.token_id for event in request], request.prompt_logprobs))
+            alone.append(([(event.token_id, event.logprob) for event in request], request.prompt_logprobs))
     with Scheduler(llm, max_rows=4, prefill_chunk=16, exact=True) as scheduler:
         requests = []
         for number, (ids, wanted, cuts) in enumerate(prompts):
@@ -99,7 +99,8 @@ def test_exactly_shared_prefixes_never_change_a_bit(tinies, family):
                 scheduler.cache.evict()
                 scheduler.submit(ids, FEW, prompt_logprobs=1).cancel()
         finish(scheduler)
-        assert [([event.token_id for event in each], each.prompt_logprobs) for each in requests] == alone
+        found = [[(event.token_id, event.logprob) for event in request] for request in requests]
+        assert [*zip(found, (request.prompt_logprobs for request in requests), strict=True)] == alone
         cached = [request.cached_tokens for request in requests if request.prompt_logprobs is not None]
         assert sum(cached) > 100
 
