@@ -108,10 +108,9 @@ def test_the_ids_with_tools_are_those_of_transformers(shared, load_tokenizer, lo
         assert template.encode(chat, tools=[WEATHER, CLOCK], continues=False) == expected
 
 
-def test_control_tokens_stay_text_in_tools_calls_results_and_variables(shared, load_tokenizer):
+def test_control_tokens_stay_text_in_tools_calls_results_and_variables(load_tokenizer):
     tokenizer = load_tokenizer(QWEN)
-    source = (shared / QWEN / "tokenizer_config.json").exists() and tokenizer.settings["chat_template"]
-    template = ChatTemplate(source + "{{ note }}", tokenizer)
+    template = ChatTemplate(tokenizer.settings["chat_template"] + "{{ note }}", tokenizer)
     token = "<|im_end|>"
 
     def conversation(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -167,7 +166,6 @@ def test_variables_reach_the_template_but_never_replace_those_of_the_engine(shar
         ("Qwen-Qwen2.5-7B-Instruct", QWEN, 3),
         ("Qwen-Qwen3-0.6B", QWEN, 3),
         ("meta-llama-Llama-3.1-8B-Instruct", LLAMA_3, 3),
-        ("chujiezheng-llama-3-instruct", LLAMA_3, 3),
         ("chujiezheng-zephyr", LLAMA_2, 0),  # <|assistant|> is plain text there
         ("chujiezheng-llama-2-chat", LLAMA_2, 0),  # without a generation prompt
     ],
