@@ -12,17 +12,26 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import datetime
+from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from engine.runtime.errors import BareloopError, TemplateError, quote
-from engine.text.tokenizer import Tokenizer, check_text
+from engine.text.tokenizer import SPECIAL_TOKENS, Tokenizer, check_text
 
 CPU_LIMIT = 0.8  # seconds of CPU time per rendering; real templates take milliseconds
 TIMEOUT = 60.0  # seconds of real time for the worker to start, or to answer, however busy the machine is
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # appended to a prefilled reply while it is rendered
 MARK = "\ufdd0"  # a noncharacter, inserted into message text that looks like a control token
+
+OURS = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now", *SPECIAL_TOKENS}
+
+# Parts of a template: comments, the code in blocks and expressions, and the strings in it.
+COMMENT, CODE = re.compile(r"\{#.*?#\}", re.DOTALL), re.compile(r"\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
+STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}
 
@@ -36,11 +45,17 @@ class ChatTemplate:
         self.now = (now or datetime.now()).isoformat()
 
     @staticmethod
-    def load(folder: Path, tokenizer: Tokenizer, now: datetime | None = None) -> ChatTemplate:
-        """Read chat_template.jinja or tokenizer_config.json. Raises `BareloopError` if there is no template."""
-        path = folder / "chat_template.jinja"
-        if path.exists():
-            return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
+    def load(folder: Path, tokenizer: Tokenizer, now: datetime | None = None, file: Path | None = None) -> ChatTemplate:
+        """Read a Jinja file: this one, or the folder's chat_template.jinja; or else tokenizer_config.json.
+
+        Raises `BareloopError` if there is no template.
+        """
+        path = file or folder / "chat_template.jinja"
+        if file is not None or path.exists():
+            try:
+                return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
+            except (OSError, ValueError) as error:  # ValueError: it is not UTF-8
+                raise BareloopError(f"cannot read the chat template {path}: {error}") from error
         source = tokenizer.settings.get("chat_template")
         if isinstance(source, list):
             templates = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
@@ -49,13 +64,39 @@ class ChatTemplate:
             raise BareloopError(f"{folder} has no chat template: it is a base model; use a plain text prompt")
         return ChatTemplate(source, tokenizer, now)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def at(self, now: datetime) -> ChatTemplate:
+        """The same template at another time, at no cost: for a program that runs for days.
+
+        Prompts share cached prefixes only while their dates are the same, so give it the date without the time of day.
+        """
+        template = copy(self)
+        template.now = now.isoformat()
+        return template
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template prints `tools`: whether its code refers to them."""
+        code = "".join(CODE.findall(COMMENT.sub("", self.source)))
+        return re.search(r"(?<![\w.])tools\b", STRING.sub("", code)) is not None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continues: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of a conversation.
 
-        If the last message is the assistant's, it is a prefilled reply, and the text ends inside it. A content may be a
-        list of text parts, {"type": "text", "text": …}, which are joined by line breaks.
+        A message's content may be a list of text parts, {"type": "text", "text": …}, which are joined by line breaks.
+        `tools`: functions that the model may call, {"type": "function", "function": {…}} each; ignored by templates
+        that do not take them. `continues`: the last message is a reply's beginning, and the text ends inside it; by
+        default, if it is the assistant's and a generation prompt is wanted. `variables`: others that a template reads,
+        such as `enable_thinking`.
         Raises `TemplateError` with the template's message if it rejects the messages, and `BareloopError` for a content
-        that is not text.
+        that is not text, a last message that cannot be continued, and variables that are not the caller's.
         """
         chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
         for number, message in enumerate(chat, 1):
@@ -63,17 +104,25 @@ class ChatTemplate:
                 message["content"] = _text_content(message["content"], number)
         if not chat:
             raise BareloopError("a conversation needs at least one message")
-        prefilled = add_generation_prompt and chat[-1].get("role") == "assistant"
+        is_reply = chat[-1].get("role") == "assistant" and not chat[-1].get("tool_calls")
+        if continues and not is_reply:
+            raise BareloopError("only a reply can be continued: an assistant's message at the end, without tool calls")
+        prefilled = is_reply and (add_generation_prompt if continues is None else continues)
         if prefilled:
             chat[-1]["content"] = f"{chat[-1].get('content', '')}{TAG}"
-        variables = {
-            **self.tokenizer.special_tokens,
+        special = self.tokenizer.special_tokens
+        for name in variables or ():
+            if name in OURS or name in special:
+                raise BareloopError(f"the template variable {quote(name)} is not for the caller to set; leave it out")
+        everything = {
+            **(variables or {}),
+            **special,
             "messages": chat,
-            "tools": None,
+            "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt and not prefilled,
         }
-        request = {"source": self.source, "variables": variables, "now": self.now, "cpu_limit": CPU_LIMIT}
+        request = {"source": self.source, "variables": everything, "now": self.now, "cpu_limit": CPU_LIMIT}
         text = _RENDERER.render(request)
         if not prefilled:
             return text
@@ -82,8 +131,19 @@ class ChatTemplate:
             raise BareloopError("the chat template drops the last reply, so it cannot be continued")
         return text[:index] if text[index : index + len(TAG)] == TAG else text[:index].rstrip()
 
-    def encode(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation. Message text that looks like a control token is encoded as plain text."""
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continues: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, as `render`.
+
+        What looks like a control token in messages, tools and variables is encoded as plain text.
+        """
         control = re.compile(
             "|".join(map(re.escape, sorted(self.tokenizer.control_tokens, key=len, reverse=True))) or "(?!)"
         )
@@ -92,11 +152,13 @@ class ChatTemplate:
             if isinstance(value, str):
                 return control.sub(lambda match: match[0][:1] + MARK + match[0][1:], value)
             if isinstance(value, Mapping):
-                return {key: mark(item) for key, item in value.items()}
+                return {mark(key): mark(item) for key, item in value.items()}
             return [mark(item) for item in value] if isinstance(value, list | tuple) else value
 
         marked = [mark(message) for message in messages]
-        text = self.render(marked, add_generation_prompt)
+        text = self.render(
+            marked, add_generation_prompt, tools=mark(tools), continues=continues, variables=mark(variables)
+        )
         if MARK not in text:
             return self.tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = []
@@ -108,6 +170,28 @@ class ChatTemplate:
                 ids.append(self.tokenizer.control_tokens[match[0]])
                 position = match.end()
         return ids
+
+    def reply_starts(self, ids: Sequence[int]) -> list[int]:
+        """The lengths in a conversation's ids right after each generation prompt, where a reply begins.
+
+        Up to there it equals the prompt of that reply. Empty for a template whose generation prompt has no control
+        token, by which it would be found.
+        """
+        pattern, ids = self._generation_prompt, list(ids)
+        if not pattern:
+            return []
+        starts = (index for index, token in enumerate(ids) if token == pattern[0])
+        return [index + len(pattern) for index in starts if ids[index : index + len(pattern)] == pattern]
+
+    @cached_property
+    def _generation_prompt(self) -> list[int]:
+        """The ids that `add_generation_prompt` adds, from the first control token; empty if there is none."""
+        try:
+            without, ids = (self.encode([{"role": "user", "content": "x"}], wanted) for wanted in (False, True))
+        except BareloopError:  # it wants another conversation
+            return []
+        start = next((i for i, pair in enumerate(zip_longest(ids, without)) if pair[0] != pair[1]), len(ids))
+        return next((ids[i:] for i in range(start, len(ids)) if ids[i] in self.tokenizer.special_ids), [])
 
 
 def _text_content(content: Any, number: int) -> str:

@@ -34,7 +34,7 @@ def render(source: str, variables: dict[str, object], now: str, cpu_limit: float
     """
     limit_cpu_time(cpu_limit)
     try:
-        return compile_template(source, now).render(**variables)
+        return compile_template(source, now).render(variables)
     finally:
         limit_cpu_time(0)
 

@@ -3,6 +3,9 @@
 How much of a row a prompt can share depends on `exact`. A prompt is computed in pieces, and the bits of a token's keys
 and values depend on the piece that it was in, and on whether it was a prompt's or a reply's. So exactly shared prefixes
 end where a piece of both prompts ends; otherwise, anywhere in the row.
+
+A scored prompt, whose log-probabilities are wanted, shares only what another one has of them, too. As it computes all
+outputs of a piece, which may take other kernels, exactly shared prefixes are never those of prompts of the other kind.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.cache.state import State
+from engine.decoding.scheduling.prompt_logprobs import PromptLogprobs
 from engine.decoding.sequence import Sequence, common_prefix
 
 MIN_SHARED = 16  # tokens; a shorter common beginning is computed again, as a row in two segments costs more
@@ -26,18 +30,21 @@ class Prompt:
     ids: list[int]
     ends: list[int]
     scope: Hashable = None  # only prompts of the same scope share anything
+    scored: bool = False  # whether the log-probabilities of its tokens are wanted
 
     @staticmethod
-    def plan(ids: Seq[int], chunk: int, cuts: Seq[int] = (), scope: Hashable = None) -> Prompt:
+    def plan(ids: Seq[int], chunk: int, cuts: Seq[int] = (), scope: Hashable = None, scored: bool = False) -> Prompt:
         """Pieces that end at the multiples of `chunk` and at the cuts."""
         inner = {*range(chunk, len(ids), chunk), *(cut for cut in cuts if 0 < cut < len(ids))}
-        return Prompt(list(ids), [*sorted(inner), len(ids)], scope)
+        return Prompt(list(ids), [*sorted(inner), len(ids)], scope, scored)
 
     def common_end(self, other: Prompt) -> int:
         """The last length, but that of the whole prompt, up to which both have the same ids in the same pieces."""
         start = 0
+        if (self.scope, self.scored) != (other.scope, other.scored):
+            return 0
         for end, other_end in zip(self.ends[:-1], other.ends, strict=False):
-            if self.scope != other.scope or end != other_end or self.ids[start:end] != other.ids[start:end]:
+            if end != other_end or self.ids[start:end] != other.ids[start:end]:
                 break
             start = end
         return start
@@ -49,10 +56,19 @@ class Prompt:
 
 @dataclass(eq=False)
 class Slot:
-    """A sequence, and the prompt that was or is being computed in it."""
+    """A sequence, and the prompt that was or is being computed in it. `logprobs`: of a scored prompt, so far."""
 
     sequence: Sequence
     prompt: Prompt
+    logprobs: PromptLogprobs | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.logprobs = PromptLogprobs() if self.prompt.scored else None
+
+    @property
+    def scored_length(self) -> int:
+        """Number of tokens whose log-probabilities are known."""
+        return 0 if self.logprobs is None else self.logprobs.length
 
 
 class PrefixCache:
@@ -71,7 +87,9 @@ class PrefixCache:
 
     def _beginning(self, prompt: Prompt, ids: Seq[int]) -> Hashable:
         """What two texts must have in common to share anything: the first piece, or the first tokens."""
-        return prompt.scope, tuple(prompt.ids[: prompt.ends[0]] if self.exact else ids[:MIN_SHARED])
+        if self.exact:
+            return prompt.scope, prompt.scored, tuple(prompt.ids[: prompt.ends[0]])
+        return prompt.scope, tuple(ids[:MIN_SHARED])
 
     def find(self, prompt: Prompt, running: Iterable[Slot], present: int = 0) -> tuple[Slot | None, int]:
         """The slot, of these or the finished ones, that has the longest beginning of a prompt, and its length.
@@ -87,17 +105,24 @@ class PrefixCache:
 
     def _shared_length(self, prompt: Prompt, slot: Slot) -> int:
         """Tokens of a prompt that can be taken from a slot as it is now."""
-        sequence = slot.sequence
-        if not self.exact:
-            return self.state.restorable(sequence.row, prompt.common_length(slot.prompt, sequence.ids))
-        length = min(prompt.common_end(slot.prompt), len(sequence.ids))
-        end = max((end for end in prompt.ends if end <= length), default=0)
-        return self.state.restorable(sequence.row, end)
+        sequence, logprobs = slot.sequence, slot.logprobs
+        if prompt.scored and logprobs is None:
+            return 0
+        if self.exact:
+            length = min(prompt.common_end(slot.prompt), len(sequence.ids))
+            length = max((end for end in prompt.ends if end <= length), default=0)
+        else:
+            length = prompt.common_length(slot.prompt, sequence.ids)
+        if prompt.scored and logprobs is not None:
+            length = logprobs.shareable(length)
+        return self.state.restorable(sequence.row, length)
 
     def is_worth_waiting(self, slot: Slot, other: Slot) -> bool:
         """Whether the other slot is about to have more of this slot's prompt than both have now."""
         if self.exact or not self.state.rewinds_anywhere:
             shared = slot.prompt.common_end(other.prompt)
+        elif slot.prompt.scored and not other.prompt.scored:
+            return False
         else:
             shared = slot.prompt.common_length(other.prompt, other.prompt.ids) - MIN_SHARED
         return shared > max(len(slot.sequence.ids), len(other.sequence.ids))
@@ -111,6 +136,8 @@ class PrefixCache:
 
         A finished row that is used whole, as in a conversation, becomes the slot's own; others share their storage.
         """
+        if slot.logprobs is not None and source.logprobs is not None:
+            slot.logprobs = source.logprobs.prefix(length)
         if source in self._slots:
             is_whole = self.gives_whole(source, length)
             beginning = self._remove(source)
@@ -133,7 +160,8 @@ class PrefixCache:
         beginning = self._beginning(slot.prompt, sequence.ids)
         for other in [*self._by_beginning.get(beginning, ())]:
             ids = other.sequence.ids
-            if ids == sequence.ids[: len(ids)] and self.state.restorable(sequence.row, len(ids)) == len(ids):
+            is_restorable = self.state.restorable(sequence.row, len(ids)) == len(ids)
+            if is_restorable and ids == sequence.ids[: len(ids)] and slot.scored_length >= other.scored_length:
                 self._release(other)
         self.state.compact(sequence.row)
         self._insert(slot, beginning)

@@ -13,6 +13,7 @@ from engine.decoding.grammar import Matcher
 from engine.decoding.loop import Event, Reply
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.scheduling.prefix_cache import Prompt, Slot
+from engine.decoding.scheduling.prompt_logprobs import Entry, PromptLogprobs
 from engine.runtime.errors import BareloopError
 
 CANCELLED = "cancelled"
@@ -48,7 +49,9 @@ class Request:
         wake: Callable[[], None],
         notify: Callable[[], None] | None = None,
         max_unread: int | None = None,
+        alternatives: int = 0,
     ) -> None:
+        """`alternatives`: likeliest tokens in each entry of `prompt_logprobs`."""
         self.number = 0  # in the order of submission
         if max_unread is not None and max_unread < 1:
             raise BareloopError(f"max_unread is {max_unread}; use 1 or more")
@@ -59,6 +62,7 @@ class Request:
         self.reserved_bytes = 0
         self.matcher: Matcher | None = None  # of the grammar
         self.reply: Reply | None = None  # once its prompt is computed
+        self.scores: PromptLogprobs | None = None  # of a scored prompt, once it is computed
         self.cached_tokens = 0
         self.completion_tokens = 0
         self.finish_reason: str | None = None
@@ -69,6 +73,7 @@ class Request:
         self.changed = threading.Condition()
         self._unread: deque[Event] = deque()
         self._wait, self._wake, self._notify, self._max_unread = wait, wake, notify, max_unread
+        self._alternatives = alternatives
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -118,6 +123,15 @@ class Request:
     def is_paused(self) -> bool:
         """Whether the reader is so far behind that no more is generated."""
         return self._max_unread is not None and len(self._unread) >= self._max_unread
+
+    @property
+    def prompt_logprobs(self) -> list[Entry | None] | None:
+        """For each token of the prompt its log-probability after those before it, and the likeliest tokens there.
+
+        The first has None. Natural logarithms of one softmax in float32, so that a token is the likeliest if its
+        log-probability equals that of the first alternative. None without a request for them, and before the reply.
+        """
+        return None if self.scores is None else self.scores.entries(self._alternatives)
 
     @property
     def usage(self) -> Usage:

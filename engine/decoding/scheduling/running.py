@@ -143,11 +143,14 @@ class RunningRequests:
                 self._share(request, source, shared)
             start = len(slot.sequence.ids)
             end = next(end for end in slot.prompt.ends if end > start)
-            _, (hidden,) = prefill([slot.sequence], [ids[:end]], [1], chunk=end - start)
+            outputs = 1 if slot.logprobs is None else end - start
+            _, (hidden,) = prefill([slot.sequence], [ids[:end]], [outputs], chunk=end - start)
             self.state.checkpoint(slot.sequence.row)
+            if slot.logprobs is not None:
+                slot.logprobs.extend(self.llm.model, ids[:end], start, hidden)
             if end == len(ids):
                 with torch.inference_mode():
-                    logits = self.llm.model.logits(hidden)
+                    logits = self.llm.model.logits(hidden[-1:])
                 self._start(request, logits)
             else:
                 self.prefilling = [*(other for other in self.prefilling if other is not request), request]
@@ -158,7 +161,7 @@ class RunningRequests:
 
     def _start(self, request: Request, logits: Tensor) -> None:
         """Choose the first token of a reply, from the logits [1, V] after its prompt."""
-        sequence = request.running_slot.sequence
+        sequence, request.scores = request.running_slot.sequence, request.running_slot.logprobs
         reply = request.reply = Reply(sequence, request.params, request.continues, request.matcher)
         self.prefilling.remove(request)
         self.decoding.append(request)

@@ -26,6 +26,7 @@ from engine import kernels
 from engine.decoding.loop import check_params, new_matcher
 from engine.decoding.sampling import SamplingParams
 from engine.decoding.scheduling.prefix_cache import PrefixCache, Prompt, Slot
+from engine.decoding.scheduling.prompt_logprobs import check_alternatives
 from engine.decoding.scheduling.request import CANCELLED, QueueFullError, Request
 from engine.decoding.scheduling.running import LoadedModel, RunningRequests, Work
 from engine.decoding.sequence import Sequence, check_prompt
@@ -100,12 +101,14 @@ class Scheduler:
         scope: Hashable = None,
         notify: Callable[[], None] | None = None,
         max_unread: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> Request:
         """Add a request for the reply to a prompt, from any thread.
 
         `continues`: the text continues the prompt's. `cuts`: lengths at which a piece ends, because other prompts begin
         with the same tokens (ends of messages, of examples). `scope`: only prompts of the same scope share what is
         cached. `notify`: see `Request`. `max_unread`: unread events at which the reply pauses.
+        `prompt_logprobs`: report the log-probability of each token of the prompt, and the 0 to 20 likeliest ones there.
         Raises `BareloopError` for a prompt or parameters that cannot be computed, `QueueFullError` for a full queue.
         """
         llm, params = self.llm, params or SamplingParams()
@@ -121,8 +124,9 @@ class Scheduler:
                 "prompt or fewer new tokens"
             )
         hash(scope)  # which must be possible
-        prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope)
-        request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread)
+        scored, alternatives = prompt_logprobs is not None, check_alternatives(prompt_logprobs)
+        prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope, scored)
+        request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread, alternatives)
         request.matcher = new_matcher(params, tokenizer, vocab_size, llm.eos_token_ids, continues)
         self._enqueue(request)
         return request
