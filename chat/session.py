@@ -29,7 +29,6 @@ from chat.context import (
 )
 from chat.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.plain import PlainTemplate
-from chat.reasoning import OPEN, ReasoningSplitter, split
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request
@@ -38,6 +37,7 @@ from engine.decoding.sequence import PREFILL_CHUNK
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
 from engine.text.chat_template import ChatTemplate
+from engine.text.reasoning import OPEN, ReasoningSplitter, split
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 LOOP_TOKENS, LOOP_REPEATS = 48, 4  # a reply is stuck if its last 48 tokens repeat one run at least four times
