@@ -46,6 +46,11 @@ class Opened:
         """The weight format or dtype, as in the flags."""
         return dtype_name(self.dtype) if self.quant == "none" else self.quant
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights once they are loaded."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
+
 
 def open_model(
     name: str | Path,

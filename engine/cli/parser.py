@@ -24,11 +24,16 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    def add_model_options(self, without: Sequence[str] = (), default: str = embedded.NAME) -> None:
+    def add_model_options(
+        self,
+        without: Sequence[str] = (),
+        default: str = embedded.NAME,
+        about: str = "model folder, GGUF file, hub id or ollama:NAME; several are used in turn",
+    ) -> None:
         """Add the flags for `LLM.load`: --model, --device and two for GPUs, --dtype, --quant, --allow-pickle;
         not those in `without`.
 
-        `default`: the model that the program uses if none is named, for the help text.
+        `default`: the model that the program uses if none is named, and `about`: what models it takes; for the help.
         """
         self.add_argument(
             "--model",
@@ -36,7 +41,7 @@ class Parser(argparse.ArgumentParser):
             action="extend",
             nargs="+",
             metavar="MODEL",
-            help=f"model folder, GGUF file, hub id or ollama:NAME; several are used in turn (default: {default})",
+            help=f"{about} (default: {default})",
         )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
