@@ -61,11 +61,11 @@ def main(options: Any) -> None:
     from chat import store
     from chat.agent import Agent
     from chat.events import Settings
+    from chat.models.local import LocalModel
     from chat.pipe import Pipe
-    from engine.llm import LLM
 
-    def load(name: str) -> LLM:
-        return LLM.load(name, **model_options(options))
+    def load(name: str) -> LocalModel:
+        return LocalModel.load(name, **model_options(options))
 
     flags = {"window": options.ctx_size} | {
         name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")

@@ -32,6 +32,7 @@ class Conversation:
     fingerprint: str = ""  # of the model's weights
     template: str = ""  # SHA-256 of the chat template
     date: str = ""  # the date that the template prints, ISO 8601
+    url: str = ""  # of the server, without credentials
 
 
 def folder() -> Path:
@@ -93,7 +94,7 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read a file written by `save`, or a JSON list of {"role", "content"}. Raises `BareloopError` otherwise."""
-    from engine.decoding.sampling import SamplingParams
+    from engine.decoding.params import SamplingParams
 
     content = parse_json(path)
     if isinstance(content, list):
@@ -106,7 +107,7 @@ def load(path: Path) -> Conversation:
     _, turns = _turns(content.get("messages"), path)
     names = ("start", "summary", "model", "fingerprint", "template", "date")
     try:
-        values = {name: content[name] for name in names}
+        values = {name: content[name] for name in names} | {"url": content.get("url", "")}
         settings = Settings(**content["settings"])
         SamplingParams(**settings.sampling)
         conversation = Conversation(turns, settings, **values)
@@ -120,7 +121,7 @@ def load(path: Path) -> Conversation:
     ]
     if not all(type(value) is expected for value, expected in setting_types):
         raise BareloopError(f"{path} is damaged: a setting has the wrong type")
-    field_types = [(conversation.start, int), *((values[name], str) for name in names[1:])]
+    field_types = [(conversation.start, int), *((values[name], str) for name in (*names[1:], "url"))]
     types_match = all(type(value) is expected for value, expected in field_types)
     if not types_match or not 0 <= conversation.start <= max(0, len(turns) - 1):
         raise BareloopError(f"{path} is damaged: its fields do not fit its {len(turns)} turns")
