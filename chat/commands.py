@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chat import store
 from chat.context import STRATEGIES
 from chat.events import ChatEvents, Notice
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
@@ -204,8 +205,6 @@ def reasoning(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
 @command("NAME VALUE")
 def set_(workspace: Workspace, rest: str) -> ChatEvents:
     """set a sampling parameter: temperature, top_p, seed, max_new_tokens, … (`default`: the model's own)"""
-    from engine.decoding.params import SamplingParams
-
     session = workspace.session
     known = {entry.name: entry.default for entry in fields(SamplingParams) if isinstance(entry.default, int | float)}
     known["seed"] = 0

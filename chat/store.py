@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.events import Settings
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import local_path, parse_json, write_atomic
 
@@ -94,8 +95,6 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read a file written by `save`, or a JSON list of {"role", "content"}. Raises `BareloopError` otherwise."""
-    from engine.decoding.params import SamplingParams
-
     content = parse_json(path)
     if isinstance(content, list):
         system, turns = _turns(content, path)

@@ -44,6 +44,7 @@ class LocalModel:
         cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
         self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
         self._encoded: tuple[Sequence[Message], list[int]] | None = None
+        self.rejects_system_role = rejects_system_role(self.count)
 
     @staticmethod
     def load(name: str | Path, **options: Any) -> LocalModel:
@@ -67,10 +68,6 @@ class LocalModel:
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
         return defaults(self.llm.default_params)
-
-    @cached_property
-    def rejects_system_role(self) -> bool:
-        return rejects_system_role(self.count)
 
     @property
     def drafts(self) -> DraftStatistics | None:
