@@ -39,10 +39,11 @@ def test_mmlu_question(benchmark: Any, llm: LLM, limits: Limits) -> None:
 def test_chat_turn(benchmark: Any, llm: LLM) -> None:
     """A message and its reply in a growing conversation; `ttft` is the time a person waits."""
     from chat.events import Reply, Settings
+    from chat.models.local import LocalModel
     from chat.session import Session
 
     sampling = {"temperature": 0.0, "max_new_tokens": REPLY, "ignore_eos": True}
-    session = Session(llm, Settings(strategy="none", sampling=sampling))
+    session = Session(LocalModel(llm), Settings(strategy="none", sampling=sampling))
     random = Random(0)
     times: list[float] = []
 
@@ -51,5 +52,5 @@ def test_chat_turn(benchmark: Any, llm: LLM) -> None:
         synchronize(llm.device)
         times.append(replies[-1].ttft)
 
-    benchmark.pedantic(turn, setup=lambda: ((message(session, MESSAGE, random),), {}), rounds=5, warmup_rounds=1)
+    benchmark.pedantic(turn, setup=lambda: ((message(llm, MESSAGE, random),), {}), rounds=5, warmup_rounds=1)
     benchmark.extra_info |= {"ttft": sorted(times[1:])[2], "device": llm.device.type}

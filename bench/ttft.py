@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chat.session import Session
+    from engine.llm import LLM
 
 EARLY, LATE = 2, 30  # the compared turns: the first with a history, and one with 3,000 tokens of history
 PEER_TURNS = (2, 5, 10, 15, 20, 25, 30)
@@ -70,6 +71,7 @@ def main(options: Any) -> None:
 def measure(folder: Path, options: Any) -> list[Turn]:
     """Medians over several conversations, and transformers' time for the same prompts."""
     from chat.events import Settings
+    from chat.models.local import LocalModel
     from chat.session import Session
     from engine import LLM
 
@@ -80,13 +82,14 @@ def measure(folder: Path, options: Any) -> list[Turn]:
     peer_turns = [turn for turn in PEER_TURNS if options.peer and turn <= options.turns]
     with Progress("turns", options.turns * options.rounds + len(peer_turns)) as progress:
         for number in range(options.rounds):
-            session = Session(llm, Settings(strategy="none", sampling=sampling))
+            model = LocalModel(llm)
+            session = Session(model, Settings(strategy="none", sampling=sampling))
             rounds.append([])
-            for turn in talk(session, options.turns, options.message_tokens, number):
+            for turn in talk(session, llm, options.turns, options.message_tokens, number):
                 rounds[-1].append(turn)
-                prompts[turn.turn] = session.template.encode(session.visible_messages()[:-1])
+                prompts[turn.turn] = model.template.encode(session.visible_messages()[:-1])
                 progress.advance(1, f"turn {turn.turn}: {turn.seconds:.2f} s")
-            session.scheduler.close()
+            model.scheduler.close()
         result = [
             Turn(turn.turn, turn.prompt_tokens, turn.cached_tokens, median(r[turn.turn - 1].seconds for r in rounds))
             for turn in rounds[-1]
@@ -102,21 +105,21 @@ def measure(folder: Path, options: Any) -> list[Turn]:
     return result
 
 
-def talk(session: Session, turns: int, tokens: int, seed: int) -> Iterator[Turn]:
+def talk(session: Session, llm: LLM, turns: int, tokens: int, seed: int) -> Iterator[Turn]:
     """Run a conversation with messages of equal length."""
     from chat.events import Reply
 
     random = Random(seed)
     for number in range(1, turns + 1):
-        for event in session.send(message(session, tokens, random)):
+        for event in session.send(message(llm, tokens, random)):
             if isinstance(event, Reply):
                 yield Turn(number, event.prompt_tokens, event.cached_tokens, event.ttft)
 
 
-def message(session: Session, tokens: int, random: Random) -> str:
+def message(llm: LLM, tokens: int, random: Random) -> str:
     """A random text of at least this many tokens."""
     words: list[str] = []
-    while len(session.llm.tokenizer.encode(" ".join(words), add_special_tokens=False)) < tokens:
+    while len(llm.tokenizer.encode(" ".join(words), add_special_tokens=False)) < tokens:
         words.append(random.choice(("what", "is", "the", "capital", "of", "and", "my", "name", "one", "dog")))
     return " ".join(words)
 

@@ -7,12 +7,20 @@ import io
 import signal
 import sys
 from argparse import BooleanOptionalAction
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
 from engine.checkpoints import embedded
 from engine.cli.parser import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
 from engine.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from chat.models.interface import ChatModel
+
+LOCAL_FLAGS = {  # by their names in the options
+    name: f"--{name.replace('_', '-')}" for name in ("device", "gpu_memory", "dtype", "allow_pickle", "quant", "draft")
+} | {"cuda_graphs": "--no-cuda-graphs"}
 
 
 def parser() -> Parser:
@@ -22,6 +30,18 @@ def parser() -> Parser:
     result.add_draft_option()
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
     result.add_argument("--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit")
+    server = result.add_argument_group("a model of a server")
+    server.add_argument(
+        "--url",
+        metavar="URL",
+        help="talk with a model of this OpenAI-compatible server, such as http://127.0.0.1:8000/v1; --model is its "
+        "name there (default: the server's first)",
+    )
+    server.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="the server's key (default: BARELOOP_API_KEY or OPENAI_API_KEY of the environment)",
+    )
     context = result.add_argument_group("context")
     context.add_argument("--strategy", choices=STRATEGIES, help="what to do when the window is full (default: sliding)")
     context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="window size in tokens (default: the model's)")
@@ -50,36 +70,56 @@ def parser() -> Parser:
     return result
 
 
+def local_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
+    """What loads a model by its name, and the name of the first."""
+    if options.api_key_file is not None:
+        raise UsageError("--api-key-file is for a server: add --url")
+    choose_model(options, embedded.default_model())
+
+    from chat.models.local import LocalModel
+
+    return lambda name: LocalModel.load(name, **model_options(options)), options.model[0]
+
+
+def remote_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
+    """The same for the models of a server."""
+    for name, flag in LOCAL_FLAGS.items():
+        if getattr(options, name) != parser().get_default(name):
+            raise UsageError(f"{flag} is for models that this program loads, not for a server's")
+
+    from chat.models.remote import Server
+    from engine.remote.address import read_key
+
+    server = Server(options.url, read_key(options.api_key_file), options.ctx_size)
+    return server.load, options.model[0] if options.model else server.first()
+
+
 def main(options: Any) -> None:
-    """Load the model, then chat in the terminal or through pipes."""
+    """Open the model, then chat in the terminal or through pipes."""
     if options.model and len(options.model) > 1:
         raise UsageError("chat uses one model; name one, and change it with /model")
     if options.ctx_size is not None and options.ctx_size < 1:
         raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
-    choose_model(options, embedded.default_model())
+    load, name = local_models(options) if options.url is None else remote_models(options)
 
     from chat import store
     from chat.agent import Agent
     from chat.events import Settings
     from chat.pipe import Pipe
-    from engine.llm import LLM
-
-    def load(name: str) -> LLM:
-        return LLM.load(name, **model_options(options))
 
     flags = {"window": options.ctx_size} | {
         name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")
     }
     overrides = {name: value for name, value in flags.items() if value is not None}
     sampling = sampling_options(options)
-    agent = Agent(load, options.model[0], Settings(**overrides, sampling=sampling), autosave=options.autosave)
+    agent = Agent(load, name, Settings(**overrides, sampling=sampling), autosave=options.autosave)
     opening = list(agent.session.warnings)
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
         agent.session.configure(**overrides, sampling=agent.session.settings.sampling | sampling)
-    for name in ("SIGHUP", "SIGTERM"):  # a closed window: exit normally, so that the reply so far is saved
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    for signal_name in ("SIGHUP", "SIGTERM"):  # a closed window: exit normally, so that the reply so far is saved
+        if hasattr(signal, signal_name):
+            signal.signal(getattr(signal, signal_name), lambda number, _: sys.exit(128 + number))
     on_screen = sys.stdin.isatty() and sys.stdout.isatty() and not (options.plain or options.json)
     if on_screen and options.prompt is None:
         from chat.terminal import talk

@@ -1,6 +1,6 @@
 """The agent: an open conversation that understands lines, messages and /commands alike.
 
-    agent = Agent(LLM.load, "demo", Settings())
+    agent = Agent(LocalModel.load, "demo", Settings())
     for event in agent.handle("Hi!"):
         ...
 
@@ -13,14 +13,16 @@ from collections.abc import Callable
 
 from chat.commands import execute, is_command
 from chat.events import ChatEvents, Notice, Reply, Settings
+from chat.models.interface import ChatModel
 from chat.workspace import Workspace
-from engine.llm import LLM
 
 
 class Agent(Workspace):
     """A workspace that handles lines, and saves the conversation after each."""
 
-    def __init__(self, load_model: Callable[[str], LLM], name: str, settings: Settings, autosave: bool = True) -> None:
+    def __init__(
+        self, load_model: Callable[[str], ChatModel], name: str, settings: Settings, autosave: bool = True
+    ) -> None:
         super().__init__(load_model, name, settings, autosave)
         self._pending: Notice | None = None  # a failed autosave, reported before the next line
 

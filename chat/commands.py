@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chat import store
 from chat.context import STRATEGIES
 from chat.events import ChatEvents, Notice
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def tokens(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
 @command()
 def prompt(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """show the text of the prompt, with control tokens"""
-    yield info("".join(text for _, text in workspace.session.tokens()))
+    yield info(workspace.session.prompt_text())
 
 
 @command()
@@ -204,8 +205,6 @@ def reasoning(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
 @command("NAME VALUE")
 def set_(workspace: Workspace, rest: str) -> ChatEvents:
     """set a sampling parameter: temperature, top_p, seed, max_new_tokens, … (`default`: the model's own)"""
-    from engine.decoding.sampling import SamplingParams
-
     session = workspace.session
     known = {entry.name: entry.default for entry in fields(SamplingParams) if isinstance(entry.default, int | float)}
     known["seed"] = 0
@@ -218,7 +217,8 @@ def set_(workspace: Workspace, rest: str) -> ChatEvents:
     if value.strip() == "default":
         sampling = {key: number for key, number in session.settings.sampling.items() if key != name}
         session.configure(sampling=sampling)
-        yield info(f"{name} = {getattr(session.params, name)}")
+        value = getattr(session.params, name) if session.knows(name) else "as the server sets it"
+        yield info(f"{name} = {value}")
         return
     try:
         number: Any = float(value) if isinstance(known[name], float) else int(value)
@@ -233,7 +233,7 @@ def set_(workspace: Workspace, rest: str) -> ChatEvents:
 def model(workspace: Workspace, rest: str) -> ChatEvents:
     """continue with another model"""
     if not rest:
-        raise UsageError(f"/model needs a folder or a hub id; the current model is {workspace.name}")
+        raise UsageError(f"/model needs {workspace.session.model.others}; the current model is {workspace.name}")
     yield from workspace.change_model(rest)
 
 

@@ -242,10 +242,11 @@ def run_dialogue(llm: LLM, settings: Settings, dialogue: Sequence[Line], schedul
     """Run one dialogue."""
     from chat.context import ContextOverflowError
     from chat.events import Reply
+    from chat.models.local import LocalModel
     from chat.session import Session
 
     result = StrategyResult("")
-    session = Session(llm, settings, scheduler=scheduler)
+    session = Session(LocalModel(llm, scheduler), settings)
     for line in dialogue:
         result.turns += 1
         text = ""

@@ -11,7 +11,7 @@ from engine.cli.progress import tokens_per_second
 from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
-    from engine.decoding.loop import Event
+    from chat.models.interface import ReplyEvent
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Reply:
     window: int
     ttft: float  # seconds from the message to the first token
     seconds: float  # from the first token to the last
-    events: Sequence[Event] = ()
+    events: Sequence[ReplyEvent] = ()
 
     @property
     def tokens_per_second(self) -> float:

@@ -6,7 +6,6 @@ import math
 
 from chat.session import Session
 from chat.workspace import Workspace
-from engine.runtime.memory import peak_memory
 
 
 def statistics(workspace: Workspace) -> str:
@@ -15,11 +14,12 @@ def statistics(workspace: Workspace) -> str:
     messages = sum(len(turn) for turn in session.turns)
     budget = session.budget
     used = session.count(session.visible_messages()) if session.turns else 0
+    about = "" if session.model.counts_exactly else "about "
     lines = [
-        f"model      {workspace.name}, {session.llm.device.type}, {str(session.llm.dtype).removeprefix('torch.')}",
+        f"model      {workspace.name}, {session.model.description}",
         f"messages   {messages} in {len(session.turns)} turns; in the window: "
         + (f"turn {session.start + 1} and later" if session.settings.history else "the last turn only"),
-        f"window     {used:,} of {budget.window:,} tokens ({used / budget.window:.0%}), "
+        f"window     {about}{used:,} of {budget.window:,} tokens ({used / budget.window:.0%}), "
         f"{budget.reserve:,} reserved for the reply",
         f"strategy   {session.settings.strategy}, history {'on' if session.settings.history else 'off'}",
         f"dropped    {counters.dropped_turns} turns, {counters.dropped_tokens:,} tokens, in {counters.evictions} "
@@ -35,24 +35,21 @@ def statistics(workspace: Workspace) -> str:
             f"replies {completion:,}, {completion / len(counters.replies):.0f} per turn",
             f"last       TTFT {last.ttft:.2f} s, {last.tokens_per_second:.1f} tokens/s",
         ]
-    if session.scheduler.drafts is not None:
-        lines.append(f"drafts     {session.scheduler.drafts}")
-    memory = peak_memory(session.llm.device)
-    if memory:
-        lines.append(f"memory     {memory / 2**30:.2f} GiB peak")
+    if session.model.drafts is not None:
+        lines.append(f"drafts     {session.model.drafts}")
+    if session.model.peak_memory:
+        lines.append(f"memory     {session.model.peak_memory / 2**30:.2f} GiB peak")
     return "\n".join(lines)
 
 
 def alternatives(session: Session) -> str:
     """Each token of the last reply with its probability, and the alternatives with theirs."""
     replies = session.statistics.replies
-    if not replies or not replies[-1].events or replies[-1].events[0].top_logprobs is None:
+    tokens = session.model.probabilities(replies[-1].events) if replies else []
+    if not tokens:
         return "no probabilities yet: /set logprobs 3, then send a message"
-    decode = session.llm.tokenizer.decode
     lines = []
-    for event in replies[-1].events:
-        others = ", ".join(
-            f"{decode([token], False)!r} {math.exp(logprob):.1%}" for token, logprob in event.top_logprobs or ()
-        )
-        lines.append(f"{decode([event.token_id], False)!r:<16} {math.exp(event.logprob or 0):>6.1%}   {others}")
+    for token in tokens:
+        others = ", ".join(f"{text!r} {math.exp(logprob):.1%}" for text, logprob in token.alternatives)
+        lines.append(f"{token.text!r:<16} {math.exp(token.logprob):>6.1%}   {others}")
     return "\n".join(lines)

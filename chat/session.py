@@ -1,6 +1,6 @@
 """A conversation as a state machine: the turns, the prompt made of them, the replies. No input or output.
 
-    session = Session(llm, Settings(system="Be kind."))
+    session = Session(LocalModel(llm), Settings(system="Be kind."))
     for event in session.send("Hi!"):       # Notice, Piece, …, finally a Reply
         ...
 
@@ -10,7 +10,7 @@ It may be abandoned at any event (Ctrl-C, a closed window): the part of the repl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -23,24 +23,18 @@ from chat.context import (
     Message,
     fit,
     prompt_messages,
-    rejects_system_role,
     summary_limit,
     wants_summary,
 )
 from chat.events import ChatEvents, Notice, Piece, Reply, Settings
-from chat.plain import PlainTemplate
-from engine.decoding.loop import Event
-from engine.decoding.sampling import SamplingParams, defaults
-from engine.decoding.scheduling.request import Request
-from engine.decoding.scheduling.scheduler import Scheduler
-from engine.decoding.sequence import PREFILL_CHUNK
-from engine.llm import LLM
+from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
-from engine.text.chat_template import ChatTemplate
-from engine.text.reasoning import OPEN, ReasoningSplitter, split
+from engine.text.reasoning import ReasoningSplitter, split
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 LOOP_TOKENS, LOOP_REPEATS = 48, 4  # a reply is stuck if its last 48 tokens repeat one run at least four times
+LOOP_CHARACTERS = 400  # the same, where a server does not tell the tokens
 
 
 @dataclass
@@ -58,72 +52,38 @@ class Statistics:
 class Session:
     """One conversation with one model."""
 
-    def __init__(
-        self,
-        llm: LLM,
-        settings: Settings | None = None,
-        now: datetime | None = None,
-        scheduler: Scheduler | None = None,
-    ) -> None:
-        """`scheduler`: one that other sessions use, too; by default the session has its own."""
-        self.llm = llm
+    def __init__(self, model: ChatModel, settings: Settings | None = None, now: datetime | None = None) -> None:
         self.settings = settings or Settings()
         self.now = now or datetime.now()  # the date that the template prints; fixed, so that the prefix stays cached
+        self.model = model.at(self.now)
         self.turns: list[list[dict[str, Any]]] = []  # the whole conversation; evicted turns stay in it
         self.start = 0  # index of the first turn in the prompt
         self.summary = ""  # of the turns before it
         self.statistics = Statistics()
-        self.limit = llm.affordable_length()  # tokens
-        self.template = _load_template(llm, self.now)
-        self._encoded: tuple[Sequence[Message], list[int]] | None = None
-        self.fold_system = rejects_system_role(self.count)
-        self.scope = object()  # of what is cached: nothing of other conversations
-        cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
-        self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
 
     @property
     def warnings(self) -> list[Notice]:
         """What a user should know before the first message."""
-        texts = []
-        if isinstance(self.template, PlainTemplate):
-            texts.append("a base model without a chat template: the chat is written as a script of User and Assistant")
-        wanted, maximum = self.settings.window or self.llm.max_length, self.llm.max_length
-        if self.limit < min(wanted, maximum):
-            texts.append(
-                f"memory is enough for a window of {self.limit:,} tokens, not {min(wanted, maximum):,}; "
-                "use a smaller model or dtype"
-            )
-        elif wanted > maximum:
-            texts.append(f"the model's window is {maximum:,} tokens, not {wanted:,}")
-        return [Notice("warning", text) for text in texts]
+        return [Notice("warning", text) for text in self.model.warnings(self.settings.window)]
 
     @property
     def budget(self) -> Budget:
         """Budget of the next prompt. Raises `ContextOverflowError` if the reserve leaves no room."""
-        window = min(self.limit, self.settings.window or self.limit)
+        window = min(self.model.limit, self.settings.window or self.model.limit)
         return Budget.of(window, self.params.max_new_tokens, self.settings.reserve)
 
     @property
     def params(self) -> SamplingParams:
-        """The model's own defaults, overridden by the user's settings."""
-        params = SamplingParams(**(defaults(self.llm.default_params) | self.settings.sampling))
-        if isinstance(self.template, PlainTemplate):
-            params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
-        return params
+        """The model's own defaults, as far as they are known, overridden by the user's settings."""
+        return SamplingParams(**{**(self.model.defaults or {}), **self.settings.sampling})
 
-    def generate(self, ids: Sequence[int], params: SamplingParams, continues: bool = False) -> Request:
-        """Submit a prompt. What the conversation has cached is not computed again."""
-        return self.scheduler.submit(ids, params, continues, scope=self.scope)
+    def knows(self, name: str) -> bool:
+        """Whether `params` has the sampling parameter that the model uses, and not only the server has it."""
+        return self.model.defaults is not None or name in (*self.settings.sampling, "max_new_tokens")
 
     def count(self, messages: Sequence[Message]) -> int:
         """Number of tokens of these messages in the model's template."""
-        return len(self._encode(messages))
-
-    def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt."""
-        if self._encoded is None or self._encoded[0] != messages:
-            self._encoded = (messages, self.template.encode(messages))
-        return self._encoded[1]
+        return self.model.count(messages)
 
     def send(self, text: str) -> ChatEvents:
         """Send a message and get a reply. Raises, and changes nothing, if it cannot fit into the window."""
@@ -134,7 +94,7 @@ class Session:
     def retry(self) -> ChatEvents:
         """Get another reply to the last message."""
         self._require_turns()
-        if self.params.temperature == 0:
+        if self.knows("temperature") and self.params.temperature == 0:
             yield Notice("info", "temperature is 0, so the reply will be the same; /set temperature 0.7 changes that")
         yield from self.edit(self.turns[-1][0]["content"])
 
@@ -176,8 +136,7 @@ class Session:
         self.turns, self.start, self.summary = [], 0, ""
         self.statistics = Statistics()
         self.now = datetime.now()
-        self.template = _load_template(self.llm, self.now)
-        self._encoded = None
+        self.model = self.model.at(self.now)
 
     def configure(self, **changes: Any) -> None:
         """Change fields of `settings`. Raises, and changes nothing, if a value is invalid."""
@@ -192,13 +151,17 @@ class Session:
     def visible_messages(self) -> list[Message]:
         """The messages that are in the prompt, including the last reply."""
         turns = self.turns[self.start :] if self.settings.history else self.turns[-1:]
-        return prompt_messages(self.settings.system, turns, self._visible_summary, self.fold_system)
+        return prompt_messages(self.settings.system, turns, self._visible_summary, self.model.rejects_system_role)
 
     def tokens(self) -> list[tuple[int, str]]:
         """Ids and texts of the tokens in the prompt, including the last reply."""
         self._require_turns()
-        ids = self._encode(self.visible_messages())
-        return [(token, self.llm.tokenizer.decode([token], skip_special_tokens=False)) for token in ids]
+        return self.model.tokens(self.visible_messages())
+
+    def prompt_text(self) -> str:
+        """The text of the prompt with control tokens, including the last reply."""
+        self._require_turns()
+        return self.model.prompt_text(self.visible_messages())
 
     @property
     def _visible_summary(self) -> str:
@@ -236,7 +199,7 @@ class Session:
         settings, turns, start = self.settings, self.turns, self.start
         if not settings.history:
             turns, start = turns[-1:], 0
-        summary, fold = self._visible_summary, self.fold_system
+        summary, fold = self._visible_summary, self.model.rejects_system_role
         return fit(settings.system, turns, self.budget, settings.strategy, self.count, start, summary, fold, high)
 
     def _reply(self, prompt: FittedPrompt, sent: float, continued: str = "") -> ChatEvents:
@@ -244,25 +207,20 @@ class Session:
 
         `sent` is when the message was sent (`time.perf_counter`); `continued` is the reply's text so far.
         """
-        if prompt.dropped:
-            yield self._drop(prompt)
         turn = self.turns[-1]
-        ids = self._encode(prompt.messages)
-        limit = min(self.params.max_new_tokens, self.budget.window - len(ids))
-        params = replace(self.params, max_new_tokens=max(1, limit))
+        generation = yield from self._generate(prompt, bool(continued))
         finish = "cancelled"
-        splitter = ReasoningSplitter(in_reasoning=not continued and self._prompt_opens_reasoning(ids))
-        events: list[Event] = []
+        splitter = ReasoningSplitter(generation.in_reasoning)
+        events: list[ReplyEvent] = []
         first = last = time.perf_counter()
-        request = self.generate(ids, params, bool(continued))
         try:
-            for event in request:
+            for event in generation:
                 last = time.perf_counter()
                 first = first if events else last
                 events.append(event)
                 if event.finish_reason:
                     finish = event.finish_reason
-                elif is_stuck([event.token_id for event in events[-LOOP_TOKENS:]]):
+                elif _repeats(events):
                     finish = "loop"
                 text = splitter.push(event.text) + (splitter.flush() if finish != "cancelled" else "")
                 if text and splitter.reasoning and splitter.answer == text:
@@ -279,7 +237,7 @@ class Session:
                 raise BareloopError("out of memory; the conversation is kept; use /clear or a smaller model") from error
             raise
         finally:
-            request.cancel()
+            generation.cancel()
             splitter.flush()
             before = turn[1].get("reasoning", "") if continued else ""
             reasoning, answer = f"{before}\n{splitter.reasoning}".strip(), continued + splitter.answer
@@ -292,9 +250,9 @@ class Session:
                 text=answer,
                 reasoning=reasoning,
                 finish_reason=finish,
-                prompt_tokens=len(ids),
-                completion_tokens=len(events),
-                cached_tokens=request.cached_tokens,
+                prompt_tokens=generation.prompt_tokens,
+                completion_tokens=generation.completion_tokens,
+                cached_tokens=generation.cached_tokens,
                 window=self.budget.window,
                 ttft=first - sent,
                 seconds=last - first,
@@ -304,25 +262,39 @@ class Session:
                 self.statistics.replies.append(reply)
         yield reply
 
-    def _prompt_opens_reasoning(self, ids: Sequence[int]) -> bool:
-        """Whether the template has already written the opening tag at the prompt's end, as some do."""
-        return self.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
+    def _generate(self, prompt: FittedPrompt, continues: bool) -> Generator[Notice, None, Generation]:
+        """Submit the prompt. If a server finds it too long, drop more turns, as long as there are any."""
+        while True:
+            if prompt.dropped:
+                yield self._drop(prompt)
+            limit = max(1, min(self.params.max_new_tokens, self.budget.window - prompt.tokens))
+            sampling = {**self.settings.sampling, "max_new_tokens": limit}
+            try:
+                return self.model.generate(prompt.messages, sampling, continues)
+            except PromptTooLongError as error:
+                yield Notice("warning", str(error))
+                prompt = self._fit()
 
     def _summarise(self) -> Iterator[Notice]:
         """Ask the model for a summary. The request is appended to the cached prompt, so only it is computed."""
         request = [[{"role": "user", "content": SUMMARY_REQUEST}]]
         turns = [*self.turns[self.start : -1], *request]
-        ids = self.template.encode(prompt_messages(self.settings.system, turns, self.summary, self.fold_system))
+        messages = prompt_messages(self.settings.system, turns, self.summary, self.model.rejects_system_role)
         limit = summary_limit(self.budget)
-        if len(ids) + limit > self.budget.window:
+        if self.count(messages) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
             return
-        reply = self.generate(ids, replace(self.params, temperature=0.0, max_new_tokens=limit))
+        sampling = {**self.settings.sampling, "temperature": 0.0, "max_new_tokens": limit}
         try:
-            text = "".join(event.text for event in reply)
-        finally:
-            reply.cancel()
-        self.statistics.summary_read += len(ids) - reply.cached_tokens
+            reply = self.model.generate(messages, sampling, False)
+            try:
+                text = "".join(event.text for event in reply)
+            finally:
+                reply.cancel()
+        except BareloopError as error:
+            yield Notice("warning", f"no summary, so old turns are dropped without one: {error}")
+            return
+        self.statistics.summary_read += reply.prompt_tokens - reply.cached_tokens
         summary = split(text)[1].strip().removeprefix(SUMMARY_PREFIX).strip()
         if not summary:
             yield Notice("warning", "the summary was empty; old turns are dropped without one")
@@ -332,19 +304,17 @@ class Session:
         yield Notice("summary", f"summary of the dropped turns: {summary}")
 
 
-def is_stuck(ids: Sequence[int]) -> bool:
-    """Whether the last `LOOP_TOKENS` tokens repeat one run at least `LOOP_REPEATS` times."""
-    tail = list(ids[-LOOP_TOKENS:])
-    if len(tail) < LOOP_TOKENS:
+def is_stuck(reply: Sequence[Any], length: int = LOOP_TOKENS) -> bool:
+    """Whether the last `length` tokens, or characters, repeat one run at least `LOOP_REPEATS` times."""
+    tail = reply[-length:]
+    if len(tail) < length:
         return False
-    return any(tail[period:] == tail[:-period] for period in range(1, LOOP_TOKENS // LOOP_REPEATS + 1))
+    return any(tail[period:] == tail[:-period] for period in range(1, length // LOOP_REPEATS + 1))
 
 
-def _load_template(llm: LLM, now: datetime) -> ChatTemplate | PlainTemplate:
-    """The model's chat template, or the plain script for a model without one."""
-    tokenizer = llm.tokenizer
-    assert llm.folder is not None  # a model with a tokenizer was loaded from a folder
-    try:
-        return ChatTemplate.load(llm.folder, tokenizer, now)
-    except BareloopError:
-        return PlainTemplate(tokenizer)
+def _repeats(events: Sequence[ReplyEvent]) -> bool:
+    """Whether a reply is stuck, by its tokens, or by its text if they are not known."""
+    ids = [event.token_id for event in events[-LOOP_TOKENS:]]
+    if None not in ids:
+        return is_stuck(ids)
+    return is_stuck("".join(event.text for event in events[-LOOP_CHARACTERS:]), LOOP_CHARACTERS)

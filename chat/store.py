@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.events import Settings
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.files import local_path, parse_json, write_atomic
 
@@ -32,6 +33,7 @@ class Conversation:
     fingerprint: str = ""  # of the model's weights
     template: str = ""  # SHA-256 of the chat template
     date: str = ""  # the date that the template prints, ISO 8601
+    url: str = ""  # of the server, without credentials
 
 
 def folder() -> Path:
@@ -93,8 +95,6 @@ def save(conversation: Conversation, path: Path) -> None:
 
 def load(path: Path) -> Conversation:
     """Read a file written by `save`, or a JSON list of {"role", "content"}. Raises `BareloopError` otherwise."""
-    from engine.decoding.sampling import SamplingParams
-
     content = parse_json(path)
     if isinstance(content, list):
         system, turns = _turns(content, path)
@@ -106,7 +106,7 @@ def load(path: Path) -> Conversation:
     _, turns = _turns(content.get("messages"), path)
     names = ("start", "summary", "model", "fingerprint", "template", "date")
     try:
-        values = {name: content[name] for name in names}
+        values = {name: content[name] for name in names} | {"url": content.get("url", "")}
         settings = Settings(**content["settings"])
         SamplingParams(**settings.sampling)
         conversation = Conversation(turns, settings, **values)
@@ -120,7 +120,7 @@ def load(path: Path) -> Conversation:
     ]
     if not all(type(value) is expected for value, expected in setting_types):
         raise BareloopError(f"{path} is damaged: a setting has the wrong type")
-    field_types = [(conversation.start, int), *((values[name], str) for name in names[1:])]
+    field_types = [(conversation.start, int), *((values[name], str) for name in (*names[1:], "url"))]
     types_match = all(type(value) is expected for value, expected in field_types)
     if not types_match or not 0 <= conversation.start <= max(0, len(turns) - 1):
         raise BareloopError(f"{path} is damaged: its fields do not fit its {len(turns)} turns")

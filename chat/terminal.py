@@ -231,7 +231,7 @@ def meter(session: Session) -> str:
     if not session.statistics.replies:
         return usage
     last = session.statistics.replies[-1]
-    drafts = session.scheduler.drafts
+    drafts = session.model.drafts
     share = "" if drafts is None else f" ({drafts.share_right:.0%} of drafts right)"
     speed = f"{last.tokens_per_second:.0f} tok/s{share}"
     return f"{usage} · {speed} · TTFT {last.ttft:.2f} s · {last.cached_tokens:,} cached"

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 from chat import store
 from chat.events import Notice, Settings
+from chat.models.interface import ChatModel
 from chat.session import Session
-from engine.checkpoints.opening import weights_fingerprint
-from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
-from engine.text.chat_template import ChatTemplate
-
-_fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
 
 class Workspace:
     """A conversation with its file, saved after every turn. `load_model` maps a name to a loaded model."""
 
-    def __init__(self, load_model: Callable[[str], LLM], name: str, settings: Settings, autosave: bool = True) -> None:
+    def __init__(
+        self, load_model: Callable[[str], ChatModel], name: str, settings: Settings, autosave: bool = True
+    ) -> None:
         self.load_model = load_model
         self.name = name
         self.autosave = autosave
@@ -41,16 +37,17 @@ class Workspace:
 
     def conversation(self) -> store.Conversation:
         """The content of the conversation's file."""
-        session = self.session
+        session, origin = self.session, self.session.model.origin()
         return store.Conversation(
             turns=session.turns,
             settings=session.settings,
             start=session.start,
             summary=session.summary,
             model=self.name,
-            fingerprint=self._weights_hash(),
-            template=self._template_hash(),
+            fingerprint=origin.fingerprint,
+            template=origin.template,
             date=session.now.isoformat(),
+            url=origin.url,
         )
 
     def save(self, name: str = "") -> Path:
@@ -81,7 +78,7 @@ class Workspace:
         if turns and len(turns[-1]) == 1:
             *turns, last = turns
             unanswered = last[0]["content"]
-        session = Session(self.session.llm, settings, datetime.fromisoformat(saved.date) if saved.date else None)
+        session = Session(self.session.model, settings, datetime.fromisoformat(saved.date) if saved.date else None)
         session.turns, session.start, session.summary = turns, min(saved.start, max(0, len(turns) - 1)), saved.summary
         _ = session.budget, session.params  # these raise if the settings are invalid
         self.autosave_now()
@@ -93,15 +90,19 @@ class Workspace:
         if unanswered:
             self.draft = unanswered
             yield Notice("warning", f"the last message has no reply; it is ready to be sent again: {unanswered}")
-        if saved.template and saved.template != self._template_hash():
-            yield Notice("warning", f"it was written with {saved.model}, which has a different chat template")
-        elif saved.fingerprint and saved.fingerprint != self._weights_hash():
-            yield Notice("warning", f"it was written with {saved.model}, and the current model is {self.name}")
+        own = session.model.origin()
+        written = f"it was written with {saved.model}"
+        if saved.template and own.template and saved.template != own.template:
+            yield Notice("warning", f"{written}, which has a different chat template")
+        elif saved.model and (
+            saved.fingerprint != own.fingerprint if saved.fingerprint and own.fingerprint else saved.model != self.name
+        ):
+            yield Notice("warning", f"{written}, and the current model is {self.name}")
 
     def change_model(self, name: str) -> Iterator[Notice]:
         """Continue with another model, which computes the whole conversation again."""
-        llm = self.load_model(name)
-        before, session = self.session, Session(llm, self.session.settings, self.session.now)
+        before = self.session
+        session = Session(self.load_model(name), before.settings, before.now)
         session.turns, session.summary, session.start = before.turns, before.summary, before.start
         session.statistics = before.statistics
         self.session, self.name = session, name
@@ -132,16 +133,6 @@ class Workspace:
 
     def _changed_by_others(self) -> bool:
         return _modified(self.path) != self._saved_at
-
-    def _weights_hash(self) -> str:
-        folder = self.session.llm.folder
-        assert folder is not None  # a model with a tokenizer was loaded from a folder
-        return _fingerprint(folder)
-
-    def _template_hash(self) -> str:
-        template = self.session.template
-        source = template.source if isinstance(template, ChatTemplate) else ""
-        return hashlib.sha256(source.encode()).hexdigest()
 
 
 def _modified(path: Path) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.remote.address import Address, check_key, read_key
@@ -148,6 +148,22 @@ class RemoteModel:
                 self._text_field = field if text else self._text_field
                 return tokens
         return None
+
+    def tokenize_messages(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any] | None:
+        """The answer of /tokenize to a conversation, with `count` and `tokens`; None if the server only takes text.
+
+        If the last message is the assistant's, its text ends the prompt. `options`: further fields of the request.
+        Raises `RemoteError` with status 400 also if the chat template rejects the messages.
+        """
+        continues = bool(messages) and messages[-1]["role"] == "assistant"
+        flags = {"add_generation_prompt": not continues, "continue_final_message": continues}
+        try:
+            answer = self._ask("POST", "/tokenize", self._named({"messages": list(messages), **flags, **options}))
+        except RemoteError as error:
+            if error.status in ABSENT - {400}:
+                return None
+            raise
+        return answer if type(answer.get("count")) is int and isinstance(answer.get("tokens"), list) else None
 
     def detokenize(self, tokens: list[int]) -> str | None:
         """The text of the server's token ids; None if it has no /detokenize."""

@@ -6,7 +6,7 @@ import pytest
 
 from chat.agent import Agent
 from chat.events import Settings
-from engine import LLM
+from chat.models.local import LocalModel
 
 
 @pytest.fixture
@@ -14,4 +14,4 @@ def agent(shared, tmp_path, monkeypatch) -> Agent:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = str(shared / "checkpoints" / "llama-tinystories-656k")
-    return Agent(LLM.load, folder, Settings(sampling={"max_new_tokens": 6}))
+    return Agent(LocalModel.load, folder, Settings(sampling={"max_new_tokens": 6}))

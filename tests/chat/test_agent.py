@@ -11,7 +11,7 @@ from chat import store
 from chat.agent import Agent
 from chat.commands import COMMANDS, is_command
 from chat.events import Notice, Reply, Settings
-from engine import LLM
+from chat.models.local import LocalModel
 from engine.runtime.errors import BareloopError, UsageError
 
 
@@ -59,7 +59,7 @@ def test_toggles_and_settings_are_checked(agent):
 def test_every_turn_is_saved_and_can_be_continued(agent):
     list(agent.handle("Hello!"))
     list(agent.handle("Who are you?"))
-    other = Agent(LLM.load, agent.name, Settings())
+    other = Agent(LocalModel.load, agent.name, Settings())
     assert output(other, f"/load {agent.path.stem}").startswith("loaded 2 turns")
     assert other.session.turns == agent.session.turns
     assert other.session.settings == agent.session.settings
@@ -108,7 +108,7 @@ def test_statistics_prompt_and_alternatives_are_shown(agent):
 
 def test_a_file_changed_by_another_program_is_not_overwritten(agent):
     list(agent.handle("Hello!"))
-    other = Agent(LLM.load, agent.name, Settings(sampling={"max_new_tokens": 3}))
+    other = Agent(LocalModel.load, agent.name, Settings(sampling={"max_new_tokens": 3}))
     list(other.handle(f"/load {agent.path.stem}"))
     list(other.handle("My dog is called Rex."))
     shared_file = agent.path
@@ -189,7 +189,7 @@ def test_aliases_of_quit(agent):
 def test_a_draft_leaves_the_replies_and_is_shown_by_stats(agent, draw_tiny):
     settings = Settings(sampling={"max_new_tokens": 40})
     plain, drafting = (
-        Agent(lambda name, draft=draft: LLM.load(name, draft=draft), agent.name, settings, autosave=False)
+        Agent(lambda name, draft=draft: LocalModel.load(name, draft=draft), agent.name, settings, autosave=False)
         for draft in (None, "prompt")
     )
     for line in ("Hello!", "Tell me of a big red ball, a big red ball, a big red ball.", "/continue"):

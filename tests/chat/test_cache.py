@@ -8,6 +8,7 @@ import pytest
 
 from chat.context import STRATEGIES, ContextOverflowError
 from chat.events import Reply, Settings
+from chat.models.local import LocalModel
 from chat.session import Session
 from engine import LLM
 from engine.checkpoints.saving import save_model
@@ -67,7 +68,7 @@ def turns(session: Session) -> Iterator[Reply]:
 
 def cold(session: Session) -> Reply:
     """The last reply again, from a session with an empty cache."""
-    other = Session(session.llm, session.settings)
+    other = Session(LocalModel(session.model.llm), session.settings)
     other.turns = [[dict(message) for message in turn] for turn in session.turns]
     other.start, other.summary = session.start, session.summary
     reply = [event for event in other.retry() if isinstance(event, Reply)][-1]
@@ -78,7 +79,7 @@ def cold(session: Session) -> Reply:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_cached_and_cold_replies_are_the_same(llm, strategy):
     window = 220 if llm.config.model_type == "llama" else 260
-    session = Session(llm, Settings(strategy=strategy, window=window, sampling=SAMPLING))
+    session = Session(LocalModel(llm), Settings(strategy=strategy, window=window, sampling=SAMPLING))
     cached = compared = 0
     for reply in turns(session):
         again = cold(session)

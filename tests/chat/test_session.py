@@ -6,6 +6,7 @@ import pytest
 
 from chat.context import ContextOverflowError
 from chat.events import Notice, Piece, Reply, Settings
+from chat.models.local import LocalModel
 from chat.session import Session, is_stuck
 from engine import LLM
 from engine.decoding.loop import Event
@@ -38,7 +39,7 @@ def collect(events) -> tuple[list[Notice], Reply]:
 
 
 def test_each_turn_computes_only_its_new_tokens(demo):
-    session = Session(demo)
+    session = Session(LocalModel(demo))
     for text in TALK:
         _, reply = collect(session.send(text))
         assert reply.prompt_tokens - reply.cached_tokens <= len(demo.tokenizer.encode(text)) + 4
@@ -46,7 +47,7 @@ def test_each_turn_computes_only_its_new_tokens(demo):
 
 def test_the_demo_recalls_a_name_only_with_history(demo):
     for name in ("Zorvan", "Mirela", "Tobin", "Anna", "Kusari"):
-        session = Session(demo)
+        session = Session(LocalModel(demo))
         collect(session.send(f"Hi, I'm {name}."))
         assert name in collect(session.send("What is my name?"))[1].text
         session.configure(history=False)
@@ -55,7 +56,7 @@ def test_the_demo_recalls_a_name_only_with_history(demo):
 
 
 def test_evictions_are_announced_and_all_turns_are_kept(llm):
-    session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
+    session = Session(LocalModel(llm), Settings(window=160, sampling={"max_new_tokens": 30}))
     notices = [notice for text in TALK for notice in collect(session.send(text))[0]]
     assert [message["content"] for turn in session.turns for message in turn[:1]] == list(TALK)
     assert sum(int(notice.text.split()[1]) for notice in notices if notice.kind == "dropped") == session.start > 0
@@ -63,14 +64,14 @@ def test_evictions_are_announced_and_all_turns_are_kept(llm):
 
 
 def test_the_summary_of_dropped_turns_is_in_the_system_prompt(llm):
-    session = Session(llm, Settings(window=200, strategy="summarise", sampling={"max_new_tokens": 30}))
+    session = Session(LocalModel(llm), Settings(window=200, strategy="summarise", sampling={"max_new_tokens": 30}))
     notices = [notice for text in TALK for notice in collect(session.send(text))[0]]
     assert any(notice.kind == "summary" for notice in notices)
     assert session.summary in session.visible_messages()[0]["content"]
 
 
 def test_an_abandoned_reply_keeps_its_text_and_the_next_turn_is_valid(llm):
-    session = Session(llm)
+    session = Session(LocalModel(llm))
     events = session.send("Who are you?")
     first = next(events)
     events.close()
@@ -81,13 +82,13 @@ def test_an_abandoned_reply_keeps_its_text_and_the_next_turn_is_valid(llm):
 
 
 def test_a_message_interrupted_before_the_first_token_is_removed(llm, monkeypatch):
-    session = Session(llm)
+    session = Session(LocalModel(llm))
     collect(session.send("Who are you?"))
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.llm.model, "forward", interrupted)
+    monkeypatch.setattr(session.model.llm.model, "forward", interrupted)
     for attempt in (session.send("Hello!"), session.retry(), session.edit("Hi!")):
         with pytest.raises(KeyboardInterrupt):
             list(attempt)
@@ -96,7 +97,7 @@ def test_a_message_interrupted_before_the_first_token_is_removed(llm, monkeypatc
 
 
 def test_without_history_the_prompt_has_only_the_current_message(llm):
-    session = Session(llm, Settings(history=False, sampling={"max_new_tokens": 5}))
+    session = Session(LocalModel(llm), Settings(history=False, sampling={"max_new_tokens": 5}))
     for text in TALK[:3]:
         collect(session.send(text))
         assert [message["content"] for message in session.visible_messages()[:1]] == [text]
@@ -105,7 +106,7 @@ def test_without_history_the_prompt_has_only_the_current_message(llm):
 
 
 def test_a_message_abandoned_at_an_eviction_is_removed(llm):
-    session = Session(llm, Settings(window=160, sampling={"max_new_tokens": 30}))
+    session = Session(LocalModel(llm), Settings(window=160, sampling={"max_new_tokens": 30}))
     for number, text in enumerate(TALK * 2):
         events = session.send(text)
         if isinstance(next(events), Notice):
@@ -120,7 +121,7 @@ def test_a_message_abandoned_at_an_eviction_is_removed(llm):
 
 
 def test_undo_edit_and_clear(llm):
-    session = Session(llm, Settings(system="Be polite."))
+    session = Session(LocalModel(llm), Settings(system="Be polite."))
     collect(session.send("Hello!"))
     collect(session.send("What is the capital of France?"))
     collect(session.edit("What is the capital of Italy?"))
@@ -133,7 +134,7 @@ def test_undo_edit_and_clear(llm):
 
 
 def test_a_message_that_is_too_long_is_refused_and_changes_nothing(llm):
-    session = Session(llm, Settings(window=100))
+    session = Session(LocalModel(llm), Settings(window=100))
     collect(session.send("Hello!"))
     with pytest.raises(ContextOverflowError, match="room for 75"):
         list(session.send("word " * 200))
@@ -150,10 +151,11 @@ def test_a_reply_that_repeats_itself_is_stuck():
     assert not is_stuck([7] * 40)
 
 
-class FakeRequest:
-    """A request whose events are given."""
+class FakeGeneration:
+    """A reply whose events are given."""
 
-    cached_tokens = 0
+    in_reasoning = False
+    prompt_tokens = completion_tokens = cached_tokens = 0
 
     def __init__(self, events):
         self.events = events
@@ -166,10 +168,10 @@ class FakeRequest:
 
 
 def test_reasoning_is_split_off_and_kept_out_of_the_prompt(llm, monkeypatch):
-    session = Session(llm)
+    session = Session(LocalModel(llm))
     pieces = ["<think>", "hm", "</th", "ink>", "\n\n", "Yes", "."]
     events = [Event(0, 5, word, finish_reason="stop" if word == "." else None) for word in pieces]
-    monkeypatch.setattr(session, "generate", lambda ids, params, continues: FakeRequest(iter(events)))
+    monkeypatch.setattr(session.model, "generate", lambda messages, sampling, continues: FakeGeneration(iter(events)))
     notices, reply = collect(session.send("Well?"))
     assert (reply.text, reply.reasoning) == ("Yes.", "hm")
     assert [notice.kind for notice in notices] == ["reasoning"]
@@ -181,25 +183,25 @@ def test_the_window_is_limited_by_free_memory(llm, monkeypatch):
     monkeypatch.setattr(
         "engine.decoding.scheduling.states.free_memory", lambda device: 2 * 100 * llm.model.new_state().row_bytes(1)
     )
-    session = Session(llm)
+    session = Session(LocalModel(llm))
     assert session.budget.window == 100
     assert "memory is enough for a window of 100 tokens" in session.warnings[-1].text
 
 
 def test_a_window_beyond_the_model_s_is_reported(llm):
-    session = Session(llm, Settings(window=10**6))
+    session = Session(LocalModel(llm), Settings(window=10**6))
     assert session.budget.window == llm.max_length
     assert f"window is {llm.max_length:,} tokens, not 1,000,000" in session.warnings[-1].text
 
 
 def test_out_of_memory_during_a_reply_keeps_its_text(llm, monkeypatch):
-    session = Session(llm)
+    session = Session(LocalModel(llm))
 
     def decode():
         yield Event(0, 5, "So far")
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(session, "generate", lambda ids, params, continues: FakeRequest(decode()))
+    monkeypatch.setattr(session.model, "generate", lambda messages, sampling, continues: FakeGeneration(decode()))
     with pytest.raises(BareloopError, match="out of memory; the conversation is kept"):
         list(session.send("Well?"))
     assert session.turns[-1][1] == {"role": "assistant", "content": "So far", "finish_reason": "cancelled"}
@@ -209,7 +211,7 @@ def test_out_of_memory_during_a_reply_keeps_its_text(llm, monkeypatch):
 
 def test_a_conversation_that_overflows_in_one_turn_is_summarised_or_warns(llm):
     """One turn takes the prompt from below the high-water mark to beyond the room."""
-    session = Session(llm, Settings(window=300, strategy="summarise", sampling={"max_new_tokens": 30}))
+    session = Session(LocalModel(llm), Settings(window=300, strategy="summarise", sampling={"max_new_tokens": 30}))
     notices = []
     for text in ("Hi, I'm Zorvan. " * 6, "I see. " * 14, "I see. " * 30):
         notices += collect(session.send(text))[0]
@@ -218,7 +220,7 @@ def test_a_conversation_that_overflows_in_one_turn_is_summarised_or_warns(llm):
 
 
 def test_a_complete_reply_cannot_be_continued(llm):
-    session = Session(llm, Settings(sampling={"max_new_tokens": 4}))
+    session = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 4}))
     collect(session.send("Hello!"))
     session.turns[-1][1].pop("finish_reason", None)
     with pytest.raises(UsageError, match="the reply is complete"):

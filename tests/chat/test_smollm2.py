@@ -6,6 +6,7 @@ import pytest
 
 from chat.context import STRATEGIES, ContextOverflowError
 from chat.events import Reply, Settings
+from chat.models.local import LocalModel
 from chat.session import Session
 from engine import LLM
 
@@ -25,7 +26,7 @@ def reply(session: Session, text: str) -> Reply:
 
 
 def test_a_name_is_recalled_one_turn_later_only_with_history(llm):
-    session = Session(llm, Settings(sampling={"max_new_tokens": 16, "temperature": 0.0}))
+    session = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 16, "temperature": 0.0}))
     reply(session, "My name is Ada. Please remember it.")
     assert "Ada" in reply(session, "What's my name? Answer with the name.").text
     session.configure(history=False)
@@ -35,7 +36,7 @@ def test_a_name_is_recalled_one_turn_later_only_with_history(llm):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_40_turns_never_exceed_the_window(llm, strategy):
     sampling = {"max_new_tokens": 4, "temperature": 0.0}
-    session = Session(llm, Settings(window=WINDOW, reserve=RESERVE, strategy=strategy, sampling=sampling))
+    session = Session(LocalModel(llm), Settings(window=WINDOW, reserve=RESERVE, strategy=strategy, sampling=sampling))
     for turn in range(40):
         text = f"Message {turn}: what do you know about {TOPICS[turn % len(TOPICS)]}?"
         try:

@@ -45,9 +45,9 @@ def test_the_meter_shows_window_use_speed_drafts_and_cached_tokens():
     reply = Reply(1, "", "", "stop", 1800, 42, 1610, 4096, 0.21, 1.0)
     session = Mock(turns=[[]], statistics=Mock(replies=[reply]), budget=Budget(4096, 1024))
     session.count.return_value = 1842
-    session.scheduler.drafts = None
+    session.model.drafts = None
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s · TTFT 0.21 s · 1,610 cached"
-    session.scheduler.drafts = DraftStatistics(drafted=40, right=30)
+    session.model.drafts = DraftStatistics(drafted=40, right=30)
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s (75% of drafts right) · TTFT 0.21 s · 1,610 cached"
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chat.events import Settings
+from chat.models.local import LocalModel
 from chat.session import Session
 from engine import LLM, SamplingParams, kernels
 from engine.decoding.draws import INVALID
@@ -82,7 +83,7 @@ def test_a_logit_that_is_not_finite_invalidates_only_its_row(method, value, back
 
 def test_a_chat_raises_the_error_and_keeps_the_conversation(shared):
     llm = LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
-    session = Session(llm, Settings(sampling={"max_new_tokens": 4}))
+    session = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 4}))
     list(session.send("Hello!"))
     turns = [list(turn) for turn in session.turns]
     llm.model.norm.weight.data[0] = math.nan

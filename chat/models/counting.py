@@ -1,0 +1,99 @@
+"""Count the tokens of a prompt for a server, as exactly as it allows.
+
+1. /tokenize with messages (ours, vLLM's): exact, one request per prompt;
+2. /tokenize with text (llama.cpp's): one request per message, and some tokens for what the template adds;
+3. an estimate from characters.
+
+Replies report the tokens of their prompts, which corrects the estimates after them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
+
+from chat.context import Message, rejects_system_role
+from engine.remote.errors import RemoteError
+from engine.runtime.errors import TemplateError
+
+if TYPE_CHECKING:
+    from engine.remote.client import RemoteModel
+
+PER_MESSAGE = 8  # tokens that a template adds to a message, at most, in common templates
+KEPT_PROMPTS, KEPT_TEXTS = 256, 4096  # counts
+# Four letters of the Latin alphabet are a token, and so is every other character: at least as many as most tokenizers
+# make of text, code or digits.
+ESTIMATED_TOKEN = re.compile(r"[A-Za-z]{1,4}|\n+|[^A-Za-z\s]")
+
+
+class TokenCounter:
+    """Counts for a server's model. They are kept, so that a long conversation is not counted again and again."""
+
+    def __init__(self, client: RemoteModel) -> None:
+        self.client = client
+        self._ratios: deque[float] = deque(maxlen=4)  # of reported tokens to counted ones, of the last prompts
+        self._count_prompt = lru_cache(KEPT_PROMPTS)(self._ask_for_prompt)
+        self._count_text = lru_cache(KEPT_TEXTS)(self._ask_for_text)
+
+    @cached_property
+    def takes_messages(self) -> bool:
+        """Whether /tokenize takes messages."""
+        try:
+            return self.client.tokenize_messages([{"role": "user", "content": "."}]) is not None
+        except RemoteError as error:
+            if error.status == 400:
+                return False
+            raise
+
+    @cached_property
+    def takes_text(self) -> bool:
+        """Whether /tokenize takes text."""
+        return self.client.tokenize(".", False) is not None
+
+    @cached_property
+    def rejects_system_role(self) -> bool:
+        """Whether the model's template rejects a system message, as far as the server tells."""
+        return self.takes_messages and rejects_system_role(self.count)
+
+    @property
+    def is_exact(self) -> bool:
+        return self.takes_messages and self._scale == 1.0
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Number of tokens of these messages in the model's template. Raises `TemplateError` if it rejects them."""
+        return math.ceil(self._count(messages) * self._scale)
+
+    def learn(self, messages: Sequence[Message], tokens: int) -> None:
+        """Correct later counts: the server has counted these messages itself."""
+        self._ratios.append(tokens / max(self._count(messages), 1))
+
+    @property
+    def _scale(self) -> float:
+        """Factor of the counts: the largest of the last ones, as too small a count costs more than too large a one."""
+        return max((1.0 if self.takes_messages else 0.0, *self._ratios)) if self._ratios else 1.0
+
+    def _count(self, messages: Sequence[Message]) -> int:
+        """Number of tokens, not corrected."""
+        pairs = tuple((message["role"], message["content"]) for message in messages)
+        if self.takes_messages:
+            return self._count_prompt(pairs)
+        return sum(self._count_text(text) + PER_MESSAGE for _, text in pairs)
+
+    def _ask_for_prompt(self, pairs: tuple[tuple[str, str], ...]) -> int:
+        try:
+            answer = self.client.tokenize_messages([{"role": role, "content": text} for role, text in pairs])
+        except RemoteError as error:
+            if error.status == 400:
+                raise TemplateError(str(error)) from None
+            raise
+        if answer is None:
+            raise RemoteError(f"{self.client.url} no longer tokenizes messages; start again")
+        return int(answer["count"])
+
+    def _ask_for_text(self, text: str) -> int:
+        tokens = self.client.tokenize(text, False) if self.takes_text else None
+        return len(ESTIMATED_TOKEN.findall(text)) if tokens is None else len(tokens)

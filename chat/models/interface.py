@@ -1,0 +1,150 @@
+"""What a session needs of a model, wherever it runs. No torch.
+
+count(messages) -> tokens        # whether a prompt fits
+generate(messages, …) -> Generation -> events with text, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from chat.context import Message
+from engine.runtime.errors import BareloopError
+
+
+class PromptTooLongError(BareloopError):
+    """A server refuses a prompt because of its length. The model has learned from it: the same prompt now counts as too
+    long, so that `fit` drops more."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What wrote a conversation, as far as it is known; noted in its file."""
+
+    fingerprint: str = ""  # of the model's weights
+    template: str = ""  # SHA-256 of the chat template
+    url: str = ""  # of the server
+
+
+@dataclass(frozen=True)
+class TokenProbability:
+    """A generated token's text, its log-probability, and the most likely tokens with theirs, best first."""
+
+    text: str
+    logprob: float
+    alternatives: Sequence[tuple[str, float]] = ()
+
+
+class ReplyEvent(Protocol):
+    """A new part of a reply. The last event has a finish reason."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def token_id(self) -> int | None:
+        """The token that the event stands for; None if the server does not give ids."""
+
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
+class Generation(Protocol):
+    """A reply that is being generated. Iterating waits for its events. The counts are final after the last one."""
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the prompt ends with the opening tag of a reasoning."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompt, not computed again."""
+
+    def __iter__(self) -> Iterator[ReplyEvent]: ...
+
+    def cancel(self) -> None:
+        """Stop. It may have ended already."""
+
+
+class Drafts(Protocol):
+    """How often drafted tokens were right. Its text is the line of /stats."""
+
+    @property
+    def share_right(self) -> float: ...
+
+
+class ChatModel(Protocol):
+    """A model for one conversation."""
+
+    @property
+    def description(self) -> str:
+        """Where it runs, for /stats."""
+
+    @property
+    def others(self) -> str:
+        """What /model takes, for its error message."""
+
+    @property
+    def max_length(self) -> int:
+        """Size of the model's window in tokens."""
+
+    @property
+    def limit(self) -> int:
+        """Length in tokens of the longest prompt with its reply that is possible now."""
+
+    @property
+    def defaults(self) -> Mapping[str, Any] | None:
+        """Sampling parameters where the user sets none; None if only the server knows them."""
+
+    @property
+    def rejects_system_role(self) -> bool:
+        """Whether the chat template raises an error for a system message."""
+
+    @property
+    def counts_exactly(self) -> bool:
+        """Whether `count` is exact, or an estimate."""
+
+    @property
+    def drafts(self) -> Drafts | None:
+        """None without speculative decoding."""
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes; 0 if unknown."""
+
+    def at(self, now: datetime) -> ChatModel:
+        """The same model for a conversation that began at this time, which its template may print."""
+
+    def origin(self) -> Origin:
+        """What the conversation's file says about the model."""
+
+    def warnings(self, window: int | None) -> list[str]:
+        """What a user should know before the first message. `window`: what the user has set."""
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Number of tokens of these messages in the model's template. Raises `TemplateError` if it rejects them."""
+
+    def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> Generation:
+        """Begin a reply, or continue it if the last message is its beginning.
+
+        `sampling`: fields of `SamplingParams` that the user has set, and `max_new_tokens`.
+        Raises `PromptTooLongError`.
+        """
+
+    def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:
+        """Ids and texts of the tokens of a prompt. Raises `BareloopError` if the server does not tell them."""
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text of a prompt, with control tokens. Raises as `tokens`."""
+
+    def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
+        """The tokens of a reply, if `logprobs` was set for it; otherwise none."""

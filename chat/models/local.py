@@ -1,0 +1,173 @@
+"""A model that this program loads, with its chat template and a scheduler that caches the conversation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from chat.context import Message, rejects_system_role
+from chat.models.interface import Origin, ReplyEvent, TokenProbability
+from chat.models.plain import PlainTemplate
+from engine.checkpoints.opening import weights_fingerprint
+from engine.decoding.loop import Event
+from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.scheduling.request import Request
+from engine.decoding.scheduling.scheduler import Scheduler
+from engine.decoding.sequence import PREFILL_CHUNK
+from engine.decoding.speculation import DraftStatistics
+from engine.llm import LLM
+from engine.runtime.errors import BareloopError
+from engine.runtime.memory import peak_memory
+from engine.text.chat_template import ChatTemplate
+from engine.text.reasoning import OPEN
+
+_fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
+
+
+class LocalModel:
+    """An LLM for one conversation."""
+
+    others = "a folder or a hub id"
+    counts_exactly = True
+
+    def __init__(self, llm: LLM, scheduler: Scheduler | None = None, now: datetime | None = None) -> None:
+        """`scheduler`: one that other conversations use, too; by default the model gets its own."""
+        self.llm = llm
+        self.limit = llm.affordable_length()
+        self.template = _load_template(llm, now or datetime.now())
+        self.scope = object()  # of what is cached: nothing of other conversations
+        cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
+        self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
+        self._encoded: tuple[Sequence[Message], list[int]] | None = None
+        self.rejects_system_role = rejects_system_role(self.count)
+
+    @staticmethod
+    def load(name: str | Path, **options: Any) -> LocalModel:
+        """Load a model by its name; `options` are those of `LLM.load`."""
+        return LocalModel(LLM.load(name, **options))
+
+    def at(self, now: datetime) -> LocalModel:
+        """The same model for a conversation that began at this time. What is cached can be used again."""
+        other = LocalModel(self.llm, self.scheduler, now)
+        other.limit, other.scope = self.limit, self.scope
+        return other
+
+    @property
+    def description(self) -> str:
+        return f"{self.llm.device.type}, {str(self.llm.dtype).removeprefix('torch.')}"
+
+    @property
+    def max_length(self) -> int:
+        return self.llm.max_length
+
+    @cached_property
+    def defaults(self) -> Mapping[str, Any]:
+        return defaults(self.llm.default_params)
+
+    @property
+    def drafts(self) -> DraftStatistics | None:
+        return self.scheduler.drafts
+
+    @property
+    def peak_memory(self) -> int:
+        return peak_memory(self.llm.device) or 0
+
+    def origin(self) -> Origin:
+        """Hashes of the weights and of the chat template."""
+        assert self.llm.folder is not None  # a model with a tokenizer was loaded from a folder
+        source = self.template.source if isinstance(self.template, ChatTemplate) else ""
+        return Origin(_fingerprint(self.llm.folder), hashlib.sha256(source.encode()).hexdigest())
+
+    def warnings(self, window: int | None) -> list[str]:
+        """What a user should know before the first message."""
+        texts = []
+        if isinstance(self.template, PlainTemplate):
+            texts.append("a base model without a chat template: the chat is written as a script of User and Assistant")
+        wanted, maximum = window or self.max_length, self.max_length
+        if self.limit < min(wanted, maximum):
+            texts.append(
+                f"memory is enough for a window of {self.limit:,} tokens, not {min(wanted, maximum):,}; "
+                "use a smaller model or dtype"
+            )
+        elif wanted > maximum:
+            texts.append(f"the model's window is {maximum:,} tokens, not {wanted:,}")
+        return texts
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """Number of tokens of these messages in the model's template."""
+        return len(self._encode(messages))
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt."""
+        if self._encoded is None or self._encoded[0] != messages:
+            self._encoded = (messages, self.template.encode(messages))
+        return self._encoded[1]
+
+    def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> LocalGeneration:
+        """Submit a prompt. What the conversation has cached is not computed again."""
+        params = SamplingParams(**{**self.defaults, **sampling})
+        if isinstance(self.template, PlainTemplate):
+            params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
+        ids = self._encode(messages)
+        opens = not continues and self.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
+        return LocalGeneration(self.scheduler.submit(ids, params, continues, scope=self.scope), opens)
+
+    def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:
+        """Ids and texts of the tokens of a prompt."""
+        return [(token, self._decode(token)) for token in self._encode(messages)]
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """The text of a prompt, with control tokens."""
+        return "".join(text for _, text in self.tokens(messages))
+
+    def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
+        """The tokens of a reply, if `logprobs` was set for it."""
+        return [
+            TokenProbability(
+                self._decode(event.token_id),
+                event.logprob or 0.0,
+                [(self._decode(token), logprob) for token, logprob in event.top_logprobs],
+            )
+            for event in events
+            if isinstance(event, Event) and event.top_logprobs is not None
+        ]
+
+    def _decode(self, token: int) -> str:
+        return self.llm.tokenizer.decode([token], skip_special_tokens=False)
+
+
+class LocalGeneration:
+    """A reply of a scheduler."""
+
+    def __init__(self, request: Request, in_reasoning: bool) -> None:
+        self.request = request
+        self.in_reasoning = in_reasoning
+        self.prompt_tokens = request.usage.prompt_tokens
+        self.completion_tokens = 0  # that were read: with drafts, the scheduler may be ahead
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.request.cached_tokens
+
+    def __iter__(self) -> Iterator[Event]:
+        for event in self.request:
+            self.completion_tokens += 1
+            yield event
+
+    def cancel(self) -> None:
+        self.request.cancel()
+
+
+def _load_template(llm: LLM, now: datetime) -> ChatTemplate | PlainTemplate:
+    """The model's chat template, or the plain script for a model without one."""
+    tokenizer = llm.tokenizer
+    assert llm.folder is not None  # a model with a tokenizer was loaded from a folder
+    try:
+        return ChatTemplate.load(llm.folder, tokenizer, now)
+    except BareloopError:
+        return PlainTemplate(tokenizer)
