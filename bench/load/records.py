@@ -71,7 +71,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """For tables: "4 clients" or "0.5/s"."""
+        """For messages: "4 clients" or "0.5/s"."""
         if self.kind == "rate":
             return f"{self.value:g}/s"
         return f"{self.value:g} client{'s' if self.value != 1 else ''}"
@@ -109,8 +109,8 @@ class Run:
     settings: list[Setting] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Write everything as JSON, times in microseconds' precision."""
-        write_atomic(path, json.dumps({"format": FORMAT, **_rounded(asdict(self))}) + "\n")
+        """Write everything as JSON."""
+        write_atomic(path, json.dumps({"format": FORMAT, **asdict(self)}) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -127,11 +127,3 @@ class Run:
             names = ", ".join(entry.name for entry in fields(cls))
             raise BareloopError(f"{path} lacks something of {names}: {error}") from None
         return run
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value

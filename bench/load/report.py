@@ -1,4 +1,4 @@
-"""Tables and pictures of runs, from their records alone. Loads without torch."""
+"""Tables, notes and pictures of runs, from their records alone. Loads without torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ def tables(run: Run) -> list[Table]:
 
     rates = Table(title=f"{run.label}: throughput", title_justify="left")
     times = Table(title=f"{run.label}: times in ms, percentiles", title_justify="left")
-    columns = ("requests", "errors", "input tokens/s", "output tokens/s", "requests/s", "goodput", "cached")
+    columns = ("sent", "errors", "input tokens/s", "output tokens/s", "requests per s", "goodput", "cached")
     for table, names in (
-        (rates, ("", *columns)),
-        (times, ("", "TTFT 50 / 90 / 99", "TPOT 50 / 99", "gaps 50 / 99 / max", "whole 50 / 99")),
+        (rates, columns),
+        (times, ("TTFT 50 / 90 / 99", "TPOT 50 / 99", "gaps 50 / 99 / max", "whole 50 / 99")),
     ):
-        for name in names:
-            table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+        for name in ("clients\nor rate", *names):  # narrow enough for a terminal of 80 columns
+            table.add_column(name, justify="right")
     for setting in run.settings:
         figures = Figures.of(setting, run.ttft_target, run.tpot_target)
+        load = f"{setting.value:g}/s" if setting.kind == "rate" else f"{setting.value:g}"
         rates.add_row(
-            setting.label,
+            load,
             str(figures.requests),
             ", ".join(f"{status} ({count})" for status, count in figures.errors.items()) or "0",
             f"{figures.input_rate:.1f}",
@@ -45,7 +46,7 @@ def tables(run: Run) -> list[Table]:
             "?" if figures.cached_share is None else f"{figures.cached_share:.0%}",
         )
         times.add_row(
-            setting.label,
+            load,
             milliseconds(figures.ttft, 50, 90, 99),
             milliseconds(figures.tpot, 50, 99),
             milliseconds(figures.gaps, 50, 99, 100),
