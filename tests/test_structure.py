@@ -42,6 +42,7 @@ WITHOUT_TORCH = (
     *(f"engine.cli.{name}" for name in ("parser", "progress", "figures")),
     *(f"engine.runtime.{name}" for name in ("errors", "files", "cycles")),
     "engine.checkpoints.embedded",
+    "engine.remote.*",
     "engine.quant",
     *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     "evals.__main__",
