@@ -56,7 +56,7 @@ WITHOUT_TORCH = (
     *(f"evals.{name}" for name in ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")),
     *(f"evals.{name}" for name in ("run", "compare", "plots", "report", "timing", "quantization")),
     *(f"chat.{name}" for name in ("__main__", "context", "events", "commands", "store")),
-    *(f"bench.{name}" for name in ("peers", "plot", "ttft")),
+    *(f"bench.{name}" for name in ("peers", "plot", "ttft", "load.*")),
 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -18,16 +17,16 @@ from urllib.parse import urlsplit
 from bench.load.client import Client
 from bench.load.pacing import Limit, measure
 from bench.load.prompts import FilePrompts, Prompts, RandomWords, measure_words
-from bench.load.records import Record, Run, Setting
+from bench.load.records import OK, Record, Run, Setting
 from bench.load.report import draw, notes, tables
 from engine.cli.parser import Parser, require_at_least, run
 from engine.cli.progress import Progress
+from engine.remote.address import read_key
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 
 CONCURRENCIES = (1, 4, 16)
 LEAST_REQUESTS, REQUESTS_PER_CLIENT, OPEN_REQUESTS = 8, 4, 32  # of a setting, if no number is given
-API_KEY = "OPENAI_API_KEY"
 
 
 def parser() -> Parser:
@@ -35,7 +34,11 @@ def parser() -> Parser:
     result = Parser("python -m bench.load", "Measure an OpenAI-compatible server under load.")
     result.add_argument("--url", help="address of the server, such as http://127.0.0.1:8000")
     result.add_argument("--model", "-m", metavar="NAME", help="default: the first that the server names")
-    result.add_argument("--api-key-file", metavar="FILE", help=f"file with the key (default: the variable {API_KEY})")
+    result.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="file with the key (default: the variable BARELOOP_API_KEY or OPENAI_API_KEY)",
+    )
     result.add_argument("--label", metavar="TEXT", help="name in tables and pictures (default: model and address)")
     load = result.add_argument_group("load")
     load.add_argument(
@@ -169,7 +172,12 @@ def settings_of(options: Any) -> list[tuple[Setting, Limit]]:
 async def measure_all(run: Run, options: Any) -> None:
     """Warm up, then measure all settings into the run."""
     async with Client(
-        options.url, options.model, options.endpoint, options.output_tokens, api_key(options), options.timeout
+        options.url,
+        options.model,
+        options.endpoint,
+        options.output_tokens,
+        read_key(options.api_key_file),
+        options.timeout,
     ) as client:
         if not client.model:
             names = await client.models()
@@ -227,23 +235,13 @@ async def prepare(client: Client, options: Any) -> Prompts:
     first = prompts.prompt(-1)
     client.begin()
     print("warming up with one request", file=sys.stderr)
-    while (record := await client.send(first)).status != "ok":
+    while (record := await client.send(first)).status != OK:
         if not client.adapt(record):
             where = f"{client.url} ({client.model})"
             raise BareloopError(f"{where} refused the first request: {record.status}: {record.error}")
     if words is not None and record.has_usage:
         words.calibrate(record.prompt_tokens)
     return prompts
-
-
-def api_key(options: Any) -> str | None:
-    """The key of a file, else of the environment."""
-    if options.api_key_file is None:
-        return os.environ.get(API_KEY)
-    try:
-        return local_path(options.api_key_file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BareloopError(f"cannot read {options.api_key_file}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from bench.load.records import Record
-from engine.runtime.errors import BareloopError, UsageError, quote
+from bench.load.records import OK, Record
+from engine.remote.address import Address, check_key
+from engine.remote.errors import message_in, message_of, said
+from engine.remote.sse import events
+from engine.runtime.errors import BareloopError, quote
 
 if TYPE_CHECKING:
     import httpx2
@@ -51,9 +54,9 @@ class Client:
     ) -> None:
         import httpx2
 
-        if not url.startswith(("http://", "https://")):
-            raise UsageError(f"--url {quote(url)}: use http://HOST:PORT or https://…")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        address = Address.parse(url)
+        self.url = address.shown
+        self._secrets = [secret for secret in (api_key, address.password) if secret]
         self.model, self.endpoint, self.output_tokens = model, endpoint, output_tokens
         self.clock = clock or Clock()
         self.optional: dict[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}}
@@ -61,13 +64,15 @@ class Client:
         self.start = 0.0  # of the clock, when the setting began
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
+            headers["authorization"] = f"Bearer {check_key(api_key)}"
         self._http = httpx2.AsyncClient(
-            base_url=self.url,
+            base_url=address.root,
             headers=headers,
             timeout=httpx2.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS), pool=None),
             limits=httpx2.Limits(keepalive_expiry=KEEP_ALIVE),  # open loops need as many connections as there are
             transport=transport,
+            trust_env=not address.is_local,
+            verify=not (address.is_local and address.root.startswith("http:")),  # reading certificates takes 0.1 s
         )
 
     async def __aenter__(self) -> Client:
@@ -93,7 +98,7 @@ class Client:
         try:
             response = await self._http.get("/v1/models")
             if response.status_code != 200:
-                raise BareloopError(f"{self.url}/v1/models: {response.status_code}: {message_of(response.content)}")
+                raise BareloopError(f"{self.url}/v1/models: {response.status_code}: {self._said(response.content)}")
             return [entry["id"] for entry in response.json()["data"]]
         except httpx2.RequestError as error:
             raise BareloopError(f"cannot reach {self.url}: {describe(error)}") from error
@@ -127,7 +132,7 @@ class Client:
                         reads.append((self.now(), data))
                 else:
                     record.status = str(response.status_code)
-                    record.error = message_of(await response.aread())
+                    record.error = self._said(await response.aread())
         except httpx2.TimeoutException as error:
             record.status, record.error = "timeout", describe(error)
         except httpx2.RequestError as error:
@@ -148,6 +153,9 @@ class Client:
             del self.optional[name]
         return bool(refused)
 
+    def _said(self, body: bytes) -> str:
+        return said(message_in(body), self._secrets)
+
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         limits = {self.limit_field: self.output_tokens, "temperature": 0, "stream": True}
         if self.endpoint == "completions":
@@ -158,14 +166,14 @@ class Client:
 
 def read_answer(record: Record, reads: Iterable[tuple[float, bytes]]) -> None:
     """Fill a record from what arrived when. An event arrives with the read that has its end."""
-    finished = False
-    for now, data in events(reads):
-        if data == "[DONE]":
-            break
-        try:
+    now, data, finished = record.sent, "", False
+    try:
+        for now, data in timed_events(reads):
+            if data == "[DONE]":
+                break
             chunk = json.loads(data)
             if chunk.get("error"):
-                record.status, record.error, record.ended = "stream", message_of(data), now
+                record.status, record.error, record.ended = "stream", said(message_of(chunk)), now
                 return
             choices = chunk.get("choices") or []
             if any(carries_text(choice) for choice in choices):
@@ -173,18 +181,15 @@ def read_answer(record: Record, reads: Iterable[tuple[float, bytes]]) -> None:
             if choices:
                 record.ended = now
             finished = finished or any(choice.get("finish_reason") for choice in choices)
-            usage = chunk.get("usage")
-        except (ValueError, AttributeError, TypeError):
-            record.status, record.error, record.ended = "stream", f"not a chunk: {quote(data)}", now
-            return
-        if usage:
-            record.prompt_tokens = usage["prompt_tokens"]
-            record.completion_tokens = usage["completion_tokens"]
-            details = usage.get("prompt_tokens_details") or {}
-            record.cached_tokens = details.get("cached_tokens")
+            if usage := chunk.get("usage"):
+                record.prompt_tokens, record.completion_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+                record.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    except (BareloopError, ValueError, AttributeError, TypeError, KeyError):
+        record.status, record.error, record.ended = "stream", f"not a chunk: {quote(data)}", now
+        return
     if record.completion_tokens == 0:
         record.completion_tokens, record.has_usage = len(record.chunks), False
-    if record.status == "ok" and not finished:
+    if record.status == OK and not finished:
         record.status, record.error = "cut off", "the answer ended without a finish reason"
 
 
@@ -194,28 +199,17 @@ def carries_text(choice: dict[str, Any]) -> bool:
     return bool(choice.get("text")) or any(delta.get(name) for name in TEXTS)
 
 
-def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, str]]:
-    """The data of server-sent events, each with the time of the read that completed it. Comments are left out."""
-    rest = b""
-    data: list[str] = []
-    for now, piece in reads:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            text = line.rstrip(b"\r").decode(errors="replace")
-            if text.startswith("data:"):
-                data.append(text[5:].removeprefix(" "))
-            elif not text and data:
-                yield now, "\n".join(data)
-                data = []
+def timed_events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, str]]:
+    """The data of server-sent events, each with the time of the read that completed it."""
+    now = 0.0
 
+    def pieces() -> Iterator[bytes]:
+        nonlocal now
+        for now, piece in reads:  # noqa: B007
+            yield piece
 
-def message_of(body: bytes | str) -> str:
-    """The message of an error in OpenAI's shape, else the start of the text."""
-    try:
-        error = json.loads(body)["error"]
-        return str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        return quote(body if isinstance(body, str) else body.decode(errors="replace"))
+    for data in events(pieces()):
+        yield now, data
 
 
 def describe(error: Exception) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 
 import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.load.client import Client, events, message_of, read_answer
+from bench.load.client import Client, read_answer, timed_events
 from bench.load.records import Record
 from engine.runtime.errors import BareloopError, UsageError
 from tests.bench.load.fake_server import FakeServer, event, in_virtual_time
@@ -76,8 +77,8 @@ CHUNKS = [json.dumps({"number": number, "text": "é\u2028"}, ensure_ascii=False)
 def test_events_are_the_same_however_they_are_split_and_come_with_the_read_that_ends_them(cuts, newline):
     text = "".join(f": ping{newline}{newline}data: {chunk}{newline}{newline}" for chunk in CHUNKS).encode()
     places = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    reads = [(number, text[start:end]) for number, (start, end) in enumerate(zip(places, places[1:], strict=False))]
-    found = list(events(reads))
+    reads = [(number, text[start:end]) for number, (start, end) in enumerate(pairwise(places))]
+    found = list(timed_events(reads))
     assert [data for _, data in found] == CHUNKS
     end = 0
     for now, data in found:
@@ -94,31 +95,31 @@ def test_several_chunks_of_one_read_arrive_together():
 @pytest.mark.parametrize(
     ("pieces", "status", "error"),
     [
-        ([event({"error": {"message": "the engine ended"}})], "stream", "the engine ended"),
+        ([event({"error": {"message": "the engine ended"}})], "stream", '"the engine ended"'),
         ([b"data: {nonsense\n\n"], "stream", "not a chunk: '{nonsense'"),
         ([b"data: 17\n\n"], "stream", "not a chunk: '17'"),
+        ([event({"choices": [], "usage": {"completion_tokens": 3}})], "stream", "not a chunk: '{"),
         ([], "cut off", "the answer ended without a finish reason"),
         ([event({"choices": [{"text": "a"}]})], "cut off", "the answer ended without a finish reason"),
     ],
 )
 def test_a_fault_in_the_middle_of_an_answer_is_an_error(pieces, status, error):
     record = answer(*pieces)
-    assert (record.status, record.error) == (status, error)
+    assert record.status == status and record.error.startswith(error)
     assert not record.meets(1e9, 1e9)
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ('{"error": {"message": "too many requests"}}', "too many requests"),
-        ('{"error": "no such model"}', "no such model"),
-        ('{"detail": 1}', "'{\"detail\": 1}'"),
-        ("<html>", "'<html>'"),
+        ('{"error": {"message": "too many requests"}}', '"too many requests"'),
+        ('{"error": "no such model"}', '"no such model"'),
+        ("<html>", '"<html>"'),
     ],
 )
 def test_a_refusal_is_counted_by_status_with_its_message(body, message):
     record = send(FakeServer(answers={0: (429, body)}))
-    assert (record.status, record.error) == ("429", message) == ("429", message_of(body))
+    assert (record.status, record.error) == ("429", message)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_fields_that_a_server_refuses_are_left_out_or_renamed():
     assert "max_tokens" not in second and second["max_completion_tokens"] == 5
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", ""])
+@pytest.mark.parametrize("url", ["ftp://host", "", "http://"])
 def test_an_address_without_http_is_refused(url):
-    with pytest.raises(UsageError, match="use http://HOST:PORT"):
+    with pytest.raises(UsageError, match="is not the address of a server"):
         Client(url)

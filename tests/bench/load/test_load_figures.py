@@ -45,7 +45,9 @@ def test_rates_and_goodput_are_those_of_a_plain_loop(seed):
     seconds = max(r.ended for r in setting.records) - min(r.sent for r in setting.records)
     good = [r for r in setting.records if r.status == "ok"]
     ttft = np.array([r.chunks[0] - r.sent for r in good])
-    tpot = np.array([(r.ended - r.chunks[0]) / (r.completion_tokens - 1) if r.completion_tokens > 1 else 0 for r in good])
+    tpot = np.array(
+        [(r.ended - r.chunks[0]) / (r.completion_tokens - 1) if r.completion_tokens > 1 else 0 for r in good]
+    )
     assert figures.goodput == pytest.approx(np.sum((ttft <= 0.1) & (tpot <= 0.09)) / seconds)
     assert 0 < figures.goodput < figures.request_rate == pytest.approx(len(good) / seconds)
     assert figures.output_rate == pytest.approx(sum(r.completion_tokens for r in good) / seconds)

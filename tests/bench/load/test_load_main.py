@@ -73,7 +73,7 @@ def server(answer: Callable[[dict, int], Response] | None = None) -> Iterator[st
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("BARELOOP_API_KEY", KEY)
 
 
 def status_of(*arguments: str) -> int:
@@ -82,7 +82,9 @@ def status_of(*arguments: str) -> int:
     return end.value.code
 
 
-def test_every_setting_is_measured_and_shown_again_from_the_file(tmp_path, capsys):
+def test_every_setting_is_measured_and_shown_again_from_the_file(tmp_path, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(program, "draw", lambda runs, path: drawn.append((len(runs), path)))
     sizes = ["--input-tokens", "20", "--output-tokens", "3", "--requests", "4"]
     output = ["--json", str(tmp_path / "run.json")]
     with server() as url:
@@ -98,7 +100,7 @@ def test_every_setting_is_measured_and_shown_again_from_the_file(tmp_path, capsy
     assert "1000/s" in shown.out and "20 in, 3 out" in shown.err
     assert status_of("--from", str(tmp_path / "run.json"), "--plot", str(tmp_path / "picture.png")) == 0
     assert capsys.readouterr().out == shown.out
-    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "picture.png", "picture.svg"}
+    assert drawn == [(1, tmp_path / "picture")]
 
 
 def test_errors_are_counted_and_the_rest_is_measured(capsys):
@@ -108,7 +110,7 @@ def test_errors_are_counted_and_the_rest_is_measured(capsys):
     with server(answer) as url:
         assert status_of("--url", url, "--concurrency", "1", "--requests", "5") == 0
     shown = capsys.readouterr()
-    assert "429 (3)" in shown.out and "429: too many" in shown.err
+    assert "429 (3)" in shown.out and '429: "too many"' in shown.err
 
 
 def test_ctrl_c_shows_what_is_there_and_ends_with_130(tmp_path, capsys):
@@ -127,7 +129,9 @@ def test_ctrl_c_shows_what_is_there_and_ends_with_130(tmp_path, capsys):
         arguments = ["--url", url, "--concurrency", "1", "2", "--requests", "8", "--json", str(tmp_path / "run.json")]
         assert status_of(*arguments) == 130
     shown = capsys.readouterr()
-    assert re.search(r"│ +1 │ +2 │ +0 │", shown.out) and shown.err.splitlines()[-1].endswith("without an answer are not counted")
+    assert re.search(r"│ +1 │ +2 │ +0 │", shown.out) and shown.err.splitlines()[-1].endswith(
+        "without an answer are not counted"
+    )
     (setting,) = json.loads((tmp_path / "run.json").read_text())["settings"]
     assert len(setting["records"]) == 2
 
@@ -140,14 +144,16 @@ def test_a_refused_key_a_missing_server_and_impossible_flags_are_one_line(tmp_pa
 
     (tmp_path / "key").write_text("wrong\n")
     with server() as url:
-        assert "401: no such key" in error("--url", url, "--api-key-file", str(tmp_path / "key"), status=1)
+        assert '401: "no such key"' in error("--url", url, "--api-key-file", str(tmp_path / "key"), status=1)
     assert "cannot reach http://127.0.0.1:1: " in error("--url", "http://127.0.0.1:1", status=1)
     assert "--from" in error(status=2)
     url = "http://127.0.0.1:1"
     assert "--rate 0.0: use more than 0" in error("--url", url, "--rate", "0", status=2)
     assert "--duration nan" in error("--url", url, "--duration", "nan", status=2)
     assert "--shared-prefix 256" in error("--url", url, "--shared-prefix", "256", status=2)
-    assert "cannot read" in error("--url", url, "--model", "m", "--api-key-file", str(tmp_path / "no"), status=1)
+    assert "cannot read the key" in error(
+        "--url", url, "--model", "m", "--api-key-file", str(tmp_path / "no"), status=1
+    )
     assert "not allowed with" in error("--url", url, "--duration", "1", "--requests", "1", status=2)
 
 
