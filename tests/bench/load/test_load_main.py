@@ -59,6 +59,7 @@ def server(answer: Callable[[dict, int], Response] | None = None) -> Iterator[st
     # With its protocol named, as asyncio sets TCP_NODELAY only then, and each answer takes 40 ms without.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     config = uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_graceful_shutdown=1)
     instance = uvicorn.Server(config)
     thread = threading.Thread(target=instance.run, args=([listener],))
