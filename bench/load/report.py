@@ -28,7 +28,7 @@ def tables(run: Run) -> list[Table]:
     columns = ("sent", "errors", "input tokens/s", "output tokens/s", "requests per s", "goodput", "cached")
     for table, names in (
         (rates, columns),
-        (times, ("TTFT 50 / 90 / 99", "TPOT 50 / 99", "gaps 50 / 99 / max", "whole 50 / 99")),
+        (times, ("TTFT\n50/90/99", "TPOT\n50/99", "gaps\n50/99/max", "end to end\n50/99")),
     ):
         for name in ("clients\nor rate", *names):  # narrow enough for a terminal of 80 columns
             table.add_column(name, justify="right")
@@ -58,11 +58,11 @@ def tables(run: Run) -> list[Table]:
 
 
 def milliseconds(values: Sequence[float], *percents: float) -> str:
-    """Percentiles as "120 / 180 / 250", with a decimal below 10; "-" without values."""
+    """Percentiles as "120/180/250", with a decimal below 10; "-" without values."""
     if not values:
         return "-"
     times = [1000 * percentile(values, percent) for percent in percents]
-    return " / ".join(f"{time:.1f}" if time < 10 else f"{time:.0f}" for time in times)
+    return "/".join(f"{time:.1f}" if time < 10 else f"{time:.0f}" for time in times)
 
 
 def notes(run: Run, has_random_prompts: bool = True) -> list[str]:
@@ -115,7 +115,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    from engine.cli.figures import PALETTE, style, write
+    from engine.cli.figures import MIN_FONT_SIZE, PALETTE, style, write
 
     kinds = list(dict.fromkeys(setting.kind for run in runs for setting in run.settings if setting.good))
     if not kinds:
@@ -126,6 +126,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             for number, run in enumerate(runs):
                 _draw_run(axes, run, kind, PALETTE[number % len(PALETTE)])
             _label(axes, runs, kind)
+        figure.supxlabel("line: median; dotted: 99th percentile", size=MIN_FONT_SIZE, x=0.01, ha="left")
         write(figure, path)
 
 
@@ -139,15 +140,15 @@ def _draw_run(axes: Sequence[Axes], run: Run, kind: str, colour: str) -> None:
     for panel, name in ((axes[0], "ttft"), (axes[1], "tpot")):
         for percent, line in ((50, "-"), (99, ":")):
             times = [1000 * percentile(getattr(entry, name), percent) for entry in figures]
-            panel.plot(xs, times, linestyle=line, label=run.label if percent == 50 else None, **style)
-    axes[2].plot(xs, [entry.output_rate for entry in figures], **style)
+            panel.plot(xs, times, linestyle=line, **style)
+    axes[2].plot(xs, [entry.output_rate for entry in figures], label=run.label, **style)
 
 
 def _label(axes: Sequence[Axes], runs: Sequence[Run], kind: str) -> None:
     """Titles, targets and ticks of a row of panels."""
     from matplotlib.ticker import NullLocator
 
-    from engine.cli.figures import QUIET
+    from engine.cli.figures import MIN_FONT_SIZE, QUIET
 
     values = sorted(
         {setting.value for run in runs for setting in run.settings if setting.kind == kind and setting.good}
@@ -162,12 +163,8 @@ def _label(axes: Sequence[Axes], runs: Sequence[Run], kind: str) -> None:
         panel.set_xticks(values, [f"{value:g}" for value in values])
         if target is not None and target <= 2 * panel.get_ylim()[1]:
             panel.axhline(target, color=QUIET, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1.5)
-            panel.annotate("target", (1, target), (-2, 2), xycoords=panel.get_yaxis_transform(), **_SMALL)
+            place: dict[str, Any] = {"xycoords": panel.get_yaxis_transform(), "textcoords": "offset points"}
+            panel.annotate("target", (0, target), (3, 2), size=MIN_FONT_SIZE, color=QUIET, **place)
         panel.set_ylim(bottom=0)
     if len(runs) > 1:
-        axes[0].legend()
-    axes[0].annotate("line: median; dotted: 99th percentile", (0, 1), (2, -2), xycoords="axes fraction", **_NOTE)
-
-
-_SMALL: dict[str, Any] = {"textcoords": "offset points", "size": 8.0, "ha": "right", "va": "bottom"}
-_NOTE: dict[str, Any] = {"textcoords": "offset points", "size": 8.0, "ha": "left", "va": "top"}
+        axes[2].legend()

@@ -42,14 +42,14 @@ def test_the_tables_have_a_row_for_each_setting():
     assert rates[0] == ["1", "2", "0", "48.1", "14.4", "4.81", "4.81", "50%"]
     assert rates[1][:3] == ["4", "3", "429 (2)"]
     assert rates[2][0] == "0.5/s" and rates[2][-1] == "?"
-    assert times[0] == ["1", "200 / 200 / 200", "4.0 / 4.0", "4.0 / 4.0 / 4.0", "208 / 208"]
+    assert times[0] == ["1", "200/200/200", "4.0/4.0", "4.0/4.0/4.0", "208/208"]
     assert max(map(len, shown(run, 80).splitlines())) <= 80
     assert "429: busy" in notes(run)
 
 
 def test_percentiles_without_values_are_a_dash():
     assert milliseconds([], 50, 99) == "-"
-    assert milliseconds([0.001, 0.002, 1.0], 50, 100) == "2.0 / 1000"
+    assert milliseconds([0.001, 0.002, 1.0], 50, 100) == "2.0/1000"
 
 
 def test_notes_say_what_makes_the_figures_doubtful():
