@@ -58,7 +58,7 @@ WITHOUT_TORCH = (
     "engine.decoding.params",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
-    *(f"bench.{name}" for name in ("peers", "plot", "ttft")),
+    *(f"bench.{name}" for name in ("peers", "plot", "ttft", "load.*")),
 )
 
 

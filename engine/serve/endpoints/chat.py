@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.decoding.grammar import Grammar
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, Job, cache_scope
-from engine.serve.endpoints.logprobs import ChatLogprobs
+from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
 from engine.serve.protocol import messages, tools
 from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.replies import Delta, ReplyParser
-from engine.serve.protocol.requests import ChatRequest, sampling_params
+from engine.serve.protocol.requests import ChatRequest, StreamOptions, sampling_params
+from engine.serve.protocol.tool_grammar import reply_grammar
 from engine.serve.state import ServerState
 from engine.text.reasoning import OPEN
 
@@ -37,13 +37,18 @@ class Plan:
     prompt: Prompt
     params: list[SamplingParams]  # of each choice
     in_reasoning: bool  # the prompt has opened the reasoning
-    call_format: tools.ToolFormat | None  # None: the reply is not searched for calls
+    call_format: tools.ToolFormat
     choice: tools.ToolChoice
 
     def parser(self) -> ReplyParser:
-        """A parser for one choice's text."""
-        names = frozenset(self.choice.names)
-        return ReplyParser(self.call_format, self.in_reasoning, names=names)
+        """A parser for one choice's text. Without tools it looks for no calls."""
+        return ReplyParser(
+            None if self.choice.mode == "none" else self.call_format,
+            self.in_reasoning,
+            self.request.reasoning_format != "none",
+            names=self.choice.names,
+            parallel=self.choice.parallel,
+        )
 
 
 async def chat_completions(request: Request) -> Response:
@@ -66,46 +71,39 @@ async def chat_completions(request: Request) -> Response:
 def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Plan:
     """Render and encode the conversation, and set the parameters of each choice. Raises `ApiError`."""
     choice = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
-    prompt, call_format, in_reasoning = render(chat, engine, choice)
-    grammar = grammar_of(chat, choice, call_format)
+    prompt, call_format = render(chat, engine, choice)
+    end = engine.llm.tokenizer.decode(prompt.ids[-8:], skip_special_tokens=False)
+    in_reasoning = end.rstrip().endswith(OPEN)
+    grammar = reply_grammar(call_format, choice, chat.response_format, in_reasoning)
     wanted = default_new_tokens if chat.max_new_tokens is None else chat.max_new_tokens
     length = new_tokens(engine, len(prompt.ids), wanted)
     model_defaults = defaults(engine.llm.default_params)
     params = [sampling_params(chat, model_defaults, length, index, grammar) for index in range(chat.n)]
-    return Plan(chat, prompt, params, in_reasoning, call_format if choice.mode != "none" else None, choice)
+    return Plan(chat, prompt, params, in_reasoning, call_format, choice)
 
 
-def render(
-    chat: ChatRequest, engine: Engine, choice: tools.ToolChoice
-) -> tuple[Prompt, tools.ToolFormat | None, bool]:
-    """The prompt of a conversation, how its tool calls are written, and whether it opens a reasoning.
+def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple[Prompt, tools.ToolFormat]:
+    """The prompt of a conversation, and how its model writes tool calls.
 
-    Raises `ApiError` or `BareloopError` for messages that the model's template cannot render.
+    Raises `ApiError` or `BareloopError` for messages that the chat template cannot render.
     """
     template = engine.chat_template(date.today())
+    call_format = tools.ToolFormat.of(template.source)
     conversation = messages.prepare(chat.messages)
-    call_format = tools.ToolFormat.of(template.source) if choice.tools else None
-    shown: Sequence[dict[str, Any]] | None = choice.shown
-    if call_format is not None and not call_format.native:
-        conversation, shown = call_format.messages(conversation, choice.shown), None
-    is_last_word = conversation[-1]["role"] == "assistant" and not conversation[-1].get("tool_calls")
-    continues = chat.continue_final_message or (chat.add_generation_prompt is None and is_last_word)
-    starts_reply = chat.add_generation_prompt is not False
+    shown = [] if choice.mode == "none" else choice.tools
+    conversation = call_format.messages(conversation, shown)
+    last = conversation[-1]
+    is_continued = last["role"] == "assistant" and not last.get("tool_calls") and chat.add_generation_prompt is None
+    continues = chat.continue_final_message or (chat.continue_final_message is None and is_continued)
+    variables = {} if chat.reasoning_effort is None else {"reasoning_effort": chat.reasoning_effort}
     ids = template.encode(
         conversation,
-        starts_reply and not continues,
-        tools=shown or None,
+        not continues and chat.add_generation_prompt is not False,
+        tools=shown if shown and call_format.native else None,
         continues=continues,
-        variables=chat.chat_template_kwargs,
+        variables=variables | (chat.chat_template_kwargs or {}),
     )
-    end = engine.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False)
-    return Prompt(ids, continues, template.reply_starts(ids)), call_format, end.rstrip().endswith(OPEN)
-
-
-def grammar_of(chat: ChatRequest, choice: tools.ToolChoice, call_format: tools.ToolFormat | None) -> Grammar | None:
-    """What the reply must match, by its tools or its response format."""
-    response = tools.response_grammar(chat.response_format, choice)
-    return response if call_format is None else tools.grammar(call_format, choice) or response
+    return Prompt(ids, continues, template.reply_starts(ids), chat.prompt_logprobs), call_format
 
 
 class Choice:
@@ -127,12 +125,12 @@ class Choice:
         deltas: list[Delta] = []
         for event in events:
             self.token_ids.append(event.token_id)
-            before = self.parser.in_reasoning
-            deltas += self.parser.push(event.text)
+            new = self.parser.push(event.text)
             if event.finish_reason is not None:
-                deltas += self.parser.flush()
+                new += self.parser.flush()
                 self.finish_reason = event.finish_reason
-            self.reasoning_tokens += before or self.parser.in_reasoning
+            self.reasoning_tokens += any(delta.kind == "reasoning_content" for delta in new)
+            deltas += new
         if self.plan.request.logprobs:
             ended = self.finish_reason == "stop" and events[-1].token_id in self.stop_ids
             self.entries += self.logprobs.entries(events[:-1] if ended else events)
@@ -187,6 +185,8 @@ async def reply(plan: Plan, answer: Answer, client: Client, scope: Hashable) -> 
     }
     if request.return_token_ids:
         content["prompt_token_ids"] = plan.prompt.ids
+    if request.prompt_logprobs is not None:
+        content["prompt_logprobs"] = prompt_logprobs(generations[0].submitted, answer.engine.llm.tokenizer)
     if request.timings_per_token:
         content["timings"] = answer.timings()
     await client.send(content)
@@ -207,14 +207,14 @@ async def stream(
 ) -> None:
     """Send all choices as they come: first the role, then what is added to the message, then the finish reason."""
     plan = choices[0].plan
-    request, options = plan.request, plan.request.stream_options
+    request, options = plan.request, plan.request.stream_options or StreamOptions()
     head = {**answer.head, "object": "chat.completion.chunk"}
 
     def usage() -> dict[str, Any]:
         return answer.usage(sum(choice.reasoning_tokens for choice in choices))
 
-    async def chunk(choice: Choice, delta: dict[str, Any], finish: str | None = None, **further: Any) -> None:
-        part = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish} | further
+    async def chunk(choice: Choice, delta: dict[str, Any], **further: Any) -> None:
+        part = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None} | further
         content: dict[str, Any] = {**head, "choices": [part]}
         if options.include_usage:
             content["usage"] = usage() if options.continuous_usage_stats else None
@@ -242,7 +242,7 @@ async def stream(
                 break
         rest = {"token_ids": choice.token_ids[sent:]} if request.return_token_ids else {}
         logprobs = choice.take_logprobs() if choice.entries else None
-        await chunk(choice, {}, choice.finish_reason, logprobs=logprobs, **rest)
+        await chunk(choice, {}, finish_reason=choice.finish_reason, logprobs=logprobs, **rest)
 
     await client.start()
     await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))

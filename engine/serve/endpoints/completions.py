@@ -18,7 +18,7 @@ from engine.serve.endpoints.client import Client, Job, cache_scope
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
 from engine.serve.protocol.fields import read_request
-from engine.serve.protocol.requests import CompletionRequest, sampling_params
+from engine.serve.protocol.requests import CompletionRequest, StreamOptions, sampling_params
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
     Text gets the tokenizer's BOS, ids are taken as they are. Raises `ApiError` or `BareloopError`.
     """
     model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
-    plans = []
+    plans: list[Plan] = []
     for prompt in body.prompts:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         length = new_tokens(engine, len(ids), max(body.max_tokens, 1), "prompt")
@@ -89,7 +89,7 @@ class Choice:
             return
         self.text = self.plan.text
         if self.logprobs is not None:
-            for token, scored in zip(self.plan.prompt.ids, request.prompt_logprobs, strict=True):
+            for token, scored in zip(self.plan.prompt.ids, request.prompt_logprobs or (), strict=True):
                 self.logprobs.add(token, *(scored or (None, ())))
 
     def push(self, events: Sequence[Event]) -> None:
@@ -125,6 +125,7 @@ async def reply(
 ) -> None:
     """Generate all choices, and send them: whole, or each piece as it comes."""
     head = {**answer.head, "object": "text_completion"}
+    options = body.stream_options or StreamOptions()
     generations = [await answer.submit(plan.prompt, plan.params, scope) for plan in plans]
     choices = [Choice(plan, body, answer.engine) for plan in plans]
 
@@ -137,8 +138,8 @@ async def reply(
             choice.push(events)
             if body.stream and (choice.text or choice.finish_reason):
                 content: dict[str, Any] = {**head, "choices": [choice.take()]}
-                if body.stream_options.include_usage:
-                    content["usage"] = answer.usage() if body.stream_options.continuous_usage_stats else None
+                if options.include_usage:
+                    content["usage"] = answer.usage() if options.continuous_usage_stats else None
                 await client.event(content)
 
     if body.stream:
@@ -151,6 +152,6 @@ async def reply(
             parts = [part | {"prompt_token_ids": plan.prompt.ids} for part, plan in zip(parts, plans, strict=True)]
         await client.send({**head, "choices": parts, "usage": answer.usage()})
         return
-    if body.stream_options.include_usage:
+    if options.include_usage:
         await client.event({**head, "choices": [], "usage": answer.usage()})
     await client.end()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.decoding.loop import Event
+from engine.decoding.scheduling.request import Request
 from engine.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # in place of minus infinity, which JSON does not have
@@ -88,9 +89,26 @@ class CompletionLogprobs:
             for other, value in [*alternatives[: self.top], (token, logprob)]:
                 key = self.strings.alone(other)
                 top[key] = max(finite(value), top.get(key, LOWEST))
-        for name, value in zip(
-            self.columns, (text, None if logprob is None else finite(logprob), top, self.offset), strict=True
-        ):
-            self.columns[name].append(value)
+        entry = (text, None if logprob is None else finite(logprob), top, self.offset)
+        for column, part in zip(self.columns.values(), entry, strict=True):
+            column.append(part)
         self.offset += len(text)
         return text
+
+
+def prompt_logprobs(request: Request, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:
+    """A prompt's log-probabilities in vLLM's form: for each token but the first, its own and the most likely ones."""
+    strings = TokenStrings(tokenizer, continues=True)
+
+    def entry(token: int, logprob: float, rank: int | None) -> dict[str, Any]:
+        return {"logprob": finite(logprob), "rank": rank, "decoded_token": strings.alone(token)}
+
+    result: list[dict[str, Any] | None] = []
+    for token, scored in zip(request.prompt.ids, request.prompt_logprobs or (), strict=True):
+        if scored is None:
+            result.append(None)
+            continue
+        logprob, alternatives = scored
+        top = {str(other): entry(other, value, rank) for rank, (other, value) in enumerate(alternatives, 1)}
+        result.append({str(token): entry(token, logprob, None)} | top)
+    return result

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from engine.serve.protocol import openapi
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.protocol.fields import read_request
-from engine.serve.protocol.requests import EmbeddingRequest
+from engine.serve.protocol.token_requests import EmbeddingRequest
 from engine.serve.state import ServerState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
