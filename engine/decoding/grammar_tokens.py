@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.runtime.errors import BareloopError
-from engine.text.detokenizer import BYTE_TOKEN, ByteLevel, SentencePiece
+from engine.text.detokenizer import ByteLevel, SentencePiece, sentencepiece_bytes
 from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ class Vocabulary:
 
     @staticmethod
     def cached(tokenizer: Tokenizer, vocab_size: int, eos: frozenset[int]) -> Vocabulary:
-        """The same object for the same arguments: creating one takes up to a second. It goes with its tokenizer."""
-        known = _VOCABULARIES.setdefault(tokenizer, {})
-        if (vocab_size, eos) not in known:
-            known[vocab_size, eos] = Vocabulary(tokenizer, vocab_size, eos)
-        return known[vocab_size, eos]
+        """The same object for the same arguments: creating one takes up to a second. It goes with its tokenizer.
+
+        If several threads want it at once, one creates it.
+        """
+        key = vocab_size, eos
+        if (found := _VOCABULARIES.get(tokenizer, {}).get(key)) is None:  # those that exist are had without waiting
+            with _CREATING:
+                known = _VOCABULARIES.setdefault(tokenizer, {})
+                found = known[key] = known.get(key) or Vocabulary(tokenizer, vocab_size, eos)
+        return found
 
     def is_text(self, token: int) -> bool:
         """Whether a token may be a part of a text."""
@@ -65,6 +71,7 @@ class Vocabulary:
         return bits & self.text, bool(bits[self.end >> 3] >> (self.end & 7) & 1)
 
 
+_CREATING = threading.Lock()
 _VOCABULARIES: WeakKeyDictionary[Tokenizer, dict[tuple[int, frozenset[int]], Vocabulary]] = WeakKeyDictionary()
 
 
@@ -78,7 +85,7 @@ class _Splitter:
         if isinstance(detokenizer, ByteLevel):
             pieces: Mapping[int, bytes] = detokenizer.pieces
         elif isinstance(detokenizer, SentencePiece):
-            pieces = {token: _piece_bytes(piece) for token, piece in detokenizer.pieces.items()}
+            pieces = {token: sentencepiece_bytes(piece) for token, piece in detokenizer.pieces.items()}
         else:
             raise BareloopError("a grammar needs a byte-level or SentencePiece tokenizer, and this model has another")
         self.is_byte_level = isinstance(detokenizer, ByteLevel)
@@ -131,12 +138,6 @@ class _Splitter:
 def _bits(flags: list[bool]) -> Bits:
     bits = np.packbits(np.array(flags), bitorder="little")
     return np.pad(bits, (0, -len(bits) % 4))  # llguidance writes words of 32 bits
-
-
-def _piece_bytes(piece: str) -> bytes:
-    """The bytes of a SentencePiece token."""
-    match = BYTE_TOKEN.fullmatch(piece)
-    return bytes.fromhex(match[1]) if match else piece.replace("▁", " ").encode()
 
 
 def reason(error: str) -> str:

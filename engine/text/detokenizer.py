@@ -41,6 +41,12 @@ def piece_bytes(token: str, table: Mapping[str, int]) -> bytes:
     return token.encode()
 
 
+def sentencepiece_bytes(token: str) -> bytes:
+    """The bytes of a SentencePiece token inside a text: ▁ is a space, <0xXX> is a byte."""
+    match = BYTE_TOKEN.fullmatch(token)
+    return bytes.fromhex(match[1]) if match else token.replace("▁", " ").encode()
+
+
 class ByteLevel:
     """For tokens that are bytes: an incremental UTF-8 decoder. `pieces` has no entry for skipped ids."""
 

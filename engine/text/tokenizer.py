@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,15 @@ import tokenizers
 
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import read_json
-from engine.text.detokenizer import ByteLevel, Detokenizer, SentencePiece, Windowed, byte_table, piece_bytes
+from engine.text.detokenizer import (
+    ByteLevel,
+    Detokenizer,
+    SentencePiece,
+    Windowed,
+    byte_table,
+    piece_bytes,
+    sentencepiece_bytes,
+)
 
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, older than tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -21,7 +30,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair; valid text h
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. Truncation and padding that its file may enable are switched off."""
+    """A checkpoint's tokenizer, for any number of threads, of which one at a time is in the library.
+
+    Truncation and padding that its file may enable are switched off.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
         """`settings`: the content of tokenizer_config.json, which may have special tokens that tokenizer.json lacks."""
@@ -39,6 +51,7 @@ class Tokenizer:
         unmarked = [content for content in known if content not in marked]
         backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in unmarked])
         self.backend = backend
+        self._lock = threading.RLock()  # `encode_plain` sets a flag of the library's tokenizer
         ids = {content: backend.token_to_id(content) for content in (*marked, *known)}
         self.control_tokens = {content: int(token) for content, token in ids.items() if token is not None}
         self.special_ids = frozenset(self.control_tokens.values())
@@ -72,7 +85,8 @@ class Tokenizer:
         """Token ids of a text, with the BOS token that the tokenizer adds by default (Llama's; Qwen has none)."""
         check_text(text)
         try:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            with self._lock:
+                return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # a vocabulary without a token for unknown characters
             raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
 
@@ -81,23 +95,46 @@ class Tokenizer:
         for text in texts:
             check_text(text)
         try:
-            batch = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            with self._lock:
+                batch = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except Exception as error:  # as in `encode`
             raise BareloopError(f"the tokenizer cannot encode these texts: {error}") from error
         return [list(encoding.ids) for encoding in batch]
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token, even if it looks like one."""
-        self.backend.encode_special_tokens = True
-        try:
-            return self.encode(text, add_special_tokens=False)
-        finally:
-            self.backend.encode_special_tokens = False
+        with self._lock:
+            self.backend.encode_special_tokens = True
+            try:
+                return self.encode(text, add_special_tokens=False)
+            finally:
+                self.backend.encode_special_tokens = False
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         kept = [token for token in ids if not (skip_special_tokens and token in self.special_ids)]
-        return str(self.backend.decode(kept, skip_special_tokens=False))  # the library does not skip all of them
+        with self._lock:
+            return str(self.backend.decode(kept, skip_special_tokens=False))  # the library does not skip all of them
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one id inside a text, which may be a part of a character: those of several ids add up.
+
+        Of a control token those of its name, of an id without a token none. A tokenizer that is neither byte-level nor
+        SentencePiece decodes the id alone.
+        """
+        if token in self._control_names:
+            return self._control_names[token].encode()
+        match self._stream:
+            case "bytes", pieces:
+                return bytes(pieces.get(token, b""))
+            case (("sentencepiece" | "sentencepiece without strip"), pieces):
+                return sentencepiece_bytes(pieces.get(token, ""))
+            case _:
+                return self.decode([token]).encode() if 0 <= token < 2**32 else b""  # as the library takes
+
+    @cached_property
+    def _control_names(self) -> dict[int, str]:
+        return {token: name for name, token in self.control_tokens.items()}
 
     def detokenizer(self, continues: bool = False) -> Detokenizer:
         """A streaming detokenizer that skips special tokens. `continues`: its text follows another text."""

@@ -6,9 +6,12 @@ import gc
 import json
 import re
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import tokenizers
+import torch
 
 from engine.decoding.grammar import Grammar, Matcher
 from engine.decoding.grammar_tokens import Vocabulary
@@ -94,3 +97,18 @@ def test_a_vocabulary_is_made_once_and_goes_with_its_tokenizer(shared, load):
     del tokenizer, first
     gc.collect()
     assert freed() is None
+
+
+def test_threads_that_begin_at_once_create_one_vocabulary(shared, monkeypatch):
+    tokenizer, barrier, created = Tokenizer.load(shared / "tokenizers" / "llama-2"), Barrier(4), []
+    create = Vocabulary.__init__
+    monkeypatch.setattr(Vocabulary, "__init__", lambda self, *args: (created.append(self), create(self, *args))[1])
+
+    def matcher(_: int) -> Matcher:
+        barrier.wait()
+        return Matcher(Grammar.regex("[ab]+"), tokenizer, tokenizer.vocab_size, [2])
+
+    with ThreadPoolExecutor(4) as pool:
+        matchers = [*pool.map(matcher, range(4))]
+    assert [each.vocabulary for each in matchers] == created * 4
+    assert all(torch.equal(each.mask(), matchers[0].mask()) for each in matchers)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tokenizers
 
 from engine.runtime.errors import BareloopError
 from engine.text.tokenizer import Tokenizer
@@ -91,6 +93,45 @@ def test_special_tokens_are_found_by_role_and_text(load_tokenizer):
     assert qwen.token_id("<|im_end|>") == 151645
     assert qwen.token_id("no such token") is None
     assert load_tokenizer("tokenizers/llama-2").special_tokens["bos_token"] == "<s>"
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b-instruct", "gpt2", "llama-2", "mistral-7b-instruct-v0.2"])
+def test_the_bytes_of_all_ids_are_the_text(load_tokenizer, name):
+    tokenizer = load_tokenizer(f"tokenizers/{name}")
+    space = " " if "mistral" in name or "llama" in name else ""  # that SentencePiece adds
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        if tokenizer.special_ids.isdisjoint(ids):
+            expected = space + tokenizer.decode(ids) if text else ""
+            assert b"".join(map(tokenizer.token_bytes, ids)) == expected.encode(), text
+
+
+def test_the_bytes_of_an_id_are_raw_and_a_control_token_has_those_of_its_name(load_tokenizer):
+    names = ("qwen2.5-0.5b-instruct", "gpt2", "llama-2")
+    qwen, gpt2, llama = (load_tokenizer(f"tokenizers/{name}") for name in names)
+    assert qwen.token_bytes(151645) == b"<|im_end|>"
+    assert [*map(gpt2.token_bytes, gpt2.encode("🧿"))] == [b"\xf0\x9f", b"\xa7", b"\xbf"]
+    assert (llama.token_bytes(2), llama.token_bytes(3 + 0xE4)) == (b"</s>", b"\xe4")
+    assert llama.token_bytes(llama.token_id("▁the")) == b" the"
+    words = Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel({"né": 0, "b": 5, "?": 1}, unk_token="?")), {})
+    assert [words.token_bytes(token) for token in (0, 5)] == ["né".encode(), b"b"]
+    for tokenizer in (qwen, llama, words):
+        assert [tokenizer.token_bytes(token) for token in (-1, 3 if tokenizer is words else 10**6, 2**40)] == [b""] * 3
+
+
+def test_threads_that_encode_plain_text_do_not_change_the_ids_of_others(load_tokenizer):
+    tokenizer = load_tokenizer("tokenizers/qwen2.5-0.5b-instruct")
+    text = "<|im_start|>user\nnaïve café<|im_end|>\n" * 20
+    expected = tokenizer.encode(text), tokenizer.encode_plain(text), tokenizer.decode(tokenizer.encode(text))
+    assert expected[0] != expected[1]
+
+    def encode(_: int) -> bool:
+        ids = tokenizer.encode(text)
+        both = tokenizer.encode_all([text, text])
+        return (ids, tokenizer.encode_plain(text), tokenizer.decode(ids)) == expected and both == [ids, ids]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(encode, range(60)))
 
 
 def test_an_unreadable_folder_is_refused_in_one_line(shared, tmp_path):
