@@ -286,8 +286,8 @@ class LLM:
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The logits after every token: float32 [time, vocab], on the CPU."""
-        sequence = self.sequence()
-        return sequence.feed_with_logits(self.encode(ids), last=len(ids)).float().cpu()
+        ids = self.encode(ids)
+        return self.sequence().feed_with_logits(ids, last=len(ids)).float().cpu()
 
     def score(
         self, requests: Sequence[tuple[Sequence[int], Sequence[int]]], batch_tokens: int | None = None

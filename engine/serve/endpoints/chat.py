@@ -55,7 +55,7 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     state: ServerState = request.app.state.server
     chat = read_request(ChatRequest, await request.body())
-    name, scope = state.engines.resolve(chat.model), cache_scope(request)
+    name, scope = state.engines.resolve(chat.model), cache_scope(request, chat.cache_salt)
     served = state.observer.started(request.method, request.url.path, name)
 
     async def work(client: Client) -> None:

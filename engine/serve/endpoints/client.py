@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -133,6 +133,6 @@ async def cancel(*tasks: asyncio.Future[None]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def cache_scope(request: Request) -> Any:
-    """What shares cached prompts: requests with the same key."""
-    return request.scope.get("state", {}).get("scope")
+def cache_scope(request: Request, salt: str | None) -> Hashable:
+    """What shares cached prompts: requests with the same key and the same salt."""
+    return request.scope.get("state", {}).get("scope"), salt

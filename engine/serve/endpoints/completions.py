@@ -19,6 +19,7 @@ from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
 from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import CompletionRequest, StreamOptions, sampling_params
+from engine.serve.protocol.tool_grammar import response_grammar
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ async def completions(request: Request) -> Response:
     """Continue prompts."""
     state: ServerState = request.app.state.server
     body = read_request(CompletionRequest, await request.body())
-    name, scope = state.engines.resolve(body.model), cache_scope(request)
+    name, scope = state.engines.resolve(body.model), cache_scope(request, body.cache_salt)
     served = state.observer.started(request.method, request.url.path, name)
 
     async def work(client: Client) -> None:
@@ -58,6 +59,7 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
     Text gets the tokenizer's BOS, ids are taken as they are. Raises `ApiError` or `BareloopError`.
     """
     model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
+    grammar = response_grammar(body.response_format)
     plans: list[Plan] = []
     for prompt in body.prompts:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -65,7 +67,7 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
         text = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(ids)
         shared = Prompt(ids, logprobs=body.logprobs if body.echo else None)
         for index in range(body.n):
-            params = sampling_params(body, model_defaults, length, index)
+            params = sampling_params(body, model_defaults, length, index, grammar)
             plans.append(Plan(len(plans), shared, text, params))
     return plans
 

@@ -89,6 +89,7 @@ class SchemaFormat(Fields):
     json_schema: JsonSchema = required(Record(JsonSchema, "an object with name and schema"), "The schema.")
 
 
+ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
 FORMAT = Tagged(
     {"text": TextFormat, "json_object": ObjectFormat, "json_schema": SchemaFormat},
     '{"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}',
@@ -125,15 +126,6 @@ class GenerationRequest(Fields):
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def reply_schema(self) -> dict[str, Any] | None:
-        """JSON schema that the reply must follow; None: any text."""
-        if isinstance(self.response_format, SchemaFormat):
-            return self.response_format.json_schema.schema
-        if isinstance(self.response_format, ObjectFormat):
-            return {"type": "object"} if self.response_format.schema is None else self.response_format.schema
-        return None
 
     @property
     def alternatives(self) -> int:

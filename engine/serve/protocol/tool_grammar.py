@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from engine.runtime.errors import UsageError, quote
+from engine.runtime.errors import UsageError
 from engine.serve.protocol.messages import check_values, invalid
+from engine.serve.protocol.requests import JsonSchema, ObjectFormat, ResponseFormat, SchemaFormat
 from engine.serve.protocol.tools import ToolChoice, ToolFormat
 from engine.text.reasoning import CLOSE
 
@@ -18,7 +19,7 @@ LINE_BREAK = "\n"
 
 
 def reply_grammar(
-    tool_format: ToolFormat, choice: ToolChoice, response_format: Any, in_reasoning: bool = False
+    tool_format: ToolFormat, choice: ToolChoice, response_format: ResponseFormat | None, in_reasoning: bool = False
 ) -> Grammar | None:
     """What the reply to a request must match; None for any text. Raises `ApiError` (400) that names the place.
 
@@ -28,8 +29,8 @@ def reply_grammar(
     if answer is not None and choice.mode != "none":
         raise invalid(
             "response_format",
-            f"response_format {quote(response_format['type'])} and tools exclude each other: with tools a reply may be "
-            'a call instead; use one of them, or tool_choice "none"',
+            "response_format and tools exclude each other, as a reply with tools may be a call instead; use one of "
+            'them, or tool_choice "none"',
         )
     return answer or grammar(tool_format, choice, in_reasoning)
 
@@ -61,32 +62,15 @@ def grammar(tool_format: ToolFormat, choice: ToolChoice, in_reasoning: bool = Fa
     return _after_reasoning("calls", lines, in_reasoning, "tools")
 
 
-def response_grammar(response_format: Any, in_reasoning: bool = False) -> Grammar | None:
+def response_grammar(response_format: ResponseFormat | None, in_reasoning: bool = False) -> Grammar | None:
     """The grammar of a request's `response_format`; None for text. Raises `ApiError` (400)."""
-    place = "response_format"
-    if response_format is None:
-        return None
-    kind = response_format.get("type") if isinstance(response_format, Mapping) else None
-    if kind == "text":
-        return None
-    if kind == "json_object":  # llama.cpp's clients may add a schema
-        schema, place = response_format.get("schema"), f"{place}.schema"
-        schema = {"type": "object"} if schema is None else schema
-    elif kind == "json_schema":
-        place = f"{place}.json_schema"
-        settings = response_format.get("json_schema")
-        if not isinstance(settings, Mapping):
-            raise invalid(place, f'{place} must be {{"name": "…", "schema": {{…}}}}, not {quote(settings)}')
-        for key, expected in (("name", str), ("description", str), ("strict", bool)):
-            if settings.get(key) is not None and not isinstance(settings[key], expected):
-                wanted = "text" if expected is str else "true or false"
-                raise invalid(f"{place}.{key}", f"{place}.{key} must be {wanted}, not {quote(settings[key])}")
-        schema, place = settings.get("schema"), f"{place}.schema"
-    else:
-        at = f"{place}.type" if isinstance(response_format, Mapping) else place
-        raise invalid(at, f"{place} must be of type text, json_object or json_schema, not {quote(response_format)}")
-    if not isinstance(schema, Mapping):
-        raise invalid(place, f"{place} must be a JSON schema, not {quote(schema)}")
+    match response_format:
+        case SchemaFormat(json_schema=JsonSchema(schema=schema)):
+            place = "response_format.json_schema.schema"
+        case ObjectFormat(schema=schema):
+            schema, place = {"type": "object"} if schema is None else schema, "response_format.schema"
+        case _:
+            return None
     result = checked_schema(schema, place)
     return _after_reasoning("answer", [f"answer: {_nested(schema)}"], True, place) if in_reasoning else result
 

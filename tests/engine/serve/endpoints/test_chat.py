@@ -135,9 +135,9 @@ def test_a_tools_answer_goes_back_into_the_conversation(client):
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"n": 0}, "n"),
         ({"temperature": "hot"}, "temperature"),
-        ({"response_format": {"type": "sound"}}, "response_format.type"),
+        ({"response_format": {"type": "sound"}}, "response_format"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
     ],
 )
 def test_bad_fields_are_refused_with_their_name(client, body, param):

@@ -1,0 +1,134 @@
+"""Clients that leave, read slowly or wait too long: what they leave behind, and what others notice."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+BODY = {"prompt": "The sun is", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
+
+
+@pytest.fixture
+def gate(running, monkeypatch) -> Iterator[threading.Semaphore]:
+    """The server computes a token whenever this is released."""
+    permits = threading.Semaphore(0)
+    decode = running.scheduler.running.decode
+    is_open = threading.Event()
+
+    def step():
+        while not is_open.is_set() and not permits.acquire(timeout=0.02):
+            pass
+        return decode()
+
+    monkeypatch.setattr(running.scheduler.running, "decode", step)
+    yield permits
+    is_open.set()
+
+
+def wait_until(condition) -> None:
+    """Wait for something that has to come. The limit only ends a test that hangs."""
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def connect(running, path: str, body: dict) -> socket.socket:
+    """Send a request over a socket of our own."""
+    content = json.dumps(body).encode()
+    connection = socket.create_connection(running.url.removeprefix("http://").split(":"))
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_frees_its_rows_within_a_step(running, gate, stream, n):
+    connection = connect(running, "/v1/completions", BODY | {"stream": stream, "n": n})
+    wait_until(lambda: len(running.scheduler.running.decoding) == n)
+    requests = [*running.scheduler.running]
+    connection.close()
+    wait_until(lambda: all(request.is_cancelled for request in requests))
+    gate.release()
+    wait_until(lambda: len(running.scheduler.running) == 0)
+    assert all(request.completion_tokens <= 3 for request in requests)
+
+
+def test_a_waiting_request_whose_client_leaves_never_runs(running, gate):
+    scheduler = running.scheduler
+    first = [connect(running, "/v1/completions", BODY | {"n": scheduler.max_rows})]
+    wait_until(lambda: len(scheduler.running) == scheduler.max_rows)
+    first.append(connect(running, "/v1/completions", BODY))
+    wait_until(lambda: len(scheduler.queue) == 1)
+    (waiting,) = scheduler.queue
+    first[1].close()
+    wait_until(lambda: waiting.is_cancelled)
+    first[0].close()
+    gate.release()
+    wait_until(lambda: waiting.is_finished and not len(scheduler.running))
+    assert waiting.completion_tokens == 0
+
+
+def test_a_slow_reader_pauses_only_itself(running, client):
+    connection = connect(running, "/v1/completions", BODY | {"stream": True, "n": 32, "max_tokens": 900, "logprobs": 20})
+    scheduler = running.scheduler
+    wait_until(lambda: any(request.is_paused for request in scheduler.running))
+    answer = client.post("/v1/completions", json=BODY | {"max_tokens": 3})
+    assert answer.json()["usage"]["completion_tokens"] == 3
+    connection.close()
+    wait_until(lambda: len(scheduler.running) == 0)
+
+
+def test_a_full_queue_is_429_and_says_when_to_try_again(running, gate, client, monkeypatch):
+    scheduler = running.scheduler
+    monkeypatch.setattr(scheduler, "max_queue", 1)
+    connections = [connect(running, "/v1/completions", BODY | {"n": scheduler.max_rows})]
+    wait_until(lambda: len(scheduler.running) == scheduler.max_rows)
+    connections.append(connect(running, "/v1/completions", BODY))
+    wait_until(lambda: len(scheduler.queue) == 1)
+    answer = client.post("/v1/completions", json=BODY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(answer.headers["retry-after"]) >= 1
+    for connection in connections:
+        connection.close()
+    gate.release()
+    wait_until(lambda: not len(scheduler.running) and not scheduler.queue)
+
+
+def test_a_fault_in_mid_stream_is_an_event_and_the_next_request_works(running, client, monkeypatch):
+    logits = running.scheduler.running.pipeline.logits
+    calls = []
+
+    def fail(replies):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("secret detail")
+        return logits(replies)
+
+    monkeypatch.setattr(running.scheduler.running.pipeline, "logits", fail)
+    text = client.post("/v1/completions", json=BODY | {"stream": True}).text
+    assert '"error"' in text and "secret detail" not in text and "[DONE]" not in text
+    assert client.post("/v1/completions", json=BODY | {"max_tokens": 2}).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_is_refused_without_a_retry(running, gate, client, monkeypatch):
+    monkeypatch.setattr(running.state, "limits", type(running.state.limits)(timeout=0.2))
+    answer = client.post("/v1/completions", json=BODY)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (503, "false")
+    gate.release()
+    wait_until(lambda: len(running.scheduler.running) == 0)
+
+
+def test_an_idle_stream_is_kept_alive(running, gate, monkeypatch):
+    monkeypatch.setattr(running.state, "limits", type(running.state.limits)(ping_seconds=0.05))
+    with httpx2.Client(base_url=running.url, timeout=60) as client:
+        with client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert any(line == ": ping" for line in lines)
