@@ -1,24 +1,80 @@
-"""stand-in"""
-from __future__ import annotations
-import logging
-from starlette.requests import Request
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
-from engine.decoding.scheduling.request import QueueFullError
-from engine.runtime.errors import BareloopError, is_out_of_memory
-from engine.serve.protocol.errors import ApiError, unavailable
+"""Exceptions -> responses in OpenAI's shape. The handlers are for Starlette; `as_api_error` is for streams, too."""
 
-def as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError): return error
-    if isinstance(error, QueueFullError): return ApiError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": "1"})
-    if isinstance(error, BareloopError): return ApiError(400, str(error))
-    if is_out_of_memory(error): return unavailable("out of memory")
-    logging.getLogger("bareloop").error("internal", exc_info=error)
-    return ApiError(500, "internal error, see the server's log")
-def _response(error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status, headers=error.headers)
-async def api_error(request: Request, error: Exception) -> Response: return _response(as_api_error(error))
-async def any_error(request: Request, error: Exception) -> Response: return _response(as_api_error(error))
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from engine.runtime.errors import BareloopError, is_out_of_memory, quote
+from engine.serve.protocol.errors import ApiError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.types import Scope
+
+LOG = logging.getLogger("bareloop.server")
+
+
+def as_api_error(error: Exception, request: str = "a request") -> ApiError:
+    """What a client is told about an exception. A fault of the server is written to the log, and not told.
+
+    `request` names the request in the log.
+    """
+    from starlette.requests import ClientDisconnect
+
+    from engine.decoding.scheduling.request import QueueFullError
+
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        return ApiError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": "1"})
+    if is_out_of_memory(error):
+        LOG.error("%s: out of memory: %s", request, error)
+        message = "memory has run out: try later, or with a shorter prompt or fewer replies"
+        return ApiError(503, message, code="out_of_memory", headers={"retry-after": "5"})
+    if isinstance(error, BareloopError):
+        return ApiError(400, str(error))
+    if isinstance(error, ClientDisconnect):
+        return ApiError(400, "the client has left before the end of its request")
+    LOG.error("%s: internal error", request, exc_info=error)
+    return ApiError(500, "internal error, see the server's log", code="internal_error")
+
+
+def name_of(scope: Scope) -> str:
+    """A request in the log: method, path and id."""
+    return f"{scope['method']} {quote(scope['path'])} {scope.get('state', {}).get('request_id', '')}".rstrip()
+
+
+def respond(error: ApiError) -> Response:
+    """The response to a request that is refused or has failed."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
 async def http_exception(request: Request, error: Exception) -> Response:
+    """For Starlette's own refusals: no such path, or another method."""
+    from starlette.exceptions import HTTPException
+
     assert isinstance(error, HTTPException)
-    return _response(ApiError(error.status_code, error.detail, headers=dict(error.headers or {})))
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    message, code = error.detail, None
+    if error.status_code == 404:
+        message, code = f"there is no {quote(request.url.path)}: /openapi.json lists the paths", "not_found"
+    if error.status_code == 405 and "allow" in headers:
+        headers["allow"] = ", ".join(sorted(headers["allow"].split(", ")))
+        message = f"{quote(request.method)} is not possible for {quote(request.url.path)}: use {headers['allow']}"
+        code = "method_not_allowed"
+    return respond(ApiError(error.status_code, message, code=code, headers=headers))
+
+
+async def api_error(request: Request, error: Exception) -> Response:
+    """For `ApiError` and `BareloopError`."""
+    return respond(as_api_error(error, name_of(request.scope)))
+
+
+async def any_error(request: Request, error: Exception) -> Response:
+    """For all other exceptions. Starlette raises them again, and `Guard` stops those that are noted here."""
+    request.scope.setdefault("state", {})["failure"] = error
+    return respond(as_api_error(error, name_of(request.scope)))

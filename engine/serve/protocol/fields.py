@@ -20,7 +20,7 @@ from engine.serve.protocol.rules import Anything, Invalid, Neutral, Path, Rule, 
 
 MAX_DEPTH = 100  # of nested lists and objects
 MAX_CONTAINERS = 50_000  # lists and objects: a body of 2 MB could have a million, which take seconds to check
-STRING = re.compile(r'"(?:[^"\\]|\\.)*+"')
+STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # an unfinished one, too, so that the time is linear
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # valid pairs, too
 NULL: Schema = {"type": "null"}

@@ -116,7 +116,7 @@ class GenerationRequest(Fields):
     ignore_eos: bool = option(Flag(), "Go on after the model's end of text.", False)
     stream: bool = option(Flag(), "Send the reply in pieces, as server-sent events.", False)
     stream_options: StreamOptions | None = option(Record(StreamOptions, "an object"), "Only with stream.")
-    response_format: TextFormat | ObjectFormat | SchemaFormat | None = option(FORMAT, "What the reply must be.")
+    response_format: ResponseFormat | None = option(FORMAT, "What the reply must be.")
     return_token_ids: bool = option(Flag(), "Add the ids of prompt and reply.", False)
     cache_salt: str | None = option(Text(1, 256), "Share cached prompts only with requests of the same salt.")
     cache_prompt: bool = option(Flag(), "Without effect: a cached prompt changes no reply.", True)
