@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # it imports torch
     from engine.decoding.grammar import Grammar
 
 LINE_BREAK = "\n"
+MAX_CALLS = 16  # of one reply: a model that finds no end must not call until max_tokens
 
 
 def reply_grammar(
@@ -38,7 +39,7 @@ def reply_grammar(
 def grammar(tool_format: ToolFormat, choice: ToolChoice, in_reasoning: bool = False) -> Grammar | None:
     """The calls that `choice` demands, in the words of the format; None if it demands none.
 
-    Arguments match the tool's `parameters`. With `parallel` there are one or more calls; llama has one, as its
+    Arguments match the tool's `parameters`. With `parallel` there are one to `MAX_CALLS`; llama has one, as its
     templates refuse more.
     """
     if choice.mode != "required":
@@ -57,7 +58,7 @@ def grammar(tool_format: ToolFormat, choice: ToolChoice, in_reasoning: bool = Fa
         opening, closing, between = "", "", LINE_BREAK
     else:
         lines.append("call: tool")
-    more = f"({_literal(between)} call)*" if choice.parallel and tool_format.name != "llama" else ""
+    more = f"({_literal(between)} call){{0,{MAX_CALLS - 1}}}" if choice.parallel and tool_format.name != "llama" else ""
     lines.append(f"calls: {_literal(opening)} call {more} {_literal(closing)}")
     return _after_reasoning("calls", lines, in_reasoning, "tools")
 
