@@ -116,7 +116,7 @@ class Engine:
             max_queue=options.max_queue,
             cache_bytes=self._cache_bytes(),
             exact=options.exact,
-            observe=lambda tokens, gaps: observe(name, tokens, gaps),
+            observe=lambda tokens, gaps: observe(name, tokens, gaps) if self._thread.is_alive() else None,  # warm
         )
         self.max_length = self._longest()
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
@@ -162,11 +162,17 @@ class Engine:
 
     @property
     def nbytes(self) -> int:
-        """Memory that unloading the model frees, about."""
+        """Memory that unloading the model frees: its weights, and its cache, used or not."""
         llms = [self.llm, *([self.llm.draft] if isinstance(self.llm.draft, LLM) else ())]
         weights = sum(parameter.nbytes for llm in llms for parameter in llm.model.parameters())
-        scheduler = self.scheduler
-        return weights + (scheduler.state.capacity_bytes or int(self.cache_usage() * scheduler.cache_bytes))
+        return weights + self.scheduler.cache_bytes
+
+    @property
+    def unallocated_bytes(self) -> int:
+        """Of the cache: what the system counts as free. On a GPU all of it is allocated at once."""
+        if self.scheduler.state.capacity_bytes is not None:
+            return 0
+        return int((1 - self.cache_usage()) * self.scheduler.cache_bytes)
 
     @property
     def fingerprint(self) -> str:

@@ -198,16 +198,16 @@ class Engines:
         device = choose_device(self.options.load.get("device", "auto"))
         async with self._turn:
             while True:
-                free = self._free(device)
+                free = self._available(device)
                 if free is not None and free < needed:  # but what was freed before may not have been returned
                     await in_thread(release_freed_memory)
-                    free = self._free(device)
+                    free = self._available(device)
                 if free is None or free >= needed:
                     return
                 if free + sum(engine.nbytes for engine in self.loaded) < needed:
                     raise NoRoomError(
-                        f"{name} needs {needed / 1e9:.1f} GB with its cache, and {free / 1e9:.1f} GB are free on "
-                        f"{device}; serve a smaller model, or add --quant int8, int4 or a smaller --cache-gb"
+                        f"{name} needs {needed / 1e9:.1f} GB with its cache, more than is free on {device} without "
+                        f"other models; serve a smaller model, or add --quant int8, int4 or a smaller --cache-gb"
                     )
                 idle = next((loaded for loaded in self._loaded if not self._users[loaded]), None)
                 if idle is not None:
@@ -217,6 +217,11 @@ class Engines:
                     raise BareloopError(f"{name} is not loaded, as nobody waits for it any more")
                 self._idle.clear()
                 await self._idle.wait()
+
+    def _available(self, device: Any) -> int | None:
+        """Bytes that are free, without those that the caches of the loaded models may still grow to."""
+        free = self._free(device)
+        return None if free is None else free - sum(engine.unallocated_bytes for engine in self.loaded)
 
     async def _unload(self, name: str, reason: str) -> None:
         engine = self._loaded.pop(name)

@@ -85,10 +85,11 @@ class Served:
         """Set what ended the request."""
         if isinstance(error, asyncio.CancelledError):
             late = time.perf_counter() - self.began >= self.observer.timeout
-            self.status, self.error = (503, "time ran out") if late else (LEFT, "the client left")
+            reason = "the time ran out" if late else "the server ended" if self.observer.is_ending else ""
+            self.status, self.error = (503, reason) if reason else (LEFT, "the client left")
         else:
-            known = isinstance(error, BareloopError)
-            self.status = error.status if isinstance(error, ApiError) else 400 if known else 500
+            known, busy = isinstance(error, BareloopError), type(error).__name__ == "QueueFullError"
+            self.status = error.status if isinstance(error, ApiError) else 429 if busy else 400 if known else 500
             self.error = str(error) if known or isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
         self.finish_reasons = ["abort" if self.status < 500 else "error"]
 
@@ -125,6 +126,7 @@ class Observer:
         Raises `BareloopError` if the file cannot be written.
         """
         self.metrics, self.quiet, self.timeout = metrics, quiet, timeout
+        self.is_ending = False  # what is cancelled from now on is cancelled by the server
         self._output = sys.stderr if output is None else output
         self._console = _console(self._output)
         self._json = None if json_log is None else _open_log(json_log)
@@ -152,7 +154,7 @@ class Observer:
             if self._running == 0:
                 self._busy_seconds += time.perf_counter() - self._busy_since
             self._requests += 1
-            self._errors += served.status >= 400
+            self._errors += served.status >= 400 and served.status != LEFT
             self._prompt_tokens += served.prompt_tokens
             self._cached_tokens += served.cached_tokens
             self._completion_tokens += served.completion_tokens
@@ -233,7 +235,7 @@ def _columns(served: Served) -> list[str]:
     ]
     if served.prompt_tokens:
         cached = f" ({served.cached_tokens} cached)" if served.cached_tokens else ""
-        columns += [f"{f'{served.prompt_tokens}{cached}':>16} + {served.completion_tokens:<5}tokens"]
+        columns += [f"{f'{served.prompt_tokens}{cached}':>20} + {served.completion_tokens:<5}tokens"]
     if served.ttft:
         columns += [f"TTFT {_seconds(served.ttft):>7}"]
     if served.tokens_per_second:

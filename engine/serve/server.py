@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.serve.engine import Engine
@@ -35,7 +35,7 @@ ALWAYS = ("/health", "/metrics")  # answered while draining
 
 
 class Gate:
-    """Counts running requests, and refuses new ones while the server drains."""
+    """Counts running requests, refuses new ones while the server drains, and tells those that it cancels in the end."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self.app, self.state = app, state
@@ -47,11 +47,25 @@ class Gate:
         elif self.state.draining:
             await _refuse(send, unavailable("the server is shutting down"))
         else:
-            self.running += 1
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                self.running -= 1
+            await self._run(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        self.running += 1
+        try:
+            await self.app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if has_begun:
+                raise
+            await _refuse(send, unavailable("the server has shut down before the reply was complete"))
+        finally:
+            self.running -= 1
 
 
 class Server(uvicorn.Server):
@@ -72,7 +86,7 @@ class Server(uvicorn.Server):
                 http="h11",
                 ws="none",
                 interface="asgi3",
-                lifespan="on",
+                lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -127,6 +141,11 @@ class Server(uvicorn.Server):
         """Called by uvicorn ten times a second. -> whether to stop accepting connections, and end"""
         is_over = self.gate.running == 0 or time.monotonic() >= self._deadline
         return await super().on_tick(counter) or (self.state.draining and is_over)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections, and cancel what still runs."""
+        self.state.observer.is_ending = True
+        await super().shutdown(sockets)
 
     async def _load(self) -> None:
         try:
