@@ -184,7 +184,7 @@ class RemoteChat:
         return text
 
     def _unknown_prompt(self) -> BareloopError:
-        return BareloopError(f"{self.client.url} does not show its prompts; this needs a model that is loaded here")
+        return BareloopError(f"{self.client.url} does not show its prompts; this needs a model loaded here")
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
         """The tokens of a reply, if `logprobs` was set for it and the server knows them."""
