@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PER_MESSAGE = 8  # tokens that a template adds to a message, at most, in common templates
 KEPT_PROMPTS, KEPT_TEXTS = 256, 4096  # counts
+LEAST_SCALE = 0.5  # of an estimate: some servers report only the tokens that were not cached
 # Four letters of the Latin alphabet are a token, and so is every other character: at least as many as most tokenizers
 # make of text, code or digits.
 ESTIMATED_TOKEN = re.compile(r"[A-Za-z]{1,4}|\n+|[^A-Za-z\s]")
@@ -74,7 +75,8 @@ class TokenCounter:
     @property
     def _scale(self) -> float:
         """Factor of the counts: the largest of the last ones, as too small a count costs more than too large a one."""
-        return max((1.0 if self.takes_messages else 0.0, *self._ratios)) if self._ratios else 1.0
+        least = 1.0 if self.takes_messages else LEAST_SCALE
+        return max(least, *self._ratios) if self._ratios else 1.0
 
     def _count(self, messages: Sequence[Message]) -> int:
         """Number of tokens, not corrected."""
