@@ -28,9 +28,9 @@ from chat.context import (
 )
 from chat.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent
-from chat.reasoning import ReasoningSplitter, split
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
+from engine.text.reasoning import ReasoningSplitter, split
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 LOOP_TOKENS, LOOP_REPEATS = 48, 4  # a reply is stuck if its last 48 tokens repeat one run at least four times

@@ -13,7 +13,6 @@ from typing import Any
 from chat.context import Message, rejects_system_role
 from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
-from chat.reasoning import OPEN
 from engine.checkpoints.opening import weights_fingerprint
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
@@ -25,6 +24,7 @@ from engine.llm import LLM
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import peak_memory
 from engine.text.chat_template import ChatTemplate
+from engine.text.reasoning import OPEN
 
 _fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 

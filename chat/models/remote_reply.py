@@ -9,8 +9,8 @@ from itertools import chain
 from typing import Any
 
 from chat.models.interface import TokenProbability
-from chat.reasoning import CLOSE, OPEN
 from engine.runtime.errors import BareloopError
+from engine.text.reasoning import CLOSE, OPEN
 
 REASONING = ("reasoning_content", "reasoning")  # of llama.cpp, DeepSeek and ours; of vLLM
 KEPT = "what came of the reply is kept: /continue, or /retry"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chat.reasoning import ReasoningSplitter, split
+from engine.text.reasoning import ReasoningSplitter, split
 
 REPLIES = {
     "<think>\nhm\n</think>\n\nYes.": ("\nhm\n", "Yes."),
