@@ -13,16 +13,17 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.parser import Parser, choose_model
+from engine.cli.parser import Parser
 from engine.cli.parser import run as run_main
 from engine.quant import AUTO, canonical_or_auto
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 from evals.data.catalogue import BENCHMARKS
 from evals.harness.evaluate import command_to_continue
-from evals.harness.program import check_run_options, refuse_shared_folders
+from evals.harness.program import add_remote_options, check_run_options, choose_models, refuse_shared_folders
 from evals.harness.subprocess_call import run_in_subprocess
 from evals.runs.collection import format_rank
+from evals.runs.run_file import REMOTE
 from evals.studies.matrix import MatrixRun, report
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def parser() -> Parser:
     result.add_argument("--chat-template", action="store_true", help="format prompts with the models' chat templates")
     result.add_argument("--batch-tokens", type=int, metavar="N", help="tokens computed in one forward pass")
     result.add_argument("--batch-size", type=int, metavar="N", help="answers generated in parallel")
+    add_remote_options(result)
     result.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
     result.add_argument(
         "--save-question-data", action="store_true", help="write questions and answers to a file beside each run"
@@ -62,11 +64,11 @@ def parser() -> Parser:
 def main(options: Any) -> None:
     """Run everything, then print the table."""
     check_run_options(options)
-    choose_model(options)
+    choose_models(options)
     tasks, models = list(dict.fromkeys(options.tasks or ["mmlu"])), list(dict.fromkeys(options.model))
     options.model = models
     refuse_shared_folders(options)
-    requested = {canonical_or_auto(name) for name in options.quant or [AUTO]}
+    requested = {REMOTE} if options.url else {canonical_or_auto(name) for name in options.quant or [AUTO]}
     automatic = run_in_subprocess(choose_formats, options, debug=options.debug) if AUTO in requested else {}
     runs = [
         MatrixRun(task, model, quant)
@@ -109,8 +111,11 @@ def choose_formats(options: Any) -> dict[str, str]:
 
 def flags(options: Any, run: MatrixRun) -> list[str]:
     """Return the arguments of the benchmark's program for one run."""
-    arguments = ["-m", run.model, "--quant", run.quant, "--output-dir", options.output_dir]
-    arguments += ["--device", options.device, "--dtype", options.dtype]
+    arguments = ["-m", run.model, "--output-dir", options.output_dir]
+    if options.url:
+        arguments += ["--url", *options.url]
+    else:
+        arguments += ["--quant", run.quant, "--device", options.device, "--dtype", options.dtype]
     if options.data is not None:
         folder = local_path(options.data) / run.task
         if not folder.is_dir():
@@ -119,11 +124,12 @@ def flags(options: Any, run: MatrixRun) -> list[str]:
     if options.subjects and run.task == "mmlu":
         arguments += ["--subjects", *options.subjects]
     benchmark = BENCHMARKS[run.task]
-    numbers = {"limit": options.limit, "batch_tokens": options.batch_tokens}
-    numbers |= {"shots": options.shots} if benchmark.has_examples else {}
-    numbers |= {"batch_size": options.batch_size} if benchmark.generates else {}
-    for name, number in numbers.items():
-        arguments += [f"--{name.replace('_', '-')}", str(number)] if number is not None else []
+    values = {name: getattr(options, name) for name in ("limit", "batch_tokens", "max_length", "concurrency")}
+    values |= {name: getattr(options, name) for name in ("api_key_file", "tokenizer")}
+    values |= {"shots": options.shots} if benchmark.has_examples else {}
+    values |= {"batch_size": options.batch_size} if benchmark.generates else {}
+    for name, value in values.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     switches = ("chat_template", "save_question_data", "fresh", "allow_pickle", "debug")
     return arguments + [f"--{name.replace('_', '-')}" for name in switches if getattr(options, name)]
 
@@ -137,15 +143,14 @@ def benchmark_program(task: str) -> tuple[Parser, Callable[[Any], list[Task]]]:
 def score(name: str, arguments: Sequence[str]) -> Summary:
     """Evaluate one run and write its exports. Its table is not printed."""
     from engine.runtime.cycles import CycleCounter
-    from evals.harness.evaluate import evaluate
-    from evals.harness.program import choose_data, conclude
+    from evals.harness.program import answer, choose_data, conclude
 
     counter = CycleCounter()  # must be created before torch starts its threads
     parser, load_tasks = benchmark_program(name)
     options = parser.parse_args(arguments)
     choose_data(options, name)
     (task,) = load_tasks(options)
-    path = evaluate(task, options, options.model[0], counter)
+    path = answer(task, options, options.model[0], counter)
     with contextlib.redirect_stdout(io.StringIO()):
         return conclude(task, options, path)
 

@@ -135,10 +135,11 @@ def comparison_table(shots: Sequence[int], summaries: Sequence[Sequence[Summary]
 
 
 def speeds(summary: Summary) -> tuple[str, str]:
-    """Return the tokens per second of a run's prompts and answers."""
+    """Return the tokens per second of a run's prompts, which a server does not tell, and answers."""
     cost = summary.generation
     assert cost is not None
-    return f"{cost.prompt_tokens_per_second:,.0f}", f"{cost.tokens_per_second:,.1f}"
+    prompts = cost.prompt_tokens_per_second
+    return "" if prompts is None else f"{prompts:,.0f}", f"{cost.tokens_per_second:,.1f}"
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ WITHOUT_TORCH = (
     "evals.analysis.*",
     "evals.plotting.*",
     "evals.page.*",
-    *(f"evals.harness.{name}" for name in ("prompts", "fewshot", "task", "protocol", "program")),
+    *(f"evals.harness.{name}" for name in ("prompts", "fewshot", "task", "protocol", "program", "remote.*")),
     "evals.runs.*",
     "evals.studies.*",
     *(f"evals.{name}" for name in ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")),

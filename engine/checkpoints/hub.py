@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pic
 from engine.checkpoints.safetensors import INDEX, SINGLE
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, read_json
+from engine.text.tokenizer import Tokenizer
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -65,6 +67,31 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     return _snapshot(text, allow_pickle)
 
 
+def find_tokenizer(name: str | Path) -> Path:
+    """The folder of a tokenizer: a folder that has one, or a model as `find_model` takes it.
+
+    Of a hub repository only the tokenizer's files are necessary. Raises `BareloopError` as `find_model` does.
+    """
+    from huggingface_hub import snapshot_download
+
+    text, folder = str(name), local_path(name)
+    if text in embedded.ABOUT or text.startswith(OLLAMA):
+        return find_model(name)
+    if Tokenizer.is_in(folder):
+        return folder
+    if folder.exists() or not REPOSITORY.fullmatch(text) or text.startswith("."):
+        return find_model(name)
+    cached: Path | None = None
+    with contextlib.suppress(Exception):  # the library raises many types if it is not in the cache
+        cached = Path(snapshot_download(text, allow_patterns=[*TOKENIZER_FILES], local_files_only=True))
+    if cached is not None and Tokenizer.is_in(cached):
+        return cached
+    try:
+        return Path(snapshot_download(text, allow_patterns=[*TOKENIZER_FILES]))
+    except Exception as error:
+        raise _refusal(text, error) from error
+
+
 def _snapshot(repository: str, allow_pickle: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
@@ -85,27 +112,35 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
                 "if it has GGUF files, download one and name its path"
             )
         return folder
-    except errors.GatedRepoError:
-        raise BareloopError(
-            f"{repository} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of that account"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise BareloopError(
-            f"{repository} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
-        ) from None
-    except errors.HFValidationError:
-        raise BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)") from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
-        if cached is not None and pickles(cached):  # may already be converted
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, errors.HfHubHTTPError, OSError) as error:
+        is_offline = not isinstance(error, errors.RepositoryNotFoundError | errors.HFValidationError)
+        if is_offline and cached is not None and pickles(cached):  # may already be converted
             return cached
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            reason = "HF_HUB_OFFLINE is set"
-        else:
-            reason = f"the hub cannot be reached ({type(error.__cause__ or error).__name__})"
-        raise BareloopError(
-            f"{repository} is not a folder here and not complete in the cache, and {reason}; "
-            "name a local folder, or go online once to download it"
-        ) from error
+        raise _refusal(repository, error) from error
+
+
+def _refusal(repository: str, error: Exception) -> BareloopError:
+    """Say why a repository cannot be had."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return BareloopError(
+            f"{repository} is gated: accept its terms on its hub page, then set HF_TOKEN to a token of that account"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BareloopError(
+            f"{repository} is neither a folder here nor a repository on the hub (a private one needs HF_TOKEN)"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return BareloopError(f"{repository} is neither a folder here nor a valid hub id (owner/name)")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        reason = "HF_HUB_OFFLINE is set"
+    else:
+        reason = f"the hub cannot be reached ({type(error.__cause__ or error).__name__})"
+    return BareloopError(
+        f"{repository} is not a folder here and not complete in the cache, and {reason}; "
+        "name a local folder, or go online once to download it"
+    )
 
 
 def _complete(folder: Path) -> bool:

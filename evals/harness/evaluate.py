@@ -12,14 +12,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.cli.parser import model_options, printable
 from engine.cli.progress import Progress
+from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError
 from evals.harness.identity import make_header, run_path
-from evals.harness.prompts import Render, encoder
-from evals.harness.task import BatchLimits, Task
+from evals.harness.prompts import Render, TextEncoder, encoder
+from evals.harness.task import BatchLimits, Item, Task
 from evals.runs.run_file import Key, RunFile
 
 if TYPE_CHECKING:
@@ -60,50 +61,99 @@ def load_template(folder: Path, now: datetime | None = None, tokenizer: Tokenize
     return ChatTemplate.load(folder, tokenizer or Tokenizer.load(folder), now).render
 
 
+class Answerer(Protocol):
+    """What answers the questions of a task: a model that is computed here, or servers."""
+
+    path: Path  # of the run file
+    header: dict[str, Any]
+    max_length: int  # of a prompt and its answer, in tokens
+
+    @property
+    def tokenizer(self) -> TextEncoder | None:
+        """The tokenizer of the prompts; None if they are sent as text."""
+        ...
+
+    def render(self, now: datetime | None = None) -> Render | None:
+        """Return the chat template, at this time, if the flags ask for one."""
+        ...
+
+    def answer(self, blocks: Iterator[Sequence[tuple[Any, Item]]], missing: set[Key]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the records of the missing questions in blocks of (row, item), as soon as they are answered.
+
+        The call itself does what has to be done before, such as loading the model.
+        """
+        ...
+
+
+class LocalModel:
+    """A model that is computed here. `get_model` is called only if a question is missing; it loads by default."""
+
+    def __init__(
+        self, task: Task, options: Any, name: str, counter: CycleCounter, get_model: Callable[[], LLM] | None = None
+    ) -> None:
+        from engine.checkpoints.opening import open_model
+        from engine.decoding.scoring import BATCH_TOKENS
+        from engine.runtime.device import choose_device, dtype_name
+        from engine.text.tokenizer import Tokenizer
+
+        self.task, self.options, self.counter = task, options, counter
+        self.get_model = get_model or ModelLoader(name, options)
+        self.device = choose_device(options.device)
+        opened = open_model(name, options.dtype, options.allow_pickle, options.quant, self.device)
+        self.folder = opened.folder
+        self.tokenizer = Tokenizer.load(opened.folder)
+        self.max_length = opened.config.max_position_embeddings
+        kind = self.device.type
+        batch_size = getattr(options, "batch_size", None) or BATCH_SIZE[kind]
+        self.limits = BatchLimits(options.batch_tokens or BATCH_TOKENS[kind], batch_size)
+        self.path = run_path(task, options, name, kind, dtype_name(opened.dtype), opened.quant)
+        self.header = make_header(task, options, name, opened, self.device, *self.limits)
+
+    def render(self, now: datetime | None = None) -> Render | None:
+        return load_template(self.folder, now, self.tokenizer) if self.options.chat_template else None
+
+    def answer(self, blocks: Iterator[Sequence[tuple[Any, Item]]], missing: set[Key]) -> Iterator[list[dict[str, Any]]]:
+        from engine import kernels
+        from engine.runtime.clocks import Stopwatch
+        from evals.harness.generation import generate_answers
+        from evals.harness.likelihood import score_questions
+
+        if self.device.type == "cpu":
+            kernels.wait()  # the whole run is computed by the same kernels
+        llm = self.get_model()
+        if len(missing) >= BLOCK:  # packing costs more than it saves for fewer; the bits are the same
+            llm.pack()
+        compute = score_questions if self.task.generation is None else generate_answers
+        return compute(self.task, llm, self.limits, blocks, missing, Stopwatch(llm.device, self.counter))
+
+
 def evaluate(
     task: Task, options: Any, name: str, counter: CycleCounter, get_model: Callable[[], LLM] | None = None
 ) -> Path:
-    """Evaluate the missing questions of a task with one model. Return the path of the run file.
+    """Evaluate the missing questions of a task with a model that is computed here. Return the path of the run file."""
+    return answer_missing(task, options, LocalModel(task, options, name, counter, get_model))
 
-    `get_model` is called only if a question is missing; without it, the model is loaded.
-    """
-    from engine.checkpoints.opening import open_model
-    from engine.decoding.scoring import BATCH_TOKENS
-    from engine.runtime.device import choose_device, dtype_name
-    from engine.text.tokenizer import Tokenizer
 
-    device = choose_device(options.device)
-    opened = open_model(name, options.dtype, options.allow_pickle, options.quant, device)
-    tokenizer = Tokenizer.load(opened.folder)
-    limits = BatchLimits(
-        options.batch_tokens or BATCH_TOKENS[device.type],
-        getattr(options, "batch_size", None) or BATCH_SIZE[device.type],
-    )
-    path = run_path(task, options, name, device.type, dtype_name(opened.dtype), opened.quant)
-    header = make_header(task, options, name, opened, device, limits.tokens, limits.answers)
-    render = load_template(opened.folder, tokenizer=tokenizer) if options.chat_template else None
-    _check_window(task, render, tokenizer, opened.config.max_position_embeddings)
-    with RunFile(path, header, options.fresh) as run:
+def answer_missing(task: Task, options: Any, answerer: Answerer) -> Path:
+    """Answer the missing questions of a task, and append their records. Return the path of the run file."""
+    _check_window(task, answerer)
+    with RunFile(answerer.path, answerer.header, options.fresh) as run:
         if options.verbose:
             show_records(task, task.select(run.records))
         missing = task.wanted - run.records.keys()
         try:
             if missing:
-                from engine import kernels
-
-                if render is not None:  # a template that prints the date keeps that of the first session
-                    render = load_template(opened.folder, datetime.fromisoformat(run.header["date"]), tokenizer)
-                if device.type == "cpu":
-                    kernels.wait()  # the whole run is computed by the same kernels
-                llm = (get_model or ModelLoader(name, options))()
-                _compute(task, llm, limits, render, run, missing, options.verbose, counter)
+                # a template that prints the date keeps that of the first session
+                render = answerer.render(datetime.fromisoformat(run.header["date"]))
+                blocks = ([(row, task.make_item(row, render)) for row in rows] for rows in blocks_to_do(task, missing))
+                _append(task, answerer.answer(blocks, missing), run, options.verbose)
         except KeyboardInterrupt:
-            done = len(task.wanted & run.records.keys())
-            raise KeyboardInterrupt(
-                f"interrupted: {done} of {len(task.wanted)} questions are saved in {path}; to continue: "
-                f"{command_to_continue()}"
-            ) from None
-        return path
+            raise KeyboardInterrupt(f"interrupted: {_saved(task, run)}; to continue: {command_to_continue()}") from None
+        except RemoteError as error:
+            if not task.wanted & run.records.keys():
+                raise
+            raise BareloopError(f"{error}; {_saved(task, run)}, and the same command continues") from error
+        return answerer.path
 
 
 def show_records(task: Task, records: Mapping[Key, Mapping[str, Any]]) -> None:
@@ -112,29 +162,11 @@ def show_records(task: Task, records: Mapping[Key, Mapping[str, Any]]) -> None:
         print(printable(task.show(task.questions[subject][index], record)), flush=True)
 
 
-def _compute(
-    task: Task,
-    llm: LLM,
-    limits: BatchLimits,
-    render: Render | None,
-    run: RunFile,
-    missing: set[Key],
-    verbose: bool,
-    counter: CycleCounter,
-) -> None:
-    """Compute every batch that has a missing question, and append the records of the missing ones."""
-    from engine.runtime.clocks import Stopwatch
-    from evals.harness.generation import generate_answers
-    from evals.harness.likelihood import score_questions
-
-    if len(missing) >= BLOCK:  # packing costs more than it saves for fewer; the bits are the same
-        llm.pack()
-    watch = Stopwatch(llm.device, counter)
+def _append(task: Task, answers: Iterator[list[dict[str, Any]]], run: RunFile, verbose: bool) -> None:
+    """Append records as they come, with progress."""
     correct = [bool(record["correct"]) for key, record in run.records.items() if key in task.wanted]
-    blocks = ([(row, task.make_item(row, render)) for row in rows] for rows in blocks_to_do(task.questions, missing))
-    compute = score_questions if task.generation is None else generate_answers
     with Progress(task.name, len(task.wanted), len(correct)) as progress:
-        for records in compute(task, llm, limits, blocks, missing, watch):
+        for records in answers:
             run.append(records)
             correct += [record["correct"] for record in records]
             if verbose:
@@ -142,9 +174,13 @@ def _compute(
             progress.advance(len(records), f"accuracy {100 * sum(correct) / len(correct):.1f} %")
 
 
-def blocks_to_do(questions: Mapping[str, Sequence[Any]], missing: set[Key]) -> Iterator[Sequence[Any]]:
+def _saved(task: Task, run: RunFile) -> str:
+    return f"{len(task.wanted & run.records.keys())} of {len(task.wanted)} questions are saved in {run.path}"
+
+
+def blocks_to_do(task: Task, missing: set[Key]) -> Iterator[Sequence[Any]]:
     """Yield the blocks of questions that have a missing one."""
-    for subject, rows in questions.items():
+    for subject, rows in task.questions.items():
         for first in range(0, len(rows), BLOCK):
             if not missing.isdisjoint((subject, row) for row in range(first, first + BLOCK)):
                 yield rows[first : first + BLOCK]
@@ -157,15 +193,17 @@ def command_to_continue() -> str:
     return shlex.join(["python", "-m", module.name.removesuffix(".__main__") if module else sys.argv[0], *arguments])
 
 
-def _check_window(task: Task, render: Render | None, tokenizer: Tokenizer, max_length: int) -> None:
+def _check_window(task: Task, answerer: Answerer) -> None:
     """Refuse a model whose window is shorter than every question. Single long prompts are truncated and counted."""
+    if answerer.tokenizer is None:
+        return
     rows = (row for subject_rows in task.questions.values() for row in subject_rows[: task.limit])
     shortest = min(rows, key=lambda row: len(task.context_without_examples(row, None)))
-    (ids,) = encoder(tokenizer)([task.context_without_examples(shortest, render)])
+    (ids,) = encoder(answerer.tokenizer)([task.context_without_examples(shortest, answerer.render())])
     new_tokens = task.generation.max_new_tokens if task.generation else 0
-    if len(ids) + new_tokens > max_length:
+    if len(ids) + new_tokens > answerer.max_length:
         answer = f", its answer up to {new_tokens:,}" if new_tokens else ""
         raise BareloopError(
-            f"the model's window holds {max_length:,} tokens, "
+            f"the model's window holds {answerer.max_length:,} tokens, "
             f"and the shortest question alone has {len(ids):,}{answer}; use a model with a longer window"
         )

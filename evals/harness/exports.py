@@ -15,7 +15,7 @@ from evals.harness.evaluate import load_template
 from evals.harness.task import Task
 from evals.runs.collection import QUESTIONS_SUFFIX, RUN_SUFFIX
 from evals.runs.export import first_context, question_data, results, samples, task_hash
-from evals.runs.run_file import Key, sha256
+from evals.runs.run_file import REMOTE, Key, sha256
 
 if TYPE_CHECKING:
     from evals.harness.prompts import Render
@@ -79,17 +79,15 @@ def write_samples(
 ) -> dict[str, str]:
     """Write the samples of each subject beside the run file `path`. Return their hashes by full name.
 
-    Nothing is written without the data, nor with --rescore if the chat template is missing. Raises `BareloopError` if
-    the prompts are not those that were scored.
+    Nothing is written without the data, nor if the chat template is missing with --rescore or a server does not give it
+    any more. Raises `BareloopError` if the prompts are not those that were scored.
     """
-    from engine.checkpoints.hub import find_model
-
     render: Render | None = None
     if header["chat"] and task.questions:
         try:
-            render = load_template(find_model(header["model"]), datetime.fromisoformat(header["date"]))
+            render = _scored_template(options, header)
         except BareloopError as error:
-            if not options.rescore:
+            if not options.rescore and header["device"] != REMOTE:
                 raise
             print(f"no samples are written, as they need the chat template: {error}", file=sys.stderr)
             return {}
@@ -103,6 +101,20 @@ def write_samples(
         text = (json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_atomic(path.with_name(samples_name(name, time)), text)
     return hashes
+
+
+def _scored_template(options: Any, header: Mapping[str, Any]) -> Render:
+    """Return the chat template that a run was scored with, at the time of its start."""
+    now = datetime.fromisoformat(header["date"])
+    if header["device"] == REMOTE:
+        from evals.harness.remote.connection import load_remote_template
+
+        if not options.url:
+            raise BareloopError("which the servers have; add --url URL")
+        return load_remote_template(options, header["model"], now)
+    from engine.checkpoints.hub import find_model
+
+    return load_template(find_model(header["model"]), now)
 
 
 def _subject_samples(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.harness.likelihood import per_question
-from evals.harness.prompts import encoder
+from evals.harness.prompts import TextEncoder, encoder
 from evals.harness.task import BatchLimits, Generation, Item, Task
 from evals.runs.run_file import Key, sha256
 
@@ -146,7 +146,7 @@ def shared_prefix(prompts: Sequence[list[int]]) -> list[int]:
     return prompts[0][:length] if length >= MIN_SHARED_PREFIX and len(prompts) > 1 else []
 
 
-def eos_texts(tokenizer: Tokenizer) -> list[str]:
+def eos_texts(tokenizer: TextEncoder) -> list[str]:
     """Return the text of EOS as a stop string: some models spell it out in ordinary tokens."""
     text = tokenizer.special_tokens.get("eos_token")
     return [text] if text else []
@@ -173,8 +173,23 @@ def make_record(
     tokens: int,
     truncated: bool,
 ) -> dict[str, Any]:
+    """Return the record of an answer that was generated here."""
+    response, reason = "".join(event.text for event in events), str(events[-1].finish_reason)
+    return answer_record(generation, row, item, response, reason, len(events), times, tokens, truncated)
+
+
+def answer_record(
+    generation: Generation,
+    row: Any,
+    item: Item,
+    response: str,
+    finish_reason: str,
+    new_tokens: int,
+    times: Mapping[str, float],
+    tokens: int,
+    truncated: bool,
+) -> dict[str, Any]:
     """Return a question's record for the run file. `times` is its share of the cost of its batch."""
-    response = "".join(event.text for event in events)
     answers, metrics = generation.judge(row, response)
     return {
         "subject": item.subject,
@@ -186,8 +201,8 @@ def make_record(
         "metrics": metrics,
         "response": response,
         "answers": answers,
-        "finish_reason": str(events[-1].finish_reason),
-        "new_tokens": len(events),
+        "finish_reason": finish_reason,
+        "new_tokens": new_tokens,
         "tokens": tokens,
         "truncated": truncated,
         "times": dict(times),

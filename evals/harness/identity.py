@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from engine.runtime.files import local_path
 from evals.data.catalogue import run_stem
 from evals.harness.task import Task
 from evals.runs.collection import RUN_SUFFIX
+from evals.runs.run_file import REMOTE
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +37,10 @@ def _is_local(model: str) -> bool:
     return model not in embedded.ABOUT and local_path(model).exists()
 
 
-def run_path(task: Task, options: Any, model: str, device: str, dtype: str, quant: str) -> Path:
-    """Return the path of the run file of one setting."""
+def run_path(task: Task, options: Any, model: str, *setting: str) -> Path:
+    """Return the path of the run file of one setting: device, dtype and weight format, or `REMOTE`."""
     stem = run_stem(task.name, task.split, task.shots, options.chat_template, options.single_turn)
-    return results_folder(options, model) / f"{stem}_{device}_{dtype}_{quant}{RUN_SUFFIX}"
+    return results_folder(options, model) / f"{'_'.join((stem, *setting))}{RUN_SUFFIX}"
 
 
 def make_header(
@@ -52,11 +53,7 @@ def make_header(
     from engine.runtime.device import dtype_name
 
     return {
-        "task": task.name,
-        "shots": task.shots,
-        "split": task.split,
-        "chat": options.chat_template,
-        "single_turn": options.single_turn,
+        **_prompts(task, options),
         "model": str(local_path(model).resolve()) if _is_local(model) else model,
         "max_length": opened.config.max_position_embeddings,
         **hashes(opened),
@@ -67,10 +64,37 @@ def make_header(
         "device": device.type,
         "dtype": dtype_name(opened.dtype),
         "quant": opened.quant,
-        "version": _version(),
-        "date": datetime.now().isoformat(timespec="seconds"),
+        **_start(),
         "machine": machine(device),
     }
+
+
+def make_remote_header(task: Task, options: Any, model: str, max_length: int, urls: Sequence[str]) -> dict[str, Any]:
+    """Return the header of a run on servers, which do not tell on what, and with which weights, they compute."""
+    return {
+        **_prompts(task, options),
+        "model": model,
+        "max_length": max_length,
+        "data": task.digest,
+        "seed": 0,
+        **dict.fromkeys(("device", "dtype", "quant"), REMOTE),
+        "url": list(urls),
+        **_start(),
+    }
+
+
+def _prompts(task: Task, options: Any) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "shots": task.shots,
+        "split": task.split,
+        "chat": options.chat_template,
+        "single_turn": options.single_turn,
+    }
+
+
+def _start() -> dict[str, str]:
+    return {"version": _version(), "date": datetime.now().isoformat(timespec="seconds")}
 
 
 def hashes(opened: Opened) -> dict[str, str]:

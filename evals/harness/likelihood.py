@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.runtime.errors import BareloopError
 from evals.harness.prompts import encode_pairs, encoder
@@ -15,7 +15,7 @@ from evals.runs.scoring import predict
 
 if TYPE_CHECKING:
     from engine import LLM
-    from engine.decoding.scoring import Batch, Prompt, Score, Scorer
+    from engine.decoding.scoring import Batch, Scorer
     from engine.runtime.clocks import Stopwatch
 
 
@@ -47,7 +47,7 @@ def score_questions(
             times = per_question(asdict(watch.lap()) | {"computed": scorer.computed - before}, len(members))
             times["peak_memory"] = peak_memory(llm.device)
             yield [
-                make_record(task, row, item, prompt, scores, times)
+                make_record(task, row, item, scores, prompt.tokens, prompt.truncated, times)
                 for prompt, (row, item), scores in scored
                 if item.key in missing
             ]
@@ -74,8 +74,28 @@ def per_question(cost: Mapping[str, float | None], questions: int) -> dict[str, 
     return {name: round(value / questions, 6) for name, value in cost.items() if value is not None}
 
 
+class ScoredChoice(Protocol):
+    """The score of a choice, computed here or by a server."""
+
+    @property
+    def loglikelihood(self) -> float:
+        """In nats."""
+        ...
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would generate the choice."""
+        ...
+
+
 def make_record(
-    task: Task, row: Any, item: Item, prompt: Prompt, scores: Sequence[Score], times: Mapping[str, float]
+    task: Task,
+    row: Any,
+    item: Item,
+    scores: Sequence[ScoredChoice],
+    tokens: int,
+    truncated: bool,
+    times: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return a question's record for the run file. `times` is its share of the cost of its batch."""
     loglikelihoods = [score.loglikelihood for score in scores]
@@ -96,7 +116,7 @@ def make_record(
         "loglikelihoods": loglikelihoods,
         "greedy": [score.is_greedy for score in scores],
         "margin": first - second,
-        "tokens": prompt.tokens,
-        "truncated": prompt.truncated,
+        "tokens": tokens,
+        "truncated": truncated,
         "times": dict(times),
     }

@@ -19,11 +19,13 @@ from evals.harness.evaluate import ModelLoader, evaluate, load_template, show_re
 from evals.harness.exports import write_exports
 from evals.harness.identity import results_folder, run_path
 from evals.harness.task import Task
-from evals.runs.run_file import read
+from evals.runs.run_file import REMOTE, read
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from engine import LLM
+    from engine.runtime.cycles import CycleCounter
     from evals.runs.summary import Summary
 
 DEVICES, DTYPES = ("cpu", "cuda", "mps"), ("float32", "bfloat16", "float16")  # as in the names of run files
@@ -47,6 +49,7 @@ def add_run_options(parser: Parser, generates: bool = False) -> None:
             "--batch-size", type=int, metavar="N", help="answers generated in parallel (default: 16, on CUDA 32)"
         )
     parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
+    add_remote_options(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
     files.add_argument("--save-question-data", action="store_true", help="write questions and answers to one file")
@@ -59,9 +62,37 @@ def add_run_options(parser: Parser, generates: bool = False) -> None:
     )
 
 
+def add_remote_options(parser: Parser) -> None:
+    """Add the flags for models on OpenAI-compatible servers."""
+    remote = parser.add_argument_group("servers")
+    remote.add_argument(
+        "--url",
+        action="extend",
+        nargs="+",
+        metavar="URL",
+        help="ask the model -m of one or several OpenAI-compatible servers, in parallel, instead of computing it here",
+    )
+    remote.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="the servers' key (default: from BARELOOP_API_KEY, else OPENAI_API_KEY)",
+    )
+    remote.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="the model's tokenizer and chat template, a folder or hub id (default: the server's, which takes longer)",
+    )
+    remote.add_argument(
+        "--max-length", type=int, metavar="N", help="the model's window in tokens (default: the server's, else 2,048)"
+    )
+    remote.add_argument(
+        "--concurrency", type=int, metavar="N", help="questions asked at the same time, of each server (default: 4)"
+    )
+
+
 def check_run_options(options: Any) -> None:
     """Raise `UsageError` for invalid numbers and combinations of flags, before anything is loaded."""
-    for flag in ("limit", "batch_tokens", "batch_size"):
+    for flag in ("limit", "batch_tokens", "batch_size", "concurrency"):
         value = getattr(options, flag, None)
         if value is not None and value < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: use 1 or more")
@@ -69,6 +100,26 @@ def check_run_options(options: Any) -> None:
         raise UsageError("--single-turn is a way to use the chat template; add --chat-template")
     if options.fresh and options.rescore:
         raise UsageError("--fresh starts a run over and --rescore reads one; use one of them")
+    _check_remote_options(options)
+
+
+def _check_remote_options(options: Any) -> None:
+    """Raise `UsageError` for flags of servers without a server, and for flags that a server decides."""
+    is_remote = getattr(options, "url", None) is not None
+    remote = dict.fromkeys(("api_key_file", "tokenizer", "max_length", "concurrency"))
+    local = {"device": "auto", "dtype": "auto", "gpu_memory": None, "cuda_graphs": True, "allow_pickle": False}
+    local |= {"batch_tokens": None, "batch_size": None}
+    quant = getattr(options, "quant", None)
+    local |= {"quant": AUTO if isinstance(quant, str) else None}  # a list in evals run
+    for name, default in (local if is_remote else remote).items():
+        if getattr(options, name, default) != default:
+            flag = "--no-cuda-graphs" if name == "cuda_graphs" else f"--{name.replace('_', '-')}"
+            reason = (
+                "the server with --url decides that; leave it out" if is_remote else "is for servers; add --url URL"
+            )
+            raise UsageError(f"{flag}: {reason}")
+    if is_remote and options.max_length is not None and options.max_length < 16:
+        raise UsageError(f"--max-length {options.max_length}: use 16 or more")
 
 
 def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name: str) -> list[list[Summary]]:
@@ -79,7 +130,7 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
     """
     check_run_options(options)
     if not options.requests_only or options.chat_template:
-        choose_model(options)
+        choose_models(options)
     choose_data(options, name)
     if options.requests_only:
         tasks = load_tasks(options)
@@ -92,11 +143,12 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
     counter = CycleCounter()  # must be created before torch starts its threads
     tasks = load_tasks(options)
 
-    from engine.checkpoints.hub import find_model
-
     refuse_shared_folders(options)
-    for model in options.model if not options.rescore else ():
-        find_model(model, options.allow_pickle)  # reports a wrong name before hours of work, not after
+    if not options.rescore and not options.url:
+        from engine.checkpoints.hub import find_model
+
+        for model in options.model:
+            find_model(model, options.allow_pickle)  # reports a wrong name before hours of work, not after
     summaries: list[list[Summary]] = [[] for _ in tasks]
     for model in options.model:
         get_model = ModelLoader(model, options)
@@ -104,7 +156,7 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
             if options.rescore:
                 path = find_run(task, options, model)
             else:
-                path = evaluate(task, options, model, counter, get_model)
+                path = answer(task, options, model, counter, get_model)
             task_summaries.append(conclude(task, options, path))
     for task, task_summaries in zip(tasks, summaries, strict=True):
         if len(task_summaries) > 1:
@@ -112,6 +164,26 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
 
             print_table(f"{task.title}, {len(task_summaries)} runs", accuracy_table(task_summaries))
     return summaries
+
+
+def choose_models(options: Any) -> None:
+    """Select the default model if none is named: the only one of the servers with --url, else the demo."""
+    if options.url and not options.model:
+        from evals.harness.remote.connection import choose_remote_model
+
+        choose_remote_model(options)
+    choose_model(options)
+
+
+def answer(
+    task: Task, options: Any, model: str, counter: CycleCounter, get_model: Callable[[], LLM] | None = None
+) -> Path:
+    """Answer the missing questions here, or by the servers of --url. Return the path of the run file."""
+    if options.url:
+        from evals.harness.remote.servers import evaluate_remote
+
+        return evaluate_remote(task, options, model)
+    return evaluate(task, options, model, counter, get_model)
 
 
 def choose_data(options: Any, name: str) -> None:
@@ -138,7 +210,11 @@ def refuse_shared_folders(options: Any) -> None:
 def write_requests(task: Task, options: Any) -> None:
     """Write every request as a line of JSON, in order, for --requests-only."""
     render = None
-    if options.chat_template:
+    if options.chat_template and options.url:
+        from evals.harness.remote.connection import load_remote_template
+
+        render = load_remote_template(options, options.model[0])
+    elif options.chat_template:
         from engine.checkpoints.hub import find_model
 
         render = load_template(find_model(options.model[0], options.allow_pickle))
@@ -161,7 +237,7 @@ def write_requests(task: Task, options: Any) -> None:
 
 
 def find_run(task: Task, options: Any, model: str) -> Path:
-    """Return the path of an existing run file.
+    """Return the path of an existing run file: with --url of a run on servers, else of any.
 
     Raises `BareloopError` if there is none or if it was scored on other data, and `UsageError` if the flags leave a
     choice between several.
@@ -171,23 +247,33 @@ def find_run(task: Task, options: Any, model: str) -> Path:
     # The checkpoint itself may be quantized, and a GGUF model's own format is what `auto` has chosen for it.
     first = ((GGUF,), ("none",)) if options.quant == AUTO else ((options.quant,),)
     stored_quants = tuple(name for name in QUANTS if name != GGUF) if options.quant in (AUTO, "none") else ()
-    for quants in (*first, stored_quants):
-        candidates = [run_path(task, options, model, *setting) for setting in product(devices, dtypes, quants)]
-        paths = [path for path in candidates if path.exists() and path.stat().st_size]
-        if paths:
-            break
-    else:
-        quant = "*" if options.quant == AUTO else options.quant
-        raise BareloopError(f"no run to rescore: {run_path(task, options, model, '*', '*', quant)} is missing")
+    paths: list[Path] = []
+    for quants in (*first, stored_quants) if not options.url else ():
+        if not paths:
+            paths = [run_path(task, options, model, *setting) for setting in product(devices, dtypes, quants)]
+            paths = [path for path in paths if _has_run(path)]
+    remote = run_path(task, options, model, REMOTE)
+    if (options.device, options.dtype, options.quant) == ("auto", "auto", AUTO) and _has_run(remote):
+        paths.append(remote)
+    if not paths:
+        setting = (REMOTE,) if options.url else ("*", "*", "*" if options.quant == AUTO else options.quant)
+        raise BareloopError(f"no run to rescore: {run_path(task, options, model, *setting)} is missing")
     if len(paths) > 1:
         names = ", ".join(path.name for path in paths)
-        raise UsageError(f"{paths[0].parent} has several runs ({names}); choose with --device, --dtype and --quant")
+        hint = ", or --url for that of servers" if remote in paths else ""
+        raise UsageError(
+            f"{paths[0].parent} has several runs ({names}); choose with --device, --dtype and --quant{hint}"
+        )
     header, records = read(paths[0])
     if task.questions and header["data"] != task.digest:
         raise BareloopError(f"{paths[0]} was scored on other data than --data {options.data}")
     if options.verbose:
         show_records(task, task.select(records))
     return paths[0]
+
+
+def _has_run(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def conclude(task: Task, options: Any, path: Path) -> Summary:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from evals.data.question import LETTERS, MMLUQuestion
 
-if TYPE_CHECKING:
-    from engine.text.tokenizer import Tokenizer
-
 Render = Callable[[Sequence[Mapping[str, str]]], str]  # chat messages -> prompt text
+
+
+class TextEncoder(Protocol):
+    """A tokenizer as far as prompts need one: the engine's, or a server's."""
+
+    special_tokens: dict[str, str]  # by role: bos_token, eos_token
+
+    def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Return the token ids of each text, by default with the special tokens that the tokenizer adds."""
+        ...
 
 
 def question_block(question: MMLUQuestion) -> str:
@@ -42,7 +49,7 @@ def encode_pairs(
     return [(ids[context], ids[context + continuation][len(ids[context]) :]) for context, continuation in moved]
 
 
-def encoder(tokenizer: Tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+def encoder(tokenizer: TextEncoder) -> Callable[[Sequence[str]], list[list[int]]]:
     """Return a function that encodes texts as lm-evaluation-harness does: with the tokenizer's BOS, but never twice."""
     named = tokenizer.special_tokens
     bos = named.get("bos_token", named.get("eos_token"))

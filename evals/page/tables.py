@@ -14,7 +14,7 @@ from evals.analysis.tables import choice_name, p_cell, shorten
 from evals.data.subjects import GROUPS
 from evals.page.questions import link, question_id
 from evals.runs.collection import Group, Run, in_order
-from evals.runs.summary import COSTS, Accuracy, summarize
+from evals.runs.summary import COSTS, Accuracy, device_setting, summarize
 
 EXCERPT = 90  # characters of a question in the table of the hardest
 RUN_HEADS = ("model", "benchmark", "device")
@@ -233,17 +233,22 @@ def costs(groups: Sequence[Group]) -> Table:
 def files(groups: Sequence[Group]) -> Table:
     """Machine, date and file of every run."""
     rows = [
-        [*_run_cells(group, run), *(Cell(str(run.header.get(name, ""))) for name in ("machine", "date")), Cell(path)]
+        [*_run_cells(group, run), Cell(_machine(run)), Cell(str(run.header.get("date", ""))), Cell(str(run.path))]
         for group in groups
         for run in group.runs
-        for path in [str(run.path)]
     ]
     heads = [*RUN_HEADS, "machine", "started", "run file"]
     return Table("files", "Sources of this page.", "", heads, rows, left=len(heads))
 
 
+def _machine(run: Run) -> str:
+    """Return the machine that computed a run: its description, or the servers' addresses."""
+    urls = run.header.get("url")
+    return ", ".join(map(str, urls)) if isinstance(urls, list) else str(run.header.get("machine", ""))
+
+
 def _run_cells(group: Group, run: Run) -> list[Cell]:
-    return [Cell(run.label), Cell(group.title), Cell(f"{run.header['device']}, {run.header['dtype']}")]
+    return [Cell(run.label), Cell(group.title), Cell(device_setting(run.header))]
 
 
 def _labels(comparison: Comparison, *runs: int) -> list[Cell]:

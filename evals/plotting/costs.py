@@ -23,7 +23,7 @@ from evals.plotting.common import (
     tint,
 )
 from evals.runs.collection import Run, with_unique_labels
-from evals.runs.summary import prompt_setting, summarize
+from evals.runs.summary import device_setting, prompt_setting, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ class Cost:
     seconds: dict[str, float]  # by kind: real, CPU, GPU
     questions_per_second: float
     tokens_per_second: float | None  # of generated answers
-    peak_memory: int  # bytes
+    peak_memory: int | None  # bytes; None on a server
 
     @property
     def bars(self) -> list[list[tuple[float, str]]]:
@@ -53,7 +53,7 @@ class Cost:
         return [
             [(value, f"{_format_time(value)} {kind}") for kind, value in self.seconds.items()],
             [(self.questions_per_second, f"{rate}{generation}")],
-            [(float(self.peak_memory), f"{self.peak_memory / 1e6:,.0f} MB")],
+            [] if self.peak_memory is None else [(float(self.peak_memory), f"{self.peak_memory / 1e6:,.0f} MB")],
         ]
 
 
@@ -83,7 +83,8 @@ def plot_costs(runs: Sequence[Run]) -> Plot:
     name_width = max(name_width, *(text_width(cost.setting, NAME_SIZE) for cost in rows))
     row_names = iter(f"{name}\n{cost.setting}" for name, cost in zip(names, rows, strict=True))
     label_widths = [
-        max(text_width(text, MIN_FONT_SIZE) for cost in rows for _, text in cost.bars[panel]) for panel in range(3)
+        max((text_width(text, MIN_FONT_SIZE) for cost in rows for _, text in cost.bars[panel]), default=0.0)
+        for panel in range(3)
     ]
     lefts = list(accumulate((AXIS_WIDTH + width + 0.3 for width in label_widths), initial=MARGIN + name_width + GAP))
     pitches = [
@@ -108,7 +109,7 @@ def plot_costs(runs: Sequence[Run]) -> Plot:
             if number == 0:
                 text_above(axes, PANELS[panel], None, HEADING, color=QUIET, size=NAME_SIZE)
             rows_down(axes, height)
-            axes.set_xlim(0, max(value for cost in block for value, _ in cost.bars[panel]) or 1.0)
+            axes.set_xlim(0, max((value for cost in block for value, _ in cost.bars[panel]), default=0.0) or 1.0)
             axes.set_xticks([])
             style_axes(axes, "")
     caption = "Shorter is better for time and memory, longer for questions per second; compare within a block."
@@ -118,11 +119,12 @@ def plot_costs(runs: Sequence[Run]) -> Plot:
 def _cost(run: Run, colour: str) -> Cost:
     summary = summarize(run.header, run.records.values(), {})
     count = summary.overall.questions
-    seconds = {"real": summary.real / count, "CPU": summary.cpu / count}
+    seconds = {"real": summary.real / count}
+    seconds |= {} if summary.cpu is None else {"CPU": summary.cpu / count}
     seconds |= {} if summary.gpu is None else {"GPU": summary.gpu / count}
     return Cost(
         label=run.label,
-        setting=f"{run.header['device']}, {run.header['dtype']}",
+        setting=device_setting(run.header),
         colour=colour,
         seconds=seconds,
         questions_per_second=summary.questions_per_second,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.data.catalogue import full_name
-from evals.runs.run_file import Key, sha256
+from evals.runs.run_file import REMOTE, Key, sha256
 from evals.runs.summary import Accuracy, Record, Summary
 
 Requests = Sequence[tuple[str, str]]
@@ -115,8 +115,7 @@ def results(
         },
         "config": {
             "model": "bareloop",
-            "model_args": f"pretrained={header['model']},dtype={header['dtype']},quant={header['quant']}",
-            "batch_size": f"{header['batch_tokens']} tokens",
+            **_model_config(header),
             "device": header["device"],
             "limit": limit,
             "bareloop_version": header["version"],
@@ -132,6 +131,14 @@ def results(
         "fewshot_as_multiturn": header["chat"] and not header["single_turn"],
         "total_evaluation_time_seconds": str(summary.real),
     }
+
+
+def _model_config(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return how the model was run."""
+    if header["device"] == REMOTE:
+        return {"model_args": f"model={header['model']},base_url={' '.join(header['url'])}", "batch_size": "1 question"}
+    arguments = f"pretrained={header['model']},dtype={header['dtype']},quant={header['quant']}"
+    return {"model_args": arguments, "batch_size": f"{header['batch_tokens']} tokens"}
 
 
 def _responses(record: Record, filter_name: str) -> dict[str, Any]:

@@ -45,8 +45,10 @@ GENERATION_FIELDS: dict[str, type] = {
     "finish_reason": str,
     "new_tokens": int,
 }
+REMOTE = "remote"  # device, dtype and weight format of a run on servers, whose records have the server's `url`
+LOCAL_TIMES = {"cpu", "computed", "peak_memory"}  # which a server may not tell
 # Header fields that may differ when a run resumes.
-INFORMATIONAL = frozenset({"model", "batch_size", "version", "date", "machine"})
+INFORMATIONAL = frozenset({"model", "batch_size", "version", "date", "machine", "url"})
 DIFFERENCES = {  # how error messages name a header field that differs
     "weights": "other weights",
     "config": "another config.json",
@@ -156,19 +158,20 @@ def correct_choices(record: Mapping[str, Any]) -> list[int]:
 
 def _is_valid_record(row: Mapping[str, Any]) -> bool:
     """Return whether all fields are present, have the right types, and agree with each other."""
-    is_generated = "response" in row
+    is_generated, is_remote = "response" in row, "url" in row
     fields = COMMON_FIELDS | (GENERATION_FIELDS if is_generated else CHOICE_FIELDS)
     if any(type(row.get(name)) is not type_ for name, type_ in fields.items()):
         return False
     times, metrics = row["times"], row["metrics"]
     return (
         row["index"] >= 0
-        and {"real", "cpu", "computed", "peak_memory"} <= times.keys()
+        and {"real", *(() if is_remote else LOCAL_TIMES)} <= times.keys()
         and all(type(value) in (int, float) and math.isfinite(value) for value in times.values())
         and row["tokens"] > 0
         and len(metrics) > 0
         and all(type(value) is float for value in metrics.values())
-        and ({"prefill", "decode"} <= times.keys() if is_generated else _is_consistent_choice(row))
+        and (is_remote or not is_generated or {"prefill", "decode"} <= times.keys())
+        and (is_generated or _is_consistent_choice(row))
     )
 
 

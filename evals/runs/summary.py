@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.progress import duration
 from evals.data.catalogue import BENCHMARKS, default_split
+from evals.runs.run_file import REMOTE
 from evals.runs.scoring import accuracy, pooled_stderr
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ class GenerationCost:
     """Cost of generated answers."""
 
     tokens: int
-    seconds: float
-    prompt_tokens_per_second: float  # counts computed tokens only, not shared prefixes
+    seconds: float  # of decoding; on a server also of the prompts
+    prompt_tokens_per_second: float | None  # counts computed tokens only, not shared prefixes; None on a server
     unfinished: int  # answers cut off at the token limit
 
     @property
@@ -69,12 +70,12 @@ class Summary:
     ties: int | None  # questions whose best choices are equally likely; None for generated answers
     truncated: int
     tokens: int  # of all prompts
-    computed: int
+    computed: int | None  # None, as the costs below, if a server does not tell
     real: float
-    cpu: float
+    cpu: float | None
     gpu: float | None
     cycles: int | None
-    peak_memory: int
+    peak_memory: int | None
     generation: GenerationCost | None = None
 
     @property
@@ -90,9 +91,9 @@ class Summary:
         return self.metrics[0].overall
 
     @property
-    def shared_fraction(self) -> float:
+    def shared_fraction(self) -> float | None:
         """Fraction of the prompt tokens that were reused from the shared prefix of an earlier prompt."""
-        return max(0.0, 1 - self.computed / self.tokens)
+        return None if self.computed is None else max(0.0, 1 - self.computed / self.tokens)
 
     @property
     def questions_per_second(self) -> float:
@@ -108,7 +109,8 @@ def summarize(header: Record, records: Iterable[Record], groups: Mapping[str, Se
         values = [record["times"][name] for record in ordered if name in record["times"]]
         return sum(values) if values else None
 
-    cycles = total("cycles")
+    cycles, computed = total("cycles"), total("computed")
+    memory = [record["times"]["peak_memory"] for record in ordered if "peak_memory" in record["times"]]
     benchmark = BENCHMARKS.get(header["task"])
     choice_records = [record for record in ordered if "loglikelihoods" in record]
     return Summary(
@@ -120,12 +122,12 @@ def summarize(header: Record, records: Iterable[Record], groups: Mapping[str, Se
         ties=sum(record["margin"] == 0 for record in choice_records) if choice_records else None,
         truncated=sum(bool(record["truncated"]) for record in ordered),
         tokens=sum(record["tokens"] for record in ordered),
-        computed=round(total("computed") or 0),
+        computed=None if computed is None else round(computed),
         real=total("real") or 0.0,
-        cpu=total("cpu") or 0.0,
+        cpu=total("cpu"),
         gpu=total("gpu"),
         cycles=None if cycles is None else round(cycles),
-        peak_memory=max(record["times"]["peak_memory"] for record in ordered),
+        peak_memory=max(memory, default=None),
         generation=None if choice_records else generation_cost(ordered),
     )
 
@@ -145,11 +147,13 @@ def summarize_metric(metric: str, records: Sequence[Record], groups: Mapping[str
 def generation_cost(records: Sequence[Record]) -> GenerationCost:
     """Sum the prefill and decode costs of generated answers."""
     times = [record["times"] for record in records]
-    prefill = sum(part["prefill"] for part in times)
+    prompts: float | None = None
+    if all("prefill" in part for part in times):
+        prompts = sum(part["computed"] for part in times) / max(sum(part["prefill"] for part in times), 1e-9)
     return GenerationCost(
         tokens=sum(record["new_tokens"] for record in records),
-        seconds=sum(part["decode"] for part in times),
-        prompt_tokens_per_second=sum(part["computed"] for part in times) / max(prefill, 1e-9),
+        seconds=sum(part.get("decode", part["real"]) for part in times),
+        prompt_tokens_per_second=prompts,
         unfinished=sum(record["finish_reason"] == "length" for record in records),
     )
 
@@ -180,26 +184,36 @@ def prompt_setting(header: Record) -> str:
 
 def full_setting(header: Record) -> str:
     """Describe prompts, device and number format, such as "5-shot, cpu, bfloat16, int8"."""
-    quant = "" if header["quant"] == "none" else f", {header['quant']}"
-    return f"{prompt_setting(header)}, {header['device']}, {header['dtype']}{quant}"
+    quant = "" if header["quant"] in ("none", REMOTE) else f", {header['quant']}"
+    return f"{prompt_setting(header)}, {device_setting(header)}{quant}"
+
+
+def device_setting(header: Record) -> str:
+    """Describe device and number format, such as "cpu, bfloat16"; "remote" for a run on servers."""
+    return REMOTE if header["device"] == REMOTE else f"{header['device']}, {header['dtype']}"
 
 
 def cost_lines(summary: Summary) -> list[str]:
     """Describe the cost of a run, a line per topic."""
-    costs = [f"real {duration(summary.real)}", f"CPU {duration(summary.cpu)}"]
+    costs = [f"real {duration(summary.real)}"]
+    costs += [f"CPU {duration(summary.cpu)}"] if summary.cpu is not None else []
     costs += [f"GPU {duration(summary.gpu)}"] if summary.gpu is not None else []
     costs += [f"{summary.cycles / 1e9:.1f} billion CPU cycles"] if summary.cycles is not None else []
-    costs += [f"{summary.questions_per_second:.2f} questions/s", f"peak memory {summary.peak_memory / 1e6:,.0f} MB"]
+    costs += [f"{summary.questions_per_second:.2f} questions/s"]
+    costs += [f"peak memory {summary.peak_memory / 1e6:,.0f} MB"] if summary.peak_memory is not None else []
     ties = [] if summary.ties is None else [f"{summary.ties} ties (the first choice wins)"]
+    shared = summary.shared_fraction
+    reused = "" if shared is None else f", {100 * shared:.1f} % of them in shared prefixes and not computed again"
     lines = [
-        f"{summary.tokens:,} prompt tokens, {100 * summary.shared_fraction:.1f} % of them in shared prefixes and not "
-        "computed again",
+        f"{summary.tokens:,} prompt tokens{reused}",
         ", ".join([*ties, f"{summary.truncated} truncated prompts"]),
     ]
     if (generation := summary.generation) is not None:
+        rate = generation.prompt_tokens_per_second
+        prompts = "" if rate is None else f"; prompts {rate:.0f} tokens/s"
         lines.append(
-            f"{generation.tokens:,} answer tokens, {generation.tokens_per_second:.1f} tokens/s; prompts "
-            f"{generation.prompt_tokens_per_second:.0f} tokens/s; {generation.unfinished} answers cut off at the limit"
+            f"{generation.tokens:,} answer tokens, {generation.tokens_per_second:.1f} tokens/s{prompts}; "
+            f"{generation.unfinished} answers cut off at the limit"
         )
     return [*lines, ", ".join(costs)]
 
@@ -245,9 +259,9 @@ COSTS: dict[str, Callable[[Summary], str]] = {
     "questions/s": lambda run: f"{run.questions_per_second:.2f}",
     "answers: tokens/s": lambda run: f"{run.generation.tokens_per_second:.1f}" if run.generation else "",
     "real": lambda run: duration(run.real),
-    "CPU": lambda run: duration(run.cpu),
+    "CPU": lambda run: "" if run.cpu is None else duration(run.cpu),
     "GPU": lambda run: "" if run.gpu is None else duration(run.gpu),
-    "peak memory, MB": lambda run: f"{run.peak_memory / 1e6:,.0f}",
+    "peak memory, MB": lambda run: "" if run.peak_memory is None else f"{run.peak_memory / 1e6:,.0f}",
     "ties": lambda run: "" if run.ties is None else str(run.ties),
     "truncated": lambda run: str(run.truncated),
 }

@@ -183,7 +183,7 @@ def measure(options: Any, load_task: LoadTask, model: str, configuration: Config
         tokens=summary.tokens,
         load=load,
         real=summary.real,
-        cpu=summary.cpu,
+        cpu=summary.cpu or 0.0,
         gpu=summary.gpu,
         cycles=summary.cycles,
         peak_memory=peak_memory(torch.device("cpu")),
