@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chat.context import Message, rejects_system_role
 from engine.remote.errors import RemoteError
@@ -41,14 +41,25 @@ class TokenCounter:
         self._count_text = lru_cache(KEPT_TEXTS)(self._ask_for_text)
 
     @cached_property
-    def takes_messages(self) -> bool:
-        """Whether /tokenize takes messages."""
+    def _first_answer(self) -> dict[str, Any] | None:
+        """What /tokenize answers to a message; None if it does not take messages."""
         try:
-            return self.client.tokenize_messages([{"role": "user", "content": "."}]) is not None
+            return self.client.tokenize_messages([{"role": "user", "content": "."}])
         except RemoteError as error:
             if error.status == 400:
-                return False
+                return None
             raise
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether /tokenize takes messages."""
+        return self._first_answer is not None
+
+    @property
+    def window(self) -> int | None:
+        """The model's window in tokens, if /tokenize tells it."""
+        length = (self._first_answer or {}).get("max_model_len")
+        return length if type(length) is int and length > 0 else None
 
     @cached_property
     def takes_text(self) -> bool:

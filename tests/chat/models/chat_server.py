@@ -21,6 +21,7 @@ REFUSALS = {  # wordings of servers, by their names
     "tokens. Please reduce the length of the messages.",
     "tgi": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {window}. Given: {prompt} `inputs` "
     "tokens and {reply} `max_new_tokens`",
+    "ours": "the prompt is too large",  # with numbers in fields
     "no numbers": "the request exceeds the available context size. try increasing the context size",
 }
 
@@ -77,7 +78,8 @@ class ChatServer:
         if self.rejects_system and body["messages"][0]["role"] == "system":
             return error("System role not supported", 400)
         count = self.tokens(body)
-        return Answer({"count": count, "tokens": list(range(count)), "max_model_len": self.window})
+        length = {"max_model_len": self.window} if self.tells_window else {}
+        return Answer({"count": count, "tokens": list(range(count)), **length})
 
     def _complete(self, body: dict[str, Any]) -> Answer:
         self.bodies.append(body)
@@ -85,7 +87,11 @@ class ChatServer:
         if prompt + reply > self.window:
             self.refused += 1
             numbers = {"window": self.window, "prompt": prompt, "reply": reply, "total": prompt + reply}
-            return error(REFUSALS[self.refusal].format(**numbers), 422 if self.refusal == "tgi" else 400)
+            refusal = error(REFUSALS[self.refusal].format(**numbers), 422 if self.refusal == "tgi" else 400)
+            if self.refusal == "ours":
+                fields = {"code": "context_length_exceeded", "n_prompt_tokens": prompt, "n_ctx": self.window}
+                refusal.content["error"].update(fields)
+            return refusal
         chunks = self.reply(body)
         if isinstance(chunks, Answer):
             return chunks
