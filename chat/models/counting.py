@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chat.context import Message, rejects_system_role
 from engine.remote.errors import RemoteError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PER_MESSAGE = 8  # tokens that a template adds to a message, at most, in common templates
 KEPT_PROMPTS, KEPT_TEXTS = 256, 4096  # counts
+LEAST_SCALE = 0.5  # of an estimate: some servers report only the tokens that were not cached
 # Four letters of the Latin alphabet are a token, and so is every other character: at least as many as most tokenizers
 # make of text, code or digits.
 ESTIMATED_TOKEN = re.compile(r"[A-Za-z]{1,4}|\n+|[^A-Za-z\s]")
@@ -40,14 +41,25 @@ class TokenCounter:
         self._count_text = lru_cache(KEPT_TEXTS)(self._ask_for_text)
 
     @cached_property
-    def takes_messages(self) -> bool:
-        """Whether /tokenize takes messages."""
+    def _first_answer(self) -> dict[str, Any] | None:
+        """What /tokenize answers to a message; None if it does not take messages."""
         try:
-            return self.client.tokenize_messages([{"role": "user", "content": "."}]) is not None
+            return self.client.tokenize_messages([{"role": "user", "content": "."}])
         except RemoteError as error:
             if error.status == 400:
-                return False
+                return None
             raise
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether /tokenize takes messages."""
+        return self._first_answer is not None
+
+    @property
+    def window(self) -> int | None:
+        """The model's window in tokens, if /tokenize tells it."""
+        length = (self._first_answer or {}).get("max_model_len")
+        return length if type(length) is int and length > 0 else None
 
     @cached_property
     def takes_text(self) -> bool:
@@ -74,7 +86,8 @@ class TokenCounter:
     @property
     def _scale(self) -> float:
         """Factor of the counts: the largest of the last ones, as too small a count costs more than too large a one."""
-        return max((1.0 if self.takes_messages else 0.0, *self._ratios)) if self._ratios else 1.0
+        least = 1.0 if self.takes_messages else LEAST_SCALE
+        return max(least, *self._ratios) if self._ratios else 1.0
 
     def _count(self, messages: Sequence[Message]) -> int:
         """Number of tokens, not corrected."""

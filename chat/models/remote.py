@@ -22,7 +22,8 @@ UNCHANGED = (
     *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("seed", "stop_token_ids", "ignore_eos"),
 )
-# Refusals because of the length, as servers word them, and the numbers in them.
+# Refusals because of the length: their codes and types; else how servers word them, and the numbers in them.
+TOO_LONG_CODES = ("context_length_exceeded", "exceed_context_size_error")
 TOO_LONG = re.compile(r"context[ _](length|size|window)|(prompt|input) is too long|`inputs` tokens", re.IGNORECASE)
 WINDOW = re.compile(
     r"context (?:length|size|window)(?: of this model)?(?: is| of|:)? \(?([\d,]*\d)|must be <= (\d+)", re.IGNORECASE
@@ -72,7 +73,7 @@ class RemoteChat:
     def __init__(self, client: RemoteModel, window: int | None = None) -> None:
         self.client = client
         self.counter = TokenCounter(client)
-        told = client.max_length()
+        told = self.counter.window or client.max_length()
         self.is_window_known = told is not None
         self.max_length = told or window or ASSUMED_WINDOW
         self.limit = self.max_length  # smaller after a refusal
@@ -125,15 +126,15 @@ class RemoteChat:
         try:
             return self._send(messages, sampling, continues, counted)
         except RemoteError as error:
-            text = str(error)
+            text = str(error.details.get("message", error))
             if error.status not in (400, 413, 422):
                 raise
-            if TOO_LONG.search(text):
-                raise self._learn(text, messages, counted, sampling["max_new_tokens"]) from None
+            if {str(error.details.get(name)) for name in ("code", "type")} & {*TOO_LONG_CODES} or TOO_LONG.search(text):
+                raise self._learn(error.details, text, messages, counted, sampling["max_new_tokens"]) from None
             if "max_completion_tokens" not in text or self._length_field == "max_completion_tokens":
                 raise
             self._length_field = "max_completion_tokens"
-        return self._send(messages, sampling, continues, counted)
+        return self.generate(messages, sampling, continues)
 
     def _send(
         self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool, counted: int
@@ -149,9 +150,12 @@ class RemoteChat:
         chunks = self.client.stream(PATH, body)
         return RemoteGeneration(chunks, counted, lambda tokens: self.counter.learn(messages, tokens))
 
-    def _learn(self, text: str, messages: Sequence[Message], counted: int, reply: int) -> PromptTooLongError:
+    def _learn(
+        self, details: Mapping[str, Any], text: str, messages: Sequence[Message], counted: int, reply: int
+    ) -> PromptTooLongError:
         """Make sure that this prompt with its reply counts as too long from now on. Return the error that says so."""
-        window, tokens = _number(WINDOW, text), _number(PROMPT, text)
+        window = _positive(details.get("n_ctx")) or _number(WINDOW, text)
+        tokens = _positive(details.get("n_prompt_tokens")) or _number(PROMPT, text)
         if tokens is not None and tokens > counted:
             self.counter.learn(messages, tokens)
         if window is not None:
@@ -184,7 +188,7 @@ class RemoteChat:
         return text
 
     def _unknown_prompt(self) -> BareloopError:
-        return BareloopError(f"{self.client.url} does not show its prompts; this needs a model that is loaded here")
+        return BareloopError(f"{self.client.url} does not show its prompts; this needs a model loaded here")
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
         """The tokens of a reply, if `logprobs` was set for it and the server knows them."""
@@ -209,6 +213,11 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
     """The number that a pattern finds."""
     match = pattern.search(text)
     return int(next(group for group in match.groups() if group).replace(",", "")) if match else None
+
+
+def _positive(value: Any) -> int | None:
+    """A number of tokens in an answer; None if it is none."""
+    return value if type(value) is int and value > 0 else None
 
 
 def _piece(piece: Any) -> str:

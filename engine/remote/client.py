@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.remote.address import Address, check_key, read_key
-from engine.remote.errors import KEY_HINT, RemoteError, message_in, message_of, retry_after, said
+from engine.remote.errors import KEY_HINT, RemoteError, details_in, message_in, message_of, retry_after, said
 from engine.remote.sse import events
 from engine.runtime.errors import quote
 
@@ -276,7 +276,7 @@ class RemoteModel:
         if 300 <= status < 400:
             target = said(response.headers.get("location", "nowhere"), self._secrets)
             return RemoteError(f"{self.url}{path} is elsewhere: {target}; name that server", status)
-        return RemoteError(f"{self.url}{path} answered {status}: {message}", status)
+        return RemoteError(f"{self.url}{path} answered {status}: {message}", status, details_in(response.content))
 
     def _no_model(self, names: list[str]) -> str:
         listed = ", ".join(map(quote, names[:MAX_NAMES])) or "none"

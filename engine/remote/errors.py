@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -15,11 +15,14 @@ KEY_HINT = "set BARELOOP_API_KEY (or OPENAI_API_KEY) to the server's key, or add
 
 
 class RemoteError(BareloopError):
-    """A server refuses a request, fails, or cannot be reached. `status`: of HTTP; None if there was no answer."""
+    """A server refuses a request, fails, or cannot be reached.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `status`: of HTTP; None if there was no answer. `details`: the server's error object: message, type, code, …
+    """
+
+    def __init__(self, message: str, status: int | None = None, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.details = status, details or {}
 
 
 def said(text: str, secrets: Sequence[str] = ()) -> str:
@@ -38,6 +41,16 @@ def message_in(body: bytes) -> str:
     except ValueError:
         return text
     return message_of(value)
+
+
+def details_in(body: bytes) -> dict[str, Any]:
+    """The error object in the body of an error; empty without one."""
+    try:
+        value = json.loads(body[: 2**20])
+    except ValueError:
+        return {}
+    value = value.get("error", value) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
 
 
 def message_of(value: Any) -> str:
