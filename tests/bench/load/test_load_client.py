@@ -21,7 +21,7 @@ def send(server: FakeServer, prompt="a b c", **options):
     async def work():
         async with server.client(**options) as client:
             client.begin()
-            return await client.send(prompt)
+            return await client.ask(prompt)
 
     return in_virtual_time(work)
 
@@ -29,7 +29,7 @@ def send(server: FakeServer, prompt="a b c", **options):
 def answer(*pieces: bytes) -> Record:
     """The record of an answer whose pieces arrive after 1, 2, … seconds."""
     record = Record(0.0, 0.0, ended=99.0)
-    read_answer(record, list(enumerate(pieces, 1)))
+    read_answer(record, [(float(now), piece) for now, piece in enumerate(pieces, 1)])
     return record
 
 
@@ -131,7 +131,7 @@ def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
 
     async def work():
         async with Client("http://fake", "m", transport=httpx2.MockTransport(fail)) as client:
-            record = await client.send("a")
+            record = await client.ask("a")
             assert record.status == status and record.error in ("refused", "ReadTimeout")
             assert await client.count_tokens("a") is None
             with pytest.raises(BareloopError, match="cannot reach http://fake: "):
@@ -145,11 +145,11 @@ def test_fields_that_a_server_refuses_are_left_out_or_renamed():
 
     async def work():
         async with server.client() as client:
-            while (record := await client.send("a")).status != "ok":
+            while (record := await client.ask("a")).status != "ok":
                 assert client.adapt(record)
             refused = Record(0, 0, status="400", error="Use 'max_completion_tokens' instead of 'max_tokens'.")
             assert client.adapt(refused) and not client.adapt(refused)
-            await client.send("a")
+            await client.ask("a")
             assert not client.adapt(Record(0, 0, status="400", error="the prompt is too long"))
             assert not client.adapt(Record(0, 0, status="500", error="ignore_eos"))
 
