@@ -185,7 +185,8 @@ async def measure_all(run: Run, options: Any) -> None:
                 raise BareloopError(f"{client.url} has no model")
             client.model = names[0]
         run.model = client.model
-        run.label = run.label or f"{client.model} at {urlsplit(client.url).netloc}"
+        name = client.model.rpartition("/")[2] if client.model.startswith("/") else client.model  # a path, or a name
+        run.label = run.label or f"{name} at {urlsplit(client.url).netloc}"
         prompts = await prepare(client, options)
         plan = settings_of(options)
         numbers = itertools.count()  # no prompt comes twice, as the server may have kept it

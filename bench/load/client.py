@@ -132,11 +132,29 @@ class Client:
         import httpx2
 
         content = json.dumps(self._body(prompt)).encode()
-        reads: Reads = []
         sent = self.now()
         record = Record(sent if due is None else due, sent)
+        reads: Reads = []
+        try:
+            if not await self._try(record, content, reads):
+                await self._try(record, content, reads, last=True)
+        except httpx2.TimeoutException as error:
+            record.status, record.error = "timeout", describe(error)
+        except httpx2.RequestError as error:
+            record.status, record.error = "broken", describe(error)
+        record.ended = self.now()
+        return record, reads
+
+    async def _try(self, record: Record, content: bytes, reads: Reads, last: bool = False) -> bool:
+        """Send a request and receive its answer. False: the server had closed a connection that was used before."""
+        import httpx2
+
+        is_new = answered = False
 
         async def trace(event: str, _: dict[str, Any]) -> None:
+            nonlocal is_new
+            if event == "connection.connect_tcp.started":
+                is_new = True
             if event == "http11.send_request_headers.started":  # this client's own queue is no time of the server's
                 record.sent = self.now()
 
@@ -144,18 +162,18 @@ class Client:
             async with self._http.stream(
                 "POST", PATHS[self.endpoint], content=content, extensions={"trace": trace}
             ) as response:
+                answered = True
                 if response.status_code == 200:
                     async for data in response.aiter_raw():
                         reads.append((self.now(), data))
                 else:
                     record.status = str(response.status_code)
                     record.error = self._said(await response.aread())
-        except httpx2.TimeoutException as error:
-            record.status, record.error = "timeout", describe(error)
-        except httpx2.RequestError as error:
-            record.status, record.error = "connection", describe(error)
-        record.ended = self.now()
-        return record, reads
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+            if is_new or answered or last:
+                raise
+            return False
+        return True
 
     def adapt(self, record: Record) -> bool:
         """Leave out or rename a field that the server refused. False: it refused for another reason."""

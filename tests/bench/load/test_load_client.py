@@ -123,7 +123,7 @@ def test_a_refusal_is_counted_by_status_with_its_message(body, message):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(httpx2.ConnectError("refused"), "connection"), (httpx2.ReadTimeout(""), "timeout")]
+    ("error", "status"), [(httpx2.ConnectError("refused"), "broken"), (httpx2.ReadTimeout(""), "timeout")]
 )
 def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
     def fail(_):
@@ -138,6 +138,46 @@ def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
                 await client.models()
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize(("is_new", "status"), [(False, "ok"), (True, "broken")])
+def test_a_request_on_a_connection_that_the_server_had_closed_is_sent_again_once(is_new, status):
+    asked = []
+
+    async def answer_second(request):
+        asked.append(request)
+        if is_new:
+            await request.extensions["trace"]("connection.connect_tcp.started", {})
+        if len(asked) == 1:
+            raise httpx2.RemoteProtocolError("disconnected")
+        return httpx2.Response(200, content=event({"choices": [{"text": "a", "finish_reason": "length"}]}))
+
+    async def work():
+        async with Client("http://fake", "m", transport=httpx2.MockTransport(answer_second)) as client:
+            assert (await client.ask("a")).status == status
+
+    asyncio.run(work())
+    assert len(asked) == (1 if is_new else 2)
+
+
+def test_an_answer_that_breaks_is_not_asked_for_again():
+    asked = []
+
+    async def begin():
+        yield event({"choices": [{"text": "a"}]})
+        raise httpx2.ReadError("reset")
+
+    def answer(request):
+        asked.append(request)
+        return httpx2.Response(200, content=begin())
+
+    async def work():
+        async with Client("http://fake", "m", transport=httpx2.MockTransport(answer)) as client:
+            record = await client.ask("a")
+            assert (record.status, record.error) == ("broken", "reset")
+
+    asyncio.run(work())
+    assert len(asked) == 1
 
 
 def test_fields_that_a_server_refuses_are_left_out_or_renamed():
