@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from bench.load.client import Client
 from bench.load.pacing import Limit, measure
 from bench.load.prompts import FilePrompts, Prompts, RandomWords, measure_words
-from bench.load.records import OK, Record, Run, Setting
+from bench.load.records import OK, Run, Setting
 from bench.load.report import draw, notes, tables
 from engine.cli.parser import Parser, require_at_least, run
 from engine.cli.progress import Progress
@@ -185,7 +185,8 @@ async def measure_all(run: Run, options: Any) -> None:
                 raise BareloopError(f"{client.url} has no model")
             client.model = names[0]
         run.model = client.model
-        run.label = run.label or f"{client.model} at {urlsplit(client.url).netloc}"
+        name = client.model.rpartition("/")[2] if client.model.startswith("/") else client.model  # a path, or a name
+        run.label = run.label or f"{name} at {urlsplit(client.url).netloc}"
         prompts = await prepare(client, options)
         plan = settings_of(options)
         numbers = itertools.count()  # no prompt comes twice, as the server may have kept it
@@ -210,13 +211,11 @@ class Reporter:
         self.end = progress.done + (limit.requests or round(limit.seconds or 0))
         self.start = progress.done
 
-    def __call__(self, record: Record) -> None:
-        result = record.status if record.ttft is None else f"TTFT {record.ttft:.2f} s"
+    def __call__(self) -> None:
+        count = 1
         if self.limit.requests is None:
-            done = min(self.end, self.start + int(self.client.now()))
-            self.progress.advance(done - self.progress.done, f"{self.setting.label}: {result}")
-        else:
-            self.progress.advance(1, f"{self.setting.label}: {result}")
+            count = min(self.end, self.start + int(self.client.now())) - self.progress.done
+        self.progress.advance(count, self.setting.label)
 
     def finish(self) -> None:
         """The setting is done, however many seconds it took."""
@@ -235,7 +234,7 @@ async def prepare(client: Client, options: Any) -> Prompts:
     first = prompts.prompt(-1)
     client.begin()
     print("warming up with one request", file=sys.stderr)
-    while (record := await client.send(first)).status != OK:
+    while (record := await client.ask(first)).status != OK:
         if not client.adapt(record):
             where = f"{client.url} ({client.model})"
             raise BareloopError(f"{where} refused the first request: {record.status}: {record.error}")

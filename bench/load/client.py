@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import httpx2
 
 Prompt = str | list[dict[str, Any]]  # a text, or messages
+Reads = list[tuple[float, bytes]]  # the pieces of an answer, each with its time
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 KEEP_ALIVE = 4.0  # seconds; less than the 5 s after which servers close an idle connection
@@ -117,29 +118,62 @@ class Client:
         except (httpx2.RequestError, ValueError, KeyError, TypeError):
             return None
 
-    async def send(self, prompt: Prompt, due: float | None = None) -> Record:
+    async def ask(self, prompt: Prompt) -> Record:
         """Send a request and read its answer. A failure is in the record's `status` and `error`."""
+        record, reads = await self.send(prompt)
+        read_answer(record, reads)
+        return record
+
+    async def send(self, prompt: Prompt, due: float | None = None) -> tuple[Record, Reads]:
+        """Send a request and receive its answer, which `read_answer` reads.
+
+        Reading takes milliseconds, and many answers may end together, so it has to wait until nothing is timed.
+        """
         import httpx2
 
         content = json.dumps(self._body(prompt)).encode()
-        reads: list[tuple[float, bytes]] = []  # parsed only afterwards, so that parsing delays no clock
         sent = self.now()
         record = Record(sent if due is None else due, sent)
+        reads: Reads = []
         try:
-            async with self._http.stream("POST", PATHS[self.endpoint], content=content) as response:
+            if not await self._try(record, content, reads):
+                await self._try(record, content, reads, last=True)
+        except httpx2.TimeoutException as error:
+            record.status, record.error = "timeout", describe(error)
+        except httpx2.RequestError as error:
+            record.status, record.error = "broken", describe(error)
+        record.ended = self.now()
+        return record, reads
+
+    async def _try(self, record: Record, content: bytes, reads: Reads, last: bool = False) -> bool:
+        """Send a request and receive its answer. False: the server had closed a connection that was used before."""
+        import httpx2
+
+        is_new = answered = False
+
+        async def trace(event: str, _: dict[str, Any]) -> None:
+            nonlocal is_new
+            if event == "connection.connect_tcp.started":
+                is_new = True
+            if event == "http11.send_request_headers.started":  # this client's own queue is no time of the server's
+                record.sent = self.now()
+
+        try:
+            async with self._http.stream(
+                "POST", PATHS[self.endpoint], content=content, extensions={"trace": trace}
+            ) as response:
+                answered = True
                 if response.status_code == 200:
                     async for data in response.aiter_raw():
                         reads.append((self.now(), data))
                 else:
                     record.status = str(response.status_code)
                     record.error = self._said(await response.aread())
-        except httpx2.TimeoutException as error:
-            record.status, record.error = "timeout", describe(error)
-        except httpx2.RequestError as error:
-            record.status, record.error = "connection", describe(error)
-        record.ended = self.now()
-        read_answer(record, reads)
-        return record
+        except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+            if is_new or answered or last:
+                raise
+            return False
+        return True
 
     def adapt(self, record: Record) -> bool:
         """Leave out or rename a field that the server refused. False: it refused for another reason."""
@@ -164,8 +198,10 @@ class Client:
         return {"model": self.model, "messages": messages, **limits, **self.optional}
 
 
-def read_answer(record: Record, reads: Iterable[tuple[float, bytes]]) -> None:
+def read_answer(record: Record, reads: Reads) -> None:
     """Fill a record from what arrived when. An event arrives with the read that has its end."""
+    if record.status != OK:
+        return
     now, data, finished = record.sent, "", False
     try:
         for now, data in timed_events(reads):
@@ -189,7 +225,7 @@ def read_answer(record: Record, reads: Iterable[tuple[float, bytes]]) -> None:
         return
     if record.completion_tokens == 0:
         record.completion_tokens, record.has_usage = len(record.chunks), False
-    if record.status == OK and not finished:
+    if not finished:
         record.status, record.error = "cut off", "the answer ended without a finish reason"
 
 
@@ -199,7 +235,7 @@ def carries_text(choice: dict[str, Any]) -> bool:
     return bool(choice.get("text")) or any(delta.get(name) for name in TEXTS)
 
 
-def timed_events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, str]]:
+def timed_events(reads: Reads) -> Iterator[tuple[float, str]]:
     """The data of server-sent events, each with the time of the read that completed it."""
     now = 0.0
 

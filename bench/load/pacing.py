@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from bench.load.client import Client
+from bench.load.client import Client, Reads, read_answer
 from bench.load.prompts import Prompts
 from bench.load.records import Record, Setting
 
@@ -41,20 +41,28 @@ async def measure(
     prompts: Prompts,
     numbers: Iterator[int],
     seed: int = 0,
-    done: Callable[[Record], None] = lambda _: None,
+    done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure a setting into its records. `numbers` are those of the prompts; `done` is called after each request."""
+    """Measure a setting into its records. `numbers` are those of the prompts; `done` is called after each request.
+
+    If it is cancelled, the records are those of the requests that were answered.
+    """
+    answers: list[tuple[Record, Reads]] = []
 
     async def send(due: float | None = None) -> None:
-        record = await client.send(prompts.prompt(next(numbers)), due)
-        setting.records.append(record)
-        done(record)
+        answers.append(await client.send(prompts.prompt(next(numbers)), due))
+        done()
 
     client.begin()
-    if setting.kind == "rate":
-        await open_loop(send, arrivals(setting.value, seed, limit), client)
-    else:
-        await closed_loop(send, int(setting.value), limit, client)
+    try:
+        if setting.kind == "rate":
+            await open_loop(send, arrivals(setting.value, seed, limit), client)
+        else:
+            await closed_loop(send, int(setting.value), limit, client)
+    finally:
+        for record, reads in answers:
+            read_answer(record, reads)
+            setting.records.append(record)
 
 
 async def closed_loop(send: Callable[[], Sending], clients: int, limit: Limit, client: Client) -> None:

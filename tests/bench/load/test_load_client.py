@@ -21,7 +21,7 @@ def send(server: FakeServer, prompt="a b c", **options):
     async def work():
         async with server.client(**options) as client:
             client.begin()
-            return await client.send(prompt)
+            return await client.ask(prompt)
 
     return in_virtual_time(work)
 
@@ -29,7 +29,7 @@ def send(server: FakeServer, prompt="a b c", **options):
 def answer(*pieces: bytes) -> Record:
     """The record of an answer whose pieces arrive after 1, 2, … seconds."""
     record = Record(0.0, 0.0, ended=99.0)
-    read_answer(record, list(enumerate(pieces, 1)))
+    read_answer(record, [(float(now), piece) for now, piece in enumerate(pieces, 1)])
     return record
 
 
@@ -123,7 +123,7 @@ def test_a_refusal_is_counted_by_status_with_its_message(body, message):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(httpx2.ConnectError("refused"), "connection"), (httpx2.ReadTimeout(""), "timeout")]
+    ("error", "status"), [(httpx2.ConnectError("refused"), "broken"), (httpx2.ReadTimeout(""), "timeout")]
 )
 def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
     def fail(_):
@@ -131,7 +131,7 @@ def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
 
     async def work():
         async with Client("http://fake", "m", transport=httpx2.MockTransport(fail)) as client:
-            record = await client.send("a")
+            record = await client.ask("a")
             assert record.status == status and record.error in ("refused", "ReadTimeout")
             assert await client.count_tokens("a") is None
             with pytest.raises(BareloopError, match="cannot reach http://fake: "):
@@ -140,16 +140,56 @@ def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
     asyncio.run(work())
 
 
+@pytest.mark.parametrize(("is_new", "status"), [(False, "ok"), (True, "broken")])
+def test_a_request_on_a_connection_that_the_server_had_closed_is_sent_again_once(is_new, status):
+    asked = []
+
+    async def answer_second(request):
+        asked.append(request)
+        if is_new:
+            await request.extensions["trace"]("connection.connect_tcp.started", {})
+        if len(asked) == 1:
+            raise httpx2.RemoteProtocolError("disconnected")
+        return httpx2.Response(200, content=event({"choices": [{"text": "a", "finish_reason": "length"}]}))
+
+    async def work():
+        async with Client("http://fake", "m", transport=httpx2.MockTransport(answer_second)) as client:
+            assert (await client.ask("a")).status == status
+
+    asyncio.run(work())
+    assert len(asked) == (1 if is_new else 2)
+
+
+def test_an_answer_that_breaks_is_not_asked_for_again():
+    asked = []
+
+    async def begin():
+        yield event({"choices": [{"text": "a"}]})
+        raise httpx2.ReadError("reset")
+
+    def answer(request):
+        asked.append(request)
+        return httpx2.Response(200, content=begin())
+
+    async def work():
+        async with Client("http://fake", "m", transport=httpx2.MockTransport(answer)) as client:
+            record = await client.ask("a")
+            assert (record.status, record.error) == ("broken", "reset")
+
+    asyncio.run(work())
+    assert len(asked) == 1
+
+
 def test_fields_that_a_server_refuses_are_left_out_or_renamed():
     server = FakeServer(refused=("ignore_eos", "stream_options"))
 
     async def work():
         async with server.client() as client:
-            while (record := await client.send("a")).status != "ok":
+            while (record := await client.ask("a")).status != "ok":
                 assert client.adapt(record)
             refused = Record(0, 0, status="400", error="Use 'max_completion_tokens' instead of 'max_tokens'.")
             assert client.adapt(refused) and not client.adapt(refused)
-            await client.send("a")
+            await client.ask("a")
             assert not client.adapt(Record(0, 0, status="400", error="the prompt is too long"))
             assert not client.adapt(Record(0, 0, status="500", error="ignore_eos"))
 
