@@ -26,6 +26,7 @@ from engine.text.detokenizer import (
 
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, older than tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+LONG = 2_000  # characters of a text from which the library's function for several texts takes less time for one
 SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair; valid text has none
 
 
@@ -83,6 +84,8 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the BOS token that the tokenizer adds by default (Llama's; Qwen has none)."""
+        if len(text) >= LONG:  # other threads of Python go on meanwhile, which the function for one text stops
+            return self.encode_all([text], add_special_tokens)[0]
         check_text(text)
         try:
             with self._lock:

@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 
 from engine.runtime.errors import BareloopError
-from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizer import LONG, Tokenizer
 
 TEXTS = [
     "Hello world",
@@ -55,6 +55,15 @@ def test_ids_differ_from_transformers_only_in_known_cases(load_tokenizer, load_r
         ids = tokenizer.encode(text)
         if not text.startswith(" ") and "<s>" not in text and unknown not in ids:
             assert ids == reference(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2", "mistral-7b-instruct-v0.2"])
+def test_the_ids_of_long_texts_equal_transformers(load_tokenizer, load_reference, name):
+    tokenizer, reference = load_tokenizer(f"tokenizers/{name}"), load_reference(f"tokenizers/{name}")
+    text = "\n".join(TEXTS) * 6
+    assert len(text) > LONG
+    for special in (True, False):
+        assert tokenizer.encode(text, special) == reference(text, add_special_tokens=special)["input_ids"]
 
 
 def test_bos_is_added_by_tokenizers_that_add_one_by_default(load_tokenizer):
@@ -121,7 +130,7 @@ def test_the_bytes_of_an_id_are_raw_and_a_control_token_has_those_of_its_name(lo
 
 def test_threads_that_encode_plain_text_do_not_change_the_ids_of_others(load_tokenizer):
     tokenizer = load_tokenizer("tokenizers/qwen2.5-0.5b-instruct")
-    text = "<|im_start|>user\nnaïve café<|im_end|>\n" * 20
+    text = "<|im_start|>user\nnaïve café<|im_end|>\n" * 60
     expected = tokenizer.encode(text), tokenizer.encode_plain(text), tokenizer.decode(tokenizer.encode(text))
     assert expected[0] != expected[1]
 
@@ -131,7 +140,7 @@ def test_threads_that_encode_plain_text_do_not_change_the_ids_of_others(load_tok
         return (ids, tokenizer.encode_plain(text), tokenizer.decode(ids)) == expected and both == [ids, ids]
 
     with ThreadPoolExecutor(6) as pool:
-        assert all(pool.map(encode, range(60)))
+        assert all(pool.map(encode, range(30)))
 
 
 def test_an_unreadable_folder_is_refused_in_one_line(shared, tmp_path):
