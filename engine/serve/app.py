@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from engine.runtime.errors import BareloopError
 from engine.serve.endpoints import models, tokens
 from engine.serve.endpoints.chat import chat_completions
 from engine.serve.endpoints.completions import completions
@@ -40,7 +41,12 @@ def make_app(state: ServerState) -> ASGIApp:
     """The application for one server."""
     app = Starlette(
         routes=[Route(path, endpoint, methods=methods) for path, endpoint, methods in ROUTES],
-        exception_handlers={HTTPException: http_exception, ApiError: api_error, Exception: any_error},
+        exception_handlers={
+            HTTPException: http_exception,
+            ApiError: api_error,
+            BareloopError: api_error,
+            Exception: any_error,
+        },
     )
     app.router.redirect_slashes = False
     app.state.server = state

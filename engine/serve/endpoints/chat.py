@@ -202,9 +202,7 @@ async def collect(choice: Choice, generation: Generation) -> None:
             return
 
 
-async def stream(
-    choices: Sequence[Choice], generations: Sequence[Generation], answer: Answer, client: Client
-) -> None:
+async def stream(choices: Sequence[Choice], generations: Sequence[Generation], answer: Answer, client: Client) -> None:
     """Send all choices as they come: first the role, then what is added to the message, then the finish reason."""
     plan = choices[0].plan
     request, options = plan.request, plan.request.stream_options or StreamOptions()

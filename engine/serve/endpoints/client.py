@@ -89,7 +89,7 @@ class Job(Response):
         self.work, self.limits = work, limits
         self.background = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         client = Client(send, self.limits.ping_seconds)
         work = asyncio.ensure_future(self._work(client))
         others = [asyncio.ensure_future(disconnected(receive)), asyncio.ensure_future(client.ping())]

@@ -68,6 +68,6 @@ async def embeddings(request: Request) -> Response:
     raise ApiError(400, f"{name} generates text and has no embeddings; no encoder model is served", param="model")
 
 
-async def description(request: Request) -> Response:
+async def description(_: Request) -> Response:
     """The API in OpenAPI's format."""
     return JSONResponse(openapi.document(metadata.version("bareloop")))

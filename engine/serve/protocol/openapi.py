@@ -1,3 +1,7 @@
 """stand-in"""
+
 from typing import Any
-def document(version: str) -> dict[str, Any]: return {}
+
+
+def document(version: str) -> dict[str, Any]:
+    return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,7 @@ class RunningServer:
         self.state = ServerState(self.engines, self.observer, Security(), limits)
         self.server = Server(make_app(self.state), self.state, drain_seconds=0, max_connections=256)
         listener = listen("127.0.0.1", 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65_536)  # so that little suffices to fill it
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         ready = threading.Event()
         self.server.on_ready = ready.set

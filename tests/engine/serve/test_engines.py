@@ -290,7 +290,7 @@ def test_the_first_model_is_preloaded_and_its_own_error_raised(machine):
         assert (await computer.engines.preload()).name == "a"
         computer = machine(100, "a-10")
         computer.failing = {"a"}
-        with pytest.raises(BareloopError, match="^a is broken$"):
+        with pytest.raises(BareloopError, match=r"^a is broken$"):
             await computer.engines.preload()
         assert computer.engines.problem() == "a cannot be loaded"
 

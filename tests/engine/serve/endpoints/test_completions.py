@@ -47,9 +47,10 @@ def test_logprobs_have_the_chosen_token_and_the_most_likely(client, llm, count):
     logprobs = choice["logprobs"]
     assert {len(column) for column in logprobs.values()} == {4}
     assert "".join(logprobs["tokens"]) == choice["text"]
-    assert [choice["text"][offset:][: len(token)] for offset, token in zip(
-        logprobs["text_offset"], logprobs["tokens"], strict=True
-    )] == logprobs["tokens"]
+    assert [
+        choice["text"][offset:][: len(token)]
+        for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True)
+    ] == logprobs["tokens"]
     expected = torch.log_softmax(llm.logits(TEXT)[-1].double(), -1)
     assert logprobs["token_logprobs"][0] == pytest.approx(float(expected.max()), abs=1e-4)
     assert all(max(count, 1) <= len(top) <= count + 1 for top in logprobs["top_logprobs"])
@@ -66,7 +67,8 @@ def test_echo_scores_every_token_of_the_prompt(client, llm, max_tokens):
     expected = torch.log_softmax(llm.logits(ids).double(), -1)[range(len(ids) - 1), ids[1:]]
     assert scores[1 : len(ids)] == pytest.approx(expected.tolist(), abs=1e-4)
     assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
-    is_greedy = [score == max(top.values()) for score, top in zip(scores[1:], choice["logprobs"]["top_logprobs"][1:])]
+    tops = choice["logprobs"]["top_logprobs"]
+    is_greedy = [score == max(top.values()) for score, top in zip(scores[1:], tops[1:], strict=True)]
     assert is_greedy[: len(ids) - 1] == [
         token == int(row.argmax()) for token, row in zip(ids[1:], llm.logits(ids), strict=False)
     ]
@@ -74,7 +76,7 @@ def test_echo_scores_every_token_of_the_prompt(client, llm, max_tokens):
 
 def test_a_second_request_that_begins_alike_gives_the_same_scores(client, llm):
     ids = (llm.tokenizer.encode("The sun is a star. ") * 60)[:300]
-    first, second = (complete(client, prompt=ids + [end], logprobs=2, echo=True, max_tokens=1) for end in (5, 6))
+    first, second = (complete(client, prompt=[*ids, end], logprobs=2, echo=True, max_tokens=1) for end in (5, 6))
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= 128
     scores, others = (answer["choices"][0]["logprobs"]["token_logprobs"][1:300] for answer in (first, second))
     assert scores == pytest.approx(others, abs=1e-4)
@@ -94,7 +96,9 @@ def test_a_stream_equals_the_whole_answer(client, events):
 
 
 def test_echo_is_in_the_stream_once(client, events):
-    chunks = events("/v1/completions", {"prompt": TEXT, "echo": True, "max_tokens": 3, "temperature": 0, "stream": True})
+    chunks = events(
+        "/v1/completions", {"prompt": TEXT, "echo": True, "max_tokens": 3, "temperature": 0, "stream": True}
+    )
     text = "".join(part["text"] for chunk in chunks for part in chunk["choices"])
     assert text == complete(client, prompt=TEXT, echo=True, max_tokens=3)["choices"][0]["text"]
     assert text.startswith(TEXT)
@@ -117,7 +121,9 @@ def test_continuous_usage_counts_up(events):
 
 
 def test_logit_bias_and_stop_token_ids(client, llm):
-    (choice,) = complete(client, prompt=TEXT, logit_bias={"77": 100}, stop_token_ids=[77], return_token_ids=True)["choices"]
+    (choice,) = complete(client, prompt=TEXT, logit_bias={"77": 100}, stop_token_ids=[77], return_token_ids=True)[
+        "choices"
+    ]
     assert (choice["token_ids"], choice["finish_reason"]) == ([77], "stop")
     assert choice["prompt_token_ids"] == llm.tokenizer.encode(TEXT)
 
