@@ -138,7 +138,7 @@ SCHEMAS: Mapping[str, Schema] = {
     "Tokens": record({"tokens": listed({"anyOf": [COUNT, PIECE]})}, {"count": COUNT, "max_model_len": COUNT}),
     "Text": record({"prompt": STRING, "content": STRING}),
     "TokenizerInfo": record(
-        {name: STRING_OR_NULL for name in ("bos_token", "eos_token", "pad_token", "chat_template")},
+        dict.fromkeys(("bos_token", "eos_token", "pad_token", "chat_template"), STRING_OR_NULL),
     ),
     "Properties": record(
         {

@@ -25,17 +25,21 @@ class Items:
     def read(self, value: Any) -> list[Any]:
         if not isinstance(value, list):
             raise refuse(value, self)
-        if len(value) < self.minimum or (self.maximum is not None and len(value) > self.maximum):
-            raise Invalid(f"has {len(value):,} {self.name}: use {self}")
-        if isinstance(self.item, Integer) and self.item.accepts(value):
-            return value
+        result = value[: self.maximum]
+        if not isinstance(self.item, Integer) or not self.item.accepts(result):
+            result = self._read_items(result)
+        if len(value) < self.minimum or len(result) < len(value):
+            raise Invalid(f"has {len(value):,} {self.name}: use {self}", reached=(len(result),) if result else ())
+        check_size(value, self.max_size)
+        return result
+
+    def _read_items(self, value: list[Any]) -> list[Any]:
         result, index = [], 0
         try:
             for index, item in enumerate(value):  # noqa: B007 the last one is the one that was refused
                 result.append(self.item.read(item))
         except Invalid as error:
             raise error.below(index) from None
-        check_size(value, self.max_size)
         return result
 
     def schema(self) -> Schema:
@@ -175,9 +179,9 @@ class Either:
             except Invalid as error:
                 errors.append(error)
         # The kind that was meant is the one that got furthest.
-        ranks = [tuple((0, key) if isinstance(key, int) else (1, key) for key in error.path) for error in errors]
+        ranks = [tuple((0, key) if isinstance(key, int) else (1, key) for key in error.reached) for error in errors]
         furthest = [error for error, rank in zip(errors, ranks, strict=True) if rank == max(ranks)]
-        raise furthest[0] if len(furthest) == 1 and furthest[0].path else refuse(value, self)
+        raise furthest[0] if len(furthest) == 1 and furthest[0].reached else refuse(value, self)
 
     def schema(self) -> Schema:
         return {"anyOf": [rule.schema() for rule in self.rules]}

@@ -20,15 +20,19 @@ SHORT.maxstring = SHORT.maxlong = SHORT.maxother = MAX_QUOTE
 
 
 class Invalid(Exception):  # noqa: N818
-    """A value that a rule refuses. `message`: what follows its name. `path`: where it is, below what was read."""
+    """A value that a rule refuses.
 
-    def __init__(self, message: str, path: Path = ()) -> None:
+    `message`: what follows its name. `path`: where it is, below what was read. `reached`: how far a list was right.
+    """
+
+    def __init__(self, message: str, path: Path = (), reached: Path | None = None) -> None:
         super().__init__(message)
         self.message, self.path = message, path
+        self.reached = path if reached is None else reached
 
     def below(self, key: str | int) -> Invalid:
         """The same for the value that has the refused one at `key`."""
-        return Invalid(self.message, (key, *self.path))
+        return Invalid(self.message, (key, *self.path), (key, *self.reached))
 
 
 class Rule(Protocol):
