@@ -48,17 +48,22 @@ OF_ALL, OF_BODIES, OF_MODELS = (400, 403, 500, 503), (404, 408, 413, 415, 429), 
 # The HTTP library itself answers what it cannot parse, and too many connections, in plain text.
 IN_PLAIN_TEXT = (400, 503)
 
-# Messages and tools, which the fields' rules leave to the code that prepares them for chat templates.
-PART = record({"type": constant("text"), "text": STRING})
-CALL = record({"function": record({"name": STRING}, {"arguments": {}})}, {"id": STRING_OR_NULL, "type": STRING})
+# Messages and tools, which the fields' rules leave to the code that prepares them for chat templates. What only some
+# roles have is checked only there.
+PART = {
+    "anyOf": [
+        record({"type": constant("text"), "text": STRING}),
+        record({"type": constant("refusal"), "refusal": STRING}),
+    ]
+}
 MESSAGE = record(
     {"role": {"type": "string", "minLength": 1, "maxLength": 64}},
     {
         "content": {"anyOf": [STRING, listed(PART, 1), NULL]},
         "name": STRING_OR_NULL,
-        "tool_call_id": STRING_OR_NULL,
-        "tool_calls": {"anyOf": [listed(CALL), NULL]},
-        "reasoning_content": STRING_OR_NULL,
+        "tool_call_id": {"description": "Of a tool's message: the call that it answers."},
+        "tool_calls": {"description": "Of the assistant: its calls, as in an answer."},
+        "reasoning_content": {"description": "Of the assistant: its reasoning, as in an answer."},
     },
 )
 PARAMETERS = {"type": ["object", "null"], "description": "JSON schema of an object."}
@@ -87,8 +92,8 @@ class Operation:
         kind = "application/json" if self.answer else "text/plain"
         content: dict[str, Any] = {kind: {"schema": ref(self.answer) if self.answer else STRING}}
         if self.events:
-            description = f"With stream: server-sent events, each with a {self.events}, and at last [DONE]."
-            content["text/event-stream"] = {"schema": STRING | {"description": description}}
+            description = f"With stream. The data of an event is a {self.events}, in the last event [DONE]."
+            content["text/event-stream"] = {"schema": record({"data": STRING}) | {"description": description}}
         success = {"description": "The answer.", "headers": answer_headers(), "content": content}
         result: dict[str, Any] = {
             "summary": self.summary,

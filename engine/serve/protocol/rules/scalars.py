@@ -94,15 +94,16 @@ class Flag:
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number, written without a decimal point."""
+    """A whole number. 1.0 is one, too: JSON has numbers of one kind, and so have JSON schemas."""
 
     minimum: int
     maximum: int
 
     def read(self, value: Any) -> int:
-        if type(value) is not int or not self.minimum <= value <= self.maximum:
+        is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+        if not is_whole or not self.minimum <= value <= self.maximum:
             raise refuse(value, self)
-        return value
+        return int(value)
 
     def accepts(self, values: Sequence[Any]) -> bool:
         """Whether all values are accepted. For prompts of many ids."""

@@ -89,6 +89,12 @@ def test_other_prompts_are_refused_where_they_are_wrong(prompt, param):
     assert refused(completion, prompt=prompt).param == param
 
 
+def test_whole_numbers_may_be_written_with_a_point():
+    request = completion([1.0, 2], n=2.0)
+    assert (request.prompt, request.n) == ([1, 2], 2)
+    assert {*map(type, request.prompt)} == {int}
+
+
 def test_prompts_times_n_are_limited():
     assert completion(["a", "b"], n=64).n == 64
     error = refused(completion, prompt=["a", "b", "c"], n=64)
@@ -103,7 +109,7 @@ def test_prompts_times_n_are_limited():
         ({"temperature": True}, "temperature", "temperature = True: use a number"),
         ({"top_p": 0}, "top_p", "top_p = 0: use a number above 0, up to 1"),
         ({"n": 0}, "n", "n = 0: use a whole number from 1 to 64"),
-        ({"n": 1.0}, "n", "n = 1.0: use a whole number"),
+        ({"n": 1.5}, "n", "n = 1.5: use a whole number"),
         ({"seed": 2**63}, "seed", "seed = 9223372036854775808: use a whole number from -9223372036854775808"),
         ({"presence_penalty": -3}, "presence_penalty", "presence_penalty = -3: use a number from -2 to 2"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "logit_bias has 'x', which is not a token id such as '1504'"),
