@@ -40,16 +40,3 @@ class ApiError(Exception):
 def unavailable(message: str) -> ApiError:
     """The server cannot answer now: it is loading, draining, or its engine has ended."""
     return ApiError(503, message, code=503, kind="unavailable_error")
-
-
-def context_overflow(prompt_tokens: int, max_length: int, param: str) -> ApiError:
-    """The prompt leaves no room for a reply. With llama.cpp's names for the two numbers, too."""
-    return ApiError(
-        400,
-        f"this model's maximum context length is {max_length:,} tokens, and the prompt has {prompt_tokens:,}: "
-        "shorten it, to leave at least one for the reply",
-        param=param,
-        code="context_length_exceeded",
-        kind="exceed_context_size_error",
-        extra={"n_prompt_tokens": prompt_tokens, "n_ctx": max_length},
-    )

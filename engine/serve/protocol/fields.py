@@ -16,21 +16,21 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from engine.runtime.errors import quote
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.rules import Anything, Invalid, Neutral, Path, Rule, Schema, refuse
+from engine.serve.protocol.rules.containers import nullable
+from engine.serve.protocol.rules.scalars import Anything, Invalid, Neutral, Path, Rule, Schema, refuse
 
 MAX_DEPTH = 100  # of nested lists and objects
 MAX_CONTAINERS = 50_000  # lists and objects: a body of 2 MB could have a million, which take seconds to check
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # an unfinished one, too, so that the time is linear
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # valid pairs, too
-NULL: Schema = {"type": "null"}
 
 
 class Condition(Protocol):
     """The interface of a rule for several fields of a request."""
 
-    def check(self, request: Any) -> None:
-        """Raise `Invalid` unless the fields go together."""
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Raise `Invalid` unless the fields that are given go together."""
 
     def schema(self) -> Schema:
         """The same for the JSON object."""
@@ -158,10 +158,9 @@ def read_fields(kind: type[T], value: Mapping[str, Any]) -> T:
                 rule.read(value[name])
         except Invalid as error:
             raise error.below(name) from None
-    request = kind(**values)
     for condition in kind.CONDITIONS:
-        condition.check(request)
-    return request
+        condition.check(values)
+    return kind(**values)
 
 
 def schema_of(kind: type[Fields]) -> Schema:
@@ -170,7 +169,8 @@ def schema_of(kind: type[Fields]) -> Schema:
     for each in fields(kind):
         schema = each.metadata["rule"].schema()
         if each.default is not MISSING:
-            schema = nullable(schema) | ({} if each.default is None else {"default": each.default})
+            has_default = isinstance(each.default, bool | int | float | str)
+            schema = nullable(schema) | ({"default": each.default} if has_default else {})
         properties[each.name] = schema | {"description": each.metadata["description"]}
     for name, rule in kind.REFUSED.items():
         properties[name] = nullable(rule.schema()) | {"description": f"Not supported: {rule}."}
@@ -181,18 +181,6 @@ def schema_of(kind: type[Fields]) -> Schema:
         result["required"] = names
     if kind.CONDITIONS:
         result["allOf"] = [condition.schema() for condition in kind.CONDITIONS]
-    return result
-
-
-def nullable(schema: Schema) -> Schema:
-    """The same values, and null."""
-    result = dict(schema)
-    if "type" in schema:
-        result["type"] = [schema["type"], "null"]
-    if "enum" in schema:
-        result["enum"] = [*schema["enum"], None]
-    if "anyOf" in schema:
-        result["anyOf"] = [*schema["anyOf"], NULL]
     return result
 
 
@@ -210,31 +198,6 @@ class Record:
 
     def schema(self) -> Schema:
         return schema_of(self.kind)
-
-    def __str__(self) -> str:
-        return self.example
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """An object of one of several kinds, which its field `type` names. `example` is for messages."""
-
-    kinds: Mapping[str, type[Fields]]
-    example: str
-
-    def read(self, value: Any) -> Any:
-        tag = value.get("type") if isinstance(value, dict) else None
-        if not isinstance(tag, str) or tag not in self.kinds:
-            raise refuse(value, self)
-        return read_fields(self.kinds[tag], value)
-
-    def schema(self) -> Schema:
-        schemas = []
-        for tag, kind in self.kinds.items():
-            schema = schema_of(kind)
-            properties = {"type": {"type": "string", "enum": [tag]}} | schema["properties"]
-            schemas.append(schema | {"properties": properties, "required": ["type", *schema.get("required", [])]})
-        return {"anyOf": schemas}
 
     def __str__(self) -> str:
         return self.example

@@ -8,129 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.runtime.errors import UsageError
 from engine.serve.protocol import unsupported
-from engine.serve.protocol.conditions import Excludes, Needs, NotBoth, ZeroNeeds
+from engine.serve.protocol.common import (
+    MAX_CHOICES,
+    MAX_TOKENS,
+    MESSAGES,
+    MODEL,
+    PROMPT,
+    SEEDS,
+    TEMPLATE_ARGUMENTS,
+    TOKEN,
+    TOOLS,
+    GenerationRequest,
+)
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.fields import Fields, Record, Tagged, option, required
-from engine.serve.protocol.rules import Either, Flag, Integer, Invalid, Items, Members, Number, Table, Text
+from engine.serve.protocol.fields import Fields, option, required
+from engine.serve.protocol.rules.conditions import ExactlyOne, Excludes, Needs, NotBoth, ZeroNeeds
+from engine.serve.protocol.rules.containers import Either, Items, Members
+from engine.serve.protocol.rules.scalars import Flag, Integer, Invalid, Neutral, Text
 
 if TYPE_CHECKING:
     from engine.decoding.grammar import Grammar
     from engine.decoding.sampling import SamplingParams
-
-MAX_CHOICES = 128  # replies of one request: prompts x n
-MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
-MAX_BIASES = 1024
-MAX_MESSAGES = 4096
-MAX_TOOLS = 128
-MAX_JSON = 100_000  # characters of a schema, of all tools, or of the arguments of a template
-MAX_TOKENS = 2**31 - 1
-SEEDS = 2**63
-
-TOKEN = Integer(0, 2**31 - 1)
-IDS = Items(TOKEN, "token ids", 1)
-PROMPT = Either(
-    (Text(1), Items(Text(1), "texts", 1, MAX_CHOICES), IDS, Items(IDS, "lists of token ids", 1, MAX_CHOICES))
-)
-STOP = Either((Text(1, MAX_STOP_LENGTH), Items(Text(1, MAX_STOP_LENGTH), "texts", 0, MAX_STOPS)))
-MESSAGES = Items(Members({"role": Text(1, 64)}), "messages", 1, MAX_MESSAGES)
-TOOLS = Items(Members(), "tools", 0, MAX_TOOLS, MAX_JSON)
-# What the server itself gives to a chat template, and to the function that renders it.
-RESERVED = (
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-    "continue_final_message",
-    "chat_template",
-    "tokenize",
-)
-TEMPLATE_ARGUMENTS = Members(reserved=RESERVED, maximum=64, max_size=MAX_JSON)
-MODEL = Text(0, 512)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamOptions(Fields):
-    """What a stream contains besides the reply."""
-
-    include_usage: bool = option(Flag(), "A last chunk with the number of tokens.", False)
-    continuous_usage_stats: bool = option(Flag(), "The number of tokens in every chunk.", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JsonSchema(Fields):
-    """A named JSON schema."""
-
-    schema: dict[str, Any] = required(Members(max_size=MAX_JSON), "The schema.")
-    name: str | None = option(Text(0, 256), "Without effect.")
-    description: str | None = option(Text(), "Without effect.")
-    strict: bool | None = option(Flag(), "Replies follow the schema whatever this is.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFormat(Fields):
-    """Any text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectFormat(Fields):
-    """A JSON object, or what a schema accepts (an extension of llama.cpp)."""
-
-    schema: dict[str, Any] | None = option(Members(max_size=MAX_JSON), "A JSON schema of the reply.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SchemaFormat(Fields):
-    """JSON that a schema accepts."""
-
-    json_schema: JsonSchema = required(Record(JsonSchema, "an object with name and schema"), "The schema.")
-
-
-ResponseFormat = TextFormat | ObjectFormat | SchemaFormat
-FORMAT = Tagged(
-    {"text": TextFormat, "json_object": ObjectFormat, "json_schema": SchemaFormat},
-    '{"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}',
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationRequest(Fields):
-    """What both kinds of completions have."""
-
-    model: str | None = option(MODEL, "Name of the model; the server's first one if absent.")
-    temperature: float | None = option(Number(0, 2), "0: always the likeliest token.")
-    top_p: float | None = option(Number(0, 1, above=True), "Sample from the likeliest tokens with this probability.")
-    top_k: int | None = option(Integer(-1, MAX_TOKENS), "Sample from this many tokens; 0 or -1: all.")
-    min_p: float | None = option(Number(0, 1), "Least probability, as a share of the likeliest token's.")
-    repetition_penalty: float | None = option(Number(1e-6, 1e6), "Above 1: less repetition of prompt and reply.")
-    presence_penalty: float = option(Number(-2, 2), "For tokens that occur in the reply.", 0.0)
-    frequency_penalty: float = option(Number(-2, 2), "For each occurrence of a token in the reply.", 0.0)
-    logit_bias: dict[int, float] | None = option(Table(Number(-100, 100), MAX_BIASES), "Added to the logits of tokens.")
-    seed: int | None = option(Integer(-SEEDS, SEEDS - 1), "With the same seed, the same reply.")
-    n: int = option(Integer(1, 64), "Number of replies for each prompt.", 1)
-    stop: str | list[str] | None = option(STOP, "Texts that end the reply. They are not part of it.")
-    stop_token_ids: list[int] | None = option(Items(TOKEN, "token ids", 0, MAX_BIASES), "Tokens that end the reply.")
-    ignore_eos: bool = option(Flag(), "Go on after the model's end of text.", False)
-    stream: bool = option(Flag(), "Send the reply in pieces, as server-sent events.", False)
-    stream_options: StreamOptions | None = option(Record(StreamOptions, "an object"), "Only with stream.")
-    response_format: ResponseFormat | None = option(FORMAT, "What the reply must be.")
-    return_token_ids: bool = option(Flag(), "Add the ids of prompt and reply.", False)
-    cache_salt: str | None = option(Text(1, 256), "Share cached prompts only with requests of the same salt.")
-    cache_prompt: bool = option(Flag(), "Without effect: a cached prompt changes no reply.", True)
-    timings_per_token: bool = option(Flag(), "Add llama.cpp's timings.", False)
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-    @property
-    def alternatives(self) -> int:
-        """`SamplingParams.logprobs`: alternatives to compute with each token, 0 without log-probabilities."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +54,6 @@ class ChatRequest(GenerationRequest):
         Either((Text(choices=("none", "auto", "required")), Members())), "Whether or which function is called."
     )
     parallel_tool_calls: bool = option(Flag(), "Whether a reply may have several calls.", True)
-    reasoning_effort: str | None = option(Text(0, 64), "An argument of the chat template, if it has one.")
     reasoning_format: str = option(
         Text(choices=("auto", "deepseek", "none")), "none: leave the reasoning in the content.", "auto"
     )
@@ -161,7 +62,7 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = option(Flag(), "Continue the last message.")
 
     REFUSED = unsupported.CHAT
-    IGNORED = (*unsupported.IGNORED_BY_BOTH, "verbosity")
+    IGNORED = unsupported.IGNORED_BY_CHAT
     CONDITIONS = (
         Needs("stream_options", "stream"),
         Needs("top_logprobs", "logprobs"),
@@ -213,6 +114,76 @@ class CompletionRequest(GenerationRequest):
     @property
     def alternatives(self) -> int:
         return 0 if self.logprobs is None else max(1, self.logprobs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeRequest(Fields):
+    """POST /tokenize: vLLM's forms with a prompt or messages, or llama.cpp's with content."""
+
+    model: str | None = option(MODEL, "Name of the model; the server's first one if absent.")
+    prompt: str | None = option(Text(), "The text.")
+    add_special_tokens: bool | None = option(Flag(), "Add BOS and such; by default true with prompt, else false.")
+    content: str | None = option(Text(), "The text.")
+    add_special: bool = option(Flag(), "Add BOS and such to content.", False)
+    with_pieces: bool = option(Flag(), "Answer with the text of each token.", False)
+    messages: list[dict[str, Any]] | None = option(MESSAGES, "A conversation, for the chat template.")
+    tools: list[dict[str, Any]] | None = option(TOOLS, "Functions, with messages.")
+    chat_template_kwargs: dict[str, Any] | None = option(TEMPLATE_ARGUMENTS, "Arguments of the chat template.")
+    add_generation_prompt: bool | None = option(Flag(), "Begin a new message; true unless one is continued.")
+    continue_final_message: bool | None = option(Flag(), "Continue the last message.")
+
+    REFUSED: ClassVar = {
+        "chat_template": unsupported.CHAT["chat_template"],
+        "parse_special": Neutral((True,)),
+        "return_token_strs": Neutral((False,), "use with_pieces"),
+    }
+    CONDITIONS = (
+        ExactlyOne(("prompt", "content", "messages")),
+        NotBoth("add_generation_prompt", "continue_final_message"),
+    )
+
+    def as_chat(self) -> ChatRequest:
+        """The conversation, where the request has `messages`."""
+        return ChatRequest(
+            model=self.model,
+            messages=self.messages or [],
+            tools=self.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+        )
+
+    @property
+    def text(self) -> str:
+        """The text to encode; not for messages."""
+        return self.prompt if self.prompt is not None else self.content or ""
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the tokenizer adds BOS and such to the text."""
+        if self.add_special_tokens is not None:
+            return self.add_special_tokens
+        return self.prompt is not None or self.add_special
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetokenizeRequest(Fields):
+    """POST /detokenize"""
+
+    model: str | None = option(MODEL, "Name of the model; the server's first one if absent.")
+    tokens: list[int] = required(Items(TOKEN, "token ids"), "Token ids.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingRequest(Fields):
+    """POST /v1/embeddings"""
+
+    model: str | None = option(MODEL, "Name of the model; the server's first one if absent.")
+    input: str | list[str] | list[int] | list[list[int]] = required(PROMPT, "Text, token ids, or a list of either.")
+    encoding_format: str = option(Text(choices=("float", "base64")), "base64: float32, little-endian.", "float")
+    dimensions: int | None = option(Integer(1, MAX_TOKENS), "Number of dimensions.")
+
+    IGNORED = ("user",)
 
 
 def sampling_params(

@@ -5,7 +5,7 @@ Ignoring them would give another result than the client asked for, silently.
 
 from __future__ import annotations
 
-from engine.serve.protocol.rules import Neutral
+from engine.serve.protocol.rules.scalars import Neutral
 
 SCHEMA = "use response_format"
 LENGTH = "use max_tokens"
@@ -63,3 +63,4 @@ COMPLETION = BOTH | {
 
 # Accepted without an effect on the reply.
 IGNORED_BY_BOTH = ("user", "store", "metadata", "service_tier", "prompt_cache_key", "safety_identifier")
+IGNORED_BY_CHAT = (*IGNORED_BY_BOTH, "reasoning_effort", "verbosity")

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -21,6 +22,8 @@ from engine.serve.request_log import Observer
 from engine.serve.security import Security
 from engine.serve.server import Server, listen
 from engine.serve.state import Limits, ServerState
+from tests.engine.serve.guarded_app import Answer, request
+from tests.engine.serve.guarded_app import make_app as guarded_app
 
 
 class RunningServer:
@@ -86,3 +89,9 @@ def events(client: httpx2.Client) -> Callable[[str, dict[str, Any]], list[dict[s
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
     return post
+
+
+@pytest.fixture(scope="session")
+def call() -> Callable[..., Answer]:
+    """call(method, path, headers, body, **fields of Security): one request to a small app behind the middleware."""
+    return partial(request, guarded_app())

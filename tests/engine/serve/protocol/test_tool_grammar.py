@@ -10,6 +10,8 @@ from engine import LLM, SamplingParams
 from engine.decoding.grammar import Grammar, Matcher
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.replies import ReplyParser
+from engine.serve.protocol.fields import read_fields
+from engine.serve.protocol.requests import ChatRequest
 from engine.serve.protocol.tool_grammar import grammar, reply_grammar, response_grammar
 from engine.serve.protocol.tools import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat, check
 from engine.text.tokenizer import Tokenizer
@@ -98,7 +100,7 @@ def test_without_parallel_calls_there_is_one(accepts):
 
 def test_reasoning_that_the_prompt_has_begun_comes_first(accepts):
     calls = grammar(HERMES, check(TOOLS, "required"), in_reasoning=True)
-    answer = response_grammar({"type": "json_object"}, in_reasoning=True)
+    answer = response_grammar(as_read({"type": "json_object"}), in_reasoning=True)
     for rules, text in ((calls, written(HERMES, WEATHER)), (answer, '{"a": 1}')):
         assert accepts(rules, f"Hm, <b>\n\n{{…</think>\n\n{text}") and accepts(rules, f"</think>{text}")
         assert not accepts(rules, text) and not accepts(rules, f"Hm</think>\n\nSo: {text}")
@@ -107,7 +109,7 @@ def test_reasoning_that_the_prompt_has_begun_comes_first(accepts):
 def test_none_and_auto_need_no_grammar():
     for tools, choice in ((None, None), (TOOLS, None), (TOOLS, "auto"), (TOOLS, "none")):
         assert grammar(HERMES, check(tools, choice)) is None
-        assert reply_grammar(HERMES, check(tools, choice), {"type": "text"}) is None
+        assert reply_grammar(HERMES, check(tools, choice), as_read({"type": "text"})) is None
 
 
 @pytest.mark.parametrize(
@@ -119,6 +121,11 @@ def test_parameters_that_are_no_schema_are_refused_with_their_place(parameters):
         grammar(HERMES, check(tools, "required"))
     assert (caught.value.status, caught.value.param) == (400, "tools[1].function.parameters")
     assert grammar(HERMES, check(tools, NAMED)) is not None  # only what is used is compiled
+
+
+def as_read(response_format):
+    """A response format as requests have it."""
+    return read_fields(ChatRequest, {"messages": [{"role": "user"}], "response_format": response_format}).response_format
 
 
 @pytest.mark.parametrize(
@@ -133,8 +140,9 @@ def test_parameters_that_are_no_schema_are_refused_with_their_place(parameters):
     ],
 )
 def test_response_formats(response_format, expected):
-    assert response_grammar(response_format) == expected
-    assert reply_grammar(HERMES, check(TOOLS, "none"), response_format) == expected
+    form = as_read(response_format)
+    assert response_grammar(form) == expected
+    assert reply_grammar(HERMES, check(TOOLS, "none"), form) == expected
 
 
 SCHEMA = "response_format.json_schema.schema"
@@ -143,16 +151,8 @@ SCHEMA = "response_format.json_schema.schema"
 @pytest.mark.parametrize(
     ("response_format", "param"),
     [
-        ("json", "response_format"),
-        ({}, "response_format.type"),
-        ({"type": "sound"}, "response_format.type"),
-        ({"type": "json_object", "schema": 123}, "response_format.schema"),
         ({"type": "json_object", "schema": {"type": 123}}, "response_format.schema"),
         ({"type": "json_object", "schema": {"type": "hiccup"}}, "response_format.schema"),
-        ({"type": "json_schema"}, "response_format.json_schema"),
-        ({"type": "json_schema", "json_schema": {"name": 5, "schema": {}}}, "response_format.json_schema.name"),
-        ({"type": "json_schema", "json_schema": {"strict": 1, "schema": {}}}, "response_format.json_schema.strict"),
-        ({"type": "json_schema", "json_schema": {"name": "x"}}, SCHEMA),
         ({"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}, SCHEMA),
         ({"type": "json_schema", "json_schema": {"schema": {"title": "\ud83d"}}}, f"{SCHEMA}.title"),
     ],
@@ -160,14 +160,14 @@ SCHEMA = "response_format.json_schema.schema"
 def test_response_formats_that_are_refused_name_their_place(response_format, param):
     for in_reasoning in (False, True):
         with pytest.raises(ApiError) as caught:
-            response_grammar(response_format, in_reasoning)
+            response_grammar(as_read(response_format), in_reasoning)
         assert (caught.value.status, caught.value.param) == (400, param)
 
 
 def test_a_reply_cannot_be_both_json_and_a_call():
     for choice in ("auto", "required", NAMED):
         with pytest.raises(ApiError, match="exclude each other") as caught:
-            reply_grammar(HERMES, check(TOOLS, choice), {"type": "json_object"})
+            reply_grammar(HERMES, check(TOOLS, choice), as_read({"type": "json_object"}))
         assert caught.value.param == "response_format"
 
 

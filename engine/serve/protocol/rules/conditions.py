@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.serve.protocol.fields import NULL
-from engine.serve.protocol.rules import Invalid, Schema
+from engine.serve.protocol.rules.scalars import NULL, Invalid, Schema
 
 NOT_NULL: Schema = {"type": ["string", "number", "boolean", "array", "object"]}
 
@@ -26,8 +26,8 @@ class Needs:
     name: str
     other: str
 
-    def check(self, request: Any) -> None:
-        if getattr(request, self.name) is not None and not getattr(request, self.other):
+    def check(self, values: Mapping[str, Any]) -> None:
+        if self.name in values and not values.get(self.other):
             raise Invalid(f"needs {self.other}: set it to true, or leave {self.name} out", (self.name,))
 
     def schema(self) -> Schema:
@@ -41,8 +41,8 @@ class ZeroNeeds:
     name: str
     other: str
 
-    def check(self, request: Any) -> None:
-        if getattr(request, self.name) == 0 and not getattr(request, self.other):
+    def check(self, values: Mapping[str, Any]) -> None:
+        if values.get(self.name) == 0 and not values.get(self.other):
             raise Invalid(f"= 0 needs {self.other}: use 1 or more", (self.name,))
 
     def schema(self) -> Schema:
@@ -56,8 +56,8 @@ class Excludes:
     name: str
     other: str
 
-    def check(self, request: Any) -> None:
-        if getattr(request, self.name) is not None and getattr(request, self.other):
+    def check(self, values: Mapping[str, Any]) -> None:
+        if self.name in values and values.get(self.other):
             raise Invalid(f"is not possible with {self.other}: leave one of them out", (self.name,))
 
     def schema(self) -> Schema:
@@ -71,8 +71,8 @@ class NotBoth:
     name: str
     other: str
 
-    def check(self, request: Any) -> None:
-        if getattr(request, self.name) and getattr(request, self.other):
+    def check(self, values: Mapping[str, Any]) -> None:
+        if values.get(self.name) and values.get(self.other):
             raise Invalid(f"and {self.other} exclude each other: set one of them to false", (self.name,))
 
     def schema(self) -> Schema:
@@ -85,8 +85,8 @@ class ExactlyOne:
 
     names: tuple[str, ...]
 
-    def check(self, request: Any) -> None:
-        given = [name for name in self.names if getattr(request, name) is not None]
+    def check(self, values: Mapping[str, Any]) -> None:
+        given = [name for name in self.names if name in values]
         if len(given) != 1:
             raise Invalid(f"has {' and '.join(given) or 'no text'}: use one of {', '.join(self.names)}")
 
