@@ -125,6 +125,8 @@ def main(options: Any) -> None:
     from engine.serve.state import WHOLE_WINDOW, Limits, ServerState
 
     names = public_names(options.model, options.alias or ())
+    hosts = (*(options.allow_host or ()), *(() if is_any_address(options.host) else (options.host,)))
+    security = Security(allowed_hosts=hosts, allowed_origins=tuple(options.allow_origin or ()), keys=keys)
     choose_device(options.device)
     listener = listen(options.host, options.port)
     metrics = Metrics(list(names))
@@ -141,8 +143,6 @@ def main(options: Any) -> None:
     )
     engines = Engines(names, engine_options, observe=metrics.step, note=observer.note)
     metrics.watch(lambda: engines.loaded)
-    hosts = (*(options.allow_host or ()), *(() if is_any_address(options.host) else (options.host,)))
-    security = Security(allowed_hosts=hosts, allowed_origins=tuple(options.allow_origin or ()), keys=keys)
     limits = Limits(options.default_max_tokens or WHOLE_WINDOW, options.timeout)
     state = ServerState(engines, observer, security, limits)
     connections = max(MIN_CONNECTIONS, 2 * options.max_queue)
@@ -165,7 +165,7 @@ def check(options: Any) -> None:
 def read_keys(path: str | None) -> tuple[str, ...]:
     """The API keys of a file, one per line, and of the environment.
 
-    Raises `UsageError` for a file without a key, or a key that no header can carry. The message does not show it.
+    Raises `UsageError` for a file without a key.
     """
     keys = [os.environ[KEY_VARIABLE].strip()] if os.environ.get(KEY_VARIABLE, "").strip() else []
     if path is not None:
@@ -173,17 +173,22 @@ def read_keys(path: str | None) -> tuple[str, ...]:
         if not of_file:
             raise UsageError(f"--api-key-file {quote(path)} has no key; write one per line")
         keys += of_file
-    for number, key in enumerate(keys, 1):
-        if not (key.isascii() and key.isprintable() and " " not in key):
-            raise UsageError(f"API key {number} has characters other than printable ASCII, or a space")
     return tuple(dict.fromkeys(keys))
 
 
 def read_template(path: str) -> str:
-    """The source of a chat template."""
+    """The source of a chat template. Raises `UsageError` if it is empty, or not Jinja."""
+    import jinja2
+
+    from engine.text.template_worker import compile_template
+
     source = _read(path, "chat template")
     if not source.strip():
         raise UsageError(f"--chat-template {quote(path)} is empty")
+    try:
+        compile_template(source, "2000-01-01")
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"--chat-template {quote(path)}: line {error.lineno}: {error.message}") from error
     return source
 
 

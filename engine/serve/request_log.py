@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from engine.cli.progress import duration, tokens_per_second
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, is_out_of_memory
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
@@ -88,8 +88,9 @@ class Served:
             reason = "the time ran out" if late else "the server ended" if self.observer.is_ending else ""
             self.status, self.error = (503, reason) if reason else (LEFT, "the client left")
         else:
-            known, busy = isinstance(error, BareloopError), type(error).__name__ == "QueueFullError"
-            self.status = error.status if isinstance(error, ApiError) else 429 if busy else 400 if known else 500
+            known, full = isinstance(error, BareloopError), type(error).__name__ == "QueueFullError"
+            status = 429 if full else 400 if known else 503 if is_out_of_memory(error) else 500
+            self.status = error.status if isinstance(error, ApiError) else status
             self.error = str(error) if known or isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
         self.finish_reasons = ["abort" if self.status < 500 else "error"]
 
@@ -189,9 +190,10 @@ class Observer:
                 line += f", TTFT p50 {_seconds(_percentile(ttfts, 50))}, p99 {_seconds(_percentile(ttfts, 99))}"
             return line
 
-    def close(self) -> None:
+    def close(self, summarizes: bool = True) -> None:
         """Print the summary, and close the log."""
-        self.note(self.summary())
+        if summarizes:
+            self.note(self.summary())
         with self._lock:
             if self._json not in (None, sys.stdout):
                 self._json.close()

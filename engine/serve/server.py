@@ -143,8 +143,11 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or (self.state.draining and is_over)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close all connections, and cancel what still runs."""
+        """Close all connections, and cancel what still runs; after a failure it can still report that."""
         self.state.observer.is_ending = True
+        if self.failure is None:
+            for task in self.server_state.tasks:
+                task.cancel()
         await super().shutdown(sockets)
 
     async def _load(self) -> None:
@@ -167,7 +170,7 @@ def serve(server: Server, listener: socket.socket, host: str) -> None:
     finally:
         listener.close()
         has_ended = engines.close()
-        observer.close()
+        observer.close(summarizes=server.failure is None)
     if server.failure is not None:
         raise server.failure
     if not has_ended:  # a model that is being loaded, or a very long step: a thread that the interpreter cannot stop
