@@ -55,6 +55,7 @@ class FakeServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or each answer takes 40 ms
 
             def reply(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
