@@ -106,7 +106,7 @@ def main(options: Any) -> None:
         if not any(setting.records for setting in entry.settings):
             continue
         Console().print(*tables(entry), sep="\n")
-        for note in notes(entry, has_random_prompts=not entry.options.get("prompts")):
+        for note in notes(entry):
             quiet.print(note, markup=False)
     if options.json and not options.sources:
         runs[0].write(local_path(options.json))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.load.records import OK, Record
 from engine.remote.address import Address, check_key
+from engine.remote.client import TEXT_FIELDS
 from engine.remote.errors import message_in, message_of, said
 from engine.remote.sse import events
 from engine.runtime.errors import BareloopError, quote
@@ -62,6 +63,7 @@ class Client:
         self.clock = clock or Clock()
         self.optional: dict[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}}
         self.limit_field = "max_tokens"
+        self._text_field: str | None = None  # of /tokenize, the one of TEXT_FIELDS that has worked
         self.start = 0.0  # of the clock, when the setting began
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if api_key:
@@ -110,13 +112,18 @@ class Client:
         """Tokens of a text without special ones, by the server's /tokenize. None: it has none."""
         import httpx2
 
-        # vLLM's names of the fields, then llama.cpp's.
-        body = {"model": self.model, "prompt": text, "add_special_tokens": False, "content": text, "add_special": False}
-        try:
-            response = await self._http.post("/tokenize", json=body)
-            return len(response.json()["tokens"]) if response.status_code == 200 else None
-        except (httpx2.RequestError, ValueError, KeyError, TypeError):
-            return None
+        for field, flag in TEXT_FIELDS.items():
+            if self._text_field not in (None, field):
+                continue
+            try:
+                response = await self._http.post("/tokenize", json={"model": self.model, field: text, flag: False})
+                count = len(response.json()["tokens"]) if response.status_code == 200 else 0
+            except (httpx2.RequestError, ValueError, KeyError, TypeError):
+                continue
+            if count:
+                self._text_field = field
+                return count
+        return None
 
     async def ask(self, prompt: Prompt) -> Record:
         """Send a request and read its answer. A failure is in the record's `status` and `error`."""

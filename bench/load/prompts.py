@@ -43,9 +43,10 @@ class RandomWords:
 
     def prompt(self, number: int) -> str:
         """The text of a request: the same for the same number and seed."""
-        prefix = self._fill(Random(f"{self.seed} prefix"), self.shared)
-        rest = self.tokens - self.added - sum(self.costs[word] for word in prefix)
-        return " ".join([*prefix, *self._fill(Random(f"{self.seed} {number}"), rest)] or [WORDS[0]])
+        first = next(iter(self.costs))  # always the same, as it has no space before it and may cost more
+        shared = [first, *self._fill(Random(f"{self.seed} prefix"), self.shared - self.costs[first])]
+        rest = self.tokens - self.added - sum(self.costs[word] for word in shared)
+        return " ".join([*shared, *self._fill(Random(f"{self.seed} {number}"), rest)])
 
     def calibrate(self, counted: int) -> None:
         """Correct the lengths by the number of tokens that the server counted in a prompt made before."""

@@ -19,8 +19,8 @@ FORMAT = "bareloop load 1"
 class Record:
     """One request. Times are in seconds since its setting began.
 
-    `status`: ok, an HTTP status, or timeout, broken (the connection), stream (an error in mid-stream), cut off (no finish
-    reason).
+    `status`: ok, an HTTP status, timeout, broken (the connection), stream (an error in mid-stream), or cut off (no
+    finish reason).
     """
 
     due: float  # when it was to be sent

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 BUSY_CLIENT = 0.7  # share of a core from which on the client itself may be what is slow
+SURPRISING = 0.3  # share of cached tokens beyond the shared prefix
 LATE = 0.05  # seconds that a request may be sent after it was due
 AXES = {"concurrency": "clients at a time", "rate": "requests per second that arrive"}
 
@@ -65,7 +66,7 @@ def milliseconds(values: Sequence[float], *percents: float) -> str:
     return "/".join(f"{time:.1f}" if time < 10 else f"{time:.0f}" for time in times)
 
 
-def notes(run: Run, has_random_prompts: bool = True) -> list[str]:
+def notes(run: Run) -> list[str]:
     """What a reader has to know beside the tables: lengths, errors, doubts about the figures."""
     result = []
     settings = [setting for setting in run.settings if setting.records]
@@ -79,7 +80,8 @@ def notes(run: Run, has_random_prompts: bool = True) -> list[str]:
         result.append("the server sent no usage: output tokens are chunks with text, input tokens are unknown")
     result += _errors(settings)
     cached = max((entry.cached_share or 0.0 for entry in figures), default=0.0)
-    if has_random_prompts and cached > 0.5:
+    shared = run.options.get("shared_prefix", 0) / run.options.get("input_tokens", 1)
+    if not run.options.get("prompts") and cached > shared + SURPRISING:
         result.append("the server had most of these prompts in its cache; another --seed gives others")
     return result + _doubts(settings)
 

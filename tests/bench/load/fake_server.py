@@ -52,7 +52,7 @@ class FakeServer(httpx2.AsyncBaseTransport):
     """Takes `prefill` seconds to the first token and `step` to each further one, `rows` requests at a time.
 
     A chunk has `tokens_per_chunk` tokens. `answers`: status and body for the requests of these numbers. `refused`:
-    fields that are answered with 400. `counts`: whether it has /tokenize, by which a word is a token.
+    fields that are answered with 400. `text_field`: of /tokenize, by which a word is a token; empty: it has none.
     """
 
     prefill: float = 0.5
@@ -62,7 +62,7 @@ class FakeServer(httpx2.AsyncBaseTransport):
     added: int = 1  # tokens put before a prompt
     cached: int | None = None
     has_usage: bool = True
-    counts: bool = True
+    text_field: str = "prompt"
     answers: dict[int, tuple[int, str]] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -81,8 +81,8 @@ class FakeServer(httpx2.AsyncBaseTransport):
             return httpx2.Response(200, json={"data": [{"id": "fake"}, {"id": "other"}]})
         body = json.loads(request.content)
         if request.url.path == "/tokenize":
-            tokens = list(range(len(body["prompt"].split())))
-            return httpx2.Response(200, json={"tokens": tokens}) if self.counts else httpx2.Response(404)
+            tokens = list(range(len(body.get(self.text_field, "").split())))
+            return httpx2.Response(200, json={"tokens": tokens}) if self.text_field else httpx2.Response(404)
         for name in self.refused:
             if name in body:
                 return httpx2.Response(400, json={"error": {"message": f"{name} is not known"}})

@@ -144,13 +144,16 @@ def test_a_connection_that_fails_is_an_error_of_one_request(error, status):
 def test_a_request_on_a_connection_that_the_server_had_closed_is_sent_again_once(is_new, status):
     asked = []
 
+    async def whole():
+        yield event({"choices": [{"text": "a", "finish_reason": "length"}]})
+
     async def answer_second(request):
         asked.append(request)
         if is_new:
             await request.extensions["trace"]("connection.connect_tcp.started", {})
         if len(asked) == 1:
             raise httpx2.RemoteProtocolError("disconnected")
-        return httpx2.Response(200, content=event({"choices": [{"text": "a", "finish_reason": "length"}]}))
+        return httpx2.Response(200, content=whole())
 
     async def work():
         async with Client("http://fake", "m", transport=httpx2.MockTransport(answer_second)) as client:

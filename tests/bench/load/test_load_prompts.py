@@ -52,13 +52,13 @@ def test_lengths_in_characters_are_corrected_by_the_servers_count():
     assert abs(len(prompts.prompt(0).split()) - 200) < 20
 
 
-@pytest.mark.parametrize("counts", [True, False])
-def test_words_are_counted_by_the_server_if_it_can(counts):
+@pytest.mark.parametrize("text_field", ["prompt", "content", ""])
+def test_words_are_counted_by_the_server_if_it_can(text_field):
     async def work():
-        async with FakeServer(counts=counts).client() as client:
+        async with FakeServer(text_field=text_field).client() as client:
             return await measure_words(client)
 
-    assert in_virtual_time(work) == (dict.fromkeys(WORDS, 1) if counts else None)
+    assert in_virtual_time(work) == (dict.fromkeys(WORDS, 1) if text_field else None)
 
 
 def test_a_file_gives_its_prompts_in_turn(tmp_path):

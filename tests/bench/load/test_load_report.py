@@ -62,7 +62,11 @@ def test_notes_say_what_makes_the_figures_doubtful():
     assert "1 client: this client used 96% of a core" in text
     assert "2/s: requests were sent up to 250 ms late" in text
     assert "the server sent no usage" in text
-    assert "another --seed" in text and "another --seed" not in "\n".join(notes(run_of(busy), False))
+    assert "another --seed" in text
+    for options in ({"prompts": "file"}, {"shared_prefix": 80, "input_tokens": 100}):
+        run = run_of(busy)
+        run.options = options
+        assert "another --seed" not in "\n".join(notes(run))
 
 
 def test_a_file_holds_all_times_and_gives_the_same_tables(tmp_path):
