@@ -131,6 +131,20 @@ def test_four_answers_to_a_question_compute_the_question_once(llm, prompt):
             assert [request.cached_tokens for request in requests] == cached
 
 
+def test_blocks_on_a_gpu_are_shared_with_their_log_probabilities(tinies, prompt, as_on_a_gpu):
+    tiny, ids = tinies["llama"], prompt(90)
+    llm = LLM.load(tiny.folder, device="cpu", dtype="float32")
+    for exact, cached in ((True, [0, 64, 0, 80]), (False, [0, 70, 0, 88])):
+        with Scheduler(llm, prefill_chunk=16, exact=exact) as scheduler:
+            found = []
+            for text in ([*ids[:71], 9], [*ids[:71], 3, 4], prompt(90, 1), ids):
+                found.append(score(scheduler, text, 4))
+                check(tiny, text, found[-1].prompt_logprobs, 4)
+                if text == prompt(90, 1):
+                    score(scheduler, ids, 4)
+            assert [request.cached_tokens for request in found] == cached
+
+
 def test_rows_without_log_probabilities_serve_only_prompts_that_need_none(llm, prompt):
     ids = prompt(70)
     for exact in (True, False):

@@ -288,7 +288,8 @@ def test_random_operations_leave_no_row_and_no_byte(family, operations, models):
                 case "submit":
                     ids = [chooser.randrange(2, 5) for _ in range(chooser.randrange(1, 70))]
                     params = SamplingParams(max_new_tokens=1 + number % 20, stop_token_ids=[number % 128])
-                    requests.append(scheduler.submit(ids, params, max_unread=number % 7 + 1))
+                    options = {"max_unread": number % 7 + 1, "prompt_logprobs": 1 if number % 3 == 0 else None}
+                    requests.append(scheduler.submit(ids, params, **options))
                 case "cancel" if requests:
                     requests[number % len(requests)].cancel()
                 case "step":
