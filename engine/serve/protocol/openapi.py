@@ -20,6 +20,7 @@ from engine.serve.protocol.responses import (
     STRING_OR_NULL,
     answer_headers,
     constant,
+    either,
     listed,
     record,
     ref,
@@ -50,21 +51,29 @@ IN_PLAIN_TEXT = (400, 503)
 
 # Messages and tools, which the fields' rules leave to the code that prepares them for chat templates. What only some
 # roles have is checked only there.
-PART = {
-    "anyOf": [
-        record({"type": constant("text"), "text": STRING}),
-        record({"type": constant("refusal"), "refusal": STRING}),
-    ]
-}
-MESSAGE = record(
-    {"role": {"type": "string", "minLength": 1, "maxLength": 64}},
-    {
-        "content": {"anyOf": [STRING, listed(PART, 1), NULL]},
-        "name": STRING_OR_NULL,
-        "tool_call_id": {"description": "Of a tool's message: the call that it answers."},
-        "tool_calls": {"description": "Of the assistant: its calls, as in an answer."},
-        "reasoning_content": {"description": "Of the assistant: its reasoning, as in an answer."},
-    },
+NAME: Schema = {"type": ["string", "null"], "minLength": 1, "maxLength": 256}
+TEXT_PART = record({"type": constant("text"), "text": STRING})
+PART = either(TEXT_PART, record({"type": constant("refusal"), "refusal": STRING}))
+ARGUMENTS = either({"type": ["object", "null"]}, {"type": "string", "contentMediaType": "application/json"})
+CALL = record(
+    {"function": record({"name": {"type": "string", "minLength": 1, "maxLength": 256}}, {"arguments": ARGUMENTS})},
+    {"id": NAME, "type": constant("function")},
+)
+ROLE: Schema = {"type": "string", "minLength": 1, "maxLength": 64}
+CALL_ID: Schema = {"description": "Of a tool's message: the call that it answers."}
+ASSISTANT = {"role": constant("assistant"), "content": either(STRING, listed(PART, 1), NULL), "name": NAME}
+MESSAGE = either(
+    record({"role": ROLE, "content": either(STRING, listed(TEXT_PART, 1))}, {"name": NAME, "tool_call_id": CALL_ID}),
+    *(
+        record({"role": ASSISTANT["role"], name: schema}, ASSISTANT | {name: schema})
+        for name, schema in (
+            ("content", listed(PART, 1)),
+            ("tool_calls", listed(CALL, 1)),
+            ("reasoning_content", STRING),
+            ("reasoning", STRING),
+            ("refusal", STRING),
+        )
+    ),
 )
 PARAMETERS = {"type": ["object", "null"], "description": "JSON schema of an object."}
 FUNCTION = record(

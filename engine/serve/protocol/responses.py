@@ -29,9 +29,14 @@ def record(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None
     return {"type": "object", "properties": properties, "required": [*required]}
 
 
+def either(*schemas: Schema) -> Schema:
+    """A value of one of several kinds."""
+    return {"anyOf": [*schemas]}
+
+
 def or_null(schema: Schema) -> Schema:
     """The same, or null."""
-    return {"anyOf": [schema, NULL]}
+    return either(schema, NULL)
 
 
 def ref(name: str) -> Schema:
@@ -87,8 +92,8 @@ TEXT_CHOICE = record(
     {"index": COUNT, "text": STRING, "logprobs": or_null(LOGPROBS), "finish_reason": or_null(FINISH)},
     {"token_ids": IDS, "prompt_token_ids": IDS},
 )
-VECTOR = {"anyOf": [listed(NUMBER), STRING]}
-PIECE = record({"id": COUNT, "piece": {"anyOf": [STRING, IDS]}})
+VECTOR = either(listed(NUMBER), STRING)
+PIECE = record({"id": COUNT, "piece": either(STRING, IDS)})
 
 SCHEMAS: Mapping[str, Schema] = {
     "Error": record(
@@ -135,7 +140,7 @@ SCHEMAS: Mapping[str, Schema] = {
         }
     ),
     "TokenCount": record({"input_tokens": COUNT}),
-    "Tokens": record({"tokens": listed({"anyOf": [COUNT, PIECE]})}, {"count": COUNT, "max_model_len": COUNT}),
+    "Tokens": record({"tokens": listed(either(COUNT, PIECE))}, {"count": COUNT, "max_model_len": COUNT}),
     "Text": record({"prompt": STRING, "content": STRING}),
     "TokenizerInfo": record(
         dict.fromkeys(("bos_token", "eos_token", "pad_token", "chat_template"), STRING_OR_NULL),
