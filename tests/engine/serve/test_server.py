@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -202,4 +203,5 @@ def test_an_address_that_is_not_this_machines_is_refused():
 
 def test_localhost_is_127_0_0_1():
     with listen("localhost", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # asyncio sets TCP_NODELAY only then
         assert listener.getsockname()[0] == "127.0.0.1"
