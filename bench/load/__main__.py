@@ -26,6 +26,7 @@ from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 
 CONCURRENCIES = (1, 4, 16)
+TTFT_TARGET, TPOT_TARGET = 0.5, 0.05  # seconds
 LEAST_REQUESTS, REQUESTS_PER_CLIENT, OPEN_REQUESTS = 8, 4, 32  # of a setting, if no number is given
 
 
@@ -73,8 +74,8 @@ def parser() -> Parser:
     prompts.add_argument("--prompts", metavar="FILE", help="JSON lines with prompt or messages (default: random words)")
     prompts.add_argument("--seed", type=int, default=0, help="of prompts and arrivals (default: 0)")
     output = result.add_argument_group("figures")
-    output.add_argument("--ttft-target", type=float, default=0.5, metavar="S", help="for goodput (default: 0.5)")
-    output.add_argument("--tpot-target", type=float, default=0.05, metavar="S", help="for goodput (default: 0.05)")
+    output.add_argument("--ttft-target", type=float, metavar="S", help=f"for goodput (default: {TTFT_TARGET})")
+    output.add_argument("--tpot-target", type=float, metavar="S", help=f"for goodput (default: {TPOT_TARGET})")
     output.add_argument("--json", metavar="FILE", help="write the times of all requests")
     output.add_argument("--plot", metavar="FILE.png", help="write a picture, as .png and .svg")
     output.add_argument(
@@ -94,6 +95,9 @@ def main(options: Any) -> None:
     interrupted = False
     if options.sources:
         runs = [Run.read(local_path(name)) for name in options.sources]
+        for entry in runs:
+            entry.ttft_target = options.ttft_target or entry.ttft_target
+            entry.tpot_target = options.tpot_target or entry.tpot_target
     else:
         check(options)
         runs = [new_run(options)]
@@ -150,8 +154,8 @@ def new_run(options: Any) -> Run:
         url=options.url,
         model=options.model or "",
         endpoint=options.endpoint,
-        ttft_target=options.ttft_target,
-        tpot_target=options.tpot_target,
+        ttft_target=options.ttft_target or TTFT_TARGET,
+        tpot_target=options.tpot_target or TPOT_TARGET,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         options={name: getattr(options, name) for name in kept},
     )

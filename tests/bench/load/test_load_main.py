@@ -101,6 +101,8 @@ def test_every_setting_is_measured_and_shown_again_from_the_file(tmp_path, capsy
     assert "1000/s" in shown.out and "20 in, 3 out" in shown.err
     assert status_of("--from", str(tmp_path / "run.json"), "--plot", str(tmp_path / "picture.png")) == 0
     assert capsys.readouterr().out == shown.out
+    assert status_of("--from", str(tmp_path / "run.json"), "--ttft-target", "1e-9") == 0
+    assert "TTFT ≤ 1e-09 s" in capsys.readouterr().out  # and nothing meets it
     assert drawn == [(1, tmp_path / "picture")]
 
 
