@@ -56,6 +56,9 @@ WITHOUT_TORCH = (
     *(f"evals.{name}" for name in ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")),
     *(f"evals.{name}" for name in ("run", "compare", "plots", "report", "timing", "quantization")),
     "engine.decoding.params",
+    "engine.serve.__main__",
+    "engine.serve.protocol.*",
+    "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
     *(f"bench.{name}" for name in ("peers", "plot", "ttft", "load.*")),

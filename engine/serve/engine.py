@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from engine import kernels
 from engine.checkpoints.opening import Opened, open_model
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
 from engine.decoding.scheduling.running import Work
 from engine.decoding.scheduling.scheduler import MEMORY_SHARE, Scheduler

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
 from engine.serve.generation import MAX_UNREAD, Generation
 from engine.serve.protocol.errors import ApiError

@@ -20,7 +20,7 @@ from engine.serve.generation import Generation
 from engine.serve.protocol import messages, tools
 from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.replies import Delta, ReplyParser
-from engine.serve.protocol.requests import ChatRequest, StreamOptions, sampling_params
+from engine.serve.protocol.requests import ChatRequest, sampling_params
 from engine.serve.protocol.tool_grammar import reply_grammar
 from engine.serve.state import ServerState
 from engine.text.reasoning import OPEN
@@ -95,13 +95,12 @@ def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple
     last = conversation[-1]
     is_continued = last["role"] == "assistant" and not last.get("tool_calls") and chat.add_generation_prompt is None
     continues = chat.continue_final_message or (chat.continue_final_message is None and is_continued)
-    variables = {} if chat.reasoning_effort is None else {"reasoning_effort": chat.reasoning_effort}
     ids = template.encode(
         conversation,
         not continues and chat.add_generation_prompt is not False,
         tools=shown if shown and call_format.native else None,
         continues=continues,
-        variables=variables | (chat.chat_template_kwargs or {}),
+        variables=chat.chat_template_kwargs,
     )
     return Prompt(ids, continues, template.reply_starts(ids), chat.prompt_logprobs), call_format
 
@@ -205,7 +204,7 @@ async def collect(choice: Choice, generation: Generation) -> None:
 async def stream(choices: Sequence[Choice], generations: Sequence[Generation], answer: Answer, client: Client) -> None:
     """Send all choices as they come: first the role, then what is added to the message, then the finish reason."""
     plan = choices[0].plan
-    request, options = plan.request, plan.request.stream_options or StreamOptions()
+    request, options = plan.request, plan.request.stream_options
     head = {**answer.head, "object": "chat.completion.chunk"}
 
     def usage() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from engine.serve.endpoints.client import Client, Job, cache_scope
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
 from engine.serve.protocol.fields import read_request
-from engine.serve.protocol.requests import CompletionRequest, StreamOptions, sampling_params
+from engine.serve.protocol.requests import CompletionRequest, sampling_params
 from engine.serve.protocol.tool_grammar import response_grammar
 from engine.serve.state import ServerState
 
@@ -127,9 +127,12 @@ async def reply(
 ) -> None:
     """Generate all choices, and send them: whole, or each piece as it comes."""
     head = {**answer.head, "object": "text_completion"}
-    options = body.stream_options or StreamOptions()
+    options = body.stream_options
     generations = [await answer.submit(plan.prompt, plan.params, scope) for plan in plans]
     choices = [Choice(plan, body, answer.engine) for plan in plans]
+
+    def timings() -> dict[str, Any]:
+        return {"timings": answer.timings()} if body.timings_per_token else {}
 
     async def follow(choice: Choice, generation: Generation) -> None:
         has_begun = False
@@ -139,7 +142,7 @@ async def reply(
                 has_begun = True
             choice.push(events)
             if body.stream and (choice.text or choice.finish_reason):
-                content: dict[str, Any] = {**head, "choices": [choice.take()]}
+                content: dict[str, Any] = {**head, "choices": [choice.take()], **timings()}
                 if options.include_usage:
                     content["usage"] = answer.usage() if options.continuous_usage_stats else None
                 await client.event(content)
@@ -152,7 +155,7 @@ async def reply(
         parts = [choice.take() for choice in choices]
         if body.return_token_ids:
             parts = [part | {"prompt_token_ids": plan.prompt.ids} for part, plan in zip(parts, plans, strict=True)]
-        await client.send({**head, "choices": parts, "usage": answer.usage()})
+        await client.send({**head, "choices": parts, "usage": answer.usage(), **timings()})
         return
     if options.include_usage:
         await client.event({**head, "choices": [], "usage": answer.usage()})

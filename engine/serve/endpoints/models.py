@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from engine.serve.protocol import openapi
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.protocol.fields import read_request
-from engine.serve.protocol.token_requests import EmbeddingRequest
+from engine.serve.protocol.requests import EmbeddingRequest
 from engine.serve.state import ServerState
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -68,6 +68,7 @@ async def embeddings(request: Request) -> Response:
     raise ApiError(400, f"{name} generates text and has no embeddings; no encoder model is served", param="model")
 
 
-async def description(_: Request) -> Response:
+async def description(request: Request) -> Response:
     """The API in OpenAPI's format."""
-    return JSONResponse(openapi.document(metadata.version("bareloop")))
+    state: ServerState = request.app.state.server
+    return JSONResponse(openapi.document(metadata.version("bareloop"), bool(state.security.keys)))

@@ -12,8 +12,7 @@ from engine.serve.endpoints.chat import render
 from engine.serve.protocol import tools
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import read_request
-from engine.serve.protocol.requests import ChatRequest
-from engine.serve.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from engine.serve.protocol.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
@@ -29,14 +28,7 @@ async def tokenize(request: Request) -> Response:
     def encode(engine: Engine) -> dict[str, Any]:
         tokenizer = engine.llm.tokenizer
         if body.messages is not None:
-            chat = ChatRequest(
-                messages=body.messages,
-                tools=body.tools,
-                chat_template_kwargs=body.chat_template_kwargs,
-                add_generation_prompt=body.add_generation_prompt,
-                continue_final_message=body.continue_final_message,
-            )
-            ids = render(chat, engine, tools.check(body.tools))[0].ids
+            ids = render(body.as_chat(), engine, tools.check(body.tools))[0].ids
         else:
             ids = tokenizer.encode(body.text, body.adds_special_tokens)
         pieces = [{"id": token, "piece": piece(tokenizer, token)} for token in ids] if body.with_pieces else None

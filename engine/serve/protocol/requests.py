@@ -32,7 +32,7 @@ from engine.serve.protocol.rules.scalars import Flag, Integer, Invalid, Neutral,
 
 if TYPE_CHECKING:
     from engine.decoding.grammar import Grammar
-    from engine.decoding.sampling import SamplingParams
+    from engine.decoding.params import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ def sampling_params(
 
     Raises `ApiError` 400 for what the engine refuses.
     """
-    from engine.decoding.sampling import SamplingParams
+    from engine.decoding.params import SamplingParams
 
     chosen = {"temperature": 1.0, "top_p": 1.0} | dict(defaults)
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):

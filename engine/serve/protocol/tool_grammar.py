@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from engine.runtime.errors import UsageError
 from engine.serve.protocol.messages import check_values, invalid
-from engine.serve.protocol.requests import JsonSchema, ObjectFormat, ResponseFormat, SchemaFormat
 from engine.serve.protocol.tools import ToolChoice, ToolFormat
 from engine.text.reasoning import CLOSE
 
@@ -20,7 +19,7 @@ MAX_CALLS = 16  # of one reply: a model that finds no end must not call until ma
 
 
 def reply_grammar(
-    tool_format: ToolFormat, choice: ToolChoice, response_format: ResponseFormat | None, in_reasoning: bool = False
+    tool_format: ToolFormat, choice: ToolChoice, response_format: Mapping[str, Any] | None, in_reasoning: bool = False
 ) -> Grammar | None:
     """What the reply to a request must match; None for any text. Raises `ApiError` (400) that names the place.
 
@@ -63,13 +62,15 @@ def grammar(tool_format: ToolFormat, choice: ToolChoice, in_reasoning: bool = Fa
     return _after_reasoning("calls", lines, in_reasoning, "tools")
 
 
-def response_grammar(response_format: ResponseFormat | None, in_reasoning: bool = False) -> Grammar | None:
-    """The grammar of a request's `response_format`; None for text. Raises `ApiError` (400)."""
+def response_grammar(response_format: Mapping[str, Any] | None, in_reasoning: bool = False) -> Grammar | None:
+    """The grammar of a request's `response_format`; None for text. Raises `ApiError` (400) for an invalid schema."""
     match response_format:
-        case SchemaFormat(json_schema=JsonSchema(schema=schema)):
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
             place = "response_format.json_schema.schema"
-        case ObjectFormat(schema=schema):
-            schema, place = {"type": "object"} if schema is None else schema, "response_format.schema"
+        case {"type": "json_object", "schema": dict() as schema}:  # of llama.cpp's clients
+            place = "response_format.schema"
+        case {"type": "json_object"}:
+            schema, place = {"type": "object"}, "response_format"
         case _:
             return None
     result = checked_schema(schema, place)

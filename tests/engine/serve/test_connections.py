@@ -102,9 +102,9 @@ def test_a_slow_reader_pauses_only_itself(running, client):
 
 def test_a_full_queue_is_429_and_says_when_to_try_again(running, gate, client, monkeypatch):
     scheduler = running.scheduler
-    monkeypatch.setattr(scheduler, "max_queue", 1)
     connections = [connect(running, "/v1/completions", BODY | {"n": scheduler.max_rows})]
     fill(running, gate, scheduler.max_rows)
+    monkeypatch.setattr(scheduler, "max_queue", 1)
     connections.append(connect(running, "/v1/completions", BODY))
     wait_until(lambda: len(scheduler.queue) == 1)
     answer = client.post("/v1/completions", json=BODY)

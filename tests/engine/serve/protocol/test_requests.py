@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engine.decoding.grammar import Grammar
-from engine.decoding.sampling import LARGEST, SamplingParams
+from engine.decoding.params import LARGEST, SamplingParams
 from engine.serve.protocol.common import StreamOptions
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import read_request

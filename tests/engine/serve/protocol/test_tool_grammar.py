@@ -9,8 +9,8 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.decoding.grammar import Grammar, Matcher
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.replies import ReplyParser
 from engine.serve.protocol.fields import read_fields
+from engine.serve.protocol.replies import ReplyParser
 from engine.serve.protocol.requests import ChatRequest
 from engine.serve.protocol.tool_grammar import grammar, reply_grammar, response_grammar
 from engine.serve.protocol.tools import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat, check
@@ -125,7 +125,9 @@ def test_parameters_that_are_no_schema_are_refused_with_their_place(parameters):
 
 def as_read(response_format):
     """A response format as requests have it."""
-    return read_fields(ChatRequest, {"messages": [{"role": "user"}], "response_format": response_format}).response_format
+    return read_fields(
+        ChatRequest, {"messages": [{"role": "user"}], "response_format": response_format}
+    ).response_format
 
 
 @pytest.mark.parametrize(
