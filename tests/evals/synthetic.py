@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.data.catalogue import BENCHMARKS
 from evals.runs.collection import Group, Run, group_runs, load_runs
-from evals.runs.run_file import sha256
+from evals.runs.run_file import REMOTE, sha256
 from evals.runs.scoring import predict
 
 HEADER = {
@@ -48,6 +48,7 @@ METRICS = {
     "gsm8k": ("exact_match,strict-match", "exact_match,flexible-extract"),
     "squad": ("exact", "f1"),
 }
+SERVER = "http://127.0.0.1:8000"
 GENERATED = ("gsm8k", "squad")  # benchmarks with generated answers
 
 AccuracyRate = float | Mapping[str, float]  # of all subjects, or by subject
@@ -71,9 +72,14 @@ def write_runs(
     question is common to all models; at 0 their mistakes are independent, at 1 a better model misses a subset of the
     questions that a worse one misses. `choices`: number of choices of every question, or numbers used in turn.
     `questions` also saves the texts of the questions. `header` replaces header fields, such as quant="int8",
-    device="cuda" (adds GPU seconds), data or shots.
+    device="cuda" (adds GPU seconds), device="remote" (a run on a server), data or shots.
     """
     values = HEADER | {"task": task, "shots": BENCHMARKS[task].shots, "split": BENCHMARKS[task].split} | header
+    is_remote = values["device"] == REMOTE
+    if is_remote:
+        local = ("weights", "config", "tokenizer", "batch_tokens", "machine")
+        values = {name: value for name, value in values.items() if name not in local}
+        values |= {"dtype": REMOTE, "quant": REMOTE, "url": [SERVER]}
     sizes = SUBJECTS[task] if subjects is None else subjects
     keys = [(subject, index) for subject, size in sizes.items() for index in range(size)]
     paths = []
@@ -96,9 +102,11 @@ def write_runs(
                     "tokens": (tokens := of_question.randint(60, 600)),
                     "truncated": tokens > 590,
                     "times": _times(values["device"], task, tokens, of_answer),
+                    **({"url": SERVER} if is_remote else {}),
                 }
             )
-        name = f"{task}_{values['shots']}shot_{values['device']}_{values['dtype']}_{values['quant']}"
+        setting = REMOTE if is_remote else f"{values['device']}_{values['dtype']}_{values['quant']}"
+        name = f"{task}_{values['shots']}shot_{setting}"
         path = folder / model.replace("/", "__") / f"{name}.run.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [{"format": 1, **values, "model": model}, *records]
@@ -218,6 +226,8 @@ def _generated_answer(
 def _times(device: str, task: str, tokens: int, of_answer: Random) -> dict[str, float]:
     """Return costs: about half a millisecond per token on two cores, a tenth of that on CUDA."""
     real = round(tokens * (0.00005 if device == "cuda" else 0.0005) * of_answer.uniform(0.8, 1.3), 6)
+    if device == REMOTE:
+        return {"real": real}
     times = {"real": real, "cpu": round(1.9 * real, 6), "computed": 0.3 * tokens, "peak_memory": 1_500_000_000}
     if device == "cuda":
         times["gpu"] = round(0.9 * real, 6)

@@ -9,11 +9,15 @@ from itertools import product
 
 import pytest
 
+from engine import LLM
+from engine.checkpoints import embedded
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import exclusive
 from evals import run as matrix
 from evals.data.catalogue import BENCHMARKS
 from evals.studies.matrix import MatrixRun
+from tests.engine.remote.fake_server import serving
+from tests.evals.harness.remote.serving_llm import answers
 from tests.evals.paused import paused
 
 STORIES = "llama-tinystories-656k"
@@ -112,6 +116,39 @@ def test_flags_reach_the_benchmarks_that_have_them(shared, tmp_path):
         assert (parsed.model, parsed.quant, parsed.limit, parsed.fresh) == (["demo"], "int8", 3, True)
         if task != "truthfulqa":
             assert parsed.shots in (2, [2])
+
+
+def test_servers_are_asked_for_every_benchmark(shared, tmp_path):
+    flags = [
+        "--tasks",
+        *BENCHMARKS,
+        "-m",
+        "big",
+        "--url",
+        "http://a",
+        "http://b/v1",
+        "--tokenizer",
+        "demo",
+        "--limit",
+        "3",
+    ]
+    options = matrix.parser().parse_args([*flags, "--concurrency", "2", "--api-key-file", "key", "--max-length", "99"])
+    for task in BENCHMARKS:
+        parsed = matrix.benchmark_program(task)[0].parse_args(matrix.flags(options, MatrixRun(task, "big", "remote")))
+        assert (parsed.model, parsed.url, parsed.tokenizer) == (["big"], ["http://a", "http://b/v1"], "demo")
+        assert (parsed.concurrency, parsed.api_key_file, parsed.max_length, parsed.limit) == (2, "key", 99, 3)
+        assert (parsed.quant, parsed.device, parsed.dtype) == ("auto", "auto", "auto")
+
+
+def test_runs_on_servers_are_in_the_table(tmp_path, tasks_run, capsys):
+    llm = LLM.load("demo", device="cpu")
+    with serving(answers(llm)) as server:
+        flags = ["--tasks", "mmlu", "--url", server.url, "--tokenizer", "demo", "--limit", "1", "--shots", "0"]
+        options = matrix.parser().parse_args([*flags, "--data", str(tmp_path), "--output-dir", str(tmp_path)])
+        shutil.copytree(embedded.QUESTIONS, tmp_path / "mmlu")
+        matrix.main(options)
+    assert tasks_run == ["mmlu"]
+    assert "demo remote" in capsys.readouterr().out
 
 
 def test_a_gguf_model_is_run_in_its_own_format(draw_tiny, tmp_path, monkeypatch):
