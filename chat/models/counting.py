@@ -12,9 +12,9 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chat.context import Message, rejects_system_role
 from engine.remote.errors import RemoteError
@@ -22,6 +22,8 @@ from engine.runtime.errors import TemplateError
 
 if TYPE_CHECKING:
     from engine.remote.client import RemoteModel
+
+T = TypeVar("T")
 
 PER_MESSAGE = 8  # tokens that a template adds to a message, at most, in common templates
 KEPT_PROMPTS, KEPT_TEXTS = 256, 4096  # counts
@@ -42,13 +44,8 @@ class TokenCounter:
 
     @cached_property
     def _first_answer(self) -> dict[str, Any] | None:
-        """What /tokenize answers to a message; None if it does not take messages."""
-        try:
-            return self.client.tokenize_messages([{"role": "user", "content": "."}])
-        except RemoteError as error:
-            if error.status == 400:
-                return None
-            raise
+        """What /tokenize answers to a message; None if it does not take messages, or fails."""
+        return _if_answered(lambda: self.client.tokenize_messages([{"role": "user", "content": "."}]))
 
     @property
     def takes_messages(self) -> bool:
@@ -64,7 +61,7 @@ class TokenCounter:
     @cached_property
     def takes_text(self) -> bool:
         """Whether /tokenize takes text."""
-        return self.client.tokenize(".", False) is not None
+        return _if_answered(lambda: self.client.tokenize(".", False)) is not None
 
     @cached_property
     def rejects_system_role(self) -> bool:
@@ -110,3 +107,13 @@ class TokenCounter:
     def _ask_for_text(self, text: str) -> int:
         tokens = self.client.tokenize(text, False) if self.takes_text else None
         return len(ESTIMATED_TOKEN.findall(text)) if tokens is None else len(tokens)
+
+
+def _if_answered(ask: Callable[[], T]) -> T | None:
+    """The server's answer; None if that is a refusal. Raises `RemoteError` only if the server cannot be reached."""
+    try:
+        return ask()
+    except RemoteError as error:
+        if error.status is None:
+            raise
+        return None

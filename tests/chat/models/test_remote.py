@@ -300,3 +300,16 @@ def test_an_empty_message_is_not_sent():
     with chatting(chat) as (session, _), pytest.raises(UsageError, match="the message is empty"):
         list(session.send("  "))
     assert chat.bodies == []
+
+
+def test_a_tokenizer_that_fails_costs_only_exact_counts():
+    chat = ChatServer()
+    chat_answer = chat.answer
+
+    def answer(asked):
+        return error("internal error", 500) if asked.path == "/tokenize" else chat_answer(asked)
+
+    with serving(answer) as server:
+        session = Session(Server(server.url).load("small"))
+        assert collect(session.send("Hi!"))[1].text == "You said: Hi!"
+        assert not session.model.counts_exactly
