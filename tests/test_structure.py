@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     *(f"engine.runtime.{name}" for name in ("errors", "files", "cycles")),
     "engine.checkpoints.embedded",
     "engine.quant",
+    *(f"engine.serve.{name}" for name in ("__main__", "state", "metrics", "request_log")),
     *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     "evals.__main__",
     "evals.data.*",

@@ -23,6 +23,8 @@ from engine.serve.protocol.errors import ApiError, unavailable
 
 __all__ = ["Engine", "EngineOptions", "Engines", "NoRoomError", "public_names"]
 
+LOADER = "model loader"  # name of the threads that load and unload
+
 T = TypeVar("T")
 
 
@@ -87,11 +89,6 @@ class Engines:
         """The models in memory, the least recently used first."""
         return list(self._loaded.values())
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread is loading a model."""
-        return bool(self._loads)
-
     def resolve(self, name: str | None) -> str:
         """The public name of a model: the first one's if none is named. Raises `ApiError` 404 for an unknown one."""
         if not name:
@@ -155,7 +152,7 @@ class Engines:
         """End all requests and unload all models. -> False if a thread is still at work"""
         ended = [engine.close() for engine in self.loaded]  # all of them
         self._loaded.clear()
-        return all(ended) and not self.is_loading
+        return all(ended) and all(thread.name != LOADER for thread in threading.enumerate())
 
     def _leave(self, name: str) -> None:
         self._users[name] -= 1
@@ -261,7 +258,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(deliver, result, failure)
 
-    threading.Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, name=LOADER, daemon=True).start()
     return await future
 
 
