@@ -23,9 +23,9 @@ from engine.serve.protocol.errors import ApiError, unavailable
 
 __all__ = ["Engine", "EngineOptions", "Engines", "NoRoomError", "public_names"]
 
-LOADER = "model loader"  # name of the threads that load and unload
-
 T = TypeVar("T")
+
+_at_work: set[threading.Thread] = set()  # threads of this process that load or unload a model
 
 
 class NoRoomError(BareloopError):
@@ -152,7 +152,7 @@ class Engines:
         """End all requests and unload all models. -> False if a thread is still at work"""
         ended = [engine.close() for engine in self.loaded]  # all of them
         self._loaded.clear()
-        return all(ended) and all(thread.name != LOADER for thread in threading.enumerate())
+        return all(ended) and not _at_work
 
     def _leave(self, name: str) -> None:
         self._users[name] -= 1
@@ -255,10 +255,13 @@ async def in_thread(work: Callable[[], T]) -> T:
             result = work()
         except BaseException as error:
             failure = error
+        _at_work.discard(threading.current_thread())
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(deliver, result, failure)
 
-    threading.Thread(target=run, name=LOADER, daemon=True).start()
+    thread = threading.Thread(target=run, name="model loader", daemon=True)
+    _at_work.add(thread)
+    thread.start()
     return await future
 
 

@@ -16,7 +16,7 @@ from engine import SamplingParams
 from engine.checkpoints import embedded
 from engine.runtime.errors import BareloopError, UsageError
 from engine.serve.engine import EngineOptions
-from engine.serve.engines import LOADER, Engines, public_names
+from engine.serve.engines import Engines, public_names
 from engine.serve.protocol.errors import ApiError
 
 GUARD = 60.0  # seconds: a hang, not a slow machine
@@ -127,7 +127,7 @@ def test_closing_tells_whether_a_model_is_still_being_loaded(monkeypatch):
     run(test())
     engines = Engines({"a": "a"}, EngineOptions())
     assert not engines.close()
-    loader = next(thread for thread in threading.enumerate() if thread.name == LOADER)
+    loader = next(thread for thread in threading.enumerate() if thread.name == "model loader")
     may_end.set()
     loader.join(GUARD)
     assert engines.close()
