@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "engine.checkpoints.embedded",
     "engine.remote.*",
     "engine.quant",
+    *(f"engine.serve.{name}" for name in ("__main__", "state", "metrics", "request_log")),
     *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     "evals.__main__",
     "evals.data.*",

@@ -25,6 +25,8 @@ __all__ = ["Engine", "EngineOptions", "Engines", "NoRoomError", "public_names"]
 
 T = TypeVar("T")
 
+_at_work: set[threading.Thread] = set()  # threads of this process that load or unload a model
+
 
 class NoRoomError(BareloopError):
     """A model does not fit into the memory, even alone."""
@@ -86,11 +88,6 @@ class Engines:
     def loaded(self) -> list[Engine]:
         """The models in memory, the least recently used first."""
         return list(self._loaded.values())
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether a thread is loading a model."""
-        return bool(self._loads)
 
     def resolve(self, name: str | None) -> str:
         """The public name of a model: the first one's if none is named. Raises `ApiError` 404 for an unknown one."""
@@ -155,7 +152,7 @@ class Engines:
         """End all requests and unload all models. -> False if a thread is still at work"""
         ended = [engine.close() for engine in self.loaded]  # all of them
         self._loaded.clear()
-        return all(ended) and not self.is_loading
+        return all(ended) and not _at_work
 
     def _leave(self, name: str) -> None:
         self._users[name] -= 1
@@ -258,10 +255,13 @@ async def in_thread(work: Callable[[], T]) -> T:
             result = work()
         except BaseException as error:
             failure = error
+        _at_work.discard(threading.current_thread())
         with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(deliver, result, failure)
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, name="model loader", daemon=True)
+    _at_work.add(thread)
+    thread.start()
     return await future
 
 

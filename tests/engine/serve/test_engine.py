@@ -9,6 +9,8 @@ from datetime import date
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.cache.paged import PagedState
+from engine.decoding.scheduling.states import SchedulerStates
 from engine.runtime.errors import BareloopError
 from engine.serve.engine import Engine, EngineOptions
 
@@ -97,6 +99,16 @@ def test_the_cache_is_in_use_after_a_request(load):
     assert 0 < engine.cache_usage() < 1
     assert engine.nbytes == sum(parameter.nbytes for parameter in engine.llm.model.parameters()) + 10**7
     assert 0 < engine.unallocated_bytes < 10**7
+
+
+def test_memory_that_is_allocated_at_once_is_the_cache(load, demo, as_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(demo, "states", SchedulerStates(demo.model))
+    engine = load(cache_bytes=demo.model.new_state().row_bytes(400))
+    assert isinstance(engine.scheduler.state, PagedState)
+    assert engine.unallocated_bytes == 0
+    assert 16 <= engine.max_length <= 400
+    text_of(engine, "Once upon a time")
+    assert 0 < engine.cache_usage() < 1
 
 
 def test_the_template_prints_the_same_date_all_day(load):

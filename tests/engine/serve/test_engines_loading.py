@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
+import threading
 import weakref
 from collections.abc import Awaitable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from engine import SamplingParams
 from engine.checkpoints import embedded
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import BareloopError, UsageError
 from engine.serve.engine import EngineOptions
 from engine.serve.engines import Engines, public_names
 from engine.serve.protocol.errors import ApiError
@@ -104,3 +105,29 @@ def test_two_models_that_do_not_fit_together_take_turns_and_leave_nothing_behind
         assert engines.close()
 
     run(test())
+
+
+def test_closing_tells_whether_a_model_is_still_being_loaded(monkeypatch):
+    async def test() -> None:
+        engines = Engines({"a": "a"}, EngineOptions())
+        is_loading.clear()
+        task = asyncio.create_task(engines.preload())
+        await asyncio.to_thread(is_loading.wait, GUARD)
+        task.cancel()  # as in the end of the process, when the thread goes on
+        await asyncio.sleep(0)
+
+    is_loading, may_end = threading.Event(), threading.Event()
+
+    def load(self: EngineOptions, source: str) -> int:
+        is_loading.set()
+        assert may_end.wait(GUARD)
+        raise BareloopError("no model")
+
+    monkeypatch.setattr(EngineOptions, "needed_bytes", load)
+    run(test())
+    engines = Engines({"a": "a"}, EngineOptions())
+    assert not engines.close()
+    loader = next(thread for thread in threading.enumerate() if thread.name == "model loader")
+    may_end.set()
+    loader.join(GUARD)
+    assert engines.close()
