@@ -85,7 +85,7 @@ def hub(tiny_llama) -> Iterator[tuple[str, type[Hub]]]:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Find a model, or what `find` finds, with this environment: huggingface_hub is imported again, because it reads the variables once."""
+    """Find a model, or call `find`, with this environment. huggingface_hub, which reads it once, is imported again."""
 
     def call(name: str, endpoint: str, find: Callable[..., Path] = find_model, **environment: str) -> Path:
         with monkeypatch.context() as patch:
