@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from engine import LLM
-from engine.checkpoints.hub import find_model
+from engine.checkpoints import embedded
+from engine.checkpoints.hub import find_model, find_tokenizer
 from engine.runtime.errors import BareloopError
 
 COMMIT = "a" * 40
@@ -84,9 +85,9 @@ def hub(tiny_llama) -> Iterator[tuple[str, type[Hub]]]:
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Find a model with this environment: huggingface_hub is imported again, because it reads the variables once."""
+    """Find a model, or call `find`, with this environment. huggingface_hub, which reads it once, is imported again."""
 
-    def call(name: str, endpoint: str, **environment: str) -> Path:
+    def call(name: str, endpoint: str, find: Callable[..., Path] = find_model, **environment: str) -> Path:
         with monkeypatch.context() as patch:
             for variable in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
                 patch.delenv(variable)
@@ -96,7 +97,7 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]
             for module in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
                 patch.delitem(sys.modules, module)
             try:
-                return find_model(name)
+                return find(name)
             finally:
                 for module in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
                     del sys.modules[module]
@@ -134,6 +135,27 @@ def test_what_the_hub_cannot_give_is_one_line(hub, load, name, environment, mess
         load(name, hub[0], **environment)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_tokenizer_only_its_files_are_downloaded_and_only_once(hub, load):
+    endpoint, handler = hub
+    names = ("tokenizer.json", "tokenizer_config.json")
+    handler.files |= {name: (embedded.FOLDER / name).read_bytes() for name in names}
+    folder = load("me/tiny", endpoint, find_tokenizer)
+    assert {path.name for path in folder.iterdir()} == set(handler.downloads) == set(names)
+    handler.downloads.clear()
+    assert load("me/tiny", UNREACHABLE, find_tokenizer) == folder
+    assert handler.downloads == []
+    with pytest.raises(BareloopError, match="me/unknown is neither a folder here nor"):
+        load("me/unknown", endpoint, find_tokenizer)
+
+
+def test_a_tokenizer_needs_no_model(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((embedded.FOLDER / "tokenizer.json").read_bytes())
+    assert find_tokenizer(tmp_path) == tmp_path
+    assert find_tokenizer(embedded.NAME) == embedded.FOLDER
+    with pytest.raises(BareloopError, match="no such folder"):
+        find_tokenizer("./nowhere")
 
 
 def test_an_incomplete_snapshot_is_completed(hub, load):

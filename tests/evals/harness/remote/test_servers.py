@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import subprocess
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine import LLM
-from engine.checkpoints import embedded
-from engine.cli import parser as cli
-from engine.remote import client as client_module
 from evals import mmlu, squad
 from evals.runs.run_file import RunFile, read
 from tests.engine.remote.fake_server import Answer, Asked, error, serving, unused_url
+from tests.evals.harness.remote.programs import QUESTIONS, ask, last_line, run
 from tests.evals.harness.remote.serving_llm import answers
 
 PASSAGES = [
@@ -26,24 +19,6 @@ PASSAGES = [
     ("Ben", "Ben has a red boat and two dogs.", "What has Ben?", "a red boat"),
     ("Cleo", "Cleo likes bread with honey.", "What does Cleo like?", "bread with honey"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_keys_and_no_waiting(monkeypatch):
-    monkeypatch.delenv("BARELOOP_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(client_module, "FIRST_WAIT", 0.0)
-
-
-@pytest.fixture(scope="module")
-def llm() -> LLM:
-    return LLM.load(embedded.NAME, device="cpu", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def demo(llm) -> Callable[[Asked], Answer]:
-    """The answers of a server with the demo model. What is computed once is kept."""
-    return answers(llm)
 
 
 @pytest.fixture
@@ -59,34 +34,8 @@ def passages(tmp_path) -> Path:
     return folder
 
 
-def run(module: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    status = 0
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            cli.run(module.parser(), module.main, arguments)
-        except SystemExit as exit_:
-            status = int(str(exit_.code))
-    return subprocess.CompletedProcess(list(arguments), status, stdout.getvalue(), stderr.getvalue())
-
-
-def ask(module: Any, output: Path, urls: Sequence[str], *more: str) -> subprocess.CompletedProcess[str]:
-    """Run a program on servers."""
-    return run(module, "--url", *urls, "--output-dir", str(output), *more)
-
-
-def last_line(process: subprocess.CompletedProcess[str]) -> str:
-    """The one line of an error."""
-    assert process.returncode == 1, process.stderr
-    return process.stderr.splitlines()[-1]
-
-
 def records(output: Path, name: str) -> dict[Any, Any]:
     return read(output / "demo" / f"{name}.run.jsonl")[1]
-
-
-QUESTIONS = ("--shots", "1", "--limit", "2")
 
 
 @pytest.fixture(scope="module")
@@ -283,34 +232,6 @@ def test_what_was_recorded_stays_when_the_last_server_fails(demo, tmp_path):
     assert len(records(tmp_path, "mmlu_1shot_remote")) == 1
 
 
-def test_the_model_needs_a_name_only_where_the_server_has_several(demo, tmp_path):
-    def several(asked: Asked) -> Answer:
-        return Answer({"data": [{"id": "demo"}, {"id": "other"}]}) if asked.path == "/v1/models" else demo(asked)
-
-    with serving(several) as server:
-        process = ask(mmlu, tmp_path, [server.url], *QUESTIONS)
-        assert process.returncode == 2
-        assert "has 2 models; name one with -m: 'demo', 'other'" in process.stderr
-        wrong = ask(mmlu, tmp_path, [server.url], "-m", "dem", "--data", "demo", *QUESTIONS)
-        assert last_line(wrong).endswith("has no model 'dem'; it has 'demo', 'other'")
-
-
-def test_a_wrong_key_and_a_missing_server_are_one_line(demo, tmp_path):
-    def locked(asked: Asked) -> Answer:
-        return demo(asked) if asked.headers.get("Authorization") == "Bearer right" else error("no such key", 401)
-
-    key = tmp_path / "key"
-    with serving(locked) as server:
-        key.write_text("wrong")
-        line = last_line(ask(mmlu, tmp_path, [server.url], *QUESTIONS, "--api-key-file", str(key)))
-        assert 'refuses the key: "no such key"; set BARELOOP_API_KEY' in line
-        key.write_text("right\n")
-        flags = ("--tokenizer", "demo", "--api-key-file", str(key))
-        assert ask(mmlu, tmp_path, [server.url], *QUESTIONS, *flags).returncode == 0
-    line = last_line(ask(mmlu, tmp_path, [unused_url()], "-m", "demo", *QUESTIONS))
-    assert "; start one: python -m engine.serve -m demo --port" in line
-
-
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -324,31 +245,3 @@ def test_an_answer_that_is_none_ends_the_run_with_one_clear_line(demo, tmp_path,
     assert line in last_line(process)
     assert server.url in last_line(process)
     assert not (tmp_path / "demo").exists() or not [*(tmp_path / "demo").iterdir()]
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (["--tokenizer", "demo"], "--tokenizer: is for servers; add --url URL"),
-        (["--concurrency", "2"], "--concurrency: is for servers"),
-        (["--url", "http://x", "--dtype", "float32"], "--dtype: the server with --url decides that"),
-        (["--url", "http://x", "--quant", "int8"], "--quant: the server"),
-        (["--url", "http://x", "--batch-tokens", "9"], "--batch-tokens: the server"),
-        (["--url", "http://x", "--max-length", "1"], "--max-length 1: use 16 or more"),
-        (["--url", "http://x", "--concurrency", "0"], "--concurrency 0: use 1 or more"),
-        (["--url", "ftp://x", "-m", "demo"], "'ftp://x' is not the address of a server"),
-    ],
-)
-def test_flags_that_do_not_fit_are_refused(flags, line):
-    process = run(mmlu, *flags)
-    assert process.returncode == 2
-    assert line in process.stderr
-
-
-def test_requests_are_written_with_a_servers_template(demo, tmp_path):
-    with serving(demo) as server:
-        flags = ["--requests-only", str(tmp_path / "requests"), "--chat-template"]
-        process = ask(mmlu, tmp_path, [server.url], "--data", "demo", *QUESTIONS, *flags)
-        assert process.returncode == 0, process.stderr
-        assert "/v1/completions" not in server.paths()
-    assert json.loads((tmp_path / "requests").open().readline())["context"].startswith("<|begin|><|")
