@@ -105,6 +105,8 @@ def main(options: Any) -> None:
             asyncio.run(measure_all(runs[0], options))
         except KeyboardInterrupt:
             interrupted = True
+            if not any(setting.records for setting in runs[0].settings):
+                raise
     quiet = Console(stderr=True, highlight=False, style="dim", soft_wrap=True)
     for entry in runs:
         if not any(setting.records for setting in entry.settings):

@@ -22,10 +22,11 @@ AXES = {"concurrency": "clients at a time", "rate": "requests per second that ar
 
 def tables(run: Run) -> list[Table]:
     """Two tables with a row for each setting: rates, and times."""
+    from rich.markup import escape
     from rich.table import Table
 
-    rates = Table(title=f"{run.label}: throughput", title_justify="left")
-    times = Table(title=f"{run.label}: times in ms, percentiles", title_justify="left")
+    rates = Table(title=f"{escape(run.label)}: throughput", title_justify="left")
+    times = Table(title=f"{escape(run.label)}: times in ms, percentiles", title_justify="left")
     columns = ("sent", "errors", "input tokens/s", "output tokens/s", "requests per s", "goodput", "cached")
     for table, names in (
         (rates, columns),
