@@ -8,14 +8,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from importlib.util import find_spec
 
 import pytest
 
 from engine.serve.__main__ import KEY_VARIABLE, is_loopback, program, read_keys, read_template
-
-IS_COMPLETE = find_spec("engine.serve.app") is not None and find_spec("engine.serve.security") is not None
-needs_app = pytest.mark.skipif(not IS_COMPLETE, reason="needs the other parts of the server")
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 2) -> str:
@@ -52,7 +48,6 @@ def test_a_bad_flag_is_one_line_and_status_2(capsys, monkeypatch, flags, message
     assert message in fails(capsys, "-m", "demo", *flags)
 
 
-@needs_app
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -114,7 +109,6 @@ def test_help_needs_neither_torch_nor_the_server():
     assert "--max-queue" in done.stdout
 
 
-@needs_app
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGTERM")
 def test_the_process_serves_until_it_is_told_to_end_and_exits_with_0(tmp_path):
     log = tmp_path / "requests.jsonl"
