@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine.decoding.sampling import Context, SamplingParams, choose
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context, choose
 
 WAYS = {
     "greedy": SamplingParams(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.decoding.grammar import Grammar
-    from engine.decoding.sampling import SamplingParams
+    from engine.decoding.params import SamplingParams
     from engine.llm import LLM, Completion
     from engine.runtime.errors import BareloopError
 
@@ -25,7 +25,7 @@ _HOMES = {
     "BareloopError": "engine.runtime.errors",
     "Completion": "engine.llm",
     "Grammar": "engine.decoding.grammar",
-    "SamplingParams": "engine.decoding.sampling",
+    "SamplingParams": "engine.decoding.params",
 }
 
 

@@ -21,7 +21,7 @@ from engine.checkpoints.opening import open_model
 from engine.checkpoints.quantized import declaration, is_quantized
 from engine.checkpoints.saving import save_model
 from engine.decoding.loop import Event, check_params
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request, Usage
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.scheduling.states import GPU_MEMORY, SchedulerStates, check_share

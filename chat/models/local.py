@@ -15,7 +15,7 @@ from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
 from engine.checkpoints.opening import weights_fingerprint
 from engine.decoding.loop import Event
-from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.sequence import PREFILL_CHUNK

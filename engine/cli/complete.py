@@ -17,7 +17,7 @@ from engine.cli.parser import model_options, printable, sampling_options
 from engine.cli.progress import tokens_per_second
 from engine.decoding.grammar import Grammar
 from engine.decoding.loop import Event
-from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.speculation import DraftStatistics
 from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth

@@ -25,7 +25,8 @@ from engine.cache.state import Step
 from engine.decoding.capture import CapturedSteps
 from engine.decoding.draws import INVALID
 from engine.decoding.grammar import Matcher
-from engine.decoding.sampling import Context, SamplingParams, choose, top_logprobs, unpack_logprobs
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context, choose, top_logprobs, unpack_logprobs
 from engine.decoding.sequence import Sequence, prefill
 from engine.runtime.device import start_download, upload
 from engine.runtime.errors import BareloopError, UsageError

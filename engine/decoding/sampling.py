@@ -19,11 +19,9 @@ from torch import Tensor
 from engine import kernels
 from engine.decoding.device_sampling import DeviceParams, allow_only, change_logits, sample_on_device
 from engine.decoding.draws import draw, most_likely, uniform
-from engine.decoding.params import SamplingParams, defaults
+from engine.decoding.params import SamplingParams
 from engine.kernels import gpu
 from engine.runtime.device import upload
-
-__all__ = ["Context", "SamplingParams", "choose", "defaults", "top_logprobs", "unpack_logprobs"]
 
 
 class Context(NamedTuple):

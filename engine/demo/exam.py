@@ -132,7 +132,7 @@ def unrelated_message(random: Random) -> str:
 
 def send(llm: LLM, dialogues: list[Messages], messages: list[str], replies: list[Completion]) -> list[Completion]:
     """Add a message and the model's reply to each dialogue. Return the replies, and append them to `replies`."""
-    from engine.decoding.sampling import SamplingParams
+    from engine.decoding.params import SamplingParams
 
     for dialogue, message in zip(dialogues, messages, strict=True):
         dialogue.append({"role": "user", "content": message})

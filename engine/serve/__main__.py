@@ -35,12 +35,12 @@ def parser() -> Parser:
     result.add_argument("--chat-template", metavar="FILE", help="Jinja chat template in place of the models' own")
     network = result.add_argument_group("network")
     network.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    network.add_argument("--port", type=int, default=8000, help="0 for any free one (default: 8000)")
+    network.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: 8000)")
     network.add_argument(
         "--api-key-file",
         metavar="FILE",
-        help=f"file of keys, one per line, of which clients must send one; or set {KEY_VARIABLE} to a key. Necessary "
-        "if other machines can connect",
+        help=f"file of keys, one per line; clients must send one of them. Or set {KEY_VARIABLE} to a key. Necessary if "
+        "other machines can connect",
     )
     network.add_argument(
         "--allow-host",
@@ -69,7 +69,11 @@ def parser() -> Parser:
         "--max-rows", type=int, metavar="N", help="requests that are computed at the same time (default: 32)"
     )
     limits.add_argument(
-        "--max-queue", type=int, default=128, metavar="N", help="requests that may wait for that (default: 128)"
+        "--max-queue",
+        type=int,
+        default=128,
+        metavar="N",
+        help="requests that may wait for their turn; further ones get status 429 (default: 128)",
     )
     limits.add_argument(
         "--cache-gb",
@@ -81,18 +85,18 @@ def parser() -> Parser:
     limits.add_argument(
         "--share-replies",
         action="store_true",
-        help="continue conversations without computing their replies anew; the last bits of a text may then depend on "
-        "what is cached",
+        help="continue conversations without computing their replies again, for chats. What is cached may then change "
+        "the last bits of log-probabilities, and seldom a token (default: only in float32)",
     )
     limits.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="that a request may take (default: 600)"
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="longest time for a request (default: 600)"
     )
     limits.add_argument(
         "--drain",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="that running requests may go on after Ctrl-C or SIGTERM; the second signal ends them (default: 30)",
+        help="time for running requests to finish after Ctrl-C or SIGTERM; a second signal ends them (default: 30)",
     )
     log = result.add_argument_group("log")
     log.add_argument("--quiet", action="store_true", help="no line for each request")

@@ -38,7 +38,7 @@ def public_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
     Raises `UsageError` for two of one name, an empty name, or more aliases than models.
     """
     if len(aliases) > len(models):
-        raise UsageError(f"--alias names {len(aliases)} models, and there are {len(models)}")
+        raise UsageError(f"--alias has {len(aliases)} names for {len(models)} of --model; one name each")
     result: dict[str, str] = {}
     for number, model in enumerate(models):
         name = aliases[number] if number < len(aliases) else _name_of(model)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
+    from engine.serve.request_log import Observer
+
 LOG = logging.getLogger("bareloop.server")
 
 
@@ -53,6 +55,16 @@ def respond(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
+def refuse(request: Request, error: ApiError) -> Response:
+    """Respond to a request that no endpoint has reported, and report it, unless it is a probe."""
+    observer: Observer = request.app.state.server.observer
+    if request.url.path != "/health":
+        served = observer.started(request.method, request.url.path)
+        served.fail(error)
+        observer.finished(served)
+    return respond(error)
+
+
 async def http_exception(request: Request, error: Exception) -> Response:
     """For Starlette's own refusals: no such path, or another method."""
     from starlette.exceptions import HTTPException
@@ -66,15 +78,15 @@ async def http_exception(request: Request, error: Exception) -> Response:
         headers["allow"] = ", ".join(sorted(headers["allow"].split(", ")))
         message = f"{quote(request.method)} is not possible for {quote(request.url.path)}: use {headers['allow']}"
         code = "method_not_allowed"
-    return respond(ApiError(error.status_code, message, code=code, headers=headers))
+    return refuse(request, ApiError(error.status_code, message, code=code, headers=headers))
 
 
 async def api_error(request: Request, error: Exception) -> Response:
     """For `ApiError` and `BareloopError`."""
-    return respond(as_api_error(error, name_of(request.scope)))
+    return refuse(request, as_api_error(error, name_of(request.scope)))
 
 
 async def any_error(request: Request, error: Exception) -> Response:
     """For all other exceptions. Starlette raises them again, and `Guard` stops those that are noted here."""
     request.scope.setdefault("state", {})["failure"] = error
-    return respond(as_api_error(error, name_of(request.scope)))
+    return refuse(request, as_api_error(error, name_of(request.scope)))

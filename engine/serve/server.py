@@ -76,6 +76,7 @@ class Server(uvicorn.Server):
         self.gate, self.state, self.drain_seconds = Gate(app, state), state, drain_seconds
         self.failure: BaseException | None = None
         self._deadline = 0.0  # of draining
+        self._has_told = False  # that it drains
         self._preload: asyncio.Task[None] | None = None
         self.on_ready: Callable[[], None] = lambda: None
         state.engines.on_death = self.engine_died
@@ -139,6 +140,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn ten times a second. -> whether to stop accepting connections, and end"""
+        if self.state.draining and not self._has_told and self.gate.running and self.failure is None:
+            self._has_told = True  # not by `stop`: a signal may come while a line is written
+            running = f"{self.gate.running} request{'' if self.gate.running == 1 else 's'}"
+            self.state.observer.note(f"ending: {running} may go on for {self.drain_seconds:g} s, until a second signal")
         is_over = self.gate.running == 0 or time.monotonic() >= self._deadline
         return await super().on_tick(counter) or (self.state.draining and is_over)
 

@@ -21,6 +21,7 @@ from engine.decoding.sequence import Sequence, common_prefix
 
 MIN_SHARED = 16  # tokens; a shorter common beginning is computed again, as a row in two segments costs more
 MAX_KEPT = 256  # finished rows: looking through them costs less than it saves
+MAX_SCORED = 2**20  # tokens in finished rows whose log-probabilities are kept: 172 MB, not a part of the cache's bytes
 
 
 @dataclass(eq=False)
@@ -80,6 +81,7 @@ class PrefixCache:
         self.exact = exact
         self._slots: dict[Slot, Hashable] = {}  # and their beginnings; the least recently used first
         self._by_beginning: dict[Hashable, list[Slot]] = defaultdict(list)
+        self._scored = 0  # tokens whose log-probabilities are kept
         state.on_shortage(self.evict)
 
     def __len__(self) -> int:
@@ -174,10 +176,14 @@ class PrefixCache:
         """
         if reserved + nbytes > self.max_bytes:
             return False
-        while len(self._slots) > MAX_KEPT or self._used_bytes(running) + nbytes > self.max_bytes:
+        while self._has_too_many or self._used_bytes(running) + nbytes > self.max_bytes:
             if not self.evict(spared):
                 return False
         return True
+
+    @property
+    def _has_too_many(self) -> bool:
+        return len(self._slots) > MAX_KEPT or self._scored > MAX_SCORED
 
     def _used_bytes(self, running: int) -> int:
         """Bytes of all rows. Those that are running have reserved all that they need, but for recurrent ones."""
@@ -198,10 +204,12 @@ class PrefixCache:
 
     def _insert(self, slot: Slot, beginning: Hashable) -> None:
         self._slots[slot] = beginning
+        self._scored += slot.scored_length
         self._by_beginning[beginning].append(slot)
 
     def _remove(self, slot: Slot) -> Hashable:
         beginning = self._slots.pop(slot)
+        self._scored -= slot.scored_length
         self._by_beginning[beginning].remove(slot)
         if not self._by_beginning[beginning]:
             del self._by_beginning[beginning]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.decoding.grammar import Matcher
 from engine.decoding.loop import Event, Reply
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.prefix_cache import Prompt, Slot
 from engine.decoding.scheduling.prompt_logprobs import Entry, PromptLogprobs
 from engine.runtime.errors import BareloopError

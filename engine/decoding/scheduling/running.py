@@ -14,7 +14,7 @@ from engine import kernels
 from engine.cache.state import State
 from engine.decoding.capture import CapturedSteps
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.pipeline import Pipeline
 from engine.decoding.scheduling.prefix_cache import PrefixCache, Slot
 from engine.decoding.scheduling.request import CANCELLED, Request

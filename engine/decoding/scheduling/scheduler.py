@@ -24,7 +24,7 @@ import torch
 
 from engine import kernels
 from engine.decoding.loop import check_params, new_matcher
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.prefix_cache import PrefixCache, Prompt, Slot
 from engine.decoding.scheduling.prompt_logprobs import check_alternatives
 from engine.decoding.scheduling.request import CANCELLED, QueueFullError, Request

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.decoding.loop import Event
-from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.params import SamplingParams, defaults
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, Job, cache_scope
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.decoding.loop import Event
-from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, Job, cache_scope

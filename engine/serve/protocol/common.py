@@ -39,6 +39,7 @@ RESERVED = (
 )
 TEMPLATE_ARGUMENTS = Members(reserved=RESERVED, maximum=64, max_size=MAX_JSON)
 MODEL = Text(0, 512)
+PENALTY = Number(1e-6, 1e6)
 SCHEMA = Members(max_size=MAX_JSON)
 NAMED_SCHEMA = Members({"schema": SCHEMA}, {"name": Text(), "description": Text(), "strict": Flag()})
 FORMAT = Tagged(
@@ -68,7 +69,8 @@ class GenerationRequest(Fields):
     top_p: float | None = option(Number(0, 1, above=True), "Sample from the likeliest tokens with this probability.")
     top_k: int | None = option(Integer(-1, MAX_TOKENS), "Sample from this many tokens; 0 or -1: all.")
     min_p: float | None = option(Number(0, 1), "Least probability, as a share of the likeliest token's.")
-    repetition_penalty: float | None = option(Number(1e-6, 1e6), "Above 1: less repetition of prompt and reply.")
+    repetition_penalty: float | None = option(PENALTY, "Above 1: less repetition of prompt and reply.")
+    repeat_penalty: float | None = option(PENALTY, "Another name of repetition_penalty, which comes first.")
     presence_penalty: float = option(Number(-2, 2), "For tokens that occur in the reply.", 0.0)
     frequency_penalty: float = option(Number(-2, 2), "For each occurrence of a token in the reply.", 0.0)
     logit_bias: dict[int, float] | None = option(Table(Number(-100, 100), MAX_BIASES), "Added to the logits of tokens.")

@@ -200,6 +200,8 @@ def sampling_params(
     from engine.decoding.params import SamplingParams
 
     chosen = {"temperature": 1.0, "top_p": 1.0} | dict(defaults)
+    if request.repeat_penalty is not None:
+        chosen["repetition_penalty"] = request.repeat_penalty
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
         if (value := getattr(request, name)) is not None:
             chosen[name] = max(0, value) if name == "top_k" else value

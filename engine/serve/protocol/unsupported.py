@@ -33,7 +33,6 @@ BOTH = {
     **dict.fromkeys(("max_new_tokens", "max_length", "max_output_tokens"), Neutral(hint=LENGTH)),
     **dict.fromkeys(("stop_sequences", "stop_strings"), Neutral(([],), "use stop")),
     "do_sample": Neutral((True,), "use temperature 0"),
-    "repeat_penalty": Neutral((1,), "use repetition_penalty"),
     **dict.fromkeys(("typical_p", "typ_p", "tfs_z"), Neutral((1,))),
     **dict.fromkeys(("mirostat", "dry_multiplier", "xtc_probability", "dynatemp_range"), Neutral((0,))),
     "top_n_sigma": Neutral((-1, 0)),

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from engine.decoding.draws import INVALID, uniform
-from engine.decoding.sampling import Context, SamplingParams
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context
 
 
 def random_params(source: random.Random) -> SamplingParams:

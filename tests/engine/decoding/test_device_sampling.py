@@ -11,16 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.decoding.device_sampling import cutoffs, sample_on_device, uniform_on_device
 from engine.decoding.draws import uniform
-from engine.decoding.sampling import (
-    Context,
-    SamplingParams,
-    adjust,
-    choose,
-    cutoff,
-    device_params,
-    top_logprobs,
-    unpack_logprobs,
-)
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context, adjust, choose, cutoff, device_params, top_logprobs, unpack_logprobs
 from engine.kernels import gpu
 from engine.runtime.device import download, upload
 from tests.engine.decoding.sampling_cases import exact_token, random_contexts, random_logits

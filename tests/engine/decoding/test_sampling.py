@@ -11,17 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decoding.loop import check_params
-from engine.decoding.sampling import (
-    Context,
-    SamplingParams,
-    adjust,
-    choose,
-    cutoff,
-    draw,
-    top_logprobs,
-    uniform,
-    unpack_logprobs,
-)
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context, adjust, choose, cutoff, draw, top_logprobs, uniform, unpack_logprobs
 from engine.runtime.errors import UsageError
 
 ROWS = st.lists(

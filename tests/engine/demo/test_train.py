@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.cache.state import Step
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.demo import train, vocabulary
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError

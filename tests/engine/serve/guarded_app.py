@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -15,7 +17,9 @@ from starlette.routing import Route
 from engine.decoding.scheduling.request import QueueFullError
 from engine.runtime.errors import BareloopError, UsageError
 from engine.serve.failures import any_error, api_error, http_exception
+from engine.serve.metrics import Metrics
 from engine.serve.protocol.errors import ApiError, unavailable
+from engine.serve.request_log import Observer
 from engine.serve.security import Guard, Security
 
 RAISED = {
@@ -74,7 +78,9 @@ def make_app():
         Route("/later", fail_later),
     ]
     handlers = {HTTPException: http_exception, ApiError: api_error, BareloopError: api_error, Exception: any_error}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.server = SimpleNamespace(observer=Observer(Metrics([]), output=io.StringIO()))
+    return app
 
 
 def request(app, method, path, headers=(), body=(), chunks_end=True, **security):

@@ -44,7 +44,7 @@ def test_a_models_name_is_its_alias_or_what_it_is_called(tmp_path):
     [
         (["demo", "demo"], [], "two models are called 'demo'"),
         (["demo", "smollm2"], ["x", "x"], "two models are called 'x'"),
-        (["demo"], ["a", "b"], "--alias names 2 models, and there are 1"),
+        (["demo"], ["a", "b"], "--alias has 2 names for 1 of --model"),
         (["demo"], [" "], "--alias ' '"),
         (["demo"], ["a\nb"], "--alias 'a"),
     ],

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import pytest
+
+from engine.serve.metrics import Metrics
+from engine.serve.request_log import Observer
+from tests.engine.serve.guarded_app import make_app, request
 
 
 def test_refusals_of_the_router_have_the_shape_of_errors(call):
@@ -59,3 +64,14 @@ def test_a_fault_after_the_response_is_logged(caplog, call):
     caplog.set_level(logging.ERROR)
     assert call("GET", "/later").status == 200
     assert caplog.text.count("RuntimeError: in the background") == 1
+
+
+def test_what_is_refused_before_an_endpoint_reports_it_is_a_line_of_the_log():
+    app, output = make_app(), io.StringIO()
+    app.state.server.observer = Observer(Metrics([]), output=output)
+    for path in ("/nothing", "/fail/usage", "/fail/secret"):
+        request(app, "GET", path)
+    first, second, third = output.getvalue().splitlines()
+    assert "404  GET /nothing" in first and "/openapi.json lists the paths" in first
+    assert "400  GET /fail/usage" in second and "top_p = 2: use less" in second
+    assert "500  GET /fail/secret" in third

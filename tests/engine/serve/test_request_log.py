@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.decoding.sampling import SamplingParams
+from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.prefix_cache import Prompt
 from engine.decoding.scheduling.request import QueueFullError, Request
 from engine.runtime.errors import BareloopError

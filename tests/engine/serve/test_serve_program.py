@@ -52,7 +52,7 @@ def test_a_bad_flag_is_one_line_and_status_2(capsys, monkeypatch, flags, message
     ("flags", "message"),
     [
         (["-m", "demo", "demo"], "two models are called 'demo'"),
-        (["-m", "demo", "--alias", "a", "b"], "--alias names 2 models"),
+        (["-m", "demo", "--alias", "a", "b"], "--alias has 2 names for 1 of --model"),
         (["-m", "demo", "--device", "toaster"], "unknown device 'toaster'"),
         (["-m", "demo", "--host", "203.0.113.7"], "--host '203.0.113.7'"),
         (["-m", "demo", "--allow-origin", "nonsense"], "'nonsense' is not an origin"),

@@ -156,7 +156,7 @@ def test_after_the_time_for_draining_requests_are_cancelled_and_told(start):
     running.server.stop()
     assert slow.result().status_code == 503
     assert "shut down" in slow.result().json()["error"]["message"]
-    running.end()
+    assert "ending: 1 request may go on for 0 s, until a second signal" in running.end()
     assert running.app.was_cancelled
 
 

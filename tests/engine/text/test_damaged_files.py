@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine.decoding.sampling import SamplingParams, defaults
+from engine.decoding.params import SamplingParams, defaults
 from engine.models.config_reader import token_ids
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import read_json

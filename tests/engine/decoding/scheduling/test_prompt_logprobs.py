@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine import LLM, SamplingParams
-from engine.decoding.scheduling import prompt_logprobs
+from engine.decoding.scheduling import prefix_cache, prompt_logprobs
 from engine.decoding.scheduling.prompt_logprobs import PromptLogprobs
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.runtime.errors import BareloopError, UsageError
@@ -175,6 +175,18 @@ def test_a_prompt_that_is_not_scored_computes_one_row_of_logits(llm, prompt, mon
         rows.clear()
         score(scheduler, prompt(70))
         assert rows == [12, 12, 7, 12, 12, 8, 6, 1]
+
+
+def test_kept_log_probabilities_are_bounded(llm, prompt, monkeypatch):
+    monkeypatch.setattr(prefix_cache, "MAX_SCORED", 150)
+    with Scheduler(llm, prefill_chunk=16) as scheduler:
+        for seed in range(4):
+            score(scheduler, prompt(70, seed))
+            assert len(scheduler.cache) == min(seed + 1, 2)
+        scheduler.submit(prompt(70, 9), ONE)
+        finish(scheduler)
+        assert len(scheduler.cache) == 3  # those that are not scored do not count
+        assert [score(scheduler, prompt(70, seed)).cached_tokens for seed in (3, 0)] == [68, 0]
 
 
 def test_a_row_that_was_interrupted_before_it_was_scored_is_scored_again(tinies, prompt, monkeypatch):

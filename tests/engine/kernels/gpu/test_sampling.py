@@ -10,7 +10,8 @@ import torch
 
 from engine.decoding.device_sampling import sample_on_device
 from engine.decoding.draws import uniform
-from engine.decoding.sampling import Context, SamplingParams, choose, device_params
+from engine.decoding.params import SamplingParams
+from engine.decoding.sampling import Context, choose, device_params
 from tests.engine.decoding.sampling_cases import exact_token, random_contexts, random_logits
 
 pytest.importorskip("triton")

@@ -131,7 +131,7 @@ def test_prompts_times_n_are_limited():
         ({"guided_json": {"type": "object"}}, "guided_json", "is not supported: use response_format"),
         ({"best_of": 2}, "best_of", "best_of = 2 is not supported: use n"),
         ({"skip_special_tokens": False}, "skip_special_tokens", "= False is not supported"),
-        ({"repeat_penalty": 1.1}, "repeat_penalty", "use repetition_penalty"),
+        ({"repeat_penalty": 0}, "repeat_penalty", "use a number from 1e-06 to 1e+06"),
         ({"n_predict": 9}, "n_predict", "use max_tokens"),
     ],
 )
@@ -187,7 +187,7 @@ def test_fields_without_effect_are_accepted_and_so_are_neutral_values():
         "min_tokens": 0,
     }
     for read in (chat, completion):
-        assert read(**neutral, skip_special_tokens=True, grammar="", repeat_penalty=1.0) == read()
+        assert read(**neutral, skip_special_tokens=True, grammar="") == read()
     silent = {"reasoning_effort": "low", "verbosity": "high", "functions": [], "modalities": ["text"], "audio": None}
     assert chat(**silent, parallel_tool_calls=True, safety_identifier="x") == chat()
     assert completion(suffix="", cache_prompt=True) == completion()
@@ -199,6 +199,9 @@ def test_the_request_comes_before_the_model_and_the_model_before_openai():
     assert params == SamplingParams(temperature=0, top_k=0, top_p=0.9, repetition_penalty=1.1, max_new_tokens=5)
     params = sampling_params(chat(), {"repetition_penalty": 1.1}, 5)
     assert (params.temperature, params.top_p, params.repetition_penalty) == (1.0, 1.0, 1.1)
+    for read in (chat, completion):  # both names, as our chat sends them
+        for fields in ({"repeat_penalty": 1.2}, {"repeat_penalty": 1.3, "repetition_penalty": 1.2}):
+            assert sampling_params(read(**fields), {"repetition_penalty": 1.1}, 5).repetition_penalty == 1.2
 
 
 def test_everything_that_changes_sampling_reaches_the_engine():
