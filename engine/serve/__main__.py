@@ -61,9 +61,10 @@ def parser() -> Parser:
     limits.add_argument(
         "--default-max-tokens",
         type=int,
+        default=4096,
         metavar="N",
-        help="tokens of a chat reply whose request names no number (default: the rest of the window); memory is "
-        "reserved for them, so a small number lets more requests run at the same time",
+        help="limit of a chat reply whose request names none (default: 4,096, or the rest of the window); memory is "
+        "reserved for it, so a small number lets more requests run at the same time",
     )
     limits.add_argument(
         "--max-rows", type=int, metavar="N", help="requests that are computed at the same time (default: 32)"
@@ -126,7 +127,7 @@ def main(options: Any) -> None:
     from engine.serve.request_log import Observer
     from engine.serve.security import Security
     from engine.serve.server import Server, listen, serve
-    from engine.serve.state import WHOLE_WINDOW, Limits, ServerState
+    from engine.serve.state import Limits, ServerState
 
     names = public_names(options.model, options.alias or ())
     hosts = (*(options.allow_host or ()), *(() if is_any_address(options.host) else (options.host,)))
@@ -147,7 +148,7 @@ def main(options: Any) -> None:
     )
     engines = Engines(names, engine_options, observe=metrics.step, note=observer.note)
     metrics.watch(lambda: engines.loaded)
-    limits = Limits(options.default_max_tokens or WHOLE_WINDOW, options.timeout)
+    limits = Limits(options.default_max_tokens, options.timeout)
     state = ServerState(engines, observer, security, limits)
     connections = max(MIN_CONNECTIONS, 2 * options.max_queue)
     server = Server(make_app(state), state, options.drain, connections)

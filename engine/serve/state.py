@@ -11,14 +11,12 @@ if TYPE_CHECKING:
     from engine.serve.request_log import Observer
     from engine.serve.security import Security
 
-WHOLE_WINDOW = 2**31  # tokens: more than any window has
-
 
 @dataclass(frozen=True)
 class Limits:
     """What one request can ask for."""
 
-    default_new_tokens: int = WHOLE_WINDOW  # of a chat reply whose request names no number
+    default_new_tokens: int = 4096  # of a chat reply whose request names no number; memory is reserved for all of them
     timeout: float = 600.0  # seconds that a request may take
     ping_seconds: float = 15.0  # of silence, after which a stream sends a comment
 
