@@ -14,16 +14,15 @@ from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope
+from engine.serve.endpoints.client import Client, Job, cache_scope, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
-from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import CompletionRequest, sampling_params
 from engine.serve.protocol.tool_grammar import response_grammar
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
-    from engine.serve.engines import Engine
+    from engine.serve.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Plan:
 async def completions(request: Request) -> Response:
     """Continue prompts."""
     state: ServerState = request.app.state.server
-    body = read_request(CompletionRequest, await request.body())
+    body = await read_body(CompletionRequest, request)
     name, scope = state.engines.resolve(body.model), cache_scope(request, body.cache_salt)
     served = state.observer.started(request.method, request.url.path, name)
 
@@ -87,8 +86,6 @@ class Choice:
 
     def begin(self, request: ModelRequest) -> None:
         """Echo the prompt, once it has been computed."""
-        if not self.body.echo:
-            return
         self.text = self.plan.text
         if self.logprobs is not None:
             for token, scored in zip(self.plan.prompt.ids, request.prompt_logprobs or (), strict=True):
@@ -135,17 +132,17 @@ async def reply(
         return {"timings": answer.timings()} if body.timings_per_token else {}
 
     async def follow(choice: Choice, generation: Generation) -> None:
-        has_begun = False
+        is_first = True
         async for events in generation:
-            if not has_begun:
-                choice.begin(generation.submitted)
-                has_begun = True
+            if is_first and body.echo:
+                await asyncio.to_thread(choice.begin, generation.submitted)  # it may have thousands of tokens
             choice.push(events)
             if body.stream and (choice.text or choice.finish_reason):
                 content: dict[str, Any] = {**head, "choices": [choice.take()], **timings()}
                 if options.include_usage:
                     content["usage"] = answer.usage() if options.continuous_usage_stats else None
-                await client.event(content)
+                await client.event(content, is_large=is_first and body.echo)
+            is_first = False
 
     if body.stream:
         await client.start()
