@@ -77,6 +77,7 @@ class Choice:
     def __init__(self, plan: Plan, body: CompletionRequest, engine: Engine) -> None:
         self.plan, self.body = plan, body
         self.finish_reason: str | None = None
+        self.has_begun = False  # whether a part has been sent
         self.text = ""
         self.token_ids: list[int] = []
         self.logprobs: CompletionLogprobs | None = None
@@ -112,8 +113,10 @@ class Choice:
             "finish_reason": self.finish_reason,
         }
         if self.body.return_token_ids:
-            content["token_ids"] = self.token_ids
-        self.text, self.token_ids = "", []
+            content |= {"token_ids": self.token_ids} | (
+                {} if self.has_begun else {"prompt_token_ids": self.plan.prompt.ids}
+            )
+        self.text, self.token_ids, self.has_begun = "", [], True
         if self.logprobs is not None:
             self.logprobs.clear()
         return content
@@ -149,10 +152,9 @@ async def reply(
     await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))
     answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
     if not body.stream:
-        parts = [choice.take() for choice in choices]
-        if body.return_token_ids:
-            parts = [part | {"prompt_token_ids": plan.prompt.ids} for part, plan in zip(parts, plans, strict=True)]
-        await client.send({**head, "choices": parts, "usage": answer.usage(), **timings()})
+        await client.send(
+            {**head, "choices": [choice.take() for choice in choices], "usage": answer.usage(), **timings()}
+        )
         return
     if options.include_usage:
         await client.event({**head, "choices": [], "usage": answer.usage()})

@@ -12,7 +12,7 @@ from engine import SamplingParams
 from engine.decoding.scheduling.request import ClosedError
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.serve.failures import translate
-from engine.serve.generation import Generation
+from engine.serve.generation import MAX_TAKEN, Generation
 from engine.serve.protocol.errors import ApiError
 
 
@@ -73,3 +73,33 @@ def test_a_closed_scheduler_is_no_fault_of_the_client(llm):
     with pytest.raises(ClosedError) as raised:
         scheduler.submit([5])
     assert translate(raised.value).status == 503
+
+
+def test_a_long_backlog_is_read_in_turns_with_others():
+    async def read() -> list[str]:
+        order = []
+
+        async def follow(name):
+            generation = Generation()
+            generation.request = FakeRequest(20)
+            async for events in generation:
+                order.append(name)
+                assert len(events) <= MAX_TAKEN
+
+        await asyncio.gather(follow("a"), follow("b"))
+        return order
+
+    assert asyncio.run(read()) == ["a", "b"] * 3
+
+
+class FakeRequest:
+    """A request that has ended, with unread events."""
+
+    is_finished, is_cancelled, error, finish_reason = True, False, None, "stop"
+
+    def __init__(self, count):
+        self.unread = list(range(count))
+
+    def take(self, count):
+        taken, self.unread = self.unread[:count], self.unread[count:]
+        return taken
