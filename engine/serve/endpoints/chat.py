@@ -14,7 +14,7 @@ from starlette.responses import Response
 from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope, read_body
+from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
 from engine.serve.protocol import messages, tools
@@ -60,7 +60,7 @@ async def chat_completions(request: Request) -> Response:
     async def work(client: Client) -> None:
         with served:
             async with state.engines.use(name) as engine:
-                plan = await asyncio.to_thread(make_plan, chat, engine, state.limits.default_new_tokens)
+                plan = await prepare(request, lambda: make_plan(chat, engine, state.limits.default_new_tokens))
                 with Answer("chatcmpl", engine, served) as answer:
                     await reply(plan, answer, client, scope)
 

@@ -34,6 +34,7 @@ STREAM_HEADERS = (
 )
 
 T = TypeVar("T", bound=Fields)
+R = TypeVar("R")
 
 
 async def read_body(kind: type[T], request: Request) -> T:
@@ -41,7 +42,18 @@ async def read_body(kind: type[T], request: Request) -> T:
     body = await request.body()
     if len(body) < LARGE_BODY:
         return read_request(kind, body)
-    return await asyncio.to_thread(read_request, kind, body)
+    return await prepare(request, lambda: read_request(kind, body))
+
+
+async def prepare(request: Request, work: Callable[[], R]) -> R:
+    """Run in a thread what takes longer for a longer body. Two large ones at a time leave threads for small ones."""
+    if len(await request.body()) < LARGE_BODY:
+        return await asyncio.to_thread(work)
+    turns = request.app.state.server.large_bodies
+    await turns.acquire()
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    running.add_done_callback(lambda _: turns.release())  # also if the client leaves before: the thread goes on
+    return await asyncio.shield(running)
 
 
 def encode(content: Any) -> bytes:

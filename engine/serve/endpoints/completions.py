@@ -14,7 +14,7 @@ from engine.decoding.loop import Event
 from engine.decoding.sampling import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope, read_body
+from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
 from engine.serve.protocol.requests import CompletionRequest, sampling_params
@@ -45,7 +45,7 @@ async def completions(request: Request) -> Response:
     async def work(client: Client) -> None:
         with served:
             async with state.engines.use(name) as engine:
-                plans = await asyncio.to_thread(make_plans, body, engine)
+                plans = await prepare(request, lambda: make_plans(body, engine))
                 with Answer("cmpl", engine, served) as answer:
                     await reply(body, plans, answer, client, scope)
 

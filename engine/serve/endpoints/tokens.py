@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.serve.endpoints.chat import render
-from engine.serve.endpoints.client import encode_large, read_body
+from engine.serve.endpoints.client import encode_large, prepare, read_body
 from engine.serve.protocol import tools
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
@@ -35,7 +34,7 @@ async def tokenize(request: Request) -> Response:
         return {"tokens": pieces or ids, "count": len(ids), "max_model_len": engine.max_length}
 
     async with state.engines.use(state.engines.resolve(body.model)) as engine:
-        content = await asyncio.to_thread(tokens_of, engine)
+        content = await prepare(request, lambda: tokens_of(engine))
     return Response(await encode_large(content), media_type="application/json")
 
 
@@ -56,7 +55,7 @@ async def detokenize(request: Request) -> Response:
         size = engine.llm.config.vocab_size
         if wrong := [token for token in body.tokens if token >= size]:
             raise ApiError(400, f"tokens has {wrong[0]}; the model's tokens are 0 to {size - 1}", param="tokens")
-        text = await asyncio.to_thread(engine.llm.tokenizer.decode, body.tokens, False)
+        text = await prepare(request, lambda: engine.llm.tokenizer.decode(body.tokens, False))
     return JSONResponse({"prompt": text, "content": text})
 
 
@@ -75,5 +74,5 @@ async def count_tokens(request: Request) -> Response:
     chat = await read_body(ChatRequest, request)
     choice = tools.check(chat.tools, chat.tool_choice)
     async with state.engines.use(state.engines.resolve(chat.model)) as engine:
-        prompt, _ = await asyncio.to_thread(render, chat, engine, choice)
+        prompt, _ = await prepare(request, lambda: render(chat, engine, choice))
     return JSONResponse({"input_tokens": len(prompt.ids)})

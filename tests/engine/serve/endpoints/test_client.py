@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from engine.serve.endpoints import client as module
-from engine.serve.endpoints.client import Job, encode, encode_large
+from engine.serve.endpoints.client import Job, encode, encode_large, prepare
 from engine.serve.protocol.errors import ApiError
-from engine.serve.state import Limits
+from engine.serve.state import Limits, ServerState
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions"}
 
@@ -78,3 +80,31 @@ def test_others_are_served_while_a_large_answer_is_encoded():
         return count
 
     assert asyncio.run(turns()) > 2000 / module.SLICE
+
+
+def test_large_bodies_are_prepared_two_at_a_time_also_if_their_clients_leave():
+    may_end, begun = threading.Event(), []
+
+    def request(size):
+        async def body():
+            return b"x" * size
+
+        return SimpleNamespace(body=body, app=app)
+
+    def work():
+        begun.append(1)
+        assert may_end.wait(60)
+
+    async def prepare_many():
+        large = [asyncio.ensure_future(prepare(request(module.LARGE_BODY), work)) for _ in range(3)]
+        assert await prepare(request(5), lambda: "small") == "small"
+        for task in large[:2]:
+            task.cancel()
+        await asyncio.gather(*large[:2], return_exceptions=True)
+        assert await prepare(request(5), lambda: len(begun)) == 2
+        may_end.set()
+        await large[2]
+
+    app = SimpleNamespace(state=SimpleNamespace(server=ServerState(None, None, None)))
+    asyncio.run(prepare_many())
+    assert len(begun) == 3
