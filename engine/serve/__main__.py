@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -152,6 +153,7 @@ def main(options: Any) -> None:
     state = ServerState(engines, observer, security, limits)
     connections = max(MIN_CONNECTIONS, 2 * options.max_queue)
     server = Server(make_app(state), state, options.drain, connections)
+    gc.freeze()  # the modules: looking through them for garbage would stop all replies for a tenth of a second
     serve(server, listener, options.host)
 
 

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from engine.decoding.loop import Event
-from engine.decoding.scheduling.request import Request
+from engine.decoding.scheduling.request import CANCELLED, Request
+from engine.serve.protocol.errors import unavailable
 
 MAX_UNREAD = 64  # events that a slow reader may be behind before its row pauses
+MAX_TAKEN = 8  # events that are handed over at once: those of 64 replies with log-probabilities take 50 ms
 
 
 class Generation:
@@ -32,20 +34,21 @@ class Generation:
         try:
             self.request = await asyncio.shield(task)
         except asyncio.CancelledError:  # the client has left; the thread still ends
-            task.add_done_callback(lambda done: None if done.exception() else done.result().cancel())
+            task.add_done_callback(_cancel_result)
             raise
         return self.request
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
-        """Lists of new events, until the last. Raises the error of a request that failed."""
+        """Lists of new events, until the last. Raises the error of a request that failed or lost its engine."""
         request = self.submitted
         try:
             while True:
                 self._news.clear()
                 is_finished = request.is_finished
-                events = request.take()
+                events = request.take(MAX_TAKEN)
                 if events:
                     yield events
+                    await asyncio.sleep(0)  # other replies are next, where many are behind
                 elif is_finished:
                     break
                 else:
@@ -54,6 +57,8 @@ class Generation:
             self.cancel()
         if request.error is not None:
             raise request.error
+        if request.finish_reason == CANCELLED and not request.is_cancelled:  # not by its reader
+            raise unavailable("the engine has ended before the reply was complete")
 
     @property
     def submitted(self) -> Request:
@@ -65,3 +70,9 @@ class Generation:
         """End the request before the next step, unless it has ended."""
         if self.request is not None and not self.request.is_finished:
             self.request.cancel()
+
+
+def _cancel_result(submitting: asyncio.Future[Request]) -> None:
+    """Cancel a request that was submitted for a client that had left."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from engine.cli.progress import duration, tokens_per_second
-from engine.runtime.errors import BareloopError, is_out_of_memory
+from engine.runtime.errors import BareloopError
+from engine.serve.failures import translate
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
@@ -88,10 +89,9 @@ class Served:
             reason = "the time ran out" if late else "the server ended" if self.observer.is_ending else ""
             self.status, self.error = (503, reason) if reason else (LEFT, "the client left")
         else:
-            known, full = isinstance(error, BareloopError), type(error).__name__ == "QueueFullError"
-            status = 429 if full else 400 if known else 503 if is_out_of_memory(error) else 500
-            self.status = error.status if isinstance(error, ApiError) else status
-            self.error = str(error) if known or isinstance(error, ApiError) else f"{type(error).__name__}: {error}"
+            self.status = translate(error).status
+            is_known = isinstance(error, BareloopError | ApiError)
+            self.error = str(error) if is_known else f"{type(error).__name__}: {error}"
         self.finish_reasons = ["abort" if self.status < 500 else "error"]
 
     @property

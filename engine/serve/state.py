@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,4 +31,5 @@ class ServerState:
     security: Security
     limits: Limits = field(default_factory=Limits)
     draining: bool = False  # no new requests are taken, and the server ends with the last one
+    large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))  # that are prepared at once
     started: float = field(default_factory=time.time)

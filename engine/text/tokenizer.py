@@ -52,7 +52,7 @@ class Tokenizer:
         unmarked = [content for content in known if content not in marked]
         backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in unmarked])
         self.backend = backend
-        self._lock = threading.RLock()  # `encode_plain` sets a flag of the library's tokenizer
+        self._copying = threading.Lock()
         ids = {content: backend.token_to_id(content) for content in (*marked, *known)}
         self.control_tokens = {content: int(token) for content, token in ids.items() if token is not None}
         self.special_ids = frozenset(self.control_tokens.values())
@@ -84,40 +84,48 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the BOS token that the tokenizer adds by default (Llama's; Qwen has none)."""
+        return self._encode(self.backend, text, add_special_tokens)
+
+    def _encode(self, backend: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
         if len(text) >= LONG:  # other threads of Python go on meanwhile, which the function for one text stops
-            return self.encode_all([text], add_special_tokens)[0]
+            return self._encode_all(backend, [text], add_special_tokens)[0]
         check_text(text)
         try:
-            with self._lock:
-                return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            return list(backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # a vocabulary without a token for unknown characters
             raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
 
     def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` for several texts, on all cores."""
+        return self._encode_all(self.backend, texts, add_special_tokens)
+
+    @staticmethod
+    def _encode_all(backend: tokenizers.Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         for text in texts:
             check_text(text)
         try:
-            with self._lock:
-                batch = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            batch = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except Exception as error:  # as in `encode`
             raise BareloopError(f"the tokenizer cannot encode these texts: {error}") from error
         return [list(encoding.ids) for encoding in batch]
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token, even if it looks like one."""
-        with self._lock:
-            self.backend.encode_special_tokens = True
-            try:
-                return self.encode(text, add_special_tokens=False)
-            finally:
-                self.backend.encode_special_tokens = False
+        with self._copying:
+            backend = self._plain_backend
+        return self._encode(backend, text, False)
+
+    @cached_property
+    def _plain_backend(self) -> tokenizers.Tokenizer:
+        """A copy with another flag: setting it back and forth would make all threads wait for each other's texts."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
         kept = [token for token in ids if not (skip_special_tokens and token in self.special_ids)]
-        with self._lock:
-            return str(self.backend.decode(kept, skip_special_tokens=False))  # the library does not skip all of them
+        return str(self.backend.decode(kept, skip_special_tokens=False))  # the library does not skip all of them
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one id inside a text, which may be a part of a character: those of several ids add up.

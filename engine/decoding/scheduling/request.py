@@ -23,6 +23,10 @@ class QueueFullError(BareloopError):
     """As many requests are waiting as the scheduler's queue holds."""
 
 
+class ClosedError(BareloopError):
+    """The scheduler has been closed, and takes no more requests."""
+
+
 @dataclass(frozen=True)
 class Usage:
     """Token counts of one call. `cached_tokens`: of the prompt, not computed because another row had them."""

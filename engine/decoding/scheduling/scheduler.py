@@ -27,7 +27,7 @@ from engine.decoding.loop import check_params, new_matcher
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.prefix_cache import PrefixCache, Prompt, Slot
 from engine.decoding.scheduling.prompt_logprobs import check_alternatives
-from engine.decoding.scheduling.request import CANCELLED, QueueFullError, Request
+from engine.decoding.scheduling.request import CANCELLED, ClosedError, QueueFullError, Request
 from engine.decoding.scheduling.running import LoadedModel, RunningRequests, Work
 from engine.decoding.sequence import Sequence, check_prompt
 from engine.decoding.speculation import DraftStatistics
@@ -151,7 +151,7 @@ class Scheduler:
     def _enqueue(self, request: Request) -> None:
         with self._submitting:
             if self._is_closed:
-                raise BareloopError("the scheduler is closed")
+                raise ClosedError("the scheduler is closed")
             if self.max_queue is not None and len(self.queue) >= self.max_queue:
                 raise QueueFullError(f"{len(self.queue)} requests are waiting, as many as the queue holds; try later")
             self._submitted += 1

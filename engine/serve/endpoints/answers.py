@@ -15,7 +15,7 @@ from engine.serve.generation import MAX_UNREAD, Generation
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
-    from engine.serve.engines import Engine
+    from engine.serve.engine import Engine
     from engine.serve.request_log import Served
 
 

@@ -14,11 +14,10 @@ from starlette.responses import Response
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope
+from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
 from engine.serve.protocol import messages, tools
-from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.replies import Delta, ReplyParser
 from engine.serve.protocol.requests import ChatRequest, sampling_params
 from engine.serve.protocol.tool_grammar import reply_grammar
@@ -26,7 +25,7 @@ from engine.serve.state import ServerState
 from engine.text.reasoning import OPEN
 
 if TYPE_CHECKING:
-    from engine.serve.engines import Engine
+    from engine.serve.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Plan:
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     state: ServerState = request.app.state.server
-    chat = read_request(ChatRequest, await request.body())
+    chat = await read_body(ChatRequest, request)
     name, scope = state.engines.resolve(chat.model), cache_scope(request, chat.cache_salt)
     served = state.observer.started(request.method, request.url.path, name)
 
     async def work(client: Client) -> None:
         with served:
             async with state.engines.use(name) as engine:
-                plan = await asyncio.to_thread(make_plan, chat, engine, state.limits.default_new_tokens)
+                plan = await prepare(request, lambda: make_plan(chat, engine, state.limits.default_new_tokens))
                 with Answer("chatcmpl", engine, served) as answer:
                     await reply(plan, answer, client, scope)
 
@@ -185,7 +184,8 @@ async def reply(plan: Plan, answer: Answer, client: Client, scope: Hashable) -> 
     if request.return_token_ids:
         content["prompt_token_ids"] = plan.prompt.ids
     if request.prompt_logprobs is not None:
-        content["prompt_logprobs"] = prompt_logprobs(generations[0].submitted, answer.engine.llm.tokenizer)
+        submitted, tokenizer = generations[0].submitted, answer.engine.llm.tokenizer
+        content["prompt_logprobs"] = await asyncio.to_thread(prompt_logprobs, submitted, tokenizer)
     if request.timings_per_token:
         content["timings"] = answer.timings()
     await client.send(content)

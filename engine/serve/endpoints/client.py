@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.serve.failures import as_api_error
+from engine.serve.failures import as_api_error, name_of
 from engine.serve.protocol.errors import ApiError, unavailable
+from engine.serve.protocol.fields import Fields, read_request
 from engine.serve.state import Limits
 
+LARGE_BODY = 50_000  # bytes, which can take 50 ms to check
+SLICE = 64  # entries of a list that are encoded at once: with 20 alternatives each a millisecond
+YIELD_BYTES = 1024  # of a part, after which other clients are served
+FAIL_SECONDS = 5.0  # in which a stream's client must take its last event, an error
 PING = b": ping\n\n"  # a comment, which keeps proxies from closing a connection during a long prompt
 STREAM_HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -27,10 +33,62 @@ STREAM_HEADERS = (
     (b"x-accel-buffering", b"no"),  # nginx would collect the events otherwise
 )
 
+T = TypeVar("T", bound=Fields)
+R = TypeVar("R")
+
+
+async def read_body(kind: type[T], request: Request) -> T:
+    """Read the JSON body of a request. Raises `ApiError` 400; checking megabytes does not hold up other clients."""
+    body = await request.body()
+    if len(body) < LARGE_BODY:
+        return read_request(kind, body)
+    return await prepare(request, lambda: read_request(kind, body))
+
+
+async def prepare(request: Request, work: Callable[[], R]) -> R:
+    """Run in a thread what takes longer for a longer body. Two large ones at a time leave threads for small ones."""
+    if len(await request.body()) < LARGE_BODY:
+        return await asyncio.to_thread(work)
+    turns = request.app.state.server.large_bodies
+    await turns.acquire()
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    running.add_done_callback(lambda _: turns.release())  # also if the client leaves before: the thread goes on
+    return await asyncio.shield(running)
+
 
 def encode(content: Any) -> bytes:
     """JSON as UTF-8. Raises for NaN and infinity, which JSON does not have."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+async def encode_large(content: Any) -> bytes:
+    """The same for what may be megabytes. Others are served after every slice of a long list."""
+    parts = []
+    for part in _json_parts(content):
+        parts.append(part)
+        if len(part) >= YIELD_BYTES:
+            await asyncio.sleep(0)
+    return b"".join(parts)
+
+
+def _json_parts(content: Any) -> Iterator[bytes]:
+    """The JSON text in parts, none of which takes long."""
+    if isinstance(content, Mapping):
+        for number, (key, value) in enumerate(content.items()):
+            yield (b"," if number else b"{") + encode(key) + b":"
+            yield from _json_parts(value)
+        yield b"}" if content else b"{}"
+    elif isinstance(content, list) and len(content) > SLICE:
+        for start in range(0, len(content), SLICE):
+            yield (b"," if start else b"[") + encode(content[start : start + SLICE])[1:-1]
+        yield b"]"
+    elif isinstance(content, list) and any(isinstance(item, Mapping) for item in content):
+        for number, item in enumerate(content):
+            yield b"," if number else b"["
+            yield from _json_parts(item)
+        yield b"]"
+    else:
+        yield encode(content)
 
 
 class Client:
@@ -45,7 +103,7 @@ class Client:
 
     async def send(self, content: Mapping[str, Any], status: int = 200) -> None:
         """The whole answer, as JSON."""
-        body = encode(content)
+        body = await encode_large(content)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
@@ -55,9 +113,10 @@ class Client:
         self.is_streaming = True
         await self._send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
 
-    async def event(self, content: Mapping[str, Any]) -> None:
+    async def event(self, content: Mapping[str, Any], is_large: bool = False) -> None:
         """One event of the stream. Waits while the client reads more slowly than this is written."""
-        await self._write(b"data: " + encode(content) + b"\n\n")
+        data = await encode_large(content) if is_large else encode(content)
+        await self._write(b"data: " + data + b"\n\n")
 
     async def end(self) -> None:
         """End the stream."""
@@ -89,9 +148,9 @@ class Job(Response):
         self.work, self.limits = work, limits
         self.background = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(send, self.limits.ping_seconds)
-        work = asyncio.ensure_future(self._work(client))
+        work = asyncio.ensure_future(self._work(client, name_of(scope)))
         others = [asyncio.ensure_future(disconnected(receive)), asyncio.ensure_future(client.ping())]
         try:
             await asyncio.wait([work, others[0]], return_when=asyncio.FIRST_COMPLETED)
@@ -100,17 +159,18 @@ class Job(Response):
         finally:
             await cancel(work, *others)
 
-    async def _work(self, client: Client) -> None:
+    async def _work(self, client: Client, name: str) -> None:
         try:
-            async with asyncio.timeout(self.limits.timeout):
+            async with asyncio.timeout(self.limits.timeout) as deadline:
                 await self.work(client)
         except Exception as error:
-            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-                return  # the connection broke while this was sending
-            failure = timed_out(self.limits.timeout) if isinstance(error, TimeoutError) else as_api_error(error)
+            is_late = isinstance(error, TimeoutError) and deadline.expired()  # not a time-out of the work itself
+            failure = timed_out(self.limits.timeout) if is_late else as_api_error(error, name)
             if not client.is_streaming:
                 raise failure from error
-            await client.fail(failure)
+            with suppress(TimeoutError):  # a client that reads nothing could hold its connection for ever
+                async with asyncio.timeout(FAIL_SECONDS):
+                    await client.fail(failure)
 
 
 def timed_out(seconds: float) -> ApiError:

@@ -14,16 +14,15 @@ from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
 from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope
+from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
-from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import CompletionRequest, sampling_params
 from engine.serve.protocol.tool_grammar import response_grammar
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
-    from engine.serve.engines import Engine
+    from engine.serve.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,14 @@ class Plan:
 async def completions(request: Request) -> Response:
     """Continue prompts."""
     state: ServerState = request.app.state.server
-    body = read_request(CompletionRequest, await request.body())
+    body = await read_body(CompletionRequest, request)
     name, scope = state.engines.resolve(body.model), cache_scope(request, body.cache_salt)
     served = state.observer.started(request.method, request.url.path, name)
 
     async def work(client: Client) -> None:
         with served:
             async with state.engines.use(name) as engine:
-                plans = await asyncio.to_thread(make_plans, body, engine)
+                plans = await prepare(request, lambda: make_plans(body, engine))
                 with Answer("cmpl", engine, served) as answer:
                     await reply(body, plans, answer, client, scope)
 
@@ -78,6 +77,7 @@ class Choice:
     def __init__(self, plan: Plan, body: CompletionRequest, engine: Engine) -> None:
         self.plan, self.body = plan, body
         self.finish_reason: str | None = None
+        self.has_begun = False  # whether a part has been sent
         self.text = ""
         self.token_ids: list[int] = []
         self.logprobs: CompletionLogprobs | None = None
@@ -87,8 +87,6 @@ class Choice:
 
     def begin(self, request: ModelRequest) -> None:
         """Echo the prompt, once it has been computed."""
-        if not self.body.echo:
-            return
         self.text = self.plan.text
         if self.logprobs is not None:
             for token, scored in zip(self.plan.prompt.ids, request.prompt_logprobs or (), strict=True):
@@ -115,8 +113,10 @@ class Choice:
             "finish_reason": self.finish_reason,
         }
         if self.body.return_token_ids:
-            content["token_ids"] = self.token_ids
-        self.text, self.token_ids = "", []
+            content |= {"token_ids": self.token_ids} | (
+                {} if self.has_begun else {"prompt_token_ids": self.plan.prompt.ids}
+            )
+        self.text, self.token_ids, self.has_begun = "", [], True
         if self.logprobs is not None:
             self.logprobs.clear()
         return content
@@ -135,27 +135,26 @@ async def reply(
         return {"timings": answer.timings()} if body.timings_per_token else {}
 
     async def follow(choice: Choice, generation: Generation) -> None:
-        has_begun = False
+        is_first = True
         async for events in generation:
-            if not has_begun:
-                choice.begin(generation.submitted)
-                has_begun = True
+            if is_first and body.echo:
+                await asyncio.to_thread(choice.begin, generation.submitted)  # it may have thousands of tokens
             choice.push(events)
             if body.stream and (choice.text or choice.finish_reason):
                 content: dict[str, Any] = {**head, "choices": [choice.take()], **timings()}
                 if options.include_usage:
                     content["usage"] = answer.usage() if options.continuous_usage_stats else None
-                await client.event(content)
+                await client.event(content, is_large=is_first and body.echo)
+            is_first = False
 
     if body.stream:
         await client.start()
     await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))
     answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
     if not body.stream:
-        parts = [choice.take() for choice in choices]
-        if body.return_token_ids:
-            parts = [part | {"prompt_token_ids": plan.prompt.ids} for part, plan in zip(parts, plans, strict=True)]
-        await client.send({**head, "choices": parts, "usage": answer.usage(), **timings()})
+        await client.send(
+            {**head, "choices": [choice.take() for choice in choices], "usage": answer.usage(), **timings()}
+        )
         return
     if options.include_usage:
         await client.event({**head, "choices": [], "usage": answer.usage()})

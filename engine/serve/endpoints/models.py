@@ -7,13 +7,12 @@ from importlib import metadata
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from engine.serve.endpoints.client import read_body
+from engine.serve.metrics import CONTENT_TYPE
 from engine.serve.protocol import openapi
 from engine.serve.protocol.errors import ApiError, unavailable
-from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import EmbeddingRequest
 from engine.serve.state import ServerState
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 async def models(request: Request) -> Response:
@@ -41,7 +40,7 @@ async def health(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counters and histograms for Prometheus."""
     state: ServerState = request.app.state.server
-    return Response(state.observer.metrics.render(), media_type=METRICS_TYPE)
+    return Response(state.observer.metrics.render(), media_type=CONTENT_TYPE)
 
 
 async def props(request: Request) -> Response:
@@ -63,7 +62,7 @@ async def props(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     """Refused: none of the model families is an encoder."""
     state: ServerState = request.app.state.server
-    body = read_request(EmbeddingRequest, await request.body())
+    body = await read_body(EmbeddingRequest, request)
     name = state.engines.resolve(body.model)
     raise ApiError(400, f"{name} generates text and has no embeddings; no encoder model is served", param="model")
 

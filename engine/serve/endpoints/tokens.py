@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.serve.endpoints.chat import render
+from engine.serve.endpoints.client import encode_large, prepare, read_body
 from engine.serve.protocol import tools
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
-    from engine.serve.engines import Engine
+    from engine.serve.engine import Engine
     from engine.text.tokenizer import Tokenizer
 
 
 async def tokenize(request: Request) -> Response:
     """Token ids of a text or a conversation, in the forms of vLLM, lm-evaluation-harness and llama.cpp."""
     state: ServerState = request.app.state.server
-    body = read_request(TokenizeRequest, await request.body())
+    body = await read_body(TokenizeRequest, request)
 
-    def encode(engine: Engine) -> dict[str, Any]:
+    def tokens_of(engine: Engine) -> dict[str, Any]:
         tokenizer = engine.llm.tokenizer
         if body.messages is not None:
             ids = render(body.as_chat(), engine, tools.check(body.tools))[0].ids
@@ -35,7 +34,8 @@ async def tokenize(request: Request) -> Response:
         return {"tokens": pieces or ids, "count": len(ids), "max_model_len": engine.max_length}
 
     async with state.engines.use(state.engines.resolve(body.model)) as engine:
-        return JSONResponse(await asyncio.to_thread(encode, engine))
+        content = await prepare(request, lambda: tokens_of(engine))
+    return Response(await encode_large(content), media_type="application/json")
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
@@ -50,12 +50,12 @@ def piece(tokenizer: Tokenizer, token: int) -> str | list[int]:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     state: ServerState = request.app.state.server
-    body = read_request(DetokenizeRequest, await request.body())
+    body = await read_body(DetokenizeRequest, request)
     async with state.engines.use(state.engines.resolve(body.model)) as engine:
         size = engine.llm.config.vocab_size
         if wrong := [token for token in body.tokens if token >= size]:
             raise ApiError(400, f"tokens has {wrong[0]}; the model's tokens are 0 to {size - 1}", param="tokens")
-        text = await asyncio.to_thread(engine.llm.tokenizer.decode, body.tokens, False)
+        text = await prepare(request, lambda: engine.llm.tokenizer.decode(body.tokens, False))
     return JSONResponse({"prompt": text, "content": text})
 
 
@@ -71,8 +71,8 @@ async def tokenizer_info(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """The number of tokens of a chat request's prompt, as llama.cpp's server counts them."""
     state: ServerState = request.app.state.server
-    chat = read_request(ChatRequest, await request.body())
+    chat = await read_body(ChatRequest, request)
     choice = tools.check(chat.tools, chat.tool_choice)
     async with state.engines.use(state.engines.resolve(chat.model)) as engine:
-        prompt, _ = await asyncio.to_thread(render, chat, engine, choice)
+        prompt, _ = await prepare(request, lambda: render(chat, engine, choice))
     return JSONResponse({"input_tokens": len(prompt.ids)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -153,3 +154,25 @@ def test_an_unreadable_folder_is_refused_in_one_line(shared, tmp_path):
     with pytest.raises(BareloopError, match=r"cannot read .*tokenizer.json") as caught:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_text_in_one_thread_holds_up_no_other():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(backend, {})
+    began, may_end = threading.Event(), threading.Event()
+
+    class Slow:
+        def encode_batch_fast(self, texts, add_special_tokens):
+            began.set()
+            assert may_end.wait(60)
+            return backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer.backend = Slow()
+        long = pool.submit(tokenizer.encode, "a" * LONG)
+        assert began.wait(60)
+        tokenizer.backend = backend
+        assert (tokenizer.encode("a"), tokenizer.encode_plain("a"), tokenizer.decode([0])) == ([0], [0], "a")
+        assert not long.done()
+        may_end.set()
+        assert long.result() == [1]

@@ -128,6 +128,17 @@ def test_logit_bias_and_stop_token_ids(client, llm):
     assert choice["prompt_token_ids"] == llm.tokenizer.encode(TEXT)
 
 
+def test_a_stream_has_the_ids_of_prompt_and_reply_once(client, events):
+    body = {"prompt": [TEXT, "Water is"], "n": 2, "max_tokens": 9, "temperature": 0, "return_token_ids": True}
+    whole = complete(client, **body)["choices"]
+    chunks = events("/v1/completions", body | {"stream": True})
+    for choice in whole:
+        first, *rest = [part for chunk in chunks for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert first["prompt_token_ids"] == choice["prompt_token_ids"]
+        assert not any("prompt_token_ids" in part for part in rest)
+        assert [token for part in (first, *rest) for token in part["token_ids"]] == choice["token_ids"]
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

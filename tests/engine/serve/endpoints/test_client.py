@@ -1,0 +1,110 @@
+"""The answer to one client, by the ASGI protocol itself: errors of the work, time-outs, large answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from engine.serve.endpoints import client as module
+from engine.serve.endpoints.client import Job, encode, encode_large, prepare
+from engine.serve.protocol.errors import ApiError
+from engine.serve.state import Limits, ServerState
+
+SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions"}
+
+
+def run(work, timeout=60.0, reads=10**9) -> list[bytes]:
+    """Do the work for a client that takes so many messages, and then no more. -> the bodies that it took"""
+    bodies = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        if len(bodies) == reads:
+            await asyncio.Event().wait()
+        bodies.append(message.get("body", b""))
+
+    asyncio.run(asyncio.wait_for(Job(work, Limits(timeout=timeout))(SCOPE, receive, send), 60))
+    return bodies
+
+
+@pytest.mark.parametrize("error", [OSError("too many open files"), TimeoutError("a worker's"), KeyError("x")])
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_an_error_of_the_work_is_told_once_whatever_its_type(error, is_streaming, caplog):
+    async def work(client):
+        if is_streaming:
+            await client.start()
+        raise error
+
+    if is_streaming:
+        _, event, end = run(work)
+        assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "internal_error" and not end
+    else:
+        with pytest.raises(ApiError, match="internal error") as raised:
+            run(work)
+        assert raised.value.status == 500
+    assert "POST '/v1/completions'" in caplog.text and len(caplog.records) == 1
+
+
+def test_a_stream_that_nobody_reads_ends_after_its_time(monkeypatch):
+    monkeypatch.setattr(module, "FAIL_SECONDS", 0.0)
+
+    async def work(client):
+        await client.start()
+        while True:
+            await client.event({"text": "x"})
+
+    assert len(run(work, timeout=0.01, reads=2)) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [], {"a": {}, "b": [], "é": None}, {"choices": [{"index": 0, "logprobs": {"top": [{"x": -1.5}] * 200}}]}],
+)
+def test_a_large_answer_is_the_same_json_in_parts(content):
+    assert asyncio.run(encode_large(content)) == encode(content)
+
+
+def test_others_are_served_while_a_large_answer_is_encoded():
+    async def turns() -> int:
+        encoding = asyncio.ensure_future(encode_large({"a": [{"text": "x" * 100, "values": [1.5] * 20}] * 2000}))
+        count = 0
+        while not encoding.done():
+            await asyncio.sleep(0)
+            count += 1
+        return count
+
+    assert asyncio.run(turns()) > 2000 / module.SLICE
+
+
+def test_large_bodies_are_prepared_two_at_a_time_also_if_their_clients_leave():
+    may_end, begun = threading.Event(), []
+
+    def request(size):
+        async def body():
+            return b"x" * size
+
+        return SimpleNamespace(body=body, app=app)
+
+    def work():
+        begun.append(1)
+        assert may_end.wait(60)
+
+    async def prepare_many():
+        large = [asyncio.ensure_future(prepare(request(module.LARGE_BODY), work)) for _ in range(3)]
+        assert await prepare(request(5), lambda: "small") == "small"
+        for task in large[:2]:
+            task.cancel()
+        await asyncio.gather(*large[:2], return_exceptions=True)
+        assert await prepare(request(5), lambda: len(begun)) == 2
+        may_end.set()
+        await large[2]
+
+    app = SimpleNamespace(state=SimpleNamespace(server=ServerState(None, None, None)))
+    asyncio.run(prepare_many())
+    assert len(begun) == 3
