@@ -65,6 +65,7 @@ class ChatRequest(GenerationRequest):
     IGNORED = unsupported.IGNORED_BY_CHAT
     CONDITIONS = (
         Needs("stream_options", "stream"),
+        Excludes("json_schema", "response_format"),
         Needs("top_logprobs", "logprobs"),
         Excludes("prompt_logprobs", "stream"),
         NotBoth("add_generation_prompt", "continue_final_message"),
@@ -73,7 +74,9 @@ class ChatRequest(GenerationRequest):
     @property
     def max_new_tokens(self) -> int | None:
         """Most tokens of the reply; None: what the window leaves."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        given = (self.max_completion_tokens, self.max_tokens, self.n_predict)
+        first = next((number for number in given if number is not None), None)
+        return None if first == -1 else first
 
     @property
     def alternatives(self) -> int:
@@ -91,7 +94,11 @@ class CompletionRequest(GenerationRequest):
 
     REFUSED = unsupported.COMPLETION
     IGNORED = unsupported.IGNORED_BY_BOTH
-    CONDITIONS = (Needs("stream_options", "stream"), ZeroNeeds("max_tokens", "echo"))
+    CONDITIONS = (
+        Needs("stream_options", "stream"),
+        Excludes("json_schema", "response_format"),
+        ZeroNeeds("max_tokens", "echo"),
+    )
 
     def __post_init__(self) -> None:
         if (number := len(self.prompts) * self.n) > MAX_CHOICES:
@@ -108,8 +115,10 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of the reply."""
-        return self.max_tokens
+        """Most tokens of the reply. The name of llama.cpp comes first, as max_tokens has a default."""
+        if self.n_predict is None:
+            return self.max_tokens
+        return MAX_TOKENS if self.n_predict == -1 else self.n_predict
 
     @property
     def alternatives(self) -> int:
