@@ -85,7 +85,7 @@ class GenerationRequest(Fields):
     cache_salt: str | None = option(Text(1, 256), "Share cached prompts only with requests of the same salt.")
     cache_prompt: bool = option(Flag(), "Without effect: a cached prompt changes no reply.", True)
     n_predict: int | None = option(N_PREDICT, "llama.cpp's name of max_tokens. -1: no limit but the window.")
-    json_schema: dict[str, Any] | None = option(SCHEMA, "llama.cpp's short form of response_format.")
+    json_schema: dict[str, Any] | None = option(SCHEMA, "llama.cpp's short form of response_format, which comes first.")
     timings_per_token: bool = option(Flag(), "Add llama.cpp's timings.", False)
 
     @property
@@ -95,8 +95,9 @@ class GenerationRequest(Fields):
 
     @property
     def wanted_format(self) -> dict[str, Any] | None:
-        """`response_format`, or the object {"json_schema": …} of the short form."""
-        return self.response_format if self.json_schema is None else {"json_schema": self.json_schema}
+        """`response_format` unless it is text, else the object {"json_schema": …} of the short form."""
+        is_text = (self.response_format or {"type": "text"})["type"] == "text"
+        return {"json_schema": self.json_schema} if is_text and self.json_schema is not None else self.response_format
 
     @property
     def alternatives(self) -> int:

@@ -65,7 +65,6 @@ class ChatRequest(GenerationRequest):
     IGNORED = unsupported.IGNORED_BY_CHAT
     CONDITIONS = (
         Needs("stream_options", "stream"),
-        Excludes("json_schema", "response_format"),
         Needs("top_logprobs", "logprobs"),
         Excludes("prompt_logprobs", "stream"),
         NotBoth("add_generation_prompt", "continue_final_message"),
@@ -94,11 +93,7 @@ class CompletionRequest(GenerationRequest):
 
     REFUSED = unsupported.COMPLETION
     IGNORED = unsupported.IGNORED_BY_BOTH
-    CONDITIONS = (
-        Needs("stream_options", "stream"),
-        Excludes("json_schema", "response_format"),
-        ZeroNeeds("max_tokens", "echo"),
-    )
+    CONDITIONS = (Needs("stream_options", "stream"), ZeroNeeds("max_tokens", "echo"))
 
     def __post_init__(self) -> None:
         if (number := len(self.prompts) * self.n) > MAX_CHOICES:

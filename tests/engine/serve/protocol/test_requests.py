@@ -63,6 +63,15 @@ def test_n_predict_is_llama_cpps_name_of_max_tokens():
     assert completion(n_predict=-1).max_new_tokens > 1_000_000
 
 
+@pytest.mark.parametrize("read", [chat, completion])
+def test_json_schema_is_a_short_form_that_another_format_replaces(read):
+    assert read().wanted_format is None
+    for form in (None, {"type": "text"}):
+        assert read(json_schema={"const": 3}, response_format=form).wanted_format == {"json_schema": {"const": 3}}
+    form = {"type": "json_object"}
+    assert read(json_schema={"const": 3}, response_format=form).wanted_format == form
+
+
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
@@ -140,7 +149,6 @@ def test_prompts_times_n_are_limited():
         ({"skip_special_tokens": False}, "skip_special_tokens", "= False is not supported"),
         ({"repeat_penalty": 1.1}, "repeat_penalty", "use repetition_penalty"),
         ({"n_predict": 0}, "n_predict", "n_predict = 0: use a whole number from 1 to 2147483647, or -1"),
-        ({"json_schema": {}, "response_format": {"type": "text"}}, "json_schema", "not possible with response_format"),
     ],
 )
 @pytest.mark.parametrize("read", [chat, completion])
