@@ -189,6 +189,9 @@ class Body:
         if kind != "application/json" or charset not in ("utf-8", "utf8", "us-ascii"):
             found = _header(self._scope, "content-type")
             raise ApiError(415, f"Content-Type {quote(found)}: use application/json, in UTF-8", headers=CLOSE)
+        encoding = _header(self._scope, "content-encoding") or "identity"
+        if encoding.lower() != "identity":  # a small body could become a very large one
+            raise ApiError(415, f"Content-Encoding {quote(encoding)}: send the body uncompressed", headers=CLOSE)
 
     def _too_large(self, size: int) -> ApiError:
         limit = self._security.max_body

@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.serve.engine import Engine
@@ -30,8 +32,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 512  # connections that the system accepts before we do
 KEEP_ALIVE = 75  # seconds that an idle connection stays open: longer than clients and proxies keep it
 MAX_HEADERS = 65_536  # bytes of a request's line and headers
+HEADER_SECONDS = 30  # in which they must arrive
 CANCEL_SECONDS = 2  # that cancelled requests have to end
 ALWAYS = ("/health", "/metrics")  # answered while draining
+OF_NO_INTEREST = ("Cancel ", "socket.send() raised", "Unsupported upgrade", "No supported WebSocket")  # in the log
 
 
 class Gate:
@@ -68,6 +72,39 @@ class Gate:
             self.running -= 1
 
 
+class Connection(H11Protocol):
+    """uvicorn's, which is closed if the headers of a request do not arrive in time.
+
+    uvicorn would keep it for ever, and some hundreds of such connections would lock everybody out.
+    """
+
+    _headers_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unwatch()
+
+    def _watch(self) -> None:
+        """Start the time for headers unless they are complete. Further bytes of them do not prolong it."""
+        if self.conn.their_state is not h11.IDLE:
+            self._unwatch()
+        elif self._headers_due is None:
+            self._headers_due = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _unwatch(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+
 class Server(uvicorn.Server):
     """uvicorn, which drains on a signal, and ends with the failure of an engine."""
 
@@ -84,7 +121,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 self.gate,
                 loop="asyncio",
-                http="h11",
+                http=Connection,
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -99,7 +136,8 @@ class Server(uvicorn.Server):
                 h11_max_incomplete_event_size=MAX_HEADERS,
             )
         )
-        logging.getLogger("uvicorn.error").addFilter(_is_worth_a_line)
+        for name in ("uvicorn.error", "asyncio"):
+            logging.getLogger(name).addFilter(_is_worth_a_line)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -232,6 +270,9 @@ async def _refuse(send: Send, error: ApiError) -> None:
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Whether one of uvicorn's messages tells anything: not that requests were cancelled, which we did."""
+    """Whether a message of uvicorn or asyncio tells anything.
+
+    Not that requests were cancelled, which we did; nor that a client has left, or has asked for a WebSocket.
+    """
     is_cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not is_cancelled and not record.getMessage().startswith("Cancel ")
+    return not is_cancelled and not record.getMessage().startswith(OF_NO_INTEREST)

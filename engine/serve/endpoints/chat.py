@@ -73,7 +73,7 @@ def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Pla
     prompt, call_format = render(chat, engine, choice)
     end = engine.llm.tokenizer.decode(prompt.ids[-8:], skip_special_tokens=False)
     in_reasoning = end.rstrip().endswith(OPEN)
-    grammar = reply_grammar(call_format, choice, chat.response_format, in_reasoning)
+    grammar = reply_grammar(call_format, choice, chat.wanted_format, in_reasoning)
     wanted = default_new_tokens if chat.max_new_tokens is None else chat.max_new_tokens
     length = new_tokens(engine, len(prompt.ids), wanted)
     model_defaults = defaults(engine.llm.default_params)
@@ -94,6 +94,10 @@ def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple
     last = conversation[-1]
     is_continued = last["role"] == "assistant" and not last.get("tool_calls") and chat.add_generation_prompt is None
     continues = chat.continue_final_message or (chat.continue_final_message is None and is_continued)
+    if continues and [message["role"] for message in conversation[-2:]] == ["assistant"] * 2:
+        raise messages.invalid(
+            "messages", "the last two messages are the assistant's, and the last one is to be continued: join them"
+        )
     ids = template.encode(
         conversation,
         not continues and chat.add_generation_prompt is not False,
@@ -215,7 +219,7 @@ async def stream(choices: Sequence[Choice], generations: Sequence[Generation], a
         content: dict[str, Any] = {**head, "choices": [part]}
         if options.include_usage:
             content["usage"] = usage() if options.continuous_usage_stats else None
-        if request.timings_per_token:
+        if request.timings_per_token and "role" not in delta:  # nothing has been measured before the first token
             content["timings"] = answer.timings()
         await client.event(content)
 
@@ -245,5 +249,6 @@ async def stream(choices: Sequence[Choice], generations: Sequence[Generation], a
     await follow_all(follow(*pair) for pair in zip(choices, generations, strict=True))
     answer.served.finish_reasons = [str(choice.finish_reason) for choice in choices]
     if options.include_usage:
-        await client.event({**head, "choices": [], "usage": usage()})
+        timings = {"timings": answer.timings()} if request.timings_per_token else {}
+        await client.event({**head, "choices": [], "usage": usage(), **timings})
     await client.end()

@@ -58,11 +58,11 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
     Text gets the tokenizer's BOS, ids are taken as they are. Raises `ApiError` or `BareloopError`.
     """
     model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
-    grammar = response_grammar(body.response_format)
+    grammar = response_grammar(body.wanted_format)
     plans: list[Plan] = []
     for prompt in body.prompts:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        length = new_tokens(engine, len(ids), max(body.max_tokens, 1), "prompt")
+        length = new_tokens(engine, len(ids), max(body.max_new_tokens, 1), "prompt")
         text = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(ids)
         shared = Prompt(ids, logprobs=body.logprobs if body.echo else None)
         for index in range(body.n):
@@ -95,7 +95,7 @@ class Choice:
     def push(self, events: Sequence[Event]) -> None:
         """Add events. With max_tokens 0 the token that the engine needs to generate is left out."""
         for event in events:
-            if self.body.max_tokens == 0:
+            if self.body.max_new_tokens == 0:
                 self.finish_reason = "length"
                 return
             self.text += event.text
@@ -157,5 +157,5 @@ async def reply(
         )
         return
     if options.include_usage:
-        await client.event({**head, "choices": [], "usage": answer.usage()})
+        await client.event({**head, "choices": [], "usage": answer.usage(), **timings()})
     await client.end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -22,8 +23,10 @@ async def models(request: Request) -> Response:
 
 
 async def model(request: Request) -> Response:
-    """One model. Its id may have slashes."""
+    """One model. Its id may have slashes, and must not be empty, though a request without a model has the first one."""
     state: ServerState = request.app.state.server
+    if not request.path_params["id"]:
+        raise HTTPException(404)
     return JSONResponse(state.engines.describe(state.engines.resolve(request.path_params["id"])))
 
 

@@ -23,11 +23,12 @@ async def tokenize(request: Request) -> Response:
     """Token ids of a text or a conversation, in the forms of vLLM, lm-evaluation-harness and llama.cpp."""
     state: ServerState = request.app.state.server
     body = await read_body(TokenizeRequest, request)
+    choice = tools.check(body.tools)
 
     def tokens_of(engine: Engine) -> dict[str, Any]:
         tokenizer = engine.llm.tokenizer
         if body.messages is not None:
-            ids = render(body.as_chat(), engine, tools.check(body.tools))[0].ids
+            ids = render(body.as_chat(), engine, choice)[0].ids
         else:
             ids = tokenizer.encode(body.text, body.adds_special_tokens)
         pieces = [{"id": token, "piece": piece(tokenizer, token)} for token in ids] if body.with_pieces else None

@@ -20,6 +20,7 @@ MAX_TOKENS = 2**31 - 1
 SEEDS = 2**63
 
 TOKEN = Integer(0, 2**31 - 1)
+N_PREDICT = Either((Integer(1, MAX_TOKENS), Integer(-1, -1)))
 IDS = Items(TOKEN, "token ids", 1)
 PROMPT = Either(
     (Text(1), Items(Text(1), "texts", 1, MAX_CHOICES), IDS, Items(IDS, "lists of token ids", 1, MAX_CHOICES))
@@ -85,12 +86,20 @@ class GenerationRequest(Fields):
     return_token_ids: bool = option(Flag(), "Add the ids of prompt and reply.", False)
     cache_salt: str | None = option(Text(1, 256), "Share cached prompts only with requests of the same salt.")
     cache_prompt: bool = option(Flag(), "Without effect: a cached prompt changes no reply.", True)
+    n_predict: int | None = option(N_PREDICT, "llama.cpp's name of max_tokens. -1: no limit but the window.")
+    json_schema: dict[str, Any] | None = option(SCHEMA, "llama.cpp's short form of response_format, which comes first.")
     timings_per_token: bool = option(Flag(), "Add llama.cpp's timings.", False)
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def wanted_format(self) -> dict[str, Any] | None:
+        """`response_format` unless it is text, else the object {"json_schema": …} of the short form."""
+        is_text = (self.response_format or {"type": "text"})["type"] == "text"
+        return {"json_schema": self.json_schema} if is_text and self.json_schema is not None else self.response_format
 
     @property
     def alternatives(self) -> int:

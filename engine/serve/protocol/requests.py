@@ -73,7 +73,9 @@ class ChatRequest(GenerationRequest):
     @property
     def max_new_tokens(self) -> int | None:
         """Most tokens of the reply; None: what the window leaves."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        given = (self.max_completion_tokens, self.max_tokens, self.n_predict)
+        first = next((number for number in given if number is not None), None)
+        return None if first == -1 else first
 
     @property
     def alternatives(self) -> int:
@@ -108,8 +110,10 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def max_new_tokens(self) -> int:
-        """Most tokens of the reply."""
-        return self.max_tokens
+        """Most tokens of the reply. The name of llama.cpp comes first, as max_tokens has a default."""
+        if self.n_predict is None:
+            return self.max_tokens
+        return MAX_TOKENS if self.n_predict == -1 else self.n_predict
 
     @property
     def alternatives(self) -> int:

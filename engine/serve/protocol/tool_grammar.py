@@ -69,6 +69,8 @@ def response_grammar(response_format: Mapping[str, Any] | None, in_reasoning: bo
             place = "response_format.json_schema.schema"
         case {"type": "json_object", "schema": dict() as schema}:  # of llama.cpp's clients
             place = "response_format.schema"
+        case {"json_schema": schema}:  # without a type: llama.cpp's short form
+            place = "json_schema"
         case {"type": "json_object"}:
             schema, place = {"type": "object"}, "response_format"
         case _:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from engine.serve import server
+
 BODY = {"prompt": "The sun is", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
 
 
@@ -73,6 +75,45 @@ def test_a_client_that_leaves_frees_its_rows_within_a_step(running, gate, stream
     gate.release(100)
     wait_until(lambda: len(running.scheduler.running) == 0)
     assert all(request.completion_tokens <= before + 1 for request, before in zip(requests, computed, strict=True))
+
+
+def test_after_200_clients_that_leave_the_next_is_served(running, gate, client):
+    connections = [connect(running, "/v1/completions", BODY | {"stream": number % 2 > 0}) for number in range(200)]
+    scheduler = running.scheduler
+    fill(running, gate, scheduler.max_rows)
+    for connection in connections:
+        connection.close()
+    gate.release(1000)
+    assert client.post("/v1/completions", json=BODY | {"max_tokens": 2}).json()["usage"]["completion_tokens"] == 2
+    wait_until(lambda: not len(scheduler.running) and not scheduler.queue)
+
+
+@pytest.mark.parametrize("head", [b"", b"G", b"GET /health HTTP/1.1\r\nhost: local"])
+def test_headers_that_do_not_arrive_are_given_up(running, monkeypatch, head):
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.01)
+    connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=60)
+    connection.sendall(head)
+    assert connection.recv(4096) == b""
+
+
+def test_headers_of_a_second_request_that_do_not_arrive_are_given_up(running, monkeypatch):
+    connection = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=60)
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(4096)
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.01)
+    connection.sendall(b"GET /health")
+    assert connection.recv(4096) == b""
+
+
+def test_requests_on_one_connection_are_answered_in_order(running):
+    connection = connect(running, "/v1/completions", BODY | {"max_tokens": 1})
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
+    connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+    answers = b"".join(iter(lambda: connection.recv(4096), b"")).split(b"HTTP/1.1 200 OK")
+    assert [b"text_completion" in each for each in answers] == [False, True, False, False, False]
+    assert b'"object":"list"' in answers[-1]
 
 
 def test_a_waiting_request_whose_client_leaves_never_runs(running, gate):

@@ -154,6 +154,13 @@ def test_other_content_types_are_refused(kind, call):
     assert (answer.status, answer.error["type"]) == (415, "invalid_request_error")
 
 
+def test_a_compressed_body_is_refused_as_such(call):
+    answer = call("POST", "/v1/echo", JSON | {"content-encoding": "gzip"}, [b"\x1f\x8b"])
+    assert (answer.status, answer.headers["connection"]) == (415, "close")
+    assert "'gzip'" in answer.error["message"]
+    assert call("POST", "/v1/echo", JSON | {"content-encoding": "Identity"}, [b"{}"]).status == 200
+
+
 def test_a_large_body_is_refused_by_its_declared_length_before_it_is_read(call):
     answer = call("POST", "/v1/echo", JSON | {"content-length": "101"}, chunks_end=False, max_body=100)
     assert (answer.status, answer.headers["connection"]) == (413, "close")

@@ -113,7 +113,8 @@ class Integer:
         return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
     def __str__(self) -> str:
-        return f"a whole number from {self.minimum} to {self.maximum}"
+        is_one = self.minimum == self.maximum
+        return str(self.minimum) if is_one else f"a whole number from {self.minimum} to {self.maximum}"
 
 
 @dataclass(frozen=True)

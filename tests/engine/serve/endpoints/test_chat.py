@@ -36,10 +36,40 @@ def test_a_stream_has_role_then_content_then_the_reason(client, events):
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks[1:-1]]
     assert all(delta["content"] and set(delta) == {"content"} for delta in deltas[:-1]) and deltas[-1] == {}
     assert "".join(delta["content"] for delta in deltas[:-1]) == whole["message"]["content"]
-    assert chunks[-2]["choices"][0]["finish_reason"] == whole["finish_reason"]
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]]
+    assert reasons == [None] * (len(chunks) - 2) + [whole["finish_reason"]]
+    assert len({chunk["id"] for chunk in chunks}) == 1
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["prompt_tokens"] > 0
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks[:-1]]
     assert [entry for part in parts if part for entry in part["content"]] == whole["logprobs"]["content"]
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": False}, {"include_usage": True}])
+@pytest.mark.parametrize("continuous", [None, False, True])
+def test_usage_comes_in_a_stream_where_it_is_wanted(events, options, continuous):
+    if options is not None:
+        options = options | {"continuous_usage_stats": continuous}
+    body = {"messages": QUESTION, "max_tokens": 3, "stream": True, "ignore_eos": True, "stream_options": options}
+    chunks = events("/v1/chat/completions", body)
+    wanted = bool(options and options["include_usage"])
+    assert [chunk for chunk in chunks if not chunk["choices"]] == chunks[-1:] * wanted
+    assert all(("usage" in chunk) == wanted for chunk in chunks)
+    if wanted:
+        counts = [chunk["usage"]["completion_tokens"] if chunk["usage"] else None for chunk in chunks]
+        assert counts[-1] == 3
+        assert counts == sorted(counts) if continuous else {*counts[:-1]} == {None}
+
+
+def test_without_logprobs_there_are_none(client, events):
+    assert chat(client)["choices"][0]["logprobs"] is None
+    chunks = events("/v1/chat/completions", {"messages": QUESTION, "max_tokens": 2, "stream": True})
+    assert {chunk["choices"][0]["logprobs"] for chunk in chunks} == {None}
+
+
+def test_fields_that_nobody_knows_are_ignored(client):
+    plain = chat(client)["choices"]
+    message = QUESTION[0] | {"mood": "curious", "files": []}
+    assert chat(client, messages=[message], mood={"is": "good"}, id_slot=0)["choices"] == plain
 
 
 @pytest.mark.parametrize("top", [0, 3])
@@ -133,6 +163,11 @@ def test_a_tools_answer_goes_back_into_the_conversation(client):
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user", "content": 42}]}, "messages[0].content"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stream": False, "stream_options": {"include_usage": False}}, "stream_options"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"seed": 2**63}, "seed"),
+        ({"messages": [*QUESTION, *[{"role": "assistant", "content": "Well,"}] * 2]}, "messages"),
         ({"n": 0}, "n"),
         ({"temperature": "hot"}, "temperature"),
         ({"response_format": {"type": "sound"}}, "response_format"),
@@ -153,4 +188,6 @@ def test_an_unknown_model_is_named_with_those_that_are_served(client):
 def test_timings_come_if_wanted(client, events):
     assert chat(client, timings_per_token=True)["timings"]["predicted_n"] > 0
     body = {"messages": QUESTION, "max_tokens": 4, "stream": True, "timings_per_token": True}
-    assert all("timings" in chunk for chunk in events("/v1/chat/completions", body))
+    body["stream_options"] = {"include_usage": True}
+    first, *others = events("/v1/chat/completions", body)
+    assert "timings" not in first and all("timings" in chunk for chunk in others)

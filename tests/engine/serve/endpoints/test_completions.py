@@ -95,6 +95,54 @@ def test_a_stream_equals_the_whole_answer(client, events):
             assert [entry for part in parts for entry in part["logprobs"][name]] == column
 
 
+def test_a_batch_of_ids_is_streamed_by_index_as_its_texts_are(client, events, llm):
+    texts = [TEXT, "Water is", "The sun"]
+    whole = [choice["text"] for choice in complete(client, prompt=texts)["choices"]]
+    body = {"prompt": [llm.tokenizer.encode(text) for text in texts], "max_tokens": 8, "temperature": 0}
+    parts = [part for chunk in events("/v1/completions", body | {"stream": True}) for part in chunk["choices"]]
+    assert ["".join(part["text"] for part in parts if part["index"] == index) for index in range(3)] == whole
+    assert sorted(part["index"] for part in parts if part["finish_reason"]) == [0, 1, 2]
+
+
+def test_text_offsets_are_right_where_a_stop_string_holds_text_back(client, events):
+    body = {"prompt": TEXT, "max_tokens": 24, "temperature": 0, "logprobs": 1}
+    text = complete(client, **body)["choices"][0]["text"]
+    stop = text[8:14]
+    (whole,) = complete(client, **body, stop=stop)["choices"]
+    assert (whole["text"], whole["finish_reason"]) == (text[: text.index(stop)], "stop")
+    parts = [chunk["choices"][0] for chunk in events("/v1/completions", body | {"stop": stop, "stream": True})]
+    assert "".join(part["text"] for part in parts) == whole["text"]
+    assert [offset for part in parts for offset in part["logprobs"]["text_offset"]] == whole["logprobs"]["text_offset"]
+    tokens = whole["logprobs"]["tokens"]
+    assert whole["logprobs"]["text_offset"] == [len("".join(tokens[:index])) for index in range(len(tokens))]
+
+
+def test_without_logprobs_there_are_none_and_unknown_fields_are_ignored(client):
+    (choice,) = complete(client, prompt=TEXT, logprobs=None, mood="good")["choices"]
+    assert choice["logprobs"] is None
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'"Once"', b"null", b"{", b"\xff{}"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_a_body_that_is_no_json_object_is_refused(client, path, body):
+    answer = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_a_body_of_another_type_is_refused(client):
+    answer = client.post("/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 415
+
+
+def test_n_predict_limits_a_reply_and_may_be_the_rest_of_the_window(client, llm):
+    def generated(**body):
+        return complete(client, prompt=[5] * (llm.max_length - 30), ignore_eos=True, **body)["usage"][
+            "completion_tokens"
+        ]
+
+    assert (generated(n_predict=3), generated(n_predict=-1)) == (3, 30)
+
+
 def test_echo_is_in_the_stream_once(client, events):
     chunks = events(
         "/v1/completions", {"prompt": TEXT, "echo": True, "max_tokens": 3, "temperature": 0, "stream": True}
@@ -151,6 +199,7 @@ def test_a_stream_has_the_ids_of_prompt_and_reply_once(client, events):
         ({"prompt": TEXT, "best_of": 3}, "best_of"),
         ({"prompt": TEXT, "suffix": "."}, "suffix"),
         ({"prompt": TEXT, "logprobs": 21}, "logprobs"),
+        ({"prompt": TEXT, "stream": False, "stream_options": {"include_usage": False}}, "stream_options"),
         ({"prompt": TEXT, "stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt": TEXT, "temperature": math.pi}, "temperature"),
     ],

@@ -56,6 +56,22 @@ def test_max_completion_tokens_comes_before_max_tokens():
     assert chat(max_tokens=5, max_completion_tokens=3).max_new_tokens == 3
 
 
+def test_n_predict_is_llama_cpps_name_of_max_tokens():
+    assert chat(n_predict=9).max_new_tokens == completion(n_predict=9).max_new_tokens == 9
+    assert chat(n_predict=9, max_tokens=5).max_new_tokens == 5
+    assert chat(n_predict=-1).max_new_tokens is None
+    assert completion(n_predict=-1).max_new_tokens > 1_000_000
+
+
+@pytest.mark.parametrize("read", [chat, completion])
+def test_json_schema_is_a_short_form_that_another_format_replaces(read):
+    assert read().wanted_format is None
+    for form in (None, {"type": "text"}):
+        assert read(json_schema={"const": 3}, response_format=form).wanted_format == {"json_schema": {"const": 3}}
+    form = {"type": "json_object"}
+    assert read(json_schema={"const": 3}, response_format=form).wanted_format == form
+
+
 @pytest.mark.parametrize(
     ("prompt", "prompts"),
     [
@@ -132,7 +148,7 @@ def test_prompts_times_n_are_limited():
         ({"best_of": 2}, "best_of", "best_of = 2 is not supported: use n"),
         ({"skip_special_tokens": False}, "skip_special_tokens", "= False is not supported"),
         ({"repeat_penalty": 0}, "repeat_penalty", "use a number from 1e-06 to 1e+06"),
-        ({"n_predict": 9}, "n_predict", "use max_tokens"),
+        ({"n_predict": 0}, "n_predict", "n_predict = 0: use a whole number from 1 to 2147483647, or -1"),
     ],
 )
 @pytest.mark.parametrize("read", [chat, completion])

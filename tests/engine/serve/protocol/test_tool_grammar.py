@@ -147,6 +147,15 @@ def test_response_formats(response_format, expected):
     assert reply_grammar(HERMES, check(TOOLS, "none"), form) == expected
 
 
+def test_the_short_form_of_a_schema_gives_the_same_grammar_and_its_errors_name_it():
+    read = [ChatRequest, {"messages": [{"role": "user"}], "json_schema": {"const": 3}}]
+    assert response_grammar(read_fields(*read).wanted_format) == Grammar.json_schema({"const": 3})
+    read[1]["json_schema"] = {"type": "hiccup"}
+    with pytest.raises(ApiError) as caught:
+        response_grammar(read_fields(*read).wanted_format)
+    assert caught.value.param == "json_schema"
+
+
 SCHEMA = "response_format.json_schema.schema"
 
 
