@@ -21,8 +21,6 @@ from engine.runtime.memory import free_memory, release_freed_memory
 from engine.serve.engine import Engine, EngineOptions, StepObserver
 from engine.serve.protocol.errors import ApiError, unavailable
 
-__all__ = ["Engine", "EngineOptions", "Engines", "NoRoomError", "public_names"]
-
 T = TypeVar("T")
 
 _at_work: set[threading.Thread] = set()  # threads of this process that load or unload a model

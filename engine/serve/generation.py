@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 from engine.decoding.loop import Event
 from engine.decoding.scheduling.request import CANCELLED, Request
-from engine.serve.protocol.errors import unavailable
+from engine.runtime.errors import BareloopError
+from engine.serve.protocol.errors import ApiError, unavailable
 
 MAX_UNREAD = 64  # events that a slow reader may be behind before its row pauses
 MAX_TAKEN = 8  # events that are handed over at once: those of 64 replies with log-probabilities take 50 ms
@@ -55,6 +56,8 @@ class Generation:
                     await self._news.wait()
         finally:
             self.cancel()
+        if isinstance(request.error, BareloopError):  # not the client's: logits that are not finite, for example
+            raise ApiError(500, str(request.error), headers={"x-should-retry": "false"}) from request.error
         if request.error is not None:
             raise request.error
         if request.finish_reason == CANCELLED and not request.is_cancelled:  # not by its reader

@@ -36,8 +36,9 @@ class Answer:
         generation = await answer.submit(prompt, params, scope)
     """
 
-    def __init__(self, prefix: str, engine: Engine, served: Served) -> None:
-        self.engine, self.served = engine, served
+    def __init__(self, prefix: str, engine: Engine, served: Served, only_prompts: bool = False) -> None:
+        """`prefix`: of its id. `only_prompts`: the token that is generated is not a part of the answer."""
+        self.engine, self.served, self.only_prompts = engine, served, only_prompts
         self.head = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -81,7 +82,7 @@ class Answer:
     def usage(self, reasoning_tokens: int = 0) -> dict[str, Any]:
         """Token counts so far. The tokens of a prompt with several choices count once."""
         prompt_tokens = sum(len(prompt.ids) for prompt in self.generations)
-        completion_tokens = sum(request.completion_tokens for request in self.requests())
+        completion_tokens = 0 if self.only_prompts else sum(each.completion_tokens for each in self.requests())
         first = [generations[0].request for generations in self.generations.values()]
         return {
             "prompt_tokens": prompt_tokens,
@@ -125,6 +126,16 @@ def new_tokens(engine: Engine, prompt_tokens: int, wanted: int, param: str = "me
             extra={"n_prompt_tokens": prompt_tokens, "n_ctx": engine.max_length},
         )
     return min(wanted, room)
+
+
+def check_number(engine: Engine, number: int) -> None:
+    """Raise `ApiError` for more choices than can be computed or wait at the same time, however often it is tried."""
+    rows, queue = engine.scheduler.max_rows, engine.scheduler.max_queue
+    if queue is not None and number > rows + queue:
+        message = (
+            f"the request has {number} choices, and the server takes {rows + queue} at a time; send several requests"
+        )
+        raise ApiError(400, message, param="n")
 
 
 async def follow_all(choices: Iterable[Coroutine[Any, Any, None]]) -> None:

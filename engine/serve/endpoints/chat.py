@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
-from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
+from engine.serve.endpoints.answers import Answer, Prompt, check_number, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChatPlan:
     """A chat request as work for an engine."""
 
     request: ChatRequest
@@ -67,7 +67,7 @@ async def chat_completions(request: Request) -> Response:
     return Job(work, state.limits)
 
 
-def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Plan:
+def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> ChatPlan:
     """Render and encode the conversation, and set the parameters of each choice. Raises `ApiError`."""
     choice = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     prompt, call_format = render(chat, engine, choice)
@@ -78,7 +78,7 @@ def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Pla
     length = new_tokens(engine, len(prompt.ids), wanted)
     model_defaults = defaults(engine.llm.default_params)
     params = [sampling_params(chat, model_defaults, length, index, grammar) for index in range(chat.n)]
-    return Plan(chat, prompt, params, in_reasoning, call_format, choice)
+    return ChatPlan(chat, prompt, params, in_reasoning, call_format, choice)
 
 
 def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple[Prompt, tools.ToolFormat]:
@@ -108,10 +108,10 @@ def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple
     return Prompt(ids, continues, template.reply_starts(ids), chat.prompt_logprobs), call_format
 
 
-class Choice:
+class ChatChoice:
     """One choice: its parser and log-probabilities, and what it looks like in an answer."""
 
-    def __init__(self, index: int, plan: Plan, engine: Engine) -> None:
+    def __init__(self, index: int, plan: ChatPlan, engine: Engine) -> None:
         self.index, self.plan = index, plan
         self.parser = plan.parser()
         request = plan.request
@@ -169,11 +169,12 @@ class Choice:
         }
 
 
-async def reply(plan: Plan, answer: Answer, client: Client, scope: Hashable) -> None:
+async def reply(plan: ChatPlan, answer: Answer, client: Client, scope: Hashable) -> None:
     """Generate all choices, and send them."""
     request = plan.request
+    check_number(answer.engine, request.n)
     generations = [await answer.submit(plan.prompt, params, scope) for params in plan.params]
-    choices = [Choice(index, plan, answer.engine) for index in range(request.n)]
+    choices = [ChatChoice(index, plan, answer.engine) for index in range(request.n)]
     if request.stream:
         await stream(choices, generations, answer, client)
         return
@@ -195,7 +196,7 @@ async def reply(plan: Plan, answer: Answer, client: Client, scope: Hashable) -> 
     await client.send(content)
 
 
-async def collect(choice: Choice, generation: Generation) -> None:
+async def collect(choice: ChatChoice, generation: Generation) -> None:
     """Follow a choice to its end."""
     async for events in generation:
         choice.push(events)
@@ -205,7 +206,9 @@ async def collect(choice: Choice, generation: Generation) -> None:
             return
 
 
-async def stream(choices: Sequence[Choice], generations: Sequence[Generation], answer: Answer, client: Client) -> None:
+async def stream(
+    choices: Sequence[ChatChoice], generations: Sequence[Generation], answer: Answer, client: Client
+) -> None:
     """Send all choices as they come: first the role, then what is added to the message, then the finish reason."""
     plan = choices[0].plan
     request, options = plan.request, plan.request.stream_options
@@ -214,7 +217,7 @@ async def stream(choices: Sequence[Choice], generations: Sequence[Generation], a
     def usage() -> dict[str, Any]:
         return answer.usage(sum(choice.reasoning_tokens for choice in choices))
 
-    async def chunk(choice: Choice, delta: dict[str, Any], **further: Any) -> None:
+    async def chunk(choice: ChatChoice, delta: dict[str, Any], **further: Any) -> None:
         part = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": None} | further
         content: dict[str, Any] = {**head, "choices": [part]}
         if options.include_usage:
@@ -223,7 +226,7 @@ async def stream(choices: Sequence[Choice], generations: Sequence[Generation], a
             content["timings"] = answer.timings()
         await client.event(content)
 
-    async def follow(choice: Choice, generation: Generation) -> None:
+    async def follow(choice: ChatChoice, generation: Generation) -> None:
         is_first, sent = True, 0
         async for events in generation:
             if is_first:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
-from engine.serve.endpoints.answers import Answer, Prompt, follow_all, new_tokens
+from engine.serve.endpoints.answers import Answer, Prompt, check_number, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompletionPlan:
     """One choice of a completion request as work for an engine."""
 
     index: int
@@ -46,20 +46,20 @@ async def completions(request: Request) -> Response:
         with served:
             async with state.engines.use(name) as engine:
                 plans = await prepare(request, lambda: make_plans(body, engine))
-                with Answer("cmpl", engine, served) as answer:
+                with Answer("cmpl", engine, served, only_prompts=body.max_new_tokens == 0) as answer:
                     await reply(body, plans, answer, client, scope)
 
     return Job(work, state.limits)
 
 
-def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
+def make_plans(body: CompletionRequest, engine: Engine) -> list[CompletionPlan]:
     """Encode the prompts, and set the parameters of each choice: choice k of prompt j has the index j·n + k.
 
     Text gets the tokenizer's BOS, ids are taken as they are. Raises `ApiError` or `BareloopError`.
     """
     model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
     grammar = response_grammar(body.wanted_format)
-    plans: list[Plan] = []
+    plans: list[CompletionPlan] = []
     for prompt in body.prompts:
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         length = new_tokens(engine, len(ids), max(body.max_new_tokens, 1), "prompt")
@@ -67,14 +67,14 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[Plan]:
         shared = Prompt(ids, logprobs=body.logprobs if body.echo else None)
         for index in range(body.n):
             params = sampling_params(body, model_defaults, length, index, grammar)
-            plans.append(Plan(len(plans), shared, text, params))
+            plans.append(CompletionPlan(len(plans), shared, text, params))
     return plans
 
 
-class Choice:
+class CompletionChoice:
     """One choice: its text and log-probabilities that have not been sent."""
 
-    def __init__(self, plan: Plan, body: CompletionRequest, engine: Engine) -> None:
+    def __init__(self, plan: CompletionPlan, body: CompletionRequest, engine: Engine) -> None:
         self.plan, self.body = plan, body
         self.finish_reason: str | None = None
         self.has_begun = False  # whether a part has been sent
@@ -123,18 +123,19 @@ class Choice:
 
 
 async def reply(
-    body: CompletionRequest, plans: Sequence[Plan], answer: Answer, client: Client, scope: Hashable
+    body: CompletionRequest, plans: Sequence[CompletionPlan], answer: Answer, client: Client, scope: Hashable
 ) -> None:
     """Generate all choices, and send them: whole, or each piece as it comes."""
     head = {**answer.head, "object": "text_completion"}
     options = body.stream_options
+    check_number(answer.engine, len(plans))
     generations = [await answer.submit(plan.prompt, plan.params, scope) for plan in plans]
-    choices = [Choice(plan, body, answer.engine) for plan in plans]
+    choices = [CompletionChoice(plan, body, answer.engine) for plan in plans]
 
     def timings() -> dict[str, Any]:
         return {"timings": answer.timings()} if body.timings_per_token else {}
 
-    async def follow(choice: Choice, generation: Generation) -> None:
+    async def follow(choice: CompletionChoice, generation: Generation) -> None:
         is_first = True
         async for events in generation:
             if is_first and body.echo:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from engine.runtime.errors import BareloopError
 from engine.serve import server
 
 BODY = {"prompt": "The sun is", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
@@ -188,3 +189,19 @@ def test_an_idle_stream_is_kept_alive(running, gate, monkeypatch):
         client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as answer,
     ):
         assert any(line == ": ping" for line in answer.iter_lines())
+
+
+def test_a_reply_that_cannot_be_computed_is_a_fault_of_the_server(running, client, monkeypatch):
+    def fail(replies):
+        raise BareloopError("the logits are not finite numbers")
+
+    monkeypatch.setattr(running.scheduler.running.pipeline, "logits", fail)
+    answer = client.post("/v1/completions", json=BODY)
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (500, "false")
+    assert "not finite" in answer.json()["error"]["message"]
+
+
+def test_more_choices_than_ever_fit_are_refused_for_good(running, client, monkeypatch):
+    monkeypatch.setattr(running.scheduler, "max_queue", 1)
+    answer = client.post("/v1/completions", json=BODY | {"n": 34})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")

@@ -60,7 +60,9 @@ def test_logprobs_have_the_chosen_token_and_the_most_likely(client, llm, count):
 @pytest.mark.parametrize("max_tokens", [0, 1])
 def test_echo_scores_every_token_of_the_prompt(client, llm, max_tokens):
     ids = llm.tokenizer.encode("The sun is a star, and the moon")
-    (choice,) = complete(client, prompt=ids, logprobs=1, echo=True, max_tokens=max_tokens)["choices"]
+    answer = complete(client, prompt=ids, logprobs=1, echo=True, max_tokens=max_tokens)
+    (choice,) = answer["choices"]
+    assert answer["usage"]["completion_tokens"] == max_tokens
     scores = choice["logprobs"]["token_logprobs"]
     assert len(scores) == len(ids) + max_tokens
     assert scores[0] is None and choice["logprobs"]["top_logprobs"][0] is None
