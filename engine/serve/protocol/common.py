@@ -38,6 +38,10 @@ RESERVED = (
     "chat_template",
     "tokenize",
 )
+NAMED_TOOL = Tagged(
+    {"function": Members({"function": Members({"name": Text(1, 256)})})},
+    '{"type": "function", "function": {"name": "…"}}',
+)
 TEMPLATE_ARGUMENTS = Members(reserved=RESERVED, maximum=64, max_size=MAX_JSON)
 MODEL = Text(0, 512)
 PENALTY = Number(1e-6, 1e6)

@@ -17,6 +17,7 @@ from engine.serve.protocol.common import (
     MAX_TOKENS,
     MESSAGES,
     MODEL,
+    NAMED_TOOL,
     PROMPT,
     SEEDS,
     TEMPLATE_ARGUMENTS,
@@ -27,7 +28,7 @@ from engine.serve.protocol.common import (
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import Fields, option, required
 from engine.serve.protocol.rules.conditions import ExactlyOne, Excludes, Needs, NotBoth, ZeroNeeds
-from engine.serve.protocol.rules.containers import Either, Items, Members
+from engine.serve.protocol.rules.containers import Either, Items
 from engine.serve.protocol.rules.scalars import Flag, Integer, Invalid, Neutral, Text
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class ChatRequest(GenerationRequest):
     )
     tools: list[dict[str, Any]] | None = option(TOOLS, "Functions that the model may call.")
     tool_choice: str | dict[str, Any] | None = option(
-        Either((Text(choices=("none", "auto", "required")), Members())), "Whether or which function is called."
+        Either((Text(choices=("none", "auto", "required")), NAMED_TOOL)), "Whether or which function is called."
     )
     parallel_tool_calls: bool = option(Flag(), "Whether a reply may have several calls.", True)
     reasoning_format: str = option(

@@ -179,7 +179,7 @@ def test_both_kinds_refuse_and_name_the_field_its_value_and_the_limit(read, valu
         ({"enable_thinking": False}, "enable_thinking", "use chat_template_kwargs"),
         ({"tools": ["f"]}, "tools[0]", "use an object"),
         ({"tools": [{}] * 129}, "tools", "tools has 129 tools: use a list of up to 128 tools"),
-        ({"tool_choice": "maybe"}, "tool_choice", "use 'none' or 'auto' or 'required', or an object"),
+        ({"tool_choice": "maybe"}, "tool_choice", "use 'none' or 'auto' or 'required', or {\"type\""),
         (
             {"add_generation_prompt": True, "continue_final_message": True},
             "add_generation_prompt",
