@@ -9,8 +9,13 @@ Names are imported when they are first used, so that importing the package does 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# torch's OpenMP threads spin for milliseconds after each of its products, on the cores that the threads of the C++
+# kernels need then. This many turns take less than one. It has an effect only if torch is imported later.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from engine.decoding.grammar import Grammar

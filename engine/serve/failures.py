@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.types import Scope
 
-    from engine.serve.request_log import Observer
-
 LOG = logging.getLogger("bareloop.server")
 INTERNAL = "internal_error"  # the code of an exception that nobody expected
 
@@ -68,7 +66,7 @@ def respond(error: ApiError) -> Response:
 
 def refuse(request: Request, error: ApiError) -> Response:
     """Respond to a request that no endpoint has reported, and report it, unless it is a probe."""
-    observer: Observer = request.app.state.server.observer
+    observer = request.app.state.server.observer
     if request.url.path != "/health":
         served = observer.started(request.method, request.url.path)
         served.fail(error)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.serve.failures import as_api_error, name_of
+from engine.serve.failures import as_api_error, name_of, respond
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.protocol.fields import Fields, read_request
 from engine.serve.state import Limits
@@ -99,18 +99,19 @@ class Client:
         self._ping_seconds = ping_seconds
         self._writing = asyncio.Lock()
         self._last_sent = time.monotonic()
-        self.is_streaming = False
+        self.has_begun = self.is_streaming = False
 
     async def send(self, content: Mapping[str, Any], status: int = 200) -> None:
         """The whole answer, as JSON."""
         body = await encode_large(content)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        self.has_begun = True
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def start(self) -> None:
         """Begin a stream. From here on a fault can only be reported as an event."""
-        self.is_streaming = True
+        self.has_begun = self.is_streaming = True
         await self._send({"type": "http.response.start", "status": 200, "headers": list(STREAM_HEADERS)})
 
     async def event(self, content: Mapping[str, Any], is_large: bool = False) -> None:
@@ -150,7 +151,7 @@ class Job(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(send, self.limits.ping_seconds)
-        work = asyncio.ensure_future(self._work(client, name_of(scope)))
+        work = asyncio.ensure_future(self._work(client, scope, receive, send))
         others = [asyncio.ensure_future(disconnected(receive)), asyncio.ensure_future(client.ping())]
         try:
             await asyncio.wait([work, others[0]], return_when=asyncio.FIRST_COMPLETED)
@@ -159,15 +160,18 @@ class Job(Response):
         finally:
             await cancel(work, *others)
 
-    async def _work(self, client: Client, name: str) -> None:
+    async def _work(self, client: Client, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self.limits.timeout) as deadline:
                 await self.work(client)
         except Exception as error:
             is_late = isinstance(error, TimeoutError) and deadline.expired()  # not a time-out of the work itself
-            failure = timed_out(self.limits.timeout) if is_late else as_api_error(error, name)
+            failure = timed_out(self.limits.timeout) if is_late else as_api_error(error, name_of(scope))
+            if not client.has_begun:
+                await respond(failure)(scope, receive, send)
+                return
             if not client.is_streaming:
-                raise failure from error
+                raise  # half of an answer has been sent
             with suppress(TimeoutError):  # a client that reads nothing could hold its connection for ever
                 async with asyncio.timeout(FAIL_SECONDS):
                     await client.fail(failure)

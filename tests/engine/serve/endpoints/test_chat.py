@@ -191,3 +191,11 @@ def test_timings_come_if_wanted(client, events):
     body["stream_options"] = {"include_usage": True}
     first, *others = events("/v1/chat/completions", body)
     assert "timings" not in first and all("timings" in chunk for chunk in others)
+
+
+@pytest.mark.parametrize("content", [[{"type": "image_url"}], 5])
+def test_a_refusal_is_reported_once(running, client, monkeypatch, content):
+    reported = []
+    monkeypatch.setattr(running.observer, "finished", reported.append)
+    chat(client, 400, messages=[{"role": "user", "content": content}])
+    assert [served.status for served in reported] == [400]
