@@ -59,6 +59,7 @@ WITHOUT_TORCH = (
     "engine.decoding.params",
     "engine.serve.__main__",
     "engine.serve.protocol.*",
+    "engine.serve.conversation.*",
     "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import Request as HttpRequest
+
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
+from engine.serve.endpoints.client import Client, Job
 from engine.serve.generation import MAX_UNREAD, Generation
 from engine.serve.protocol.errors import ApiError
+from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
     from engine.serve.engine import Engine
@@ -136,6 +140,22 @@ def check_number(engine: Engine, number: int) -> None:
             f"the request has {number} choices, and the server takes {rows + queue} at a time; send several requests"
         )
         raise ApiError(400, message, param="n")
+
+
+def answer_job(
+    request: HttpRequest, model: str | None, work: Callable[[Client, Engine, Served], Awaitable[None]]
+) -> Job:
+    """The job of a request to a model, which is loaded first if need be. Raises `ApiError` for an unknown model."""
+    state: ServerState = request.app.state.server
+    name = state.engines.resolve(model)
+    served = state.observer.started(request.method, request.url.path, name)
+
+    async def serve(client: Client) -> None:
+        with served:
+            async with state.engines.use(name) as engine:
+                await work(client, engine, served)
+
+    return Job(serve, state.limits)
 
 
 async def follow_all(choices: Iterable[Coroutine[Any, Any, None]]) -> None:

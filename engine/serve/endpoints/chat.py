@@ -13,19 +13,19 @@ from starlette.responses import Response
 
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
-from engine.serve.endpoints.answers import Answer, Prompt, check_number, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
+from engine.serve.conversation import messages, tools
+from engine.serve.conversation.replies import Delta, ReplyParser
+from engine.serve.conversation.tool_grammar import reply_grammar
+from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_number, follow_all, new_tokens
+from engine.serve.endpoints.client import Client, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
-from engine.serve.protocol import messages, tools
-from engine.serve.protocol.replies import Delta, ReplyParser
 from engine.serve.protocol.requests import ChatRequest, sampling_params
-from engine.serve.protocol.tool_grammar import reply_grammar
-from engine.serve.state import ServerState
 from engine.text.reasoning import OPEN
 
 if TYPE_CHECKING:
     from engine.serve.engine import Engine
+    from engine.serve.request_log import Served
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,15 @@ class ChatPlan:
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    state: ServerState = request.app.state.server
-    chat = await read_body(ChatRequest, request)
-    name, scope = state.engines.resolve(chat.model), cache_scope(request, chat.cache_salt)
-    served = state.observer.started(request.method, request.url.path, name)
+    chat, limits = await read_body(ChatRequest, request), request.app.state.server.limits
+    scope = cache_scope(request, chat.cache_salt)
 
-    async def work(client: Client) -> None:
-        with served:
-            async with state.engines.use(name) as engine:
-                plan = await prepare(request, lambda: make_plan(chat, engine, state.limits.default_new_tokens))
-                with Answer("chatcmpl", engine, served) as answer:
-                    await reply(plan, answer, client, scope)
+    async def work(client: Client, engine: Engine, served: Served) -> None:
+        plan = await prepare(request, lambda: make_plan(chat, engine, limits.default_new_tokens))
+        with Answer("chatcmpl", engine, served) as answer:
+            await reply(plan, answer, client, scope)
 
-    return Job(work, state.limits)
+    return answer_job(request, chat.model, work)
 
 
 def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> ChatPlan:

@@ -13,16 +13,16 @@ from starlette.responses import Response
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request as ModelRequest
-from engine.serve.endpoints.answers import Answer, Prompt, check_number, follow_all, new_tokens
-from engine.serve.endpoints.client import Client, Job, cache_scope, prepare, read_body
+from engine.serve.conversation.tool_grammar import response_grammar
+from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_number, follow_all, new_tokens
+from engine.serve.endpoints.client import Client, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
 from engine.serve.protocol.requests import CompletionRequest, sampling_params
-from engine.serve.protocol.tool_grammar import response_grammar
-from engine.serve.state import ServerState
 
 if TYPE_CHECKING:
     from engine.serve.engine import Engine
+    from engine.serve.request_log import Served
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,15 @@ class CompletionPlan:
 
 async def completions(request: Request) -> Response:
     """Continue prompts."""
-    state: ServerState = request.app.state.server
     body = await read_body(CompletionRequest, request)
-    name, scope = state.engines.resolve(body.model), cache_scope(request, body.cache_salt)
-    served = state.observer.started(request.method, request.url.path, name)
+    scope = cache_scope(request, body.cache_salt)
 
-    async def work(client: Client) -> None:
-        with served:
-            async with state.engines.use(name) as engine:
-                plans = await prepare(request, lambda: make_plans(body, engine))
-                with Answer("cmpl", engine, served, only_prompts=body.max_new_tokens == 0) as answer:
-                    await reply(body, plans, answer, client, scope)
+    async def work(client: Client, engine: Engine, served: Served) -> None:
+        plans = await prepare(request, lambda: make_plans(body, engine))
+        with Answer("cmpl", engine, served, only_prompts=body.max_new_tokens == 0) as answer:
+            await reply(body, plans, answer, client, scope)
 
-    return Job(work, state.limits)
+    return answer_job(request, body.model, work)
 
 
 def make_plans(body: CompletionRequest, engine: Engine) -> list[CompletionPlan]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from engine.serve.conversation import tools
 from engine.serve.endpoints.chat import render
 from engine.serve.endpoints.client import encode_large, prepare, read_body
-from engine.serve.protocol import tools
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from engine.serve.state import ServerState

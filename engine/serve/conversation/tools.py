@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Any, Literal
 
 from engine.runtime.errors import quote
-from engine.serve.protocol.messages import check_values, invalid, text
+from engine.serve.conversation.messages import check_values, invalid, text
 
 MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -8,12 +8,12 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.decoding.grammar import Grammar, Matcher
+from engine.serve.conversation.replies import ReplyParser
+from engine.serve.conversation.tool_grammar import grammar, reply_grammar, response_grammar
+from engine.serve.conversation.tools import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat, check
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import read_fields
-from engine.serve.protocol.replies import ReplyParser
 from engine.serve.protocol.requests import ChatRequest
-from engine.serve.protocol.tool_grammar import grammar, reply_grammar, response_grammar
-from engine.serve.protocol.tools import GENERIC, HERMES, LLAMA, MISTRAL, ToolFormat, check
 from engine.text.tokenizer import Tokenizer
 
 # The first has <tool_call> as one token, the second does not, and is quickly prepared for grammars.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from engine.serve.protocol.call_scanner import CallScanner
-from engine.serve.protocol.tools import GENERIC, ToolFormat
+from engine.serve.conversation.call_scanner import CallScanner
+from engine.serve.conversation.tools import GENERIC, ToolFormat
 from engine.text.reasoning import ReasoningSplitter
 
 CHUNK = 4096  # characters; longer texts are read in parts, so that each state copies little

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
+from engine.serve.conversation.messages import MAX_DEPTH, prepare
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.messages import MAX_DEPTH, prepare
 
 
 def call(arguments, **fields):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from engine.runtime.errors import UsageError
-from engine.serve.protocol.messages import check_values, invalid
-from engine.serve.protocol.tools import ToolChoice, ToolFormat
+from engine.serve.conversation.messages import check_values, invalid
+from engine.serve.conversation.tools import ToolChoice, ToolFormat
 from engine.text.reasoning import CLOSE
 
 if TYPE_CHECKING:  # it imports torch

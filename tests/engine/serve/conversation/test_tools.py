@@ -8,9 +8,9 @@ import re
 
 import pytest
 
+from engine.serve.conversation.messages import prepare
+from engine.serve.conversation.tools import MAX_TOOLS, ToolFormat, check
 from engine.serve.protocol.errors import ApiError
-from engine.serve.protocol.messages import prepare
-from engine.serve.protocol.tools import MAX_TOOLS, ToolFormat, check
 from engine.text.template_worker import compile_template
 
 QWEN_2, QWEN_3 = "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B"

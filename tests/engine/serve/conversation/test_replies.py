@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.serve.protocol.replies import Delta, ReplyParser, new_call_id
-from engine.serve.protocol.tools import GENERIC, HERMES, LLAMA, MISTRAL
+from engine.serve.conversation.replies import Delta, ReplyParser, new_call_id
+from engine.serve.conversation.tools import GENERIC, HERMES, LLAMA, MISTRAL
 
 NAMES = frozenset({"f", "g"})
 ARGUMENTS = '{"a": "x}<y> \\"{", "b": [1, {"c": null}]}'

@@ -1,0 +1,1 @@
+"""Messages, tools and replies of a chat, without a server or a model."""
