@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -11,7 +13,7 @@ from engine.runtime.errors import BareloopError
 from engine.serve.endpoints import models, tokens
 from engine.serve.endpoints.chat import chat_completions
 from engine.serve.endpoints.completions import completions
-from engine.serve.failures import any_error, api_error, http_exception
+from engine.serve.failures import any_error, api_error, http_exception, report
 from engine.serve.protocol.errors import ApiError
 from engine.serve.security import Guard
 from engine.serve.state import ServerState
@@ -50,4 +52,4 @@ def make_app(state: ServerState) -> ASGIApp:
     )
     app.router.redirect_slashes = False
     app.state.server = state
-    return Guard(app, state.security)
+    return Guard(app, state.security, partial(report, state.observer))

@@ -1,60 +1,19 @@
-"""Exceptions -> responses in OpenAI's shape. The handlers are for Starlette; `as_api_error` is for streams, too."""
+"""Errors of the API -> responses, which are reported; and the handlers that Starlette calls."""
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
-from engine.runtime.errors import BareloopError, is_out_of_memory, quote
-from engine.serve.protocol.errors import ApiError, unavailable
+from engine.runtime.errors import quote
+from engine.serve.exceptions import as_api_error, name_of
+from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import Scope
 
-LOG = logging.getLogger("bareloop.server")
-INTERNAL = "internal_error"  # the code of an exception that nobody expected
-
-
-def as_api_error(error: Exception, request: str = "a request") -> ApiError:
-    """What a client is told about an exception. A fault of the server is written to the log, and not told.
-
-    `request` names the request in the log.
-    """
-    translated = translate(error)
-    if is_out_of_memory(error):
-        LOG.error("%s: out of memory: %s", request, error)
-    elif translated.code == INTERNAL:
-        LOG.error("%s: internal error", request, exc_info=error)
-    return translated
-
-
-def translate(error: BaseException) -> ApiError:
-    """The error of the API for an exception."""
-    from starlette.requests import ClientDisconnect
-
-    from engine.decoding.scheduling.request import ClosedError, QueueFullError
-
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, QueueFullError):
-        return ApiError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": "1"})
-    if is_out_of_memory(error):
-        message = "memory has run out: try later, or with a shorter prompt or fewer replies"
-        return ApiError(503, message, code="out_of_memory", headers={"retry-after": "5"})
-    if isinstance(error, ClosedError):
-        return unavailable("the model has just been unloaded: try again")
-    if isinstance(error, BareloopError):
-        return ApiError(400, str(error))
-    if isinstance(error, ClientDisconnect):
-        return ApiError(400, "the client has left before the end of its request")
-    return ApiError(500, "internal error, see the server's log", code=INTERNAL)
-
-
-def name_of(scope: Scope) -> str:
-    """A request in the log: method, path and id."""
-    return f"{scope['method']} {quote(scope['path'])} {scope.get('state', {}).get('request_id', '')}".rstrip()
+    from engine.serve.request_log import Observer
 
 
 def respond(error: ApiError) -> Response:
@@ -64,13 +23,17 @@ def respond(error: ApiError) -> Response:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-def refuse(request: Request, error: ApiError) -> Response:
-    """Respond to a request that no endpoint has reported, and report it, unless it is a probe."""
-    observer = request.app.state.server.observer
-    if request.url.path != "/health":
-        served = observer.started(request.method, request.url.path)
+def report(observer: Observer, scope: Scope, error: ApiError) -> None:
+    """Report a refused request that no endpoint has reported, unless it is a probe."""
+    if scope["path"] != "/health":
+        served = observer.started(scope["method"], scope["path"])
         served.fail(error)
         observer.finished(served)
+
+
+def refuse(request: Request, error: ApiError) -> Response:
+    """Respond to a request that no endpoint has reported, and report it."""
+    report(request.app.state.server.observer, request.scope, error)
     return respond(error)
 
 

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING
 
 from engine.cli.progress import duration, tokens_per_second
 from engine.runtime.errors import BareloopError
-from engine.serve.failures import translate
+from engine.serve.exceptions import translate
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:

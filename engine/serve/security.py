@@ -12,12 +12,13 @@ import hashlib
 import hmac
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.runtime.errors import UsageError, quote
-from engine.serve.failures import as_api_error, name_of, respond
+from engine.serve.exceptions import as_api_error, name_of
+from engine.serve.failures import respond
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
@@ -63,8 +64,11 @@ class Security:
 class Guard:
     """ASGI middleware, the outermost: it checks requests, and answers all that the app raises before a response."""
 
-    def __init__(self, app: ASGIApp, security: Security) -> None:
-        self.app, self.security = app, security
+    def __init__(
+        self, app: ASGIApp, security: Security, report: Callable[[Scope, ApiError], None] = lambda *_: None
+    ) -> None:
+        """`report` is told of the requests that are refused here."""
+        self.app, self.security, self.report = app, security, report
         self.hosts = {*LOOPBACK, *map(_bracketed, security.allowed_hosts)}
         self.origins = {origin.lower() for origin in security.allowed_origins}
         self.digests = [_digest(key.encode()) for key in security.keys]
@@ -95,7 +99,9 @@ class Guard:
             if reply.has_begun and not reply.is_complete:
                 raise  # the connection is closed, so that the client knows
             if not reply.has_begun:
-                await respond(as_api_error(error, name_of(scope)))(scope, receive, reply.send)
+                refusal = as_api_error(error, name_of(scope))
+                self.report(scope, refusal)
+                await respond(refusal)(scope, receive, reply.send)
             elif state.get("failure") is not error:  # which has been logged
                 as_api_error(error, name_of(scope))
 

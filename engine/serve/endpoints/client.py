@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from engine.serve.failures import as_api_error, name_of, respond
+from engine.serve.exceptions import as_api_error, name_of
+from engine.serve.failures import respond
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.protocol.fields import Fields, read_request
 from engine.serve.state import Limits

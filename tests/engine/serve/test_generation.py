@@ -11,7 +11,7 @@ import pytest
 from engine import SamplingParams
 from engine.decoding.scheduling.request import ClosedError
 from engine.decoding.scheduling.scheduler import Scheduler
-from engine.serve.failures import translate
+from engine.serve.exceptions import translate
 from engine.serve.generation import MAX_TAKEN, Generation
 from engine.serve.protocol.errors import ApiError
 

@@ -198,4 +198,5 @@ def test_a_refusal_is_reported_once(running, client, monkeypatch, content):
     reported = []
     monkeypatch.setattr(running.observer, "finished", reported.append)
     chat(client, 400, messages=[{"role": "user", "content": content}])
-    assert [served.status for served in reported] == [400]
+    assert client.get("/v1/models", headers={"host": "other.example"}).status_code == 403
+    assert [served.status for served in reported] == [400, 403]
