@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
+from engine.decoding.scheduling.prefix_cache import MIN_SHARED
 from engine.decoding.scheduling.request import Request as ModelRequest
+from engine.decoding.sequence import common_prefix
 from engine.serve.conversation.tool_grammar import response_grammar
 from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_number, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, cache_scope, prepare, read_body
@@ -56,15 +58,21 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[CompletionPlan]:
     model_defaults, tokenizer = defaults(engine.llm.default_params), engine.llm.tokenizer
     grammar = response_grammar(body.wanted_format)
     plans: list[CompletionPlan] = []
-    for prompt in body.prompts:
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    all_ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in body.prompts]
+    for prompt, ids in zip(body.prompts, all_ids, strict=True):
         length = new_tokens(engine, len(ids), max(body.max_new_tokens, 1), "prompt")
         text = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(ids)
-        shared = Prompt(ids, logprobs=body.logprobs if body.echo else None)
+        shared = Prompt(ids, cuts=common_beginning(all_ids), logprobs=body.logprobs if body.echo else None)
         for index in range(body.n):
             params = sampling_params(body, model_defaults, length, index, grammar)
             plans.append(CompletionPlan(len(plans), shared, text, params))
     return plans
+
+
+def common_beginning(prompts: Sequence[list[int]]) -> list[int]:
+    """Where prompts of one request begin to differ, such as choices after a question: up to there they are shared."""
+    length = common_prefix(min(prompts), max(prompts))  # in lexicographic order all others are in between
+    return [length] if len(prompts) > 1 and length >= MIN_SHARED else []
 
 
 class CompletionChoice:

@@ -84,6 +84,19 @@ def test_a_second_request_that_begins_alike_gives_the_same_scores(client, llm):
     assert scores == pytest.approx(others, abs=1e-4)
 
 
+def test_choices_after_one_question_share_it(client, llm):
+    question = llm.tokenizer.encode("The sun is a star, the moon is a moon, and the earth is a planet. So is")
+    choices = [llm.tokenizer.encode(text)[1:] for text in (" the moon", " Mars", " the sun and the stars")]
+    body = {"echo": True, "logprobs": 1, "max_tokens": 1, "cache_salt": "alone"}
+    together = complete(client, prompt=[question + choice for choice in choices], **body)
+    assert together["usage"]["prompt_tokens_details"]["cached_tokens"] >= 2 * (len(question) - 1)
+    expected = [torch.log_softmax(llm.logits(question + choice).double(), -1) for choice in choices]
+    for entry, rows, choice in zip(together["choices"], expected, choices, strict=True):
+        ids = question + choice
+        scores = entry["logprobs"]["token_logprobs"][1 : len(ids)]
+        assert scores == pytest.approx(rows[range(len(ids) - 1), ids[1:]].tolist(), abs=1e-4)
+
+
 def test_a_stream_equals_the_whole_answer(client, events):
     body = {"prompt": [TEXT, "Water is"], "max_tokens": 12, "temperature": 0, "logprobs": 2, "stop": ["e "]}
     whole = complete(client, **body)["choices"]
