@@ -75,7 +75,7 @@ class Client:
             limits=httpx2.Limits(keepalive_expiry=KEEP_ALIVE),  # open loops need as many connections as there are
             transport=transport,
             trust_env=not address.is_local,
-            verify=not (address.is_local and address.root.startswith("http:")),  # reading certificates takes 0.1 s
+            verify=address.needs_certificates,
         )
 
     async def __aenter__(self) -> Client:

@@ -24,7 +24,7 @@ from engine.llm import LLM
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import peak_memory
 from engine.text.chat_template import ChatTemplate
-from engine.text.reasoning import OPEN
+from engine.text.reasoning import opens_reasoning
 
 _fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
@@ -114,7 +114,7 @@ class LocalModel:
         if isinstance(self.template, PlainTemplate):
             params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
         ids = self._encode(messages)
-        opens = not continues and self.llm.tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
+        opens = not continues and opens_reasoning(self.llm.tokenizer, ids)
         return LocalGeneration(self.scheduler.submit(ids, params, continues, scope=self.scope), opens)
 
     def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:

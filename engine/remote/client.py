@@ -57,7 +57,7 @@ class RemoteModel:
             timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT),
             limits=limits,
             trust_env=not address.is_local,
-            verify=not (address.is_local and address.root.startswith("http:")),  # reading certificates takes 0.1 s
+            verify=address.needs_certificates,
         )
         self._reached = False  # an answer has come: what fails now may work again
         self._closed = threading.Event()

@@ -103,7 +103,6 @@ class Engine:
     ) -> None:
         """`name`: its public one. `observe`: called after each step. `on_death`: called in the thread if it fails."""
         self.name, self.llm, self.options = name, llm, options
-        self.created = int(time.time())
         self.error: BaseException | None = None  # that has ended the thread
         self._on_death = on_death
         self._is_closed = False
@@ -187,9 +186,9 @@ class Engine:
         Raises `BareloopError` if there is none.
         """
         if self._template is None or self._template[0] != day:
-            source = self.llm.chat_template.source if self.options.template is None else self.options.template
-            midnight = datetime.combine(day, time_of_day())
-            self._template = day, ChatTemplate(source, self.llm.tokenizer, midnight)
+            source = self.options.template
+            template = self.llm.chat_template if source is None else ChatTemplate(source, self.llm.tokenizer)
+            self._template = day, template.at(datetime.combine(day, time_of_day()))
         return self._template[1]
 
     @property

@@ -7,7 +7,6 @@ for some seconds at most. The second signal ends it at once.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.serve.engine import Engine
+from engine.serve.failures import respond
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.state import ServerState
 
@@ -49,7 +49,7 @@ class Gate:
         if scope["type"] != "http" or scope["path"] in ALWAYS:
             await self.app(scope, receive, send)
         elif self.state.draining:
-            await _refuse(send, unavailable("the server is shutting down"))
+            await _refuse(unavailable("the server is shutting down"), scope, receive, send)
         else:
             await self._run(scope, receive, send)
 
@@ -67,7 +67,8 @@ class Gate:
         except asyncio.CancelledError:
             if has_begun:
                 raise
-            await _refuse(send, unavailable("the server has shut down before the reply was complete"))
+            error = unavailable("the server has shut down before the reply was complete")
+            await _refuse(error, scope, receive, send)
         finally:
             self.running -= 1
 
@@ -260,13 +261,10 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-async def _refuse(send: Send, error: ApiError) -> None:
-    body = json.dumps(error.body()).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send(
-        {"type": "http.response.start", "status": error.status, "headers": [*headers, (b"connection", b"close")]}
-    )
-    await send({"type": "http.response.body", "body": body})
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond with an error, after which the connection is closed."""
+    error.headers["connection"] = "close"
+    await respond(error)(scope, receive, send)
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

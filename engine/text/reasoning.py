@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.text.tokenizer import Tokenizer
+
 OPEN, CLOSE = "<think>", "</think>"
 
 
@@ -45,6 +51,11 @@ class ReasoningSplitter:
             return ""
         self.answer += pending
         return pending
+
+
+def opens_reasoning(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends with the opening tag, which some templates write."""
+    return tokenizer.decode(ids[-8:], skip_special_tokens=False).rstrip().endswith(OPEN)
 
 
 def split(text: str) -> tuple[str, str]:

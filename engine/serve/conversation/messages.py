@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 from engine.runtime.errors import BareloopError, quote
 from engine.serve.protocol.errors import ApiError
+from engine.serve.protocol.fields import MAX_DEPTH
 from engine.text.tokenizer import check_text
 
 MAX_NAME = 256  # characters of a role, a name or an id
-MAX_DEPTH = 100  # levels of objects and lists
 
 
 def prepare(messages: Any) -> list[dict[str, Any]]:

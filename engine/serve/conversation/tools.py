@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from engine.runtime.errors import quote
 from engine.serve.conversation.messages import check_values, invalid, text
+from engine.serve.protocol.common import MAX_TOOLS
 
-MAX_TOOLS = 128
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
 

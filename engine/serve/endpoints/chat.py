@@ -21,7 +21,7 @@ from engine.serve.endpoints.client import Client, cache_scope, prepare, read_bod
 from engine.serve.endpoints.logprobs import ChatLogprobs, prompt_logprobs
 from engine.serve.generation import Generation
 from engine.serve.protocol.requests import ChatRequest, sampling_params
-from engine.text.reasoning import OPEN
+from engine.text.reasoning import opens_reasoning
 
 if TYPE_CHECKING:
     from engine.serve.engine import Engine
@@ -67,8 +67,7 @@ def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Cha
     """Render and encode the conversation, and set the parameters of each choice. Raises `ApiError`."""
     choice = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     prompt, call_format = render(chat, engine, choice)
-    end = engine.llm.tokenizer.decode(prompt.ids[-8:], skip_special_tokens=False)
-    in_reasoning = end.rstrip().endswith(OPEN)
+    in_reasoning = opens_reasoning(engine.llm.tokenizer, prompt.ids)
     grammar = reply_grammar(call_format, choice, chat.wanted_format, in_reasoning)
     wanted = default_new_tokens if chat.max_new_tokens is None else chat.max_new_tokens
     length = new_tokens(engine, len(prompt.ids), wanted)

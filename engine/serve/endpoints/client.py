@@ -102,12 +102,12 @@ class Client:
         self._last_sent = time.monotonic()
         self.has_begun = self.is_streaming = False
 
-    async def send(self, content: Mapping[str, Any], status: int = 200) -> None:
+    async def send(self, content: Mapping[str, Any]) -> None:
         """The whole answer, as JSON."""
         body = await encode_large(content)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         self.has_begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
     async def start(self) -> None:

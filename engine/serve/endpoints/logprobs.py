@@ -77,8 +77,8 @@ class CompletionLogprobs:
         """Remove the entries, which have been sent."""
         self.columns = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
-    def add(self, token: int, logprob: float | None, alternatives: Alternatives) -> str:
-        """Add a token. -> its string. `logprob` None: the first token of a prompt, which nothing precedes.
+    def add(self, token: int, logprob: float | None, alternatives: Alternatives) -> None:
+        """Add a token. `logprob` None: the first token of a prompt, which nothing precedes.
 
         Of alternatives with the same string the most likely one is kept, and the token itself is one of them.
         """
@@ -93,7 +93,6 @@ class CompletionLogprobs:
         for column, part in zip(self.columns.values(), entry, strict=True):
             column.append(part)
         self.offset += len(text)
-        return text
 
 
 def prompt_logprobs(request: Request, tokenizer: Tokenizer) -> list[dict[str, Any] | None]:

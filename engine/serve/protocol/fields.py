@@ -18,11 +18,11 @@ from engine.runtime.errors import quote
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.rules.containers import nullable
 from engine.serve.protocol.rules.scalars import Anything, Invalid, Neutral, Path, Rule, Schema, refuse
+from engine.text.tokenizer import SURROGATE
 
 MAX_DEPTH = 100  # of nested lists and objects
 MAX_CONTAINERS = 50_000  # lists and objects: a body of 2 MB could have a million, which take seconds to check
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # an unfinished one, too, so that the time is linear
-SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # valid pairs, too
 
 
