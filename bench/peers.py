@@ -141,7 +141,7 @@ def token_bytes(folder: Path, engine: str, context: int) -> int:
 
     name, _, weight_format = engine.partition("-")
     if name == "bareloop":
-        return sum(cost.nbytes for cost in open_model(folder, **load_options(weight_format)).model.costs(context))
+        return open_model(folder, **load_options(weight_format)).model.token_bytes(context)
     cache_dtype = "float32" if weight_format == "float32" else "bfloat16"  # whatever the format of the weights
     costs = list(open_model(folder, cache_dtype).model.costs(context))
     cache = past_bytes(costs)

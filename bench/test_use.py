@@ -38,9 +38,9 @@ def test_mmlu_question(benchmark: Any, llm: LLM, limits: Limits) -> None:
 @pytest.mark.benchmark(group="chat turn")
 def test_chat_turn(benchmark: Any, llm: LLM) -> None:
     """A message and its reply in a growing conversation; `ttft` is the time a person waits."""
-    from chat.events import Reply, Settings
+    from chat.conversation.events import Reply, Settings
+    from chat.conversation.session import Session
     from chat.models.local import LocalModel
-    from chat.session import Session
 
     sampling = {"temperature": 0.0, "max_new_tokens": REPLY, "ignore_eos": True}
     session = Session(LocalModel(llm), Settings(strategy="none", sampling=sampling))

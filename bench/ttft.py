@@ -18,7 +18,7 @@ from engine.runtime.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from chat.session import Session
+    from chat.conversation.session import Session
     from engine.llm import LLM
 
 EARLY, LATE = 2, 30  # the compared turns: the first with a history, and one with 3,000 tokens of history
@@ -70,9 +70,9 @@ def main(options: Any) -> None:
 
 def measure(folder: Path, options: Any) -> list[Turn]:
     """Medians over several conversations, and transformers' time for the same prompts."""
-    from chat.events import Settings
+    from chat.conversation.events import Settings
+    from chat.conversation.session import Session
     from chat.models.local import LocalModel
-    from chat.session import Session
     from engine import LLM
 
     llm = LLM.load(folder, device=options.device)
@@ -107,7 +107,7 @@ def measure(folder: Path, options: Any) -> list[Turn]:
 
 def talk(session: Session, llm: LLM, turns: int, tokens: int, seed: int) -> Iterator[Turn]:
     """Run a conversation with messages of equal length."""
-    from chat.events import Reply
+    from chat.conversation.events import Reply
 
     random = Random(seed)
     for number in range(1, turns + 1):

@@ -10,14 +10,16 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from chat.context import STRATEGIES
+from chat.context import STRATEGIES, Budget
 from engine.checkpoints import embedded
 from engine.cli.parser import EXIT_RUNTIME, Parser, choose_model, model_options, run, sampling_options
+from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.models.interface import ChatModel
 
+DEFAULT_PORT = 8080
 LOCAL_FLAGS = {  # by their names in the options
     name: f"--{name.replace('_', '-')}" for name in ("device", "gpu_memory", "dtype", "allow_pickle", "quant", "draft")
 } | {"cuda_graphs": "--no-cuda-graphs"}
@@ -26,10 +28,15 @@ LOCAL_FLAGS = {  # by their names in the options
 def parser() -> Parser:
     """The program's flags."""
     result = Parser("python -m chat", "Talk with a model.")
-    result.add_model_options(default=embedded.default_model())
+    result.add_model_options(
+        default=embedded.default_model(),
+        about="model folder, GGUF file, hub id or ollama:NAME; with --web several, which the page offers",
+    )
     result.add_draft_option()
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system prompt")
-    result.add_argument("--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit")
+    result.add_argument(
+        "--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit; not with --web"
+    )
     server = result.add_argument_group("a model of a server")
     server.add_argument(
         "--url",
@@ -44,7 +51,13 @@ def parser() -> Parser:
     )
     context = result.add_argument_group("context")
     context.add_argument("--strategy", choices=STRATEGIES, help="what to do when the window is full (default: sliding)")
-    context.add_argument("--ctx-size", "-c", type=int, metavar="N", help="window size in tokens (default: the model's)")
+    context.add_argument(
+        "--ctx-size",
+        "-c",
+        type=int,
+        metavar="N",
+        help="window size in tokens (default: the model's); on the page that of new conversations",
+    )
     context.add_argument(
         "--reserve",
         type=int,
@@ -58,10 +71,23 @@ def parser() -> Parser:
     )
     files = result.add_argument_group("conversations")
     files.add_argument(
-        "--resume", nargs="?", const="", metavar="ID", help="continue a conversation (default: the last)"
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="ID",
+        help="continue a conversation, an id or a file (default: the last)",
     )
     files.add_argument("--no-save", dest="autosave", action="store_false", help="do not save this conversation")
-    output = result.add_argument_group("output")
+    page = result.add_argument_group("page in the browser")
+    page.add_argument(
+        "--web",
+        action="store_true",
+        help="chat in the browser, with the same conversations, on this machine only; Ctrl-C ends",
+    )
+    page.add_argument("--port", type=int, metavar="N", help="of the page; 0 for any free one (default: 8080)")
+    page.add_argument("--api", action="store_true", help="also serve OpenAI's API with these models, below /v1")
+    page.add_argument("--no-browser", dest="browser", action="store_false", help="only print the page's address")
+    output = result.add_argument_group("output, not with --web")
     output.add_argument(
         "--plain", action="store_true", help="no colours or line editing: replies on stdout, everything else on stderr"
     )
@@ -81,11 +107,16 @@ def local_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
     return lambda name: LocalModel.load(name, **model_options(options)), options.model[0]
 
 
-def remote_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
-    """The same for the models of a server."""
+def refuse_local_flags(options: Any) -> None:
+    """Raise `UsageError` for a flag that has no meaning for the models of a server."""
     for name, flag in LOCAL_FLAGS.items():
         if getattr(options, name) != parser().get_default(name):
             raise UsageError(f"{flag} is for models that this program loads, not for a server's")
+
+
+def remote_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
+    """The same for the models of a server."""
+    refuse_local_flags(options)
 
     from chat.models.remote import Server
     from engine.remote.address import read_key
@@ -94,23 +125,59 @@ def remote_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
     return server.load, options.model[0] if options.model else server.first()
 
 
+def conversation_flags(options: Any) -> dict[str, Any]:
+    """The flags that are settings of a conversation, without those of sampling."""
+    flags = {"window": options.ctx_size} | {
+        name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")
+    }
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def serve_page(options: Any) -> None:
+    """Check the flags of the page, and serve it."""
+    for name in ("prompt", "plain", "json"):
+        if getattr(options, name):
+            raise UsageError(f"--{name} is for the terminal, not for --web; leave one of them out")
+    if options.api and options.url is not None:
+        raise UsageError("--api serves models that this program loads, not those of --url")
+    if options.api_key_file is not None and options.url is None:
+        raise UsageError("--api-key-file is for a server: add --url")
+    options.port = DEFAULT_PORT if options.port is None else options.port
+    if not 0 <= options.port <= 65_535:
+        raise UsageError(f"--port {options.port}: use 0 to 65535")
+    if options.url is None:
+        choose_model(options, embedded.default_model())
+    else:
+        refuse_local_flags(options)
+
+    from chat.web.program import serve
+
+    serve(options, conversation_flags(options), sampling_options(options))
+
+
 def main(options: Any) -> None:
-    """Open the model, then chat in the terminal or through pipes."""
-    if options.model and len(options.model) > 1:
-        raise UsageError("chat uses one model; name one, and change it with /model")
+    """Open the model, then chat in the browser, in the terminal or through pipes."""
     if options.ctx_size is not None and options.ctx_size < 1:
         raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
+    if options.ctx_size is not None:
+        longest = (sampling_options(options)).get("max_new_tokens", SamplingParams().max_new_tokens)
+        Budget.of(options.ctx_size, longest, options.reserve)  # raises if no room is left
+    if options.web:
+        serve_page(options)
+        return
+    for name, flag in (("port", "--port"), ("api", "--api"), ("browser", "--no-browser")):
+        if getattr(options, name) != parser().get_default(name):
+            raise UsageError(f"{flag} is for the page in the browser: add --web")
+    if options.model and len(options.model) > 1:
+        raise UsageError("chat uses one model; name one, and change it with /model, or add --web to offer several")
     load, name = local_models(options) if options.url is None else remote_models(options)
 
     from chat import store
     from chat.agent import Agent
-    from chat.events import Settings
+    from chat.conversation.events import Settings
     from chat.pipe import Pipe
 
-    flags = {"window": options.ctx_size} | {
-        name: getattr(options, name) for name in ("system", "strategy", "history", "reserve")
-    }
-    overrides = {name: value for name, value in flags.items() if value is not None}
+    overrides = conversation_flags(options)
     sampling = sampling_options(options)
     agent = Agent(load, name, Settings(**overrides, sampling=sampling), autosave=options.autosave)
     opening = list(agent.session.warnings)

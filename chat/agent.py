@@ -4,38 +4,51 @@
     for event in agent.handle("Hi!"):
         ...
 
-The terminal, the pipe and the tests all drive this.
+The terminal, the pipe, the page and the tests all drive this.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from chat.commands import execute, is_command
-from chat.events import ChatEvents, Notice, Reply, Settings
+from chat.conversation.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.models.interface import ChatModel
 from chat.workspace import Workspace
+from engine.runtime.errors import UsageError
+from engine.text.surrogates import SURROGATE
+
+SAVE_INTERVAL = 5.0  # seconds between two saves of a reply that is being generated: the most that a kill loses
+SAVE_FACTOR = 50  # the interval is at least this many times as long as a save takes, so that streaming stays fast
 
 
 class Agent(Workspace):
-    """A workspace that handles lines, and saves the conversation after each."""
+    """A workspace that handles lines, and saves the conversation before a reply, during a long one, and after each."""
 
     def __init__(
         self, load_model: Callable[[str], ChatModel], name: str, settings: Settings, autosave: bool = True
     ) -> None:
         super().__init__(load_model, name, settings, autosave)
         self._pending: Notice | None = None  # a failed autosave, reported before the next line
+        self._moved: Notice | None = None  # another program has taken the file while the line was handled
+        self._next_save = 0.0  # by the clock of `time.monotonic`
 
     def handle(self, line: str) -> ChatEvents:
         """Handle a message or a command. Raises `BareloopError`, and `EOFError` if the user leaves."""
+        if SURROGATE.search(line):
+            raise UsageError("the line has half of a UTF-16 pair, which is no text; type it again")
         if self._pending is not None:
             yield self._pending
+        self._moved, self.session.on_message = None, self._save_part
         events = execute(self, line.strip()) if is_command(line.strip()) else self.session.send(line)
         saved = False
         try:
             for event in events:
+                if isinstance(event, Piece) and time.monotonic() >= self._next_save:
+                    self._save_part()
                 if isinstance(event, Reply):
-                    warning, saved = self.autosave_now(), True
+                    warning, saved = self.autosave_now() or self._moved, True
                     yield event
                     if warning:
                         yield warning
@@ -43,4 +56,13 @@ class Agent(Workspace):
                     yield event
         finally:
             events.close()  # an abandoned reply keeps its text
-            self._pending = None if saved else self.autosave_now()
+            self._pending = None if saved else self.autosave_now() or self._moved
+
+    def _save_part(self) -> None:
+        """Save what there is of a turn. If that fails, the next attempt may not, and the last one is reported."""
+        begun = time.monotonic()
+        warning = self.autosave_now()
+        if not self._has_failed:
+            self._moved = warning or self._moved
+        ended = time.monotonic()
+        self._next_save = ended + max(SAVE_INTERVAL, SAVE_FACTOR * (ended - begun))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.context import STRATEGIES
-from chat.events import ChatEvents, Notice
+from chat.conversation.events import ChatEvents, Notice
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError, quote
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its name, the arguments as /help shows them, and the function that runs it.
+    """A command: its name, the arguments as /help shows them, the function that runs it, and where it is for.
 
     `run` takes the workspace and the text after the command's name.
     """
@@ -28,20 +29,23 @@ class Command:
     arguments: str
     help: str
     run: Callable[[Workspace, str], ChatEvents]
+    screens: frozenset[str]
 
 
+BOTH, TERMINAL = frozenset({"terminal", "page"}), frozenset({"terminal"})
 COMMANDS: dict[str, Command] = {}
+MAX_TITLE = 200  # characters
 ALIASES = {"exit": "quit", "q": "quit", "bye": "quit", "?": "help"}
 
 
 def command(
-    arguments: str = "",
+    arguments: str = "", screens: frozenset[str] = BOTH
 ) -> Callable[[Callable[[Workspace, str], ChatEvents]], Callable[[Workspace, str], ChatEvents]]:
     """Register a function as the command of its name; its docstring is the help text."""
 
     def register(run: Callable[[Workspace, str], ChatEvents]) -> Callable[[Workspace, str], ChatEvents]:
         name = run.__name__.rstrip("_")
-        COMMANDS[name] = Command(name, arguments, str(run.__doc__), run)
+        COMMANDS[name] = Command(name, arguments, str(run.__doc__), run, screens)
         return run
 
     return register
@@ -52,10 +56,17 @@ def execute(workspace: Workspace, line: str) -> ChatEvents:
     name, _, rest = line.removeprefix("/").partition(" ")
     name = ALIASES.get(name, name)
     if name not in COMMANDS:
-        match = closest(name, COMMANDS)
+        match = closest(name, (entry.name for entry in known(workspace)))
         hint = f"did you mean /{match}?" if match else "/help lists all commands"
         raise UsageError(f"unknown command {quote(f'/{name}')}; {hint}")
+    if workspace.screen not in COMMANDS[name].screens:
+        raise UsageError(f"/{name} is a command of the terminal; the page has its own buttons for that")
     yield from COMMANDS[name].run(workspace, rest.strip())
+
+
+def known(workspace: Workspace) -> list[Command]:
+    """The commands of the workspace's screen."""
+    return [entry for entry in COMMANDS.values() if workspace.screen in entry.screens]
 
 
 def is_command(line: str) -> bool:
@@ -76,35 +87,36 @@ def info(text: str) -> Notice:
 @command()
 def help_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """list the commands"""
-    width = max(len(f"{entry.name} {entry.arguments}") for entry in COMMANDS.values())
-    yield info("\n".join(f"/{f'{entry.name} {entry.arguments}':<{width}}  {entry.help}" for entry in COMMANDS.values()))
+    entries = known(workspace)
+    width = max(len(f"{entry.name} {entry.arguments}") for entry in entries)
+    yield info("\n".join(f"/{f'{entry.name} {entry.arguments}':<{width}}  {entry.help}" for entry in entries))
 
 
-@command()
+@command(screens=TERMINAL)
 def quit_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """leave; the conversation is kept"""
     yield from ()
     raise EOFError
 
 
-@command("[FILE]")
+@command("[FILE]", TERMINAL)
 def save(workspace: Workspace, rest: str) -> ChatEvents:
     """write the conversation to a file"""
     yield info(f"saved {workspace.save(rest)}")
 
 
-@command("[FILE]")
+@command("[FILE]", TERMINAL)
 def load(workspace: Workspace, rest: str) -> ChatEvents:
     """continue a saved conversation, by file or id (without one: list them)"""
     if not rest:
-        rows = [f"{name}  {text[:60]}{'…' * (len(text) > 60)}" for name, text in store.listed()]
+        rows = [f"{name}  {text}" for name, text in store.listed()]
         yield info("\n".join(rows) or "there are no saved conversations yet")
         return
     path = store.find(rest)
     yield from workspace.load(path)
 
 
-@command()
+@command(screens=TERMINAL)
 def clear(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     """start a new conversation with the same settings"""
     workspace.begin()
@@ -119,7 +131,7 @@ def stats(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     yield info(statistics(workspace))
 
 
-@command("[on|off]")
+@command("[on|off]", TERMINAL)
 def stream(workspace: Workspace, rest: str) -> ChatEvents:
     """show replies token by token, or whole"""
     workspace.stream = _toggle(rest, workspace.stream)
@@ -149,16 +161,22 @@ def strategy(workspace: Workspace, rest: str) -> ChatEvents:
     yield info(f"strategy: {workspace.session.settings.strategy} (choices: {', '.join(STRATEGIES)})")
 
 
-@command()
-def retry(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
-    """get another reply to the last message"""
-    yield from workspace.session.retry()
+@command("[N]")
+def retry(workspace: Workspace, rest: str) -> ChatEvents:
+    """get another reply to message N (default: the last)"""
+    yield from workspace.session.retry(_optional_index(rest))
 
 
 @command()
 def undo(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
-    """remove the last message and its reply"""
-    yield info(f"removed: {workspace.session.undo()}")
+    """remove the last message and its reply; another version of them is shown, if there is one"""
+    session = workspace.session
+    index = session.index()
+    text = f"removed: {session.undo()}"
+    if index < len(session.turns):
+        place, count = session.tree.version(index)
+        text += f"\nmessage {index + 1} now shows version {place + 1} of {count}, with what followed it"
+    yield info(text)
 
 
 @command("TEXT")
@@ -167,6 +185,58 @@ def edit(workspace: Workspace, rest: str) -> ChatEvents:
     if not rest:
         raise UsageError("/edit needs the new text of your last message")
     yield from workspace.session.edit(rest)
+
+
+@command("N TEXT")
+def branch(workspace: Workspace, rest: str) -> ChatEvents:
+    """replace message N and go on from there; what followed is kept as another version"""
+    number, _, text = rest.partition(" ")
+    if not text.strip():
+        raise UsageError("/branch needs the number of a message and its new text")
+    yield from workspace.session.edit(text.strip(), _index(number, "a message"))
+
+
+@command("N [K]")
+def version(workspace: Workspace, rest: str) -> ChatEvents:
+    """show version K of message N (without K: list its versions)"""
+    from chat.reports import versions
+
+    session, (number, _, chosen) = workspace.session, rest.partition(" ")
+    if not number:
+        raise UsageError("/version needs the number of a message, and that of a version")
+    turn = session.index(_index(number, "a message"))
+    if not chosen:
+        yield info(versions(session, turn))
+        return
+    session.choose(turn, _index(chosen, "a version"))
+    place, count = session.tree.version(turn)
+    yield info(f"version {place + 1} of {count} of message {turn + 1}")
+
+
+@command("N TOKEN CHOICE")
+def fork(workspace: Workspace, rest: str) -> ChatEvents:
+    """go on from another token of reply N, numbered as /logprobs does"""
+    words = rest.split()
+    if len(words) != 3:
+        raise UsageError("/fork needs three numbers: of a message, of a token of its reply, of an alternative")
+    session = workspace.session
+    with closing(session.fork(*map(_index, words, ("a message", "a token", "an alternative")))) as events:
+        first = next(events)
+        if workspace.screen == "terminal":  # which shows only what is new
+            yield info(f"going on from: {session.turns[-1][1]['content']}")
+        yield first
+        yield from events
+
+
+@command("TEXT")
+def title(workspace: Workspace, rest: str) -> ChatEvents:
+    """name the conversation ("" removes the name; without TEXT: show it)"""
+    if rest:
+        name = " ".join(rest.split())
+        if len(name) > MAX_TITLE:
+            raise UsageError(f"a title has up to {MAX_TITLE} characters; this one has {len(name)}")
+        workspace.session.title = "" if name in ('""', "''") else name
+    yield info(f"title: {workspace.session.title or 'none'}")
 
 
 @command()
@@ -187,12 +257,12 @@ def prompt(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
     yield info(workspace.session.prompt_text())
 
 
-@command()
-def logprobs(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
-    """show the probability of each token of the last reply, and the alternatives"""
+@command("[N]")
+def logprobs(workspace: Workspace, rest: str) -> ChatEvents:
+    """show the probability of each token of reply N (default: the last), and the alternatives"""
     from chat.reports import alternatives
 
-    yield info(alternatives(workspace.session))
+    yield info(alternatives(workspace.session, _optional_index(rest)))
 
 
 @command()
@@ -235,6 +305,17 @@ def model(workspace: Workspace, rest: str) -> ChatEvents:
     if not rest:
         raise UsageError(f"/model needs {workspace.session.model.others}; the current model is {workspace.name}")
     yield from workspace.change_model(rest)
+
+
+def _index(text: str, what: str) -> int:
+    """An index from 0 for a number that users count from 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UsageError(f"{quote(text.strip())} is not the number of {what}; they count from 1")
+    return int(text) - 1
+
+
+def _optional_index(text: str) -> int | None:
+    return _index(text, "a message") if text else None
 
 
 def _toggle(argument: str, before: bool) -> bool:

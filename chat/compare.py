@@ -24,7 +24,7 @@ from engine.runtime.errors import BareloopError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from chat.events import Settings
+    from chat.conversation.events import Settings
     from engine.decoding.scheduling.scheduler import Scheduler
     from engine.llm import LLM
 
@@ -201,7 +201,7 @@ def run_all(
     llm: LLM, dialogues: Sequence[Sequence[Line]], small_window: int, max_new_tokens: int
 ) -> list[StrategyResult]:
     """Run all dialogues with history, without it, and by every strategy in the small window."""
-    from chat.events import Settings
+    from chat.conversation.events import Settings
 
     sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
     ways = {
@@ -241,9 +241,9 @@ def run_dialogues(
 def run_dialogue(llm: LLM, settings: Settings, dialogue: Sequence[Line], scheduler: Scheduler) -> StrategyResult:
     """Run one dialogue."""
     from chat.context import ContextOverflowError
-    from chat.events import Reply
+    from chat.conversation.events import Reply
+    from chat.conversation.session import Session
     from chat.models.local import LocalModel
-    from chat.session import Session
 
     result = StrategyResult("")
     session = Session(LocalModel(llm, scheduler), settings)

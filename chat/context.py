@@ -126,7 +126,8 @@ def fit(
     if strategy == "none":
         raise ContextOverflowError(
             f"the conversation has {total:,} tokens, and there is room for {room:,} "
-            f"({budget.window:,} minus {budget.reserve:,} for the reply); use /clear, or /strategy sliding"
+            f"({budget.window:,} minus {budget.reserve:,} for the reply); start a new conversation, or use "
+            "/strategy sliding"
         )
     target = room if strategy == "truncate" else int(room * LOW_WATER)
     candidates = range(start + 1, last)
@@ -151,12 +152,17 @@ def summary_limit(budget: Budget) -> int:
 def _overflow(
     system: str, turn: Turn, summary: str, fold_system: bool, budget: Budget, count: Count, tokens: int
 ) -> ContextOverflowError:
-    """The error that says whether the message is too long, or the system prompt in front of it."""
+    """The error that says what is too long: the message, the system prompt before it, or a reply to be continued."""
     empty = [{**turn[0], "content": ""}]
     pinned = count(prompt_messages(system, [empty], summary, fold_system))
     limits = f"there is room for {budget.room:,} ({budget.window:,} minus {budget.reserve:,} for the reply)"
     if pinned > budget.room:
         return ContextOverflowError(f"the system prompt has {pinned:,} tokens, and {limits}; shorten it with /system")
+    if len(turn) > 1:  # a reply that is to be continued
+        return ContextOverflowError(
+            f"the reply fills the window: it ends at token {tokens:,} of {budget.window:,}, so there is no room to "
+            "continue it; ask for the rest in a new message, or use a larger window (--ctx-size)"
+        )
     return ContextOverflowError(
         f"the message has {tokens - pinned:,} tokens, the system prompt and the template add {pinned:,}, and {limits}; "
         "shorten the message"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from chat.agent import Agent
-from chat.events import Notice, Piece, Reply
+from chat.conversation.events import Notice, Piece, Reply
 from engine.cli.parser import printable
 from engine.runtime.errors import BareloopError
 
@@ -45,7 +45,7 @@ class Pipe:
         """Write events as they come."""
         for event in events:
             match event:
-                case Piece(text) if self.agent.stream and not self.as_json:
+                case Piece(text) if text and self.agent.stream and not self.as_json:
                     self._write(printable(text))
                 case Reply() if self.as_json:
                     self._write(json.dumps(as_dict(event), ensure_ascii=False) + "\n")

@@ -1,11 +1,16 @@
-"""The texts of /stats and /logprobs."""
+"""The texts of /stats, /logprobs and /version."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from chat.session import Session
+from chat.conversation.session import Session
 from chat.workspace import Workspace
+
+SCORED = "the tokens of the text, as the model reads it, with their probabilities now; it may have generated others"
+SKIPPED = 20  # characters that versions have in common, from which on they are shown from where they differ
+SHOWN = 60  # characters of a text in a list
 
 
 def statistics(workspace: Workspace) -> str:
@@ -25,15 +30,12 @@ def statistics(workspace: Workspace) -> str:
         f"dropped    {counters.dropped_turns} turns, {counters.dropped_tokens:,} tokens, in {counters.evictions} "
         f"evictions; {counters.summaries} summaries",
     ]
-    if counters.replies:
-        prompt = sum(reply.prompt_tokens for reply in counters.replies)
-        completion = sum(reply.completion_tokens for reply in counters.replies)
-        cached = sum(reply.cached_tokens for reply in counters.replies)
-        last = counters.replies[-1]
+    if counters.last is not None:
+        prompt, completion, cached = counters.prompt_tokens, counters.completion_tokens, counters.cached_tokens
         lines += [
             f"tokens     prompts {prompt:,}, of which cached {cached:,} ({cached / max(prompt, 1):.0%}); "
-            f"replies {completion:,}, {completion / len(counters.replies):.0f} per turn",
-            f"last       TTFT {last.ttft:.2f} s, {last.tokens_per_second:.1f} tokens/s",
+            f"replies {completion:,}, {completion / counters.replies:.0f} per turn",
+            f"last       TTFT {counters.last.ttft:.2f} s, {counters.last.tokens_per_second:.1f} tokens/s",
         ]
     if session.model.drafts is not None:
         lines.append(f"drafts     {session.model.drafts}")
@@ -42,14 +44,45 @@ def statistics(workspace: Workspace) -> str:
     return "\n".join(lines)
 
 
-def alternatives(session: Session) -> str:
-    """Each token of the last reply with its probability, and the alternatives with theirs."""
-    replies = session.statistics.replies
-    tokens = session.model.probabilities(replies[-1].events) if replies else []
-    if not tokens:
+def alternatives(session: Session, turn: int | None = None) -> str:
+    """Each token of a reply, by default the last, with its probability and numbered alternatives with theirs.
+
+    If they were scored, a line above says so.
+    """
+    tokens = session.tokens_of(turn) if session.turns else []
+    if all(token.logprob is None for token in tokens):
         return "no probabilities yet: /set logprobs 3, then send a message"
-    lines = []
-    for token in tokens:
-        others = ", ".join(f"{text!r} {math.exp(logprob):.1%}" for text, logprob in token.alternatives)
-        lines.append(f"{token.text!r:<16} {math.exp(token.logprob):>6.1%}   {others}")
+    width = len(str(len(tokens)))
+    lines = [SCORED] if session.was_scored(turn) else []
+    for number, token in enumerate(tokens, 1):
+        others = ", ".join(
+            f"{choice} {text!r} {math.exp(logprob):.1%}" for choice, (text, logprob) in enumerate(token.alternatives, 1)
+        )
+        share = "" if token.logprob is None else f"{math.exp(token.logprob):.1%}"
+        lines.append(f"{number:>{width}} {token.text!r:<16} {share:>6}   {others}")
     return "\n".join(lines)
+
+
+def versions(session: Session, turn: int) -> str:
+    """The versions of a message, numbered, with the beginnings of both texts; the chosen one is marked.
+
+    A long beginning that all versions have in common is left out.
+    """
+    chosen, _ = session.tree.version(turn)
+    nodes = session.tree.versions(turn)
+    messages = _distinct([node.turn[0]["content"] for node in nodes])
+    replies = _distinct([node.turn[1]["content"] if len(node.turn) > 1 else "" for node in nodes])
+    return "\n".join(
+        f"{'*' if index == chosen else ' '} {index + 1}  {message} | {reply}"
+        for index, (message, reply) in enumerate(zip(messages, replies, strict=True))
+    )
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """The beginning of each text in one line, or a part that begins shortly before they differ."""
+    lines = [" ".join(text.split()) for text in texts]
+    differing = (index for index, characters in enumerate(zip(*lines, strict=False)) if len(set(characters)) > 1)
+    common = lines[0][: next(differing, min(map(len, lines)))] if len(set(lines)) > 1 else ""
+    start = max(common.rfind(" ") + 1, len(common) - SKIPPED) if len(common) > SKIPPED else 0
+    parts = [line[start : start + SHOWN] + "…" * (len(line) > start + SHOWN) for line in lines]
+    return [f"… {part}" for part in parts] if start else parts

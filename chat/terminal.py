@@ -22,8 +22,8 @@ from chat import store
 from chat.agent import Agent
 from chat.commands import COMMANDS, is_command
 from chat.context import STRATEGIES
-from chat.events import Notice, Piece, Reply
-from chat.session import Session
+from chat.conversation.events import Notice, Piece, Reply
+from chat.conversation.session import Session
 from engine.cli.parser import printable
 from engine.runtime.errors import BareloopError
 
@@ -91,6 +91,8 @@ class Terminal:
             try:
                 for event in events:
                     match event:
+                        case Piece(text=""):
+                            pass
                         case Piece(text) if self.agent.stream:
                             for block in blocks.push(printable(text)):
                                 self.console.print(markdown(block))
@@ -228,9 +230,8 @@ def meter(session: Session) -> str:
     window = session.budget.window
     used = session.count(session.visible_messages()) if session.turns else 0
     usage = f"{used:,}/{window:,} ({used / window:.0%})"
-    if not session.statistics.replies:
+    if (last := session.statistics.last) is None:
         return usage
-    last = session.statistics.replies[-1]
     drafts = session.model.drafts
     share = "" if drafts is None else f" ({drafts.share_right:.0%} of drafts right)"
     speed = f"{last.tokens_per_second:.0f} tok/s{share}"

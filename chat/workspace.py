@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 
 from chat import store
-from chat.events import Notice, Settings
+from chat.conversation.events import Notice, Settings
+from chat.conversation.session import Session
+from chat.conversation.tree import Tree
 from chat.models.interface import ChatModel
-from chat.session import Session
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 
@@ -24,25 +25,31 @@ class Workspace:
         self.load_model = load_model
         self.name = name
         self.autosave = autosave
+        self.screen = "terminal"  # or page: which commands there are
         self.stream = True
-        self.draft = ""  # a message without a reply, offered to be sent again
+        self.draft = ""  # a message without a reply, offered once to be sent again
         self.session = Session(load_model(name), settings)
+        self._has_failed = False  # the last autosave
+        self._copied = ""  # what the user has saved in another file, as it was written
         self._set_path(self._new_path())
 
     def begin(self) -> None:
-        """Start a new conversation, in a file of its own."""
-        self.autosave_now()
+        """Start a new conversation, in a file of its own. Raises `BareloopError` if this one cannot be saved."""
+        self._save_before_leaving()
         self.session.clear()
         self._set_path(self._new_path())
 
     def conversation(self) -> store.Conversation:
-        """The content of the conversation's file."""
+        """The content of the conversation's file, now. From any thread."""
         session, origin = self.session, self.session.model.origin()
+        turns, branches = session.written()
         return store.Conversation(
-            turns=session.turns,
+            turns=turns,
             settings=session.settings,
             start=session.start,
             summary=session.summary,
+            title=session.title,
+            branches=branches,
             model=self.name,
             fingerprint=origin.fingerprint,
             template=origin.template,
@@ -64,24 +71,37 @@ class Workspace:
                 store.load(path)
             except BareloopError:
                 raise UsageError(f"{path} exists and is not a conversation; name another file") from None
-        store.save(self.conversation(), path)
+        conversation = self.conversation()
+        store.save(conversation, path)
+        self._copied = store.encode(conversation)
         return path
 
     def load(self, path: Path) -> Iterator[Notice]:
-        """Continue a saved conversation; the current one stays in its own file. Raises if the file cannot be read."""
-        saved = store.load(path)
+        """Continue a saved conversation; the current one stays in its own file.
+
+        Raises `BareloopError`, and changes nothing, if the file cannot be read, or the current one not be saved.
+        """
+        yield from self.take(store.load(path), path)
+
+    def take(self, saved: store.Conversation, path: Path) -> Iterator[Notice]:
+        """The same for the content of a file. It stays in that file if it is one of the store."""
         settings = saved.settings
         if not saved.model:  # a plain list of messages: keep the current settings
             current = self.session.settings
             settings = replace(current, system=saved.settings.system or current.system)
-        turns, unanswered = saved.turns, ""
-        if turns and len(turns[-1]) == 1:
-            *turns, last = turns
-            unanswered = last[0]["content"]
-        session = Session(self.session.model, settings, datetime.fromisoformat(saved.date) if saved.date else None)
-        session.turns, session.start, session.summary = turns, min(saved.start, max(0, len(turns) - 1)), saved.summary
+        tree, unanswered = saved.tree(), ""
+        if tree.path and len(tree.path[-1].turn) == 1:
+            last, unanswered = len(tree.path) - 1, tree.path[-1].turn[0]["content"]
+            tree.remove(last)
+            if (
+                len(tree.path) > last and tree.path[last].turn[0]["content"] == unanswered
+            ):  # it was to get another reply
+                unanswered = ""
+        date = datetime.fromisoformat(saved.date) if saved.date else None
+        session = _continued(saved, tree, unanswered, self.session.model, settings, date)
+        turns = session.turns
         _ = session.budget, session.params  # these raise if the settings are invalid
-        self.autosave_now()
+        self._save_before_leaving()
         self.session = session
         self._set_path(path if path.parent == store.folder() else self._new_path(datetime.now()))
         yield Notice("info", f"loaded {len(turns)} turns from {path}")
@@ -90,37 +110,65 @@ class Workspace:
         if unanswered:
             self.draft = unanswered
             yield Notice("warning", f"the last message has no reply; it is ready to be sent again: {unanswered}")
-        own = session.model.origin()
-        written = f"it was written with {saved.model}"
+        if text := self.other_origin(saved):
+            yield Notice("warning", text)
+
+    def other_origin(self, saved: store.Conversation) -> str:
+        """What a user should know if another model has written a conversation than the current one; else nothing."""
+        own, written = self.session.model.origin(), f"it was written with {saved.model}"
         if saved.template and own.template and saved.template != own.template:
-            yield Notice("warning", f"{written}, which has a different chat template")
-        elif saved.model and (
-            saved.fingerprint != own.fingerprint if saved.fingerprint and own.fingerprint else saved.model != self.name
-        ):
-            yield Notice("warning", f"{written}, and the current model is {self.name}")
+            return f"{written}, which has a different chat template"
+        are_known = bool(saved.fingerprint and own.fingerprint)
+        differs = saved.fingerprint != own.fingerprint if are_known else saved.model != self.name
+        return f"{written}, and the current model is {self.name}" if saved.model and differs else ""
 
     def change_model(self, name: str) -> Iterator[Notice]:
         """Continue with another model, which computes the whole conversation again."""
         before = self.session
-        session = Session(self.load_model(name), before.settings, before.now)
-        session.turns, session.summary, session.start = before.turns, before.summary, before.start
+        model = self.load_model(name)
+        session = _continued(before, before.tree, before.unanswered, model, before.settings, before.now)
         session.statistics = before.statistics
         self.session, self.name = session, name
         yield Notice("info", f"now {name}, with a window of {session.budget.window:,} tokens")
         yield from session.warnings
 
+    def copy(self, other: Workspace) -> None:
+        """Take over another workspace's conversation, in a file of its own; the settings stay."""
+        before, own = other.session, self.session
+        self.session = _continued(before, before.tree.copy(), before.unanswered, own.model, own.settings, before.now)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the file has all that has been said, as far as it was saved after it."""
+        is_as_saved = not self._has_failed and _modified(self.path) == self._saved_at
+        return self._is_new or (self.autosave and is_as_saved)
+
     def autosave_now(self) -> Notice | None:
         """Save if autosave is on. Return a warning if that fails, or if another program has taken the file."""
-        if not self.autosave or not (self.session.turns or self._saved_at):
+        if not self.autosave or self._is_new:
             return None
-        before = self.path
+        before, self._has_failed = self.path, True
         try:
             self.save()
+            self._has_failed = False
         except BareloopError as error:
             return Notice("warning", f"not saved: {error}")
         if self.path != before:
             return Notice("warning", f"{before} was changed by another program; continuing in {self.path}")
         return None
+
+    def _save_before_leaving(self) -> None:
+        """Save what another conversation is about to replace. Raises `BareloopError` if it would be lost."""
+        warning = self.autosave_now()
+        if warning is not None and self._has_failed and self._copied != store.encode(self.conversation()):
+            raise BareloopError(
+                f"{warning.text}; so this conversation stays open: free some space, or /save it in another place first"
+            )
+
+    @property
+    def _is_new(self) -> bool:
+        """Whether nothing has been said, so that there is no file."""
+        return not (self.session.turns or self.session.unanswered or self._saved_at)
 
     def _set_path(self, path: Path) -> None:
         """Save to this file from now on."""
@@ -129,10 +177,25 @@ class Workspace:
 
     def _new_path(self, now: datetime | None = None) -> Path:
         """A new file, named by the session's date (or `now`), so that file name and template agree."""
-        return store.folder() / f"{store.new_id(now or self.session.now)}.json"
+        return store.new_path(now or self.session.now)
 
     def _changed_by_others(self) -> bool:
-        return _modified(self.path) != self._saved_at
+        """Whether another program has written the file. If it is gone, it is written again."""
+        return _modified(self.path) not in (0, self._saved_at)
+
+
+def _continued(
+    source: Session | store.Conversation,
+    tree: Tree,
+    unanswered: str,
+    model: ChatModel,
+    settings: Settings,
+    now: datetime | None,
+) -> Session:
+    """A session that goes on with what was said in another, or in a file."""
+    session = Session(model, settings, now)
+    session.restore(tree, source.start, source.summary, source.title, unanswered)
+    return session
 
 
 def _modified(path: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "evals", "chat", "bench")
-DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja", ".css", ".js"}
+DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja", ".css", ".js", ".mjs", ".html", ".svg", ".txt"}
 
 
 @pytest.fixture(scope="module")

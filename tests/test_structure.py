@@ -44,7 +44,7 @@ WITHOUT_TORCH = (
     "engine.checkpoints.embedded",
     "engine.remote.*",
     "engine.quant",
-    *(f"engine.serve.{name}" for name in ("__main__", "state", "metrics", "request_log")),
+    *(f"engine.serve.{name}" for name in ("__main__", "state", "metrics", "request_log", "server", "threads")),
     *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     "evals.__main__",
     "evals.data.*",
@@ -63,6 +63,8 @@ WITHOUT_TORCH = (
     "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
+    "chat.conversation.*",
+    "chat.web.*",
     *(f"bench.{name}" for name in ("peers", "plot", "ttft", "load.*")),
 )
 

@@ -29,13 +29,16 @@ class Origin:
     url: str = ""  # of the server
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenProbability:
-    """A generated token's text, its log-probability, and the most likely tokens with theirs, best first."""
+    """A token, its log-probability (None: unknown), and the most likely tokens with theirs, best first."""
 
-    text: str
-    logprob: float
+    text: str  # of the token itself, also of a control token; U+FFFD for a part of a character
+    logprob: float | None
     alternatives: Sequence[tuple[str, float]] = ()
+    piece: str = ""  # what it added to the text: nothing if it is a control token, or a part of a character
+    seconds: float = 0.0  # since the token before; of a reply's first token, since the message was sent
+    id: int | None = None
 
 
 class ReplyEvent(Protocol):
@@ -72,7 +75,7 @@ class Generation(Protocol):
     def __iter__(self) -> Iterator[ReplyEvent]: ...
 
     def cancel(self) -> None:
-        """Stop. It may have ended already."""
+        """Stop, from any thread: iterating ends. It may have ended already."""
 
 
 class Drafts(Protocol):
@@ -134,10 +137,10 @@ class ChatModel(Protocol):
         """Number of tokens of these messages in the model's template. Raises `TemplateError` if it rejects them."""
 
     def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> Generation:
-        """Begin a reply, or continue it if the last message is its beginning.
+        """Begin a reply, or continue it if the last message is its beginning. Does not wait for a server.
 
         `sampling`: fields of `SamplingParams` that the user has set, and `max_new_tokens`.
-        Raises `PromptTooLongError`.
+        The first event, in its place, may raise `PromptTooLongError`.
         """
 
     def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:
@@ -147,4 +150,26 @@ class ChatModel(Protocol):
         """The text of a prompt, with control tokens. Raises as `tokens`."""
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
-        """The tokens of a reply, if `logprobs` was set for it; otherwise none."""
+        """The tokens of these events; without probabilities if none were recorded."""
+
+    @property
+    def can_score(self) -> bool:
+        """Whether `score` works."""
+
+    def score(self, messages: Sequence[Message]) -> list[TokenProbability]:
+        """The tokens of a prompt with their probabilities; the first has none.
+
+        Raises `BareloopError` if the server does not tell them.
+        """
+
+    def token_bytes(self, context: int) -> int:
+        """Bytes that are read from memory to decode a token after `context` others; 0 if unknown."""
+
+    def bandwidth(self) -> float:
+        """Bytes per second that can be read from memory: the most that was measured so far; 0.0 if unknown."""
+
+    def ends(self, text: str) -> bool:
+        """Whether a token of this text ends a reply."""
+
+    def is_control(self, text: str) -> bool:
+        """Whether a token of this text is a control token, which cannot be a part of a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -21,11 +22,15 @@ from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.sequence import PREFILL_CHUNK
 from engine.decoding.speculation import DraftStatistics
 from engine.llm import LLM
+from engine.runtime.clocks import read_bandwidth
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import peak_memory
 from engine.text.chat_template import ChatTemplate
 from engine.text.reasoning import opens_reasoning
 
+ALTERNATIVES = 5  # recorded with every token of a prompt that is scored, and of the page's replies
+
+_bandwidths: dict[Any, float] = {}  # by device: the most that was measured, as a busy machine measures too little
 _fingerprint = cache(weights_fingerprint)  # it reads hundreds of megabytes, and every turn is saved
 
 
@@ -33,11 +38,17 @@ class LocalModel:
     """An LLM for one conversation."""
 
     others = "a folder or a hub id"
-    counts_exactly = True
+    counts_exactly = can_score = True
 
-    def __init__(self, llm: LLM, scheduler: Scheduler | None = None, now: datetime | None = None) -> None:
-        """`scheduler`: one that other conversations use, too; by default the model gets its own."""
+    def __init__(
+        self, llm: LLM, scheduler: Scheduler | None = None, now: datetime | None = None, record: int = 0
+    ) -> None:
+        """`scheduler`: one that other conversations use, too; by default the model gets its own.
+
+        `record`: alternatives that are recorded with every token, if the user has not set more.
+        """
         self.llm = llm
+        self.record = record
         self.limit = llm.affordable_length()
         self.template = _load_template(llm, now or datetime.now())
         self.scope = object()  # of what is cached: nothing of other conversations
@@ -53,7 +64,7 @@ class LocalModel:
 
     def at(self, now: datetime) -> LocalModel:
         """The same model for a conversation that began at this time. What is cached can be used again."""
-        other = LocalModel(self.llm, self.scheduler, now)
+        other = LocalModel(self.llm, self.scheduler, now, self.record)
         other.limit, other.scope = self.limit, self.scope
         return other
 
@@ -104,13 +115,15 @@ class LocalModel:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt."""
-        if self._encoded is None or self._encoded[0] != messages:
-            self._encoded = (messages, self.template.encode(messages))
-        return self._encoded[1]
+        encoded = self._encoded  # read once, as another thread may encode another prompt
+        if encoded is None or encoded[0] != messages:
+            encoded = self._encoded = (messages, self.template.encode(messages))
+        return encoded[1]
 
     def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> LocalGeneration:
         """Submit a prompt. What the conversation has cached is not computed again."""
         params = SamplingParams(**{**self.defaults, **sampling})
+        params = replace(params, logprobs=max(params.logprobs, self.record))
         if isinstance(self.template, PlainTemplate):
             params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
         ids = self._encode(messages)
@@ -123,22 +136,69 @@ class LocalModel:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text of a prompt, with control tokens."""
-        return "".join(text for _, text in self.tokens(messages))
+        return b"".join(map(self.llm.tokenizer.token_bytes, self._encode(messages))).decode(errors="replace")
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
-        """The tokens of a reply, if `logprobs` was set for it."""
+        """The tokens of these events; without probabilities if neither `record` nor `logprobs` was set."""
         return [
             TokenProbability(
-                self._decode(event.token_id),
-                event.logprob or 0.0,
-                [(self._decode(token), logprob) for token, logprob in event.top_logprobs],
+                self._decode(event.token_id), event.logprob, self._alternatives(event.top_logprobs), id=event.token_id
             )
             for event in events
-            if isinstance(event, Event) and event.top_logprobs is not None
+            if isinstance(event, Event)
         ]
 
+    def score(self, messages: Sequence[Message]) -> list[TokenProbability]:
+        """The tokens of a prompt with their probabilities; the first has none. What is cached is not computed again."""
+        ids = self._encode(messages)
+        params = SamplingParams(max_new_tokens=1)  # it comes when the prompt is computed
+        request = self.scheduler.submit(ids, params, scope=self.scope, prompt_logprobs=ALTERNATIVES)
+        try:
+            for _ in request:
+                pass
+        finally:
+            request.cancel()
+        if (entries := request.prompt_logprobs) is None:
+            raise BareloopError("the model was unloaded; try again")
+        detokenizer = self.llm.tokenizer.detokenizer(continues=True)
+        return [
+            TokenProbability(
+                self._decode(token),
+                entry and entry[0],
+                self._alternatives(entry and entry[1]),
+                detokenizer.push(token),
+                id=token,
+            )
+            for token, entry in zip(ids, entries, strict=True)
+        ]
+
+    def token_bytes(self, context: int) -> int:
+        """Bytes that are read from memory to decode a token after `context` others."""
+        return self.llm.model.token_bytes(context)
+
+    def bandwidth(self) -> float:
+        """Bytes per second that can be read from the device's memory: the most of all measurements, and of another now.
+
+        It takes a tenth of a second.
+        """
+        device = self.llm.device
+        _bandwidths[device] = max(_bandwidths.get(device, 0.0), read_bandwidth(device))
+        return _bandwidths[device]
+
+    def ends(self, text: str) -> bool:
+        """Whether a token of this text ends a reply."""
+        return any(self._decode(token) == text for token in self.llm.eos_token_ids)
+
+    def is_control(self, text: str) -> bool:
+        """Whether a token of this text is a control token."""
+        return text in self.llm.tokenizer.control_tokens
+
+    def _alternatives(self, likeliest: Sequence[tuple[int, float]] | None) -> tuple[tuple[str, float], ...]:
+        return tuple((self._decode(token), logprob) for token, logprob in likeliest or ())
+
     def _decode(self, token: int) -> str:
-        return self.llm.tokenizer.decode([token], skip_special_tokens=False)
+        """The text of a token inside a text; a control token's is its name. The same text is one object in memory."""
+        return sys.intern(self.llm.tokenizer.token_bytes(token).decode(errors="replace"))
 
 
 class LocalGeneration:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from chat.context import Message
 from chat.models.counting import TokenCounter
 from chat.models.interface import Origin, PromptTooLongError, ReplyEvent, TokenProbability
 from chat.models.remote_reply import RemoteEvent, RemoteGeneration
+from engine.remote.cancellation import Cancellation
 from engine.remote.client import RemoteModel
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError
@@ -36,6 +38,13 @@ PROMPT = re.compile(
 )
 
 
+# Where a server does not tell its control tokens: those that end replies in common templates, and how others look.
+END_TOKENS = frozenset(
+    {"<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>"}
+)
+CONTROL_TOKEN = re.compile(r"<\|[^<>\s]*\|>|<(s|bos|pad|unk|start_of_turn)>")
+
+
 class Server:
     """A server and what is needed to talk with its models."""
 
@@ -45,6 +54,10 @@ class Server:
 
     def first(self) -> str:
         """The name of the server's first model. Raises `BareloopError` if it lists none."""
+        return self.names()[0]
+
+    def names(self) -> list[str]:
+        """The names of all its models. Raises `BareloopError` if it lists none."""
         with RemoteModel(self.url, None, self.api_key) as client:
             try:
                 names = client.names()
@@ -54,7 +67,7 @@ class Server:
                 names = []
             if not names:
                 raise BareloopError(f"{client.url} does not list its models; name one with -m NAME")
-        return names[0]
+        return names
 
     def load(self, name: str) -> RemoteChat:
         """A model by its name. Raises `BareloopError` with the known names if there is no such model."""
@@ -69,6 +82,7 @@ class RemoteChat:
     defaults = None
     drafts = None
     peak_memory = 0
+    can_score = False
 
     def __init__(self, client: RemoteModel, window: int | None = None) -> None:
         self.client = client
@@ -121,10 +135,34 @@ class RemoteChat:
         return self.counter.count(messages)
 
     def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> RemoteGeneration:
-        """Send the prompt, and wait for the beginning of the answer."""
+        """A reply; the prompt is sent when it is read."""
         counted = self.count(messages)
+        return RemoteGeneration(
+            lambda cancellation: self._answer(messages, sampling, continues, counted, cancellation),
+            counted,
+            lambda tokens: self.counter.learn(messages, tokens),
+        )
+
+    def _answer(
+        self,
+        messages: Sequence[Message],
+        sampling: Mapping[str, Any],
+        continues: bool,
+        counted: int,
+        cancellation: Cancellation,
+    ) -> Iterator[dict[str, Any]]:
+        """Send the prompt, and yield the chunks of the answer. Raises `PromptTooLongError`."""
+        body: dict[str, Any] = {
+            "messages": list(messages),
+            "stream_options": {"include_usage": True},
+            self._length_field: sampling["max_new_tokens"],
+            **request_fields(sampling),
+        }
+        if continues:
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
         try:
-            return self._send(messages, sampling, continues, counted)
+            yield from self.client.stream(PATH, body, cancellation)
+            return
         except RemoteError as error:
             text = str(error.details.get("message", error))
             if error.status not in (400, 413, 422):
@@ -134,21 +172,7 @@ class RemoteChat:
             if "max_completion_tokens" not in text or self._length_field == "max_completion_tokens":
                 raise
             self._length_field = "max_completion_tokens"
-        return self.generate(messages, sampling, continues)
-
-    def _send(
-        self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool, counted: int
-    ) -> RemoteGeneration:
-        body: dict[str, Any] = {
-            "messages": list(messages),
-            "stream_options": {"include_usage": True},
-            self._length_field: sampling["max_new_tokens"],
-            **request_fields(sampling),
-        }
-        if continues:
-            body |= {"add_generation_prompt": False, "continue_final_message": True}
-        chunks = self.client.stream(PATH, body)
-        return RemoteGeneration(chunks, counted, lambda tokens: self.counter.learn(messages, tokens))
+        yield from self._answer(messages, sampling, continues, counted, cancellation)
 
     def _learn(
         self, details: Mapping[str, Any], text: str, messages: Sequence[Message], counted: int, reply: int
@@ -191,8 +215,36 @@ class RemoteChat:
         return BareloopError(f"{self.client.url} does not show its prompts; this needs a model loaded here")
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
-        """The tokens of a reply, if `logprobs` was set for it and the server knows them."""
+        """The tokens of these events; without probabilities unless `logprobs` was set and the server knows them."""
         return [token for event in events if isinstance(event, RemoteEvent) for token in event.tokens]
+
+    def score(self, messages: Sequence[Message]) -> list[TokenProbability]:  # noqa: ARG002
+        """Raises `BareloopError`."""
+        raise BareloopError(
+            f"{self.client.url} does not tell the probabilities of a text; /set logprobs 5 records those of replies"
+        )
+
+    def token_bytes(self, context: int) -> int:  # noqa: ARG002
+        return 0
+
+    def bandwidth(self) -> float:
+        return 0.0
+
+    def ends(self, text: str) -> bool:
+        """Whether this is the server's end token, as far as it tells, or a common one."""
+        return text in END_TOKENS or text == self._end_token
+
+    def is_control(self, text: str) -> bool:
+        """Whether this looks like a control token."""
+        return self.ends(text) or CONTROL_TOKEN.fullmatch(text) is not None
+
+    @cached_property
+    def _end_token(self) -> str | None:
+        try:
+            token = (self.client.tokenizer_info() or {}).get("eos_token")
+        except RemoteError:
+            return None
+        return token if isinstance(token, str) and token else None
 
 
 def request_fields(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,30 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
     huggingface_hub. Raises `BareloopError` if there is no such model, or it cannot be downloaded.
     """
+    return find_here(name) or _snapshot(str(name), allow_pickle)
+
+
+def find_downloaded(name: str | Path) -> Path | None:
+    """The same without asking the hub: None for a repository of which nothing has been downloaded.
+
+    Of a downloaded one config.json is there. Raises `BareloopError` for anything that is neither here nor a hub id.
+    """
+    if (folder := find_here(name)) is not None:
+        return folder
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(str(name), "config.json")
+    except errors.HFValidationError as error:
+        raise _refusal(str(name), error) from error
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def find_here(name: str | Path) -> Path | None:
+    """The folder of a model that is on this machine, and not one of the hub; None for a hub id.
+
+    Raises `BareloopError` as `find_model` does.
+    """
     if not str(name):
         raise BareloopError("the model's name is empty; name a folder or a hub id")
     if name == embedded.NAME:
@@ -64,7 +88,7 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     text = str(name)
     if not REPOSITORY.fullmatch(text) or text.startswith("."):
         raise BareloopError(f"no such folder: {text}")
-    return _snapshot(text, allow_pickle)
+    return None
 
 
 def find_tokenizer(name: str | Path) -> Path:

@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.checkpoints.bitsandbytes import Dequantized, dequantized_tensors
 from engine.checkpoints.gguf.source import gguf_files, open_gguf
-from engine.checkpoints.hub import find_model
+from engine.checkpoints.hub import find_downloaded, find_model
 from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
@@ -95,6 +95,21 @@ def open_model(
         return Opened(folder, family, config, tensors, chosen, model, GGUF if kept else "none", saved)
     assign_formats(model, quant, device, None if prequantized is None else prequantized.end_bits, dense)
     return Opened(folder, family, config, tensors, chosen, model, quant, saved)
+
+
+def stored_format(name: str | Path) -> str | None:
+    """The weight format in which a model is stored, `none` if it is not quantized; without asking the hub.
+
+    A GGUF file's is `gguf`, whatever its types. None for a hub repository of which nothing has been downloaded.
+    Raises `BareloopError` for a name that can be no model's, and for a format that is not supported.
+    """
+    folder = find_downloaded(name)
+    if folder is None:
+        return None
+    if gguf_files(folder):
+        return GGUF
+    declared = read_prequantized(read_json(folder / "config.json"))
+    return "none" if declared is None else declared.quant
 
 
 def weights_fingerprint(folder: Path) -> str:

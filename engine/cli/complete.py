@@ -194,7 +194,7 @@ def report(llm: LLM, results: Sequence[Result]) -> None:
             line += f", {first.tokens_per_second:.1f} tokens/s"
         if first.seconds > 0 and first.drafts is None:
             context = first.prompt_tokens + tokens // 2
-            rate = sum(cost.nbytes for cost in llm.model.costs(context)) * (tokens - 1) / first.seconds
+            rate = llm.model.token_bytes(context) * (tokens - 1) / first.seconds
             limit = read_bandwidth(llm.device)
             line += (
                 f", {rate / 1e9:.1f} GB/s ({100 * rate / limit:.0f} % of the read bandwidth, {limit / 1e9:.0f} GB/s)"

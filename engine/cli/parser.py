@@ -15,6 +15,18 @@ from engine.quant import AUTO, QUANTS, canonical_or_auto
 from engine.runtime.errors import BareloopError, UsageError, clip_quotes, is_out_of_memory
 
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+SAMPLING_HELP = {  # of the numbers in `SamplingParams`
+    "temperature": "0 is greedy",
+    "top_k": "only the k most likely tokens",
+    "top_p": "only the most likely tokens with total probability p",
+    "min_p": "only tokens at least p times as likely as the most likely one",
+    "repetition_penalty": "1 for none",
+    "presence_penalty": "0 for none",
+    "frequency_penalty": "0 for none",
+    "seed": "the same seed gives the same text",
+    "max_new_tokens": "the longest reply, in tokens",
+    "logprobs": "show the N most likely tokens at each position",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -88,21 +100,18 @@ class Parser(argparse.ArgumentParser):
     def add_sampling_options(self) -> None:
         """Add the fields of `SamplingParams`; the model's generation_config.json is the default."""
         sampling = self.add_argument_group("sampling (default: the model's generation_config.json, else greedy)")
-        sampling.add_argument("--temperature", "--temp", type=float, help="0 is greedy")
-        sampling.add_argument("--top-k", type=int, help="only the k most likely tokens")
-        sampling.add_argument("--top-p", type=float, help="only the most likely tokens with total probability p")
-        sampling.add_argument(
-            "--min-p", type=float, help="only tokens at least p times as likely as the most likely one"
-        )
-        sampling.add_argument("--repetition-penalty", type=float, help="1 for none")
-        sampling.add_argument("--presence-penalty", type=float, help="0 for none")
-        sampling.add_argument("--frequency-penalty", type=float, help="0 for none")
-        sampling.add_argument("--seed", type=int, help="the same seed gives the same text")
+        about = SAMPLING_HELP
+        sampling.add_argument("--temperature", "--temp", type=float, help=about["temperature"])
+        sampling.add_argument("--top-k", type=int, help=about["top_k"])
+        sampling.add_argument("--top-p", type=float, help=about["top_p"])
+        sampling.add_argument("--min-p", type=float, help=about["min_p"])
+        sampling.add_argument("--repetition-penalty", type=float, help=about["repetition_penalty"])
+        sampling.add_argument("--presence-penalty", type=float, help=about["presence_penalty"])
+        sampling.add_argument("--frequency-penalty", type=float, help=about["frequency_penalty"])
+        sampling.add_argument("--seed", type=int, help=about["seed"])
         sampling.add_argument("--max-new-tokens", "--max-tokens", "-n", type=int, help="default: 256")
         sampling.add_argument("--stop", action="extend", nargs="+", metavar="TEXT", help="strings that end the text")
-        sampling.add_argument(
-            "--logprobs", type=int, metavar="N", help="show the N most likely tokens at each position"
-        )
+        sampling.add_argument("--logprobs", type=int, metavar="N", help=about["logprobs"])
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse as argparse does, after replacing `_` by `-` in the names of long flags."""

@@ -69,6 +69,10 @@ class Model(nn.Module, ABC):
     def costs(self, context: int) -> Iterator[Cost]:
         """Parameters, bytes and FLOPs of decoding one token after `context` others, by part of the model."""
 
+    def token_bytes(self, context: int) -> int:
+        """Bytes that are read from memory to decode one token after `context` others."""
+        return sum(cost.nbytes for cost in self.costs(context))
+
 
 Initial = Callable[[torch.Size, torch.Generator], Tensor]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.remote.address import Address, check_key, read_key
+from engine.remote.cancellation import Cancellation
 from engine.remote.errors import KEY_HINT, RemoteError, details_in, message_in, message_of, retry_after, said
 from engine.remote.sse import events
 from engine.runtime.errors import quote
@@ -105,17 +106,22 @@ class RemoteModel:
         """The answer to /v1/chat/completions. `body`: the fields of the request, without `model`."""
         return self._ask("POST", "/v1/chat/completions", self._named(body))
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, path: str, body: Mapping[str, Any], cancellation: Cancellation | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Yield the events of a streamed answer. `path`: /completions or /chat/completions.
 
-        Closing the generator closes the connection, so that the server stops. Raises `RemoteError` also in the middle
-        of an answer: if the server reports an error, or the connection breaks.
+        Closing the generator closes the connection, so that the server stops. `cancellation` breaks it from another
+        thread. Raises `RemoteError` also in the middle of an answer: if the server reports an error, or the connection
+        breaks.
         """
         import httpx2
 
+        cancellation = cancellation or Cancellation()
         path = f"/v1/{path.removeprefix('/v1').lstrip('/')}"
         response = self._send("POST", path, {**self._named(body), "stream": True}, read=False)
         try:
+            cancellation.attach(response)
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 response.read()
                 raise self._garbage(path, response.text)
@@ -135,6 +141,7 @@ class RemoteModel:
             reason = self._reason(error)
             raise RemoteError(f"the connection to {self.url} broke in the middle of an answer ({reason})") from None
         finally:
+            cancellation.detach()
             response.close()
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int] | None:

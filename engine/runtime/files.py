@@ -34,7 +34,8 @@ def local_path(name: str | Path) -> Path:
 def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = False) -> None:
     """Replace a file's content atomically: at any moment the file is the old or the new one.
 
-    Pipes, terminals and the like are written to directly. A `private` file is readable only by its owner.
+    Pipes, terminals and the like are written to directly. A `private` file is readable only by its owner. Raises
+    `BareloopError` if that fails, also for a text that UTF-8 does not have.
     """
     parts = [text] if isinstance(text, str | bytes) else text
     content = (part if isinstance(part, bytes) else part.encode() for part in parts)
@@ -55,6 +56,8 @@ def write_atomic(path: Path, text: str | bytes | Iterable[str], private: bool = 
         draft.replace(path)
     except OSError as error:
         raise BareloopError(f"cannot write {path}: {error.strerror}") from error
+    except UnicodeError as error:
+        raise BareloopError(f"cannot write {path}: the text has half of a UTF-16 pair") from error
     finally:
         if draft is not None:
             draft.unlink(missing_ok=True)

@@ -38,8 +38,8 @@ class EngineOptions:
     """How the server's models are loaded and scheduled.
 
     `load`: keyword arguments of `LLM.load`. `template`: source of a chat template in place of the models' own.
-    `context`: largest window. `cache_bytes`: for keys and values of one model. `exact`: as in `Scheduler`. `models`:
-    number of models that share the memory.
+    `context`: largest window. `cache_bytes`: for keys and values of one model. `exact`,
+    `prefill_chunk`: as in `Scheduler`. `models`: number of models that share the memory.
     """
 
     load: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +49,7 @@ class EngineOptions:
     max_queue: int = 128
     cache_bytes: int | None = None
     exact: bool | None = None
+    prefill_chunk: int | None = None
     models: int = 1
 
     def needed_bytes(self, source: str) -> int:
@@ -58,11 +59,15 @@ class EngineOptions:
         """
         opened = self._open(source)
         draft = self.load.get("draft")
-        weights = opened.nbytes + (0 if draft in (None, PROMPT) else self._open(str(draft)).nbytes)
+        weights = opened.nbytes + (0 if draft in (None, PROMPT) else self.weight_bytes(str(draft)))
         if self.cache_bytes is not None:
             return weights + self.cache_bytes
         longest = min(opened.config.max_position_embeddings, self.context or USABLE_TOKENS, USABLE_TOKENS)
         return weights + int(opened.model.new_state().row_bytes(longest) / MEMORY_SHARE)
+
+    def weight_bytes(self, source: str) -> int:
+        """Bytes of a model's weights once they are loaded. Raises `BareloopError` as `needed_bytes`."""
+        return self._open(source).nbytes
 
     def _open(self, source: str) -> Opened:
         names = ("dtype", "allow_pickle", "quant")
@@ -115,6 +120,7 @@ class Engine:
             max_queue=options.max_queue,
             cache_bytes=self._cache_bytes(),
             exact=options.exact,
+            prefill_chunk=options.prefill_chunk,
             observe=lambda tokens, gaps: observe(name, tokens, gaps) if self._thread.is_alive() else None,  # warm
         )
         self.max_length = self._longest()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 from engine.checkpoints.embedded import NAME, SMOLLM2
 from engine.checkpoints.gguf.source import OLLAMA
@@ -20,10 +20,7 @@ from engine.runtime.files import local_path
 from engine.runtime.memory import free_memory, release_freed_memory
 from engine.serve.engine import Engine, EngineOptions, StepObserver
 from engine.serve.protocol.errors import ApiError, unavailable
-
-T = TypeVar("T")
-
-_at_work: set[threading.Thread] = set()  # threads of this process that load or unload a model
+from engine.serve.threads import at_work, in_thread
 
 
 class NoRoomError(BareloopError):
@@ -65,14 +62,17 @@ class Engines:
         observe: StepObserver = lambda *_: None,
         note: Callable[[str], None] = lambda _: None,
         free: Callable[[Any], int | None] = free_memory,
+        variants: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """`models`: by their public names. `note`: told of what is loaded and unloaded. `free`: bytes that are free on
-        a device. `observe`: called after each step.
+        a device. `observe`: called after each step. `variants`: changes of `options.load` for some of the names.
         """
         self.models, self.options, self.names = models, options, list(models)
+        self.variants = variants or {}
         self.created = int(time.time())
         self._observe, self._note, self._free = observe, note, free
         self.on_death: Callable[[Engine], None] = lambda _: None  # called in the thread of a model that has failed
+        self.on_unload: Callable[[Engine], None] = lambda _: None  # called before a model is unloaded
         self._loaded: dict[str, Engine] = {}  # the least recently used first
         self._users: Counter[str] = Counter()  # requests that use a model or wait for it
         self._loads: dict[str, asyncio.Task[None]] = {}
@@ -86,6 +86,14 @@ class Engines:
     def loaded(self) -> list[Engine]:
         """The models in memory, the least recently used first."""
         return list(self._loaded.values())
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether a model is loaded or being loaded."""
+        return name in self._loaded or name in self._loads
+
+    def options_of(self, name: str) -> EngineOptions:
+        """How a model is loaded."""
+        return replace(self.options, load={**self.options.load, **self.variants.get(name, {})})
 
     def resolve(self, name: str | None) -> str:
         """The public name of a model: the first one's if none is named. Raises `ApiError` 404 for an unknown one."""
@@ -150,7 +158,7 @@ class Engines:
         """End all requests and unload all models. -> False if a thread is still at work"""
         ended = [engine.close() for engine in self.loaded]  # all of them
         self._loaded.clear()
-        return all(ended) and not _at_work
+        return all(ended) and not at_work()
 
     def _leave(self, name: str) -> None:
         self._users[name] -= 1
@@ -172,9 +180,9 @@ class Engines:
         try:
             async with self._loading:
                 began = time.perf_counter()
-                needed = await in_thread(lambda: self.options.needed_bytes(self.models[name]))
+                source, options = self.models[name], self.options_of(name)
+                needed = await in_thread(lambda: options.needed_bytes(source))
                 await self._make_room(name, needed)
-                source, options = self.models[name], self.options
                 engine = await in_thread(lambda: Engine.load(name, source, options, self._observe, self.on_death))
                 self._loaded[name] = engine
                 self._windows[name] = engine.max_length
@@ -220,6 +228,7 @@ class Engines:
 
     async def _unload(self, name: str, reason: str) -> None:
         engine = self._loaded.pop(name)
+        self.on_unload(engine)
         await in_thread(engine.close)
         del engine
         await in_thread(release_freed_memory)
@@ -232,35 +241,6 @@ def kernels_of(engine: Engine) -> str:
 
     llm = engine.llm
     return kernels.describe(llm.dtype) if llm.device.type == "cpu" else str(llm.device)
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Run a function in a thread that the process does not wait for when it ends, other than `asyncio.to_thread`'s."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def deliver(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:
-            failure = error
-        _at_work.discard(threading.current_thread())
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(deliver, result, failure)
-
-    thread = threading.Thread(target=run, name="model loader", daemon=True)
-    _at_work.add(thread)
-    thread.start()
-    return await future
 
 
 def _refusal(name: str, error: Exception) -> ApiError:

@@ -30,12 +30,13 @@ def as_api_error(error: Exception, request: str = "a request") -> ApiError:
 
 def translate(error: BaseException) -> ApiError:
     """The error of the API for an exception."""
+    if isinstance(error, ApiError):
+        return error
+
     from starlette.requests import ClientDisconnect
 
     from engine.decoding.scheduling.request import ClosedError, QueueFullError
 
-    if isinstance(error, ApiError):
-        return error
     if isinstance(error, QueueFullError):
         return ApiError(429, str(error), code="rate_limit_exceeded", headers={"retry-after": "1"})
     if is_out_of_memory(error):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import h11
 import uvicorn
@@ -23,10 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from engine.runtime.errors import BareloopError, UsageError, quote
-from engine.serve.engine import Engine
 from engine.serve.failures import respond
 from engine.serve.protocol.errors import ApiError, unavailable
-from engine.serve.state import ServerState
+from engine.serve.state import ProcessState
+
+if TYPE_CHECKING:
+    from engine.serve.engine import Engine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 512  # connections that the system accepts before we do
@@ -41,7 +44,7 @@ OF_NO_INTEREST = ("Cancel ", "socket.send() raised", "Unsupported upgrade", "No 
 class Gate:
     """Counts running requests, refuses new ones while the server drains, and tells those that it cancels in the end."""
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(self, app: ASGIApp, state: ProcessState) -> None:
         self.app, self.state = app, state
         self.running = 0
 
@@ -109,7 +112,7 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn, which drains on a signal, and ends with the failure of an engine."""
 
-    def __init__(self, app: ASGIApp, state: ServerState, drain_seconds: float, max_connections: int) -> None:
+    def __init__(self, app: ASGIApp, state: ProcessState, drain_seconds: float, max_connections: int) -> None:
         """`drain_seconds`: how long running requests may go on after a signal."""
         self.gate, self.state, self.drain_seconds = Gate(app, state), state, drain_seconds
         self.failure: BaseException | None = None
@@ -205,16 +208,25 @@ class Server(uvicorn.Server):
 
 
 def serve(server: Server, listener: socket.socket, host: str) -> None:
-    """Serve until a signal. Raises the error that ended the server, if any did."""
+    """Serve until a signal, and say when the first model is loaded. Raises the error that ended the server, if any."""
     engines, observer = server.state.engines, server.state.observer
     url = f"http://{_in_url(host)}:{listener.getsockname()[1]}/v1"
     server.on_ready = lambda: observer.note(f"serving {', '.join(engines.names)} on {url}")
+    run(server, listener, summarizes=True)
+
+
+def run(server: Server, listener: socket.socket, summarizes: bool) -> None:
+    """Run until a signal, and end the engines. Raises the error that ended the server, if any did.
+
+    `summarizes`: print a line about all requests in the end.
+    """
+    engines, observer = server.state.engines, server.state.observer
     try:
         server.run(sockets=[listener])
     finally:
         listener.close()
         has_ended = engines.close()
-        observer.close(summarizes=server.failure is None)
+        observer.close(summarizes=summarizes and server.failure is None)
     if server.failure is not None:
         raise server.failure
     if not has_ended:  # a model that is being loaded, or a very long step: a thread that the interpreter cannot stop

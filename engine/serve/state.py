@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from engine.serve.engine import Engine
     from engine.serve.engines import Engines
     from engine.serve.request_log import Observer
     from engine.serve.security import Security
@@ -22,9 +24,39 @@ class Limits:
     ping_seconds: float = 15.0  # of silence, after which a stream sends a comment
 
 
+class ProcessEngines(Protocol):
+    """What a server's process needs of its models, see `Engines`."""
+
+    on_death: Callable[[Engine], None]
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    async def preload(self) -> Any:
+        """Load the first model."""
+
+    def problem(self) -> str | None:
+        """Why requests cannot be answered now; None if they can."""
+
+    def close(self) -> bool:
+        """End all requests. -> False if a thread is still at work"""
+
+
+class ProcessState(Protocol):
+    """What a server's process needs to know of what it serves. `draining`: as in `ServerState`."""
+
+    draining: bool
+
+    @property
+    def engines(self) -> ProcessEngines: ...
+
+    @property
+    def observer(self) -> Observer: ...
+
+
 @dataclass
 class ServerState:
-    """One server."""
+    """One server of the API."""
 
     engines: Engines
     observer: Observer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -23,11 +22,11 @@ from engine.text.detokenizer import (
     piece_bytes,
     sentencepiece_bytes,
 )
+from engine.text.surrogates import SURROGATE
 
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, older than tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 LONG = 2_000  # characters of a text from which the library's function for several texts takes less time for one
-SURROGATE = re.compile("[\ud800-\udfff]")  # half of a UTF-16 pair; valid text has none
 
 
 class Tokenizer:

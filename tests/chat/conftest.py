@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chat.agent import Agent
-from chat.events import Settings
+from chat.conversation.events import Settings
 from chat.models.local import LocalModel
 
 

@@ -10,7 +10,7 @@ import pytest
 from chat import store
 from chat.agent import Agent
 from chat.commands import COMMANDS, is_command
-from chat.events import Notice, Reply, Settings
+from chat.conversation.events import Notice, Settings
 from chat.models.local import LocalModel
 from engine.runtime.errors import BareloopError, UsageError
 
@@ -75,26 +75,29 @@ def test_a_file_that_cannot_be_loaded_changes_nothing(agent, tmp_path):
     assert len(agent.session.turns) == 1
 
 
-def test_a_full_disk_costs_only_the_file(agent, monkeypatch):
-    def full(*_: object) -> None:
-        raise BareloopError("cannot write: no space left on device")
-
-    monkeypatch.setattr(store, "save", full)
-    events = list(agent.handle("Hello!"))
-    assert isinstance(events[-1], Notice)
-    assert events[-1].text == "not saved: cannot write: no space left on device"
-    assert any(isinstance(event, Reply) for event in events)
+def test_undo_says_which_version_is_shown_again(agent):
+    for line in ("Hello!", "Who are you?", "/branch 1 Good day!"):
+        list(agent.handle(line))
+    assert output(agent, "/undo") == "removed: Good day!\nmessage 1 now shows version 1 of 1, with what followed it"
+    assert len(agent.session.turns) == 2
+    assert output(agent, "/undo") == "removed: Who are you?"
 
 
-def test_clear_starts_a_new_file_with_the_date_that_the_template_prints(agent):
+def test_versions_are_listed_from_where_they_differ(agent):
+    start = "Tell me at great length what you know about "
+    agent.session.turns = [[{"role": "user", "content": f"{start}cats."}, {"role": "assistant", "content": "Yes."}]]
+    assert output(agent, "/version 1") == f"* 1  {start}cats. | Yes."
+    _ = agent.session.tree
+    agent.session.turns = [[{"role": "user", "content": f"{start}cows."}, {"role": "assistant", "content": "Yes."}]]
+    assert output(agent, "/version 1") == "  1  … cats. | Yes.\n* 2  … cows. | Yes."
+
+
+def test_scored_probabilities_are_told_from_recorded_ones(agent):
     list(agent.handle("Hello!"))
-    before, date = agent.path, agent.session.now
-    output(agent, "/clear")
-    assert before.exists()
-    assert agent.path != before
-    assert agent.session.turns == []
-    assert agent.path.stem == store.new_id(agent.session.now)
-    assert agent.session.now > date
+    assert output(agent, "/logprobs").startswith("the tokens of the text, as the model reads it")
+    output(agent, "/set logprobs 2")
+    list(agent.handle("/retry"))
+    assert output(agent, "/logprobs").startswith("1 ")
 
 
 def test_statistics_prompt_and_alternatives_are_shown(agent):
@@ -104,29 +107,6 @@ def test_statistics_prompt_and_alternatives_are_shown(agent):
     assert "window" in output(agent, "/stats")
     assert len(output(agent, "/logprobs").splitlines()) == 6
     assert "User: Hello!" in output(agent, "/prompt")
-
-
-def test_a_file_changed_by_another_program_is_not_overwritten(agent):
-    list(agent.handle("Hello!"))
-    other = Agent(LocalModel.load, agent.name, Settings(sampling={"max_new_tokens": 3}))
-    list(other.handle(f"/load {agent.path.stem}"))
-    list(other.handle("My dog is called Rex."))
-    shared_file = agent.path
-    notices = [event.text for event in agent.handle("How are you?") if isinstance(event, Notice)]
-    assert "was changed by another program" in notices[-1]
-    assert agent.path != shared_file
-    assert "Rex" in shared_file.read_text()
-    assert "How are you?" in agent.path.read_text()
-
-
-def test_save_overwrites_only_conversations(agent, tmp_path):
-    list(agent.handle("Hello!"))
-    (tmp_path / "thesis.md").write_text("mine")
-    with pytest.raises(UsageError, match="is not a conversation"):
-        output(agent, f"/save {tmp_path / 'thesis.md'}")
-    assert (tmp_path / "thesis.md").read_text() == "mine"
-    for _ in range(2):
-        assert "saved" in output(agent, f"/save {tmp_path / 'talk.json'}")
 
 
 def test_a_message_without_a_reply_is_offered_to_be_sent_again(agent, tmp_path):
@@ -202,3 +182,79 @@ def test_a_draft_leaves_the_replies_and_is_shown_by_stats(agent, draw_tiny):
     with pytest.raises(BareloopError, match="a mamba model cannot take back tokens"):
         output(agent, f"/model {draw_tiny('mamba').folder}")
     assert agent.session.turns == []
+
+
+def test_versions_titles_and_numbers_are_commands(agent):
+    agent.session.configure(sampling={"max_new_tokens": 6, "logprobs": 2, "temperature": 0.0})
+    for line in ("Hello!", "Who are you?", "/branch 1 Good day!"):
+        list(agent.handle(line))
+    assert [turn[0]["content"] for turn in agent.session.turns] == ["Good day!"]
+    first, second = output(agent, "/version 1").splitlines()
+    assert first.startswith("  1  Hello! | ") and second.startswith("* 2  Good day! | ")
+    assert output(agent, "/version 1 1") == "version 1 of 2 of message 1"
+    assert len(agent.session.turns) == 2
+    rows = output(agent, "/logprobs 1").splitlines()
+    assert len(rows) == 6 and rows[3].startswith("4 ")
+    list(agent.handle("/fork 1 4 2"))
+    assert agent.session.tree.version(0) == (2, 3)
+    assert repr(agent.session.tokens_of(0)[3].text) in rows[3].split(", 2 ")[1]
+    assert "the reply will hardly differ" in output(agent, "/retry 1")
+    assert output(agent, "/title") == "title: none"
+    assert output(agent, "/title  A  good\tday ") == "title: A good day"
+    assert output(agent, "/load") == f"{agent.path.stem}  A good day"
+    for line, error in (
+        ("/retry 7", "message 7: this conversation has 1"),
+        ("/retry x", "'x' is not the number of a message; they count from 1"),
+        ("/branch 1", "/branch needs the number of a message and its new text"),
+        ("/branch 0 hm", "'0' is not the number of a message"),
+        ("/version", "/version needs the number of a message"),
+        ("/version 1 9", "version 9: message 1 has 4"),
+        ("/fork 1 2", "/fork needs three numbers"),
+        ("/fork 1 2 -1", "'-1' is not the number of an alternative"),
+        ("/logprobs 3", "message 3: this conversation has 1"),
+        (f"/title {'x' * 201}", "a title has up to 200 characters"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            output(agent, line)
+        assert error in str(refused.value)
+    other = Agent(LocalModel.load, agent.name, Settings())
+    output(other, f"/load {agent.path.stem}")
+    assert other.session.title == "A good day"
+    assert output(other, "/version 1") == output(agent, "/version 1")
+    output(other, "/version 1 1")
+    assert other.session.turns[1][0]["content"] == "Who are you?"
+    assert output(other, '/title ""') == "title: none"
+
+
+def test_each_screen_has_its_commands(agent):
+    agent.screen = "page"
+    names = [line.split()[0] for line in output(agent, "/help").splitlines()]
+    assert set(COMMANDS) - {name[1:] for name in names} == {"quit", "save", "load", "clear", "stream"}
+    with pytest.raises(UsageError, match="/load is a command of the terminal"):
+        output(agent, "/load x")
+    with pytest.raises(UsageError, match="/help lists all commands"):
+        output(agent, "/quitt")
+
+
+def test_a_copy_goes_on_by_itself(agent):
+    for line in ("Hello!", "/retry", "/title Two", "Who are you?"):
+        list(agent.handle(line))
+    other = Agent(LocalModel.load, agent.name, Settings(sampling={"max_new_tokens": 3}))
+    other.copy(agent)
+    assert other.session.turns == agent.session.turns
+    assert (other.session.title, other.session.tree.version(0)) == ("Two", (1, 2))
+    list(other.handle("/undo"))
+    list(other.handle("And you?"))
+    assert agent.session.turns[1][0]["content"] == "Who are you?"
+    assert other.path != agent.path
+    assert store.load(other.path).turns[1][0]["content"] == "And you?"
+
+
+def test_another_model_keeps_the_versions_and_scores_tokens_itself(agent):
+    for line in ("Hello!", "/retry"):
+        list(agent.handle(line))
+    scored = agent.session.tokens_of(0)
+    assert agent.session.tokens_of(0) is scored
+    list(agent.handle("/model demo"))
+    assert agent.session.tree.version(0) == (1, 2)
+    assert agent.session.tokens_of(0) != scored

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from chat.context import STRATEGIES, ContextOverflowError
-from chat.events import Reply, Settings
+from chat.conversation.events import Reply, Settings
+from chat.conversation.session import Session
 from chat.models.local import LocalModel
-from chat.session import Session
 from engine import LLM
 from engine.checkpoints.saving import save_model
 from engine.demo import vocabulary
@@ -84,9 +84,9 @@ def test_cached_and_cold_replies_are_the_same(llm, strategy):
     for reply in turns(session):
         again = cold(session)
         assert reply.prompt_tokens == again.prompt_tokens
-        for ours, theirs in zip(reply.events, again.events, strict=False):
-            if ours.token_id != theirs.token_id:
-                (_, first), (_, second) = ours.top_logprobs
+        for ours, theirs in zip(reply.tokens, again.tokens, strict=False):
+            if ours.id != theirs.id:
+                (_, first), (_, second) = ours.alternatives
                 assert first - second < NEAR
                 break
             compared += 1

@@ -12,7 +12,7 @@ import pytest
 from chat import store
 from chat.__main__ import main, parser
 from chat.agent import Agent
-from chat.events import Notice, Settings
+from chat.conversation.events import Notice, Settings
 from chat.models.remote import Server
 from engine.runtime.errors import BareloopError, UsageError
 from tests.chat.models.chat_server import ChatServer

@@ -43,8 +43,8 @@ def test_a_bad_script_is_refused_in_one_line(tmp_path, content, message):
 
 
 def test_a_model_that_echoes_its_prompt_recalls_only_with_history(shared, tmp_path, monkeypatch):
-    from chat.events import Reply
-    from chat.session import Session
+    from chat.conversation.events import Reply
+    from chat.conversation.session import Session
     from engine import LLM
 
     def echo(self, text):

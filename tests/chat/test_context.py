@@ -68,7 +68,7 @@ def test_truncate_drops_the_minimum_and_sliding_drops_to_the_low_water_mark():
 def test_strategy_none_refuses_with_numbers_and_a_way_out():
     turns = [turn(0, 40, 40), [{"role": "user", "content": "new"}]]
     with pytest.raises(
-        ContextOverflowError, match=r"has 89 tokens, and there is room for 80 \(100 minus 20 .*use /clear"
+        ContextOverflowError, match=r"has 89 tokens, and there is room for 80 \(100 minus 20 .*start a new conversation"
     ):
         fit("", turns, Budget(100, 20), "none", words)
 

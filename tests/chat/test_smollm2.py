@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from chat.context import STRATEGIES, ContextOverflowError
-from chat.events import Reply, Settings
+from chat.conversation.events import Reply, Settings
+from chat.conversation.session import Session
 from chat.models.local import LocalModel
-from chat.session import Session
 from engine import LLM
 
 WINDOW, RESERVE = 1024, 64

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from chat.context import Budget
-from chat.events import Reply
+from chat.conversation.events import Reply
 
 pytest.importorskip("prompt_toolkit")
 
@@ -43,7 +43,7 @@ def test_finished_blocks_are_yielded_once_and_code_blocks_stay_whole():
 
 def test_the_meter_shows_window_use_speed_drafts_and_cached_tokens():
     reply = Reply(1, "", "", "stop", 1800, 42, 1610, 4096, 0.21, 1.0)
-    session = Mock(turns=[[]], statistics=Mock(replies=[reply]), budget=Budget(4096, 1024))
+    session = Mock(turns=[[]], statistics=Mock(last=reply), budget=Budget(4096, 1024))
     session.count.return_value = 1842
     session.model.drafts = None
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s · TTFT 0.21 s · 1,610 cached"

@@ -113,13 +113,14 @@ class ChatChoice:
         self.logprobs = ChatLogprobs(engine.llm.tokenizer, request.top_logprobs or 0, plan.prompt.continues)
         self.stop_ids = frozenset(plan.params[index].stop_token_ids) | frozenset(engine.llm.eos_token_ids)
         self.entries: list[dict[str, Any]] = []  # log-probabilities that have not been sent
+        self._unassigned = 0  # of them, those of tokens that nothing of the message has come from yet
         self.token_ids: list[int] = []
         self.reasoning_tokens = 0
         self.finish_reason: str | None = None
 
-    def push(self, events: Sequence[Event]) -> list[Delta]:
-        """Add events. -> what they add to the message"""
-        deltas: list[Delta] = []
+    def push(self, events: Sequence[Event]) -> list[tuple[Delta, int]]:
+        """Add events. -> what they add to the message, each part with the number of its log-probabilities"""
+        parts: list[tuple[Delta, int]] = []
         for event in events:
             self.token_ids.append(event.token_id)
             new = self.parser.push(event.text)
@@ -127,29 +128,36 @@ class ChatChoice:
                 new += self.parser.flush()
                 self.finish_reason = event.finish_reason
             self.reasoning_tokens += any(delta.kind == "reasoning_content" for delta in new)
-            deltas += new
-        if self.plan.request.logprobs:
-            ended = self.finish_reason == "stop" and events[-1].token_id in self.stop_ids
-            self.entries += self.logprobs.entries(events[:-1] if ended else events)
+            is_end = event.finish_reason == "stop" and event.token_id in self.stop_ids
+            if self.plan.request.logprobs and not is_end:
+                self.entries += self.logprobs.entries([event])
+                self._unassigned += 1
+            parts += self._assigned(new)
         if self.parser.has_calls and self.finish_reason == "stop":
             self.finish_reason = "tool_calls"
-        return deltas
+        return parts
+
+    def _assigned(self, deltas: Sequence[Delta]) -> list[tuple[Delta, int]]:
+        """Parts of the message; the first is that of the tokens that have come since the last one."""
+        counts = [self._unassigned] + [0] * len(deltas)
+        self._unassigned = 0 if deltas else self._unassigned
+        return list(zip(deltas, counts, strict=False))
 
     @property
     def is_complete(self) -> bool:
         """Whether the one call that is allowed has been made."""
         return not self.plan.choice.parallel and self.parser.is_complete_call
 
-    def complete(self) -> list[Delta]:
-        """End a reply after its call."""
+    def complete(self) -> list[tuple[Delta, int]]:
+        """End a reply after its call. -> as `push`"""
         self.finish_reason = "tool_calls"
-        return self.parser.flush()
+        return self._assigned(self.parser.flush())
 
-    def take_logprobs(self) -> dict[str, Any] | None:
-        """The log-probabilities that have not been sent."""
+    def take_logprobs(self, count: int | None = None) -> dict[str, Any] | None:
+        """The first log-probabilities that have not been sent, by default all."""
         if not self.plan.request.logprobs:
             return None
-        entries, self.entries = self.entries, []
+        entries, self.entries = self.entries[:count], [] if count is None else self.entries[count:]
         return {"content": entries, "refusal": None}
 
     def as_dict(self) -> dict[str, Any]:
@@ -228,12 +236,12 @@ async def stream(
                 prompt_ids = {"prompt_token_ids": plan.prompt.ids} if request.return_token_ids else {}
                 await chunk(choice, {"role": "assistant", "content": None}, **prompt_ids)
                 is_first = False
-            deltas = choice.push(events)
+            parts = choice.push(events)
             if choice.is_complete and choice.finish_reason is None:
-                deltas += choice.complete()
+                parts += choice.complete()
                 generation.cancel()
-            for number, delta in enumerate(deltas):
-                further: dict[str, Any] = {"logprobs": choice.take_logprobs()} if number == 0 else {}
+            for number, (delta, tokens) in enumerate(parts):
+                further: dict[str, Any] = {"logprobs": choice.take_logprobs(tokens)} if tokens else {}
                 if request.return_token_ids and number == 0:
                     further["token_ids"], sent = choice.token_ids[sent:], len(choice.token_ids)
                 await chunk(choice, delta.as_dict(), **further)

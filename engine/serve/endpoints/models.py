@@ -13,7 +13,7 @@ from engine.serve.metrics import CONTENT_TYPE
 from engine.serve.protocol import openapi
 from engine.serve.protocol.errors import ApiError, unavailable
 from engine.serve.protocol.requests import EmbeddingRequest
-from engine.serve.state import ServerState
+from engine.serve.state import ProcessState, ServerState
 
 
 async def models(request: Request) -> Response:
@@ -32,7 +32,7 @@ async def model(request: Request) -> Response:
 
 async def health(request: Request) -> Response:
     """200 only while requests can be answered."""
-    state: ServerState = request.app.state.server
+    state: ProcessState = request.app.state.server
     if state.draining:
         raise unavailable("the server is shutting down")
     if (problem := state.engines.problem()) is not None:

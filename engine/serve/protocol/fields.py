@@ -18,7 +18,7 @@ from engine.runtime.errors import quote
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.rules.containers import nullable
 from engine.serve.protocol.rules.scalars import Anything, Invalid, Neutral, Path, Rule, Schema, refuse
-from engine.text.tokenizer import SURROGATE
+from engine.text.surrogates import SURROGATE
 
 MAX_DEPTH = 100  # of nested lists and objects
 MAX_CONTAINERS = 50_000  # lists and objects: a body of 2 MB could have a million, which take seconds to check

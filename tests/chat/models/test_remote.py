@@ -10,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from chat.context import STRATEGIES, ContextOverflowError
-from chat.events import Notice, Piece, Reply, Settings
+from chat.conversation.events import Notice, Piece, Reply, Settings
+from chat.conversation.session import Session
+from chat.conversation.streaming import LOOP_CHARACTERS
 from chat.models.remote import Server
-from chat.session import LOOP_CHARACTERS, Session
 from engine.remote import client
 from engine.runtime.errors import BareloopError, UsageError
 from tests.chat.models.chat_server import REFUSALS, ChatServer, chunk, words
@@ -80,7 +81,7 @@ def test_a_long_conversation_never_exceeds_the_window(tokenizes, strategy):
             try:
                 _, reply = collect(session.send(message))
             except ContextOverflowError as full:
-                assert strategy == "none" and "use /clear" in str(full)
+                assert strategy == "none" and "start a new conversation" in str(full)
                 break
             sent = chat.bodies[-1]["messages"]
             assert reply.text == f"You said: {message}" == f"You said: {sent[-1]['content']}"
@@ -113,7 +114,7 @@ def test_what_the_server_finds_too_long_is_made_shorter_and_sent_again(refusal):
 def test_with_strategy_none_a_refusal_is_the_overflow_of_a_full_window():
     chat = ChatServer(window=60, tells_window=False)
     with chatting(chat, Settings(strategy="none", sampling={"max_new_tokens": 10})) as (session, _):
-        with pytest.raises(ContextOverflowError, match="use /clear, or /strategy sliding"):
+        with pytest.raises(ContextOverflowError, match="start a new conversation, or use /strategy sliding"):
             for _ in range(9):
                 list(session.send("word " * 8))
         assert len(session.turns) == 2 and all(len(turn) == 2 for turn in session.turns)
@@ -152,7 +153,7 @@ def test_an_abandoned_reply_closes_the_connection_keeps_its_part_and_continues()
     chat = ChatServer(reply=lambda body: Answer(Endless()))
     with chatting(chat) as (session, _):
         events = session.send("Well?")
-        assert [next(events), next(events)] == [Piece("So"), Piece(" far")]
+        assert [next(events).text, next(events).text] == ["So", " far"]
         events.close()
         assert closed.wait(60)
         assert session.turns == [
@@ -219,7 +220,7 @@ def test_retry_and_edit_replace_the_last_message():
         collect(session.edit("Two."))
         assert [message["content"] for message in session.turns[0]] == ["Two.", "You said: Two."]
         session.configure(sampling={"temperature": 0.0})
-        assert "the reply will be the same" in collect(session.retry())[0][0].text
+        assert "the reply will hardly differ" in collect(session.retry())[0][0].text
         chat.reply = lambda body: error("no", 400)
         with pytest.raises(BareloopError, match='answered 400: "no"'):
             list(session.edit("Three."))
@@ -264,14 +265,14 @@ def test_tokens_and_probabilities_come_from_the_server_or_one_line_says_that_the
     likely = [chunk({"content": "Yes"}, logprobs={"content": content}), chunk({}, "stop")]
     with chatting(ChatServer(reply=lambda body: likely)) as (session, _):
         _, reply = collect(session.send("Hi!"))
-        (token,) = session.model.probabilities(reply.events)
+        (token,) = reply.tokens
         assert (token.text, token.logprob) == ("Yes", -0.1)
-        assert token.alternatives == [("Yes", -0.1), ("No", -2.5)]
+        assert token.alternatives == (("Yes", -0.1), ("No", -2.5))
         assert session.tokens()[:2] == [(0, "w0"), (1, "w1")]
         assert session.prompt_text().startswith("w0 w1 w2")
     with chatting(ChatServer(tokenizes="text")) as (session, _):
         _, reply = collect(session.send("Hi!"))
-        assert session.model.probabilities(reply.events) == []
+        assert [token.logprob for token in reply.tokens] == [None] * 3
         for show in (session.tokens, session.prompt_text):
             with pytest.raises(BareloopError, match="does not show its prompts; this needs a model loaded here"):
                 show()
@@ -313,3 +314,37 @@ def test_a_tokenizer_that_fails_costs_only_exact_counts():
         session = Session(Server(server.url).load("small"))
         assert collect(session.send("Hi!"))[1].text == "You said: Hi!"
         assert not session.model.counts_exactly
+
+
+@pytest.mark.parametrize("kind", ["content", "reasoning_content"])
+@pytest.mark.parametrize(
+    ("texts", "whole"),
+    [
+        (("smile \ud83d", "\ude00", " end"), "smile \N{GRINNING FACE} end"),
+        (("smile \ud83d", " end"), "smile \ufffd end"),
+        (("smile \ude00", "\ud83d"), "smile \ufffd\ufffd"),
+    ],
+)
+def test_halves_of_utf_16_pairs_are_joined_or_replaced(kind, texts, whole):
+    entry = {"token": "\ud83d", "logprob": -0.1, "top_logprobs": [{"token": "\ude00", "logprob": -0.1}]}
+    chunks = [chunk({kind: text}, logprobs={"content": [entry]}) for text in texts]
+    with chatting(ChatServer(reply=lambda body: [*chunks, chunk({}, "stop")])) as (session, _):
+        _, reply = collect(session.send("Well?"))
+    assert (reply.text or reply.reasoning) == whole
+    assert {reply.tokens[0].text, reply.tokens[0].alternatives[0][0]} == {"\ufffd"}
+
+
+def test_a_reply_that_ends_without_a_reason_ends_in_whole_characters():
+    with chatting(ChatServer(reply=lambda body: words("So \ud83d")[:-1])) as (session, _):
+        assert collect(session.send("Well?"))[1].text == "So \ufffd"
+
+
+def test_no_token_is_made_up_if_the_server_tells_the_tokens_before_their_text():
+    def entries(*tokens: str) -> dict[str, object]:
+        return {"content": [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in tokens]}
+
+    parts = [chunk({"content": " I"}, logprobs=entries(" I", " help", " you")), *words(" help", " you")]
+    with chatting(ChatServer(reply=lambda body: parts)) as (session, _):
+        _, reply = collect(session.send("Well?"))
+    assert reply.text == " I help you"
+    assert [token.text for token in reply.tokens] == [" I", " help", " you"]

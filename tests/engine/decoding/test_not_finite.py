@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from chat.events import Settings
+from chat.conversation.events import Settings
+from chat.conversation.session import Session
 from chat.models.local import LocalModel
-from chat.session import Session
 from engine import LLM, SamplingParams, kernels
 from engine.decoding.draws import INVALID
 from engine.decoding.loop import decode

@@ -117,3 +117,7 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path):
         AppendFile(tmp_path / "file" / "inside")
     with pytest.raises(BareloopError, match="cannot write"):
         write_atomic(tmp_path / "file" / "inside", "text")
+    (tmp_path / "kept").write_text("before")
+    with pytest.raises(BareloopError, match=r"cannot write .*kept: the text has half of a UTF-16 pair"):
+        write_atomic(tmp_path / "kept", "\ud800")
+    assert (tmp_path / "kept").read_text() == "before"

@@ -133,6 +133,30 @@ def test_a_model_is_loaded_once_by_all_who_want_it(machine):
     run(test())
 
 
+def test_who_holds_on_to_a_model_is_told_before_it_is_unloaded(machine):
+    async def test() -> None:
+        computer = machine(100, "a-60", "b-60")
+        told = []
+        computer.engines.on_unload = lambda engine: told.append((engine.name, engine.closed))
+        assert not computer.engines.is_wanted("a")
+        user = User(computer.engines, "a")
+        await turns(2)
+        assert computer.engines.is_wanted("a")
+        await user.end()
+        await User(computer.engines, "b").end()
+        assert told == [("a", False)]
+        assert [computer.engines.is_wanted(name) for name in "ab"] == [False, True]
+
+    run(test())
+
+
+def test_a_variant_is_loaded_with_other_options():
+    options = EngineOptions(load={"dtype": "float32", "quant": "auto"}, context=7)
+    engines = Engines({"a": "a", "a, int8": "a"}, options, variants={"a, int8": {"quant": "int8"}})
+    assert engines.options_of("a") == options
+    assert engines.options_of("a, int8") == EngineOptions(load={"dtype": "float32", "quant": "int8"}, context=7)
+
+
 def test_the_least_recently_used_model_makes_room(machine):
     async def test() -> None:
         computer = machine(100, "a-40", "b-40", "c-40")

@@ -15,11 +15,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from engine.runtime.errors import BareloopError, UsageError
-from engine.serve.engines import in_thread
 from engine.serve.metrics import Metrics
 from engine.serve.request_log import Observer
 from engine.serve.server import Server, listen, serve
 from engine.serve.state import ServerState
+from engine.serve.threads import in_thread
 
 GUARD = 60.0  # seconds: a hang, not a slow machine
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from engine import SamplingParams
+from engine.serve.generation import Generation
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -42,6 +43,20 @@ def test_a_stream_has_role_then_content_then_the_reason(client, events):
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["prompt_tokens"] > 0
     parts = [chunk["choices"][0]["logprobs"] for chunk in chunks[:-1]]
     assert [entry for part in parts if part for entry in part["content"]] == whole["logprobs"]["content"]
+
+
+def test_each_chunk_of_a_stream_has_the_log_probabilities_of_its_own_text(events, monkeypatch):
+    one_by_one = Generation.__aiter__
+
+    async def together(generation: Generation):
+        yield [event async for part in one_by_one(generation) for event in part]
+
+    monkeypatch.setattr(Generation, "__aiter__", together)
+    body = {"messages": QUESTION, "temperature": 0, "max_tokens": 12, "logprobs": True, "stream": True}
+    chunks = [chunk["choices"][0] for chunk in events("/v1/chat/completions", body)]
+    told = [[entry["token"] for entry in (chunk["logprobs"] or {"content": []})["content"]] for chunk in chunks]
+    assert len(told) > 5
+    assert ["".join(tokens) for tokens in told] == [chunk["delta"].get("content") or "" for chunk in chunks]
 
 
 @pytest.mark.parametrize("options", [None, {"include_usage": False}, {"include_usage": True}])

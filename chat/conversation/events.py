@@ -1,9 +1,9 @@
-"""What a conversation yields while it runs (notices, pieces of text, whole replies), and its settings. No torch."""
+"""What a conversation yields while it runs (notices, pieces of text, replies), its settings and counters. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
@@ -11,7 +11,7 @@ from engine.cli.progress import tokens_per_second
 from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
-    from chat.models.interface import ReplyEvent
+    from chat.models.interface import TokenProbability
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,11 @@ class Notice:
 
 @dataclass(frozen=True)
 class Piece:
-    """The next piece of the reply's text."""
+    """The next piece of a reply: of its text, of its reasoning, or only tokens that add to neither."""
 
     text: str
+    reasoning: str = ""
+    tokens: Sequence[TokenProbability] = ()  # since the last piece
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,40 @@ class Reply:
     window: int
     ttft: float  # seconds from the message to the first token
     seconds: float  # from the first token to the last
-    events: Sequence[ReplyEvent] = ()
+    tokens: Sequence[TokenProbability] = ()  # of the whole text, as far as they are known
 
     @property
     def tokens_per_second(self) -> float:
         """Decoding rate, without the time to the first token."""
         return tokens_per_second(self.completion_tokens, self.seconds)
+
+    def without_tokens(self) -> Reply:
+        """The same, to be kept: a token has some hundred bytes."""
+        return replace(self, tokens=())
+
+
+@dataclass
+class Statistics:
+    """Counters for /stats."""
+
+    replies: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    last: Reply | None = None  # without its tokens
+    evictions: int = 0
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+    summaries: int = 0
+    summary_read: int = 0  # prompt tokens computed for summary requests
+
+    def add(self, reply: Reply) -> None:
+        """Count a reply."""
+        self.replies += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.completion_tokens += reply.completion_tokens
+        self.cached_tokens += reply.cached_tokens
+        self.last = reply.without_tokens()
 
 
 ChatEvents = Generator[Notice | Piece | Reply, None, None]  # the response to a message or a command

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from chat import store
 from chat.context import ContextOverflowError
-from chat.events import Notice, Piece, Reply, Settings
+from chat.conversation.events import Notice, Piece, Reply, Settings
+from chat.conversation.session import Session
+from chat.conversation.streaming import is_stuck
 from chat.models.local import LocalModel
-from chat.session import Session, is_stuck
 from engine import LLM
 from engine.decoding.loop import Event
 from engine.runtime.errors import BareloopError, UsageError
@@ -126,6 +131,7 @@ def test_undo_edit_and_clear(llm):
     collect(session.send("What is the capital of France?"))
     collect(session.edit("What is the capital of Italy?"))
     assert session.undo() == "What is the capital of Italy?"
+    assert session.undo() == "What is the capital of France?"  # the version before it, which was shown again
     assert len(session.turns) == 1
     session.clear()
     assert (session.turns, session.settings.system) == ([], "Be polite.")
@@ -142,6 +148,86 @@ def test_a_message_that_is_too_long_is_refused_and_changes_nothing(llm):
     with pytest.raises(ContextOverflowError, match="a reserve of 200 tokens"):
         session.configure(reserve=200)
     assert session.settings.reserve is None
+
+
+def test_a_reply_is_continued_up_to_the_end_of_the_window_and_one_line_says_when_that_is_full(llm):
+    session = Session(LocalModel(llm), Settings(window=100, sampling={"max_new_tokens": 30, "ignore_eos": True}))
+    collect(session.send("Hello!"))
+    for _ in range(10):
+        try:
+            collect(session.proceed())
+        except ContextOverflowError as error:
+            assert str(error).startswith("the reply fills the window: it ends at token 100 of 100, so there is no room")
+            break
+        text = session.turns[0][1]["content"]
+        used = session.count(session.visible_messages())
+    assert 75 < used == 100
+    assert session.turns[0][1]["content"] == text
+    collect(session.send("Go on."))
+
+
+def test_a_message_without_a_reply_is_kept_until_another_one_is_sent(llm, monkeypatch):
+    session = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 3}))
+    collect(session.send("Hello!"))
+    collect(session.edit("Good day!"))
+
+    def written() -> list[str]:
+        return [turn[0]["content"] for turn in session.written()[0]]
+
+    def broken(*args, **kwargs):
+        raise BareloopError("broken")
+
+    generate = session.model.generate
+    for attempt, kept in ((session.send("Who?"), "Who?"), (session.retry(), "Who?"), (session.edit("Hm."), "Hm.")):
+        monkeypatch.setattr(session.model, "generate", broken)
+        with pytest.raises(BareloopError):
+            list(attempt)
+        assert written() == ["Good day!", kept]
+    (branch,) = session.written()[1]
+    assert (branch["after"], branch["place"]) == (-1, 0)
+    monkeypatch.setattr(session.model, "generate", generate)
+    collect(session.retry())
+    assert written() == ["Good day!", "Hm."]
+    collect(session.send("And you?"))
+    assert written() == ["Good day!", "And you?"]
+
+
+def test_what_is_written_during_a_reply_is_that_of_one_that_was_stopped(llm):
+    session = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 6}))
+    collect(session.send("Hello!"))
+    messages = []
+    session.on_message = lambda: messages.append([len(turn) for turn in session.written()[0]])
+    for events in (session.send("Who are you?"), session.proceed()):
+        before = session.turns[1][1]["content"] if len(session.turns) > 1 else ""
+        first = next(events)
+        reply = {"role": "assistant", "content": before + first.text, "finish_reason": "cancelled"}
+        assert session.written()[0][1] == [session.turns[1][0], reply]
+        list(events)
+        assert session.written()[0] == session.turns
+    assert messages == [[2, 1]]
+
+
+def test_a_reader_sees_a_path_and_its_branches_at_one_moment(llm):
+    session, ended, counts = Session(LocalModel(llm), Settings(sampling={"max_new_tokens": 2})), threading.Event(), []
+    for text in TALK[:4]:
+        collect(session.send(text))
+
+    def read() -> None:
+        while not ended.is_set():
+            turns, branches = session.written()
+            store.Conversation(turns, branches=branches).tree()
+            counts.append(sum(map(len, turns)) + sum(len(branch["messages"]) for branch in branches))
+
+    with ThreadPoolExecutor(1) as threads:
+        reader = threads.submit(read)
+        try:
+            for number in range(20):
+                collect(session.send("Well?"))
+                collect(session.edit(f"What is {number}?", number % 3))
+        finally:
+            ended.set()
+    reader.result()
+    assert counts == sorted(counts)  # nothing is missing at any moment
 
 
 def test_a_reply_that_repeats_itself_is_stuck():
