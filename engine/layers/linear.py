@@ -10,10 +10,9 @@ from torch.nn import functional as F
 
 from engine import kernels
 from engine.kernels import gpu
-from engine.quant.base import Format, needs_float32, product_by_blocks
+from engine.quant.base import Format, many_rows_ops, needs_float32, product_by_blocks
 from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
 
-LARGE_ROWS = 1024  # of x, from which converting a whole weight pays, as PyTorch's product of float32 numbers needs it
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
 
 
@@ -95,9 +94,8 @@ class Linear(Matrix):
         if self._packed is not None and len(x) >= PACKED_ROWS:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         if needs_float32(x):
-            ops = kernels.for_rows(x) if len(x) < LARGE_ROWS else None
-            if ops is not None:
-                return ops.gemm(x, self.weight, self.bias)
+            if (ops := many_rows_ops(x)) is not None:
+                return ops.gemm(x, self.weight, None, self.bias)
             return product_by_blocks(x, self.rows, self._rows, self.bias)
         return F.linear(x, self.weight, self.bias)
 

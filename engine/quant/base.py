@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every fo
 # Bytes of a weight that are dequantized or converted at once to multiply many rows: what a cache holds on a CPU; on a
 # GPU only the largest matrices are in pieces, to save memory.
 DENSE_BLOCK, GPU_DENSE_BLOCK = 16 * 2**20, 256 * 2**20
+LARGE_ROWS = 1024  # of x, from which writing a weight in float32 to memory pays, as PyTorch's product then needs it
 
 Tensors = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", …, "bias"
 
@@ -70,18 +72,30 @@ class Format(ABC):
 
 
 def kernel_product(tensors: Tensors, x: Tensor) -> Tensor | None:
-    """The product of a few rows of x by the C++ kernels; None if they do not take it.
+    """The product by the C++ kernels; None if they do not take x, or `product_by_blocks` is faster.
 
     They have no float16, so on a CPU it is computed in float32.
     """
     weight, scales = weight_and_scales(tensors)
     bias, is_half = tensors["bias"], x.dtype == torch.float16 and x.device.type == "cpu"
-    kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
-    ops = kernels.for_input(kernel_x)
-    if ops is None:
+    kernel_x = x.float() if is_half else x
+    if (ops := kernels.for_input(kernel_x)) is not None:
+        multiply = ops.linear
+    elif (ops := many_rows_ops(kernel_x)) is not None:
+        multiply = ops.gemm
+    else:
         return None
-    y: Tensor = ops.linear(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias)
+    y: Tensor = multiply(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias)
     return y.to(x.dtype)
+
+
+def many_rows_ops(x: Tensor) -> Any:
+    """The operators if their `gemm` is the fastest product of this many rows of x with a weight that is not float32.
+
+    Else None. It converts or dequantizes the weight in cache; for PyTorch's product in float32 it is written to memory.
+    """
+    is_float32 = x.dtype == torch.float32 or needs_float32(x)
+    return kernels.for_rows(x) if is_float32 and 0 < len(x) < LARGE_ROWS else None
 
 
 def product_by_blocks(

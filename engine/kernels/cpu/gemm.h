@@ -1,11 +1,12 @@
-// y = x Wᵀ + b for many rows of x: the products of prompts. Products and sums are float32, rounded once.
+// y = x Wᵀ + b for many rows of x: the products of prompts, with W in any format. Products and sums are float32, rounded
+// once.
 //
 // A tile is the sums of W_TILE rows of W with X_TILE rows of x, which stay in registers while a block of columns is read.
 // Columns are added one after the other, so the bits of a row of y do not depend on the other rows of x: a prompt gives the
 // same numbers however it is cut into chunks, and whatever is computed beside it.
 //
-// x is transposed first, [columns, X_TILE] for each tile, and a block of W is converted to float32, so that a step of the
-// inner loop is a load of X_TILE numbers, and one broadcast for each row of W.
+// x is transposed first, [columns, X_TILE] for each tile, and a block of W is converted or dequantized to float32, in cache, so
+// that a step of the inner loop is a load of X_TILE numbers, and one broadcast for each row of W.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -14,7 +15,9 @@
 #include <optional>
 #include <vector>
 
+#include "linear.h"
 #include "parallel.h"
+#include "quantize.h"
 #include "vectors.h"
 
 namespace {
@@ -28,15 +31,15 @@ class Gemm {
 #else
   static constexpr int W_TILE = 6;  // 15 of AVX2's 16, 29 of NEON's 32
 #endif
-  static constexpr int64_t COLUMNS = 192;                      // of a block
+  static constexpr int64_t COLUMNS = 256;                      // of a block; whole blocks of every format
   static constexpr int64_t W_BLOCK = W_TILE == 14 ? 112 : 96;  // rows of W that are converted at once
   static constexpr int64_t X_BLOCK = 256;                      // rows of x that they serve
   static_assert(W_BLOCK % W_TILE == 0 && W_BLOCK % 16 == 0 && X_BLOCK % X_TILE == 0);
 
  public:
-  // x [rows, k], W [n, k], bias [n] or null -> y [rows, n]
-  Gemm(const T* x, int64_t x_stride, const T* weight, const T* bias, T* y, int64_t rows, int64_t n, int64_t k)
-      : weight(weight), bias(bias), y(y), rows(rows), n(n), k(k), wide(round_up(k, 16)), tiles((rows + X_TILE - 1) / X_TILE) {
+  // x [rows, k], with rows `x_stride` apart -> y [rows, n]
+  Gemm(const Matrix<T>& weight, const T* x, int64_t x_stride, T* y, int64_t rows)
+      : weight(weight), y(y), rows(rows), n(weight.n), k(weight.k), wide(round_up(k, 16)), tiles((rows + X_TILE - 1) / X_TILE) {
     transposed = at::empty({tiles * wide * X_TILE}, at::kFloat);
     float* const to = transposed.mutable_data_ptr<float>();
     const int64_t pieces = (wide + COLUMNS - 1) / COLUMNS;
@@ -57,7 +60,7 @@ class Gemm {
   }
 
  private:
-  const T *weight, *bias;
+  const Matrix<T>& weight;
   T* y;
   int64_t rows, n, k, wide, tiles;
   at::Tensor transposed;  // x as [tiles, wide, X_TILE]
@@ -82,7 +85,7 @@ class Gemm {
     std::fill_n(sums, of_block * W_BLOCK * X_TILE, 0.0f);
     for (int64_t column = 0; column < k; column += COLUMNS) {
       const int64_t columns = std::min(COLUMNS, k - column);
-      for (int64_t i = 0; i < outputs; i++) copy_to_float(weight + (row + i) * k + column, columns, block + i * COLUMNS);
+      read(row, outputs, column, columns, block);
       for (int64_t tile = 0; tile < of_block; tile++) {
         prefetch(row, outputs, column + COLUMNS, tile, of_block);
         const float* const numbers = transposed.const_data_ptr<float>() + ((x_row / X_TILE + tile) * wide + column) * X_TILE;
@@ -97,12 +100,21 @@ class Gemm {
     }
   }
 
-  // A share of the lines of the next block of W.
+  // A block of W in float32.
+  void read(int64_t row, int64_t outputs, int64_t column, int64_t columns, float* block) const {
+    if (weight.records.bytes != nullptr) return weight.records.dequantize(row, outputs, column, column + columns, block, COLUMNS);
+    if (weight.panels.codes != nullptr)
+      for (int64_t i = 0; i < outputs; i += 16) dequantize_rows(weight.panels, row + i, std::min<int64_t>(16, outputs - i), column, column + columns, block + i * COLUMNS, COLUMNS);
+    else
+      for (int64_t i = 0; i < outputs; i++) copy_to_float(weight.weight + (row + i) * k + column, columns, block + i * COLUMNS);
+  }
+
+  // A share of the lines of the next block of a dense W.
   void prefetch(int64_t row, int64_t outputs, int64_t column, int64_t share, int64_t shares) const {
-    if (column >= k) return;
+    if (column >= k || weight.weight == nullptr) return;
     const int64_t bytes = std::min(COLUMNS, k - column) * sizeof(T);
     for (int64_t i = outputs * share / shares; i < outputs * (share + 1) / shares; i++)
-      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(weight + (row + i) * k + column) + line, 0, 2);
+      for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(weight.weight + (row + i) * k + column) + line, 0, 2);
   }
 
   // sums [W_TILE, X_TILE] += W [W_TILE, columns] times x [columns, X_TILE], of which V vectors are in use
@@ -126,8 +138,8 @@ class Gemm {
   void write(const float* numbers, int64_t row, int64_t count, T* to) const {
     for_pairs(count, [&](int64_t i, int64_t size) {
       Pair sum = load(numbers + i, size);
-      if (bias != nullptr) {
-        const Pair more = load(bias + row + i, size);
+      if (weight.bias != nullptr) {
+        const Pair more = load(weight.bias + row + i, size);
         sum = {sum.low + more.low, sum.high + more.high};
       }
       store(to + i, sum, size);
@@ -135,17 +147,9 @@ class Gemm {
   }
 };
 
-// x [rows, k] times W [n, k] transposed, plus the bias [n], all of one type -> [rows, n]. A row's bits depend on it alone.
-at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1) && weight.is_contiguous() && x.scalar_type() == weight.scalar_type(), "gemm: ", x.sizes(), " times ", weight.sizes());
-  TORCH_CHECK(!bias || (bias->is_contiguous() && bias->numel() == weight.size(0) && bias->scalar_type() == x.scalar_type()), "gemm: a bias for ", weight.sizes());
-  const at::Tensor input = x.stride(1) == 1 ? x : x.contiguous();
-  at::Tensor out = at::empty({x.size(0), weight.size(0)}, x.options());
-  dispatch_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    Gemm<T>(input.const_data_ptr<T>(), input.stride(0), weight.const_data_ptr<T>(), bias ? bias->const_data_ptr<T>() : nullptr, out.mutable_data_ptr<T>(), x.size(0), weight.size(0), x.size(1)).run();
-  });
-  return out;
+// x times a weight in any format, plus the bias, for any number of rows. A row's bits depend on it alone.
+at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+  return with_matrix(x, weight, scales, bias, [&](const auto& w, const auto* numbers, int64_t stride, auto* y) { Gemm(w, numbers, stride, y, x.size(0)).run(); });
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ OPERATORS(BARELOOP_OPS) {
       "rotate_and_write(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor(a!)[] segments, int[] rows, int[] pieces, int layer) -> Tensor",
       &rotate_and_write);
   library.def("set_threads(int count) -> int", &set_threads);
-  library.def("gemm(Tensor x, Tensor weight, Tensor? bias) -> Tensor", &gemm);
+  library.def("gemm(Tensor x, Tensor weight, Tensor? scales, Tensor? bias) -> Tensor", &gemm);
   library.def("flash_attention(Tensor q, Tensor[] segments, int[] rows, int[] pieces, int layer, int window, float scale, float softcap) -> Tensor", &flash_attention);
   library.def(
       "mamba(Tensor x, Tensor conv, Tensor ssm, Tensor in_weight, Tensor? in_scales, Tensor? in_bias, Tensor conv_weight, Tensor? conv_bias, "

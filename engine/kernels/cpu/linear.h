@@ -68,10 +68,11 @@ std::vector<T> product(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_s
   return y;
 }
 
-// x [M, in], weight [out, in] of x's dtype, in panels with scales, or in records with their parts, bias [out] -> [M, out].
-// Sums are float32, rounded once.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
-  TORCH_CHECK(x.dim() == 2 && 1 <= x.size(0) && x.size(0) <= MAX_ROWS, "linear: 1 to ", MAX_ROWS, " rows, not ", x.sizes());
+// Call f(matrix, x, x_stride, y) with the weight [out, in] of x's dtype, in panels with scales, or in records with their
+// parts, the bias [out], and the data of x [M, in] and of y. -> y [M, out]
+template <typename F>
+at::Tensor with_matrix(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias, F f) {
+  TORCH_CHECK(x.dim() == 2, "linear: rows [M, in], not ", x.sizes());
   const at::Tensor input = x.stride(1) == 1 ? x : x.contiguous();
   at::Tensor y;
   dispatch_type(x, [&](auto zero) {
@@ -79,9 +80,15 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
     const Matrix<T> w = matrix<T>(weight, scales, bias);
     TORCH_CHECK(x.size(1) == w.k, "linear: ", x.sizes(), " by [", w.n, ", ", w.k, "]");
     y = at::empty({x.size(0), w.n}, x.options());
-    multiply(w, input.const_data_ptr<T>(), x.size(0), input.stride(0), y.mutable_data_ptr<T>());
+    f(w, input.const_data_ptr<T>(), input.stride(0), y.mutable_data_ptr<T>());
   });
   return y;
+}
+
+// x times a weight in any format, plus the bias. Sums are float32, rounded once.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+  TORCH_CHECK(1 <= x.size(0) && x.size(0) <= MAX_ROWS, "linear: 1 to ", MAX_ROWS, " rows, not ", x.sizes());
+  return with_matrix(x, weight, scales, bias, [&](const auto& w, const auto* numbers, int64_t stride, auto* y) { multiply(w, numbers, x.size(0), stride, y); });
 }
 
 }  // namespace

@@ -42,6 +42,11 @@ inline V load_bytes(const void* address) {
   return vector;
 }
 
+template <typename V>
+inline void store_bytes(void* address, V vector) {
+  std::memcpy(address, &vector, sizeof vector);
+}
+
 // The four bytes at an address, in every lane.
 inline Words in_every_lane(const void* address) {
   return (Words)(Sums{} + load_bytes<int32_t>(address));

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "panels.h"
+#include "record_types.h"
 #include "vectors.h"
 
 namespace {
@@ -128,67 +129,74 @@ inline void transpose(const uint8_t* lines, int32_t (&rows)[16][16]) {
 }
 #endif
 
-// A row's part of 16 lines -> signed codes in the order of the columns.
-inline void unpack_codes(const int32_t (&row)[16], int bits, int8_t (&codes)[128]) {
-  int32_t words[32];
-  if (bits == 8) {
-    for (int i = 0; i < 16; i++) words[i] = (row[i] & 0xff0000ff) | (row[i] & 0xff00) << 8 | (row[i] >> 8 & 0xff00);
-    std::memcpy(codes, words, 64);
-    return;
+// 16 bytes of a row, of four neighbouring lines -> its codes of 16 columns, in 4 bits of 32.
+template <int BITS>
+inline void unpack_codes(const int32_t* row, uint8_t* codes) {
+  typedef int32_t Quad __attribute__((vector_size(16)));
+  const Quad bytes = load_bytes<Quad>(row);
+  if constexpr (BITS == 8) {
+    const Quad words = (bytes & static_cast<int32_t>(0xff0000ff)) | (bytes & 0xff00) << 8 | (bytes >> 8 & 0xff00);
+    store_bytes(codes, words);
+  } else {
+    const Quad low = bytes & 0x0f0f0f0f, high = bytes >> 4 & 0x0f0f0f0f;
+    store_bytes(codes, __builtin_shufflevector(low, high, 0, 4, 1, 5));
+    store_bytes(codes + 16, __builtin_shufflevector(low, high, 2, 6, 3, 7));
   }
-  for (int i = 0; i < 16; i++) {
-    words[2 * i] = row[i] & 0x0f0f0f0f;
-    words[2 * i + 1] = row[i] >> 4 & 0x0f0f0f0f;
-  }
-  std::memcpy(codes, words, 128);
-  for (int8_t& code : codes) code -= ZERO_CODE;
 }
 
-// Dequantize a panel -> y [32, k].
-template <typename T>
-void dequantize_panel(const Panels& weight, int64_t panel, T* y) {
-  const int64_t k = weight.k, columns = weight.bits == 8 ? 4 : 8, lines = k / columns, rows = std::min(PANEL, weight.n - panel * PANEL);
-  const uint8_t* stream = weight.codes + panel * weight.bytes();
-  for (int64_t line = 0; line < lines; line += 16) {
-    const int64_t count = std::min<int64_t>(16, lines - line);
+// Dequantize up to 16 rows of a matrix from `row`, a multiple of 16, on, and of them columns `first`, a multiple of 128, to
+// `last` -> y, with rows `stride` apart. STEP columns have the same scale.
+template <int BITS, int STEP, typename T>
+__attribute__((noinline)) void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride) {
+  constexpr int64_t COLUMNS = 32 / BITS, ALL = 16 * COLUMNS;  // of a line, and of the lines that are transposed
+  const int64_t panel = row / PANEL, of_panel = row % PANEL;
+  const uint8_t* lines = weight.codes + panel * weight.bytes() + first / COLUMNS * LINE;
+  for (int64_t column = first; column < last; column += ALL, lines += 16 * LINE) {
+    const int64_t total = std::min(ALL, last - column);
     uint8_t buffer[16 * LINE];
-    if (count < 16) std::memcpy(buffer, stream + line * LINE, count * LINE);
+    if (total < ALL) std::memcpy(buffer, lines, total / COLUMNS * LINE);
     int32_t transposed[16][16];
-    for (int64_t row = 0; row < rows; row++) {
-      if (row % 16 == 0) transpose((count < 16 ? buffer : stream + line * LINE) + row * 4, transposed);
-      int8_t codes[128];
-      unpack_codes(transposed[row % 16], weight.bits, codes);
-      float numbers[128];
-      const int64_t first = line * columns, total = count * columns, step = weight.bits == 8 ? 64 : weight.group;
-      for (int64_t column = 0; column < total; column += step) {
-        const int64_t group = (panel * (k / step) + (first + column) / step) * PANEL + row;
-        if (weight.table != nullptr) {
-          const float scale = static_cast<const float*>(weight.scales)[group];
-          for (int64_t i = 0; i < step; i++) numbers[column + i] = weight.table[codes[column + i] + ZERO_CODE] * scale;
-          continue;
-        }
-        const float scale = weight.bits == 8 ? static_cast<const float*>(weight.scales)[panel * PANEL + row] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
-        for (int64_t i = 0; i < step; i += 16)
-          for (int j = 0; j < 16; j++) numbers[column + i + j] = codes[column + i + j] * scale;
+    transpose((total < ALL ? buffer : lines) + of_panel * 4, transposed);
+    for (int64_t i = 0; i < rows; i++) {
+      uint8_t codes[ALL];
+      for (int64_t j = 0; j < 16; j += 4) unpack_codes<BITS>(transposed[i] + j, codes + j * COLUMNS);
+      float numbers[ALL];
+      for (int64_t begin = 0; begin < total; begin += STEP) {
+        const int64_t group = BITS == 8 ? row + i : (panel * (weight.k / STEP) + (column + begin) / STEP) * PANEL + of_panel + i;
+        const bool wide = BITS == 8 || STEP == 64;
+        const float scale = wide ? static_cast<const float*>(weight.scales)[group] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
+        if constexpr (BITS == 4 && STEP == 64)
+          for (int64_t j = begin; j < begin + STEP; j++) numbers[j] = weight.table[codes[j]] * scale;
+        else
+          for (int64_t j = begin; j < begin + STEP; j += ROWS) store_bytes(numbers + j, (BITS == 8 ? load_small<int8_t>(codes + j) : load_small<uint8_t>(codes + j) - static_cast<float>(ZERO_CODE)) * scale);
       }
-      for (int64_t i = 0; i < total; i += PAIR) store(y + row * k + first + i, load(numbers + i), std::min(PAIR, total - i));
+      for (int64_t j = 0; j < total; j += PAIR) store(y + i * stride + column - first + j, load(numbers + j), std::min(PAIR, total - j));
     }
   }
+}
+
+template <typename T>
+void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride) {
+  if (weight.bits == 8) dequantize_rows<8, 64>(weight, row, rows, first, last, y, stride);
+  else if (weight.group == 16) dequantize_rows<4, 16>(weight, row, rows, first, last, y, stride);
+  else if (weight.group == 32) dequantize_rows<4, 32>(weight, row, rows, first, last, y, stride);
+  else dequantize_rows<4, 64>(weight, row, rows, first, last, y, stride);
 }
 
 // Dequantize rows `first`, the first row of a panel, to `last` -> [last - first, k], in the dtype of `like`.
 at::Tensor dequantize(const at::Tensor& weight, const at::Tensor& scales, int64_t first, int64_t last, const at::Tensor& like) {
   const Panels panel_weight = panels(weight, scales);
+  const int64_t k = panel_weight.k;
   TORCH_CHECK(0 <= first && first % PANEL == 0 && first < last && last <= panel_weight.n, "dequantize: rows ", first, " to ", last, " of ", panel_weight.n);
-  at::Tensor y = at::empty({(last + PANEL - 1) / PANEL * PANEL - first, panel_weight.k}, like.options());
+  at::Tensor y = at::empty({last - first, k}, like.options());
   dispatch_type(like, [&](auto zero) {
     using T = decltype(zero);
     T* out = y.mutable_data_ptr<T>();
-    at::parallel_for(first / PANEL, (last + PANEL - 1) / PANEL, 1, [&](int64_t panel, int64_t end) {
-      for (; panel < end; panel++) dequantize_panel(panel_weight, panel, out + (panel * PANEL - first) * panel_weight.k);
+    at::parallel_for(0, (last - first + 15) / 16, 2, [&](int64_t part, int64_t end) {
+      for (; part < end; part++) dequantize_rows(panel_weight, first + 16 * part, std::min<int64_t>(16, last - first - 16 * part), 0, k, out + 16 * part * k, k);
     });
   });
-  return y.narrow(0, 0, last - first);
+  return y;
 }
 
 }  // namespace

@@ -144,8 +144,4 @@ inline Floats load_small(const uint8_t* address) {
 #endif
 }
 
-inline void store_bytes(float* out, Floats numbers) {
-  std::memcpy(out, &numbers, sizeof numbers);
-}
-
 }  // namespace

@@ -134,22 +134,30 @@ __attribute__((noinline)) void record_products(const uint8_t* record, const Swap
 template <typename Type>
 void decode(const uint8_t* record, int64_t row, float* out) {
   typedef int16_t Quads __attribute__((vector_size(16)));
-  uint8_t codes[4 * Type::LINES];
-  for (int line = 0; line < Type::LINES; line++) std::memcpy(codes + 4 * line, record + CODES<Type> + line * LINE + 4 * row, 4);
+  typedef int32_t Ints __attribute__((vector_size(16)));
+  // The row's codes of four lines. Loads of a copy in memory would wait until its smaller stores are done.
+  const auto four_lines = [&](int line) {
+    const uint8_t* const first = record + CODES<Type> + line * LINE + 4 * row;
+    return (Quads)Ints{load_bytes<int32_t>(first), load_bytes<int32_t>(first + LINE), load_bytes<int32_t>(first + 2 * LINE), load_bytes<int32_t>(first + 3 * LINE)};
+  };
   const float d = from_half(record + 2 * row), m = Type::MINIMUM ? Type::SIGN * from_half(record + HALVES + 2 * row) : 0.0f;
   if constexpr (std::is_same_v<Type, Q8_0>) {
-    for (int i = 0; i < Type::COLUMNS; i += ROWS) store_bytes(out + i, d * load_small<int8_t>(codes + i));
+    for (int i = 0; i < Type::COLUMNS; i += 16) {
+      uint8_t codes[16];
+      store_bytes(codes, four_lines(i / 4));
+      for (int64_t j = 0; j < 16; j += ROWS) store_bytes(out + i + j, d * load_small<int8_t>(codes + j));
+    }
   } else {
     for (int section = 0; section < Type::SECTIONS; section++)
       for (int step = 0; step < Type::STEPS; step += 4) {
         Quads parts[Type::SPLITS];
-        Type::split([&](int line) { return load_bytes<Quads>(codes + 4 * line); }, section, step, parts);
+        Type::split(four_lines, section, step, parts);
         for (int i = 0; i < Type::SPLITS; i++) {
           const uint8_t* scales = record + HALVES * Type::FLOATS + Type::group(section, i) * PANEL + row;
           const float scale = Type::SCALED ? d * static_cast<float>(static_cast<typename Type::Scale>(*scales)) : d;
           const float minimum = Type::SCALED && Type::MINIMUM ? m * static_cast<float>(scales[SCALES<Type> * PANEL]) : m;
           uint8_t small[16];
-          std::memcpy(small, &parts[i], sizeof small);
+          store_bytes(small, parts[i]);
           for (int64_t j = 0; j < 16; j += ROWS) store_bytes(out + Type::column(section, step, i) + j, scale * (load_small<uint8_t>(small + j) - static_cast<float>(Type::ZERO)) + minimum);
         }
       }
@@ -179,6 +187,20 @@ struct Records {
       });
       if (found) return;
       panel -= part_panels;
+    }
+  }
+
+  // Dequantize rows from `row` on, and of them columns `first`, a multiple of 256, to `last` -> y, with rows `stride` apart.
+  void dequantize(int64_t row, int64_t rows, int64_t first, int64_t last, float* y, int64_t stride) const {
+    for (const int64_t end = row + rows; row < end;) {
+      const int64_t of_panel = row % PANEL, here = std::min(end - row, PANEL - of_panel);
+      with_panel(row / PANEL, [&](auto type, const uint8_t* record) {
+        using Type = decltype(type);
+        record += first / Type::COLUMNS * RECORD<Type>;
+        for (int64_t column = 0; column < last - first; column += Type::COLUMNS, record += RECORD<Type>)
+          for (int64_t i = 0; i < here; i++) decode<Type>(record, of_panel + i, y + i * stride + column);
+      });
+      row += here, y += here * stride;
     }
   }
 
@@ -242,14 +264,13 @@ at::Tensor decode_rows(const at::Tensor& weight, const at::Tensor& parts, const 
     using T = decltype(zero);
     T* out = y.mutable_data_ptr<T>();
     parallel_rows(ids.numel(), of_weight.k * static_cast<int64_t>(sizeof(float)), PANEL, [&](int64_t begin, int64_t end) {
-      for (; begin < end; begin++) of_weight.with_panel(rows[begin] / PANEL, [&](auto type, const uint8_t* record) {
-        using Type = decltype(type);
-        for (int64_t column = 0; column < of_weight.k; column += Type::COLUMNS, record += RECORD<Type>) {
-          float numbers[Type::COLUMNS];
-          decode<Type>(record, rows[begin] % PANEL, numbers);
-          at::vec::convert(numbers, out + begin * of_weight.k + column, Type::COLUMNS);
+      for (; begin < end; begin++)
+        for (int64_t column = 0; column < of_weight.k; column += 256) {
+          const int64_t last = std::min(of_weight.k, column + 256);
+          float numbers[256];
+          of_weight.dequantize(rows[begin], 1, column, last, numbers, 256);
+          at::vec::convert(numbers, out + begin * of_weight.k + column, last - column);
         }
-      });
     });
   });
   return y;

@@ -1,4 +1,4 @@
-"""The view into the model: what a user and a reviewer found wrong once."""
+"""The view into the model in detail: a refused fork, running replies, control tokens, unknown values, focus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two conversations side by side: what a user and a reviewer found wrong once."""
+"""Two conversations side by side: titles, drafts, refusals, what is compared and what is not."""
 
 from __future__ import annotations
 
@@ -129,6 +129,7 @@ def test_a_comparison_has_a_title_and_a_way_out(tab):
         expect(side.get_by_role("button", name=f"Settings of {name}")).to_be_visible()
         expect(side.get_by_role("spinbutton", name="Temperature")).to_have_attribute("placeholder", "default 0.5")
     tab.button("Close the comparison").click()
+    expect(tab.page.get_by_role("heading", name="Side by side")).to_have_count(0)
     expect(tab.reply(1)).to_have_text("first words")
     assert tab.page.url == first
 

@@ -1,4 +1,4 @@
-"""What once went wrong on the page: drafts that were lost, jumps, wrong focus, links that hid something."""
+"""The page in detail: drafts, edits, focus, scrolling, links, what stays when something fails."""
 
 from __future__ import annotations
 

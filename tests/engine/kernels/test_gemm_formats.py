@@ -1,0 +1,125 @@
+"""Products of many rows with quantized weights in C++: the weights are those of `dense`, on every instruction set."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from engine import kernels
+from engine.quant import base, gguf
+from engine.quant.base import Format, Tensors
+from engine.quant.panels import Panels, to_panels
+from engine.quant.tables import TablePanels
+
+CPU = torch.device("cpu")
+PANELS = {"int8": (8, 32), "int4": (4, 32), "int4, groups of 16": (4, 16)}
+RECORDS = {
+    "Q4_0": ((gguf.Q4_0, 230),),
+    "Q4_1": ((gguf.Q4_1, 230),),
+    "Q5_0": ((gguf.Q5_0, 230),),
+    "Q8_0": ((gguf.Q8_0, 230),),
+    "Q4_K": ((gguf.Q4_K, 230),),
+    "Q5_K": ((gguf.Q5_K, 230),),
+    "Q6_K": ((gguf.Q6_K, 230),),
+    "mixed": ((gguf.Q4_1, 96), (gguf.Q6_K, 64), (gguf.Q8_0, 32), (gguf.Q5_K, 38)),
+}
+FORMATS = (*PANELS, "nf4", *RECORDS)
+COLUMNS = {"int8": (4, 100, 580), "nf4": (64, 320), "Q4_K": (256, 768), "Q5_K": (256,), "Q6_K": (256, 768)}
+
+
+@cache
+def matrix(name: str, columns: int) -> tuple[Format, Tensors, torch.Tensor]:
+    """A random matrix in a format, with a bias: the format, the tensors, and its values in float64."""
+    generator = torch.Generator().manual_seed(columns)
+    weight_format: Format
+    if name in PANELS:
+        bits, group = PANELS[name]
+        weight_format = Panels(230 if bits == 8 else 256, columns, torch.float32, bits, group)
+        tensors = weight_format.begin(CPU)
+        part = torch.randn(weight_format.rows, columns, generator=generator)
+        weight_format.fill(tensors, 0, part)
+    elif name == "nf4":
+        weight_format = TablePanels(256, columns, torch.float32, 4, 64)
+        tensors = weight_format.empty(CPU)
+        codes = torch.randint(-8, 8, (256, columns), dtype=torch.int8, generator=generator)
+        tensors["weight"] = to_panels(codes, 4)
+        torch.randn(len(tensors["scales"]), generator=generator, out=tensors["scales"])
+    else:
+        weight_format = gguf.Records(230, columns, torch.float32, RECORDS[name])
+        tensors = weight_format.empty(CPU)
+        tensors["weight"].random_(0, 256, generator=generator)
+        for kind, _, _, records in weight_format._parts(tensors["weight"]):  # no infinite scales
+            halves = gguf.TYPES[gguf.UNPACKED.get(kind, kind)].fields(records)[0]
+            halves.copy_(torch.randn(halves.shape, generator=generator) * 0.01)
+    bias = torch.randn(weight_format.rows, generator=generator)
+    return weight_format, {**tensors, "bias": bias}, dense(weight_format, tensors)
+
+
+def dense(weight_format: Format, tensors: Tensors) -> torch.Tensor:
+    """The values of a matrix by PyTorch's operators, in float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_active_ops", None)
+        return weight_format.dense(tensors, 0, weight_format.rows, torch.float32).double()
+
+
+def multiply(ops: Any, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+    bias = tensors["bias"]
+    assert bias is not None
+    y: torch.Tensor = ops.gemm(x, tensors["weight"], tensors["scales"], bias.to(x.dtype))
+    return y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", FORMATS)
+def test_products_are_those_of_the_dequantized_weights(ops: Any, name: str, dtype: torch.dtype) -> None:
+    for columns in COLUMNS.get(name, (256,) if name == "mixed" else (32, 288, 608)):
+        _, tensors, weight = matrix(name, columns)
+        for rows in (33, 100, 257):
+            x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
+            bias = tensors["bias"].to(dtype).double()
+            y, exact = multiply(ops, tensors, x), x.double() @ weight.T + bias
+            magnitudes = x.double().abs() @ weight.abs().T + bias.abs()
+            rounding = (2**-8 if dtype == torch.bfloat16 else 2**-24) * exact.abs()
+            assert y.dtype == dtype and ((y.double() - exact).abs() <= 1e-6 * magnitudes + rounding).all(), columns
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_has_its_bits_however_a_prompt_is_cut_and_on_any_number_of_threads(ops: Any, name: str) -> None:
+    columns = 768 if name in COLUMNS or name == "mixed" else 608
+    _, tensors, _ = matrix(name, columns)
+    x, threads = torch.randn(301, columns, generator=torch.Generator().manual_seed(1)), torch.get_num_threads()
+    together = multiply(ops, tensors, x)
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for first, last in ((0, 1), (5, 38), (100, 228), (0, 301)):
+                assert torch.equal(multiply(ops, tensors, x[first:last]), together[first:last])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["int8", "nf4", "Q4_1"])
+def test_prompts_are_multiplied_by_the_kernel(
+    ops: Any, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From few rows to those from which PyTorch's product of the dequantized matrix is faster."""
+    monkeypatch.setattr(kernels, "_active_ops", ops)
+    monkeypatch.setattr(base, "slow_bfloat16", lambda: True)
+    by_blocks = []
+    monkeypatch.setattr(Format, "product_by_blocks", lambda self, tensors, x: by_blocks.append(len(x)))
+    weight_format, tensors, weight = matrix(name, 320)
+    tensors = {**tensors, "bias": tensors["bias"].to(dtype)}
+    for rows in (kernels.MAX_ROWS + 1, base.LARGE_ROWS - 1):
+        x = torch.randn(rows, 320).to(dtype)
+        with torch.no_grad():
+            y = weight_format.product(tensors, x)
+        exact = x.double() @ weight.T + tensors["bias"].double()
+        assert y.dtype == dtype and torch.allclose(y.double(), exact, rtol=0.01, atol=0.01)
+    with torch.no_grad():
+        weight_format.product(tensors, torch.zeros(base.LARGE_ROWS, 320, dtype=dtype))
+    weight_format.product(tensors, torch.zeros(100, 320, dtype=dtype))  # with gradients
+    assert by_blocks == [base.LARGE_ROWS, 100]
