@@ -78,7 +78,7 @@ def kernel_product(tensors: Tensors, x: Tensor) -> Tensor | None:
     """
     weight, scales = weight_and_scales(tensors)
     bias, is_half = tensors["bias"], x.dtype == torch.float16 and x.device.type == "cpu"
-    kernel_x = x.float() if is_half else x
+    kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
     if (ops := kernels.for_input(kernel_x)) is not None:
         multiply = ops.linear
     elif (ops := many_rows_ops(kernel_x)) is not None:
@@ -90,12 +90,12 @@ def kernel_product(tensors: Tensors, x: Tensor) -> Tensor | None:
 
 
 def many_rows_ops(x: Tensor) -> Any:
-    """The operators if their `gemm` is the fastest product of this many rows of x with a weight that is not float32.
+    """The operators if their `gemm` is the fastest product of this many rows of x, else None.
 
-    Else None. It converts or dequantizes the weight in cache; for PyTorch's product in float32 it is written to memory.
+    It converts or dequantizes the weight to float32 in cache; for PyTorch's product it is written to memory. A float32
+    model keeps PyTorch's, so that a prompt has the same bits with quantized weights and with the dequantized ones.
     """
-    is_float32 = x.dtype == torch.float32 or needs_float32(x)
-    return kernels.for_rows(x) if is_float32 and 0 < len(x) < LARGE_ROWS else None
+    return kernels.for_rows(x) if needs_float32(x) and 0 < len(x) < LARGE_ROWS else None
 
 
 def product_by_blocks(

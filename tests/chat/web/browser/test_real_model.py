@@ -28,7 +28,7 @@ def test_the_demo_model_answers_and_shows_what_it_computed(data, chromium_browse
         panel.get_by_role("radio", name="probability").check()
         expect(panel.get_by_role("listbox").locator(".p0, .p1, .p2, .p3").first).to_be_visible()
         panel.get_by_role("tab", name="Cost").click()
-        expect(panel).to_contain_text("the most measured here so far")
+        expect(panel).to_contain_text("of weights and cache")
         assert tab.problems == []
         context.close()
         program.end()
