@@ -15,7 +15,7 @@ from chat.web.agent import PageAgent
 from chat.web.audience import Audience
 from chat.web.lines import LOG, Run, as_notice
 from chat.web.models.interface import Models
-from chat.web.models.own import OwnModel
+from chat.web.own_model import OwnModel
 from chat.web.snapshot import Running, encode_tokens, encode_view
 from chat.web.streams import Event, PieceEvent, Tab
 from engine.runtime.errors import BareloopError
