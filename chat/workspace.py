@@ -157,6 +157,11 @@ class Workspace:
             return Notice("warning", f"{before} was changed by another program; continuing in {self.path}")
         return None
 
+    def keep(self, message: str) -> None:
+        """Save a message that cannot be answered yet."""
+        self.session.unanswered = message
+        self.autosave_now()
+
     def _save_before_leaving(self) -> None:
         """Save what another conversation is about to replace. Raises `BareloopError` if it would be lost."""
         warning = self.autosave_now()

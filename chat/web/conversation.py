@@ -165,6 +165,8 @@ class Conversation:
                 path = self.agent.path
                 run.is_waiting = True
                 needs_model = self.agent.needs_model(run.line)
+                if run.is_message and not self.agent.has_model:  # loading it may take minutes
+                    await self._in_thread(lambda: self.agent.keep(run.line))
                 async with self.model.use(self._progress) if needs_model else nullcontext():
                     run.is_waiting = False
                     await self._in_thread(lambda: self._work(run))

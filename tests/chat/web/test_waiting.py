@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from chat import store
 from chat.web import library, streams
 from tests.chat.web import scripted
 from tests.chat.web.scripted import GUARD, refuse
@@ -70,6 +71,18 @@ def test_a_line_that_waits_for_another_request_can_be_stopped(page, browser):
     page.models.may_load.set()
     assert costs() == 200
     assert len(browser.chat(id, "hello")["turns"]) == 1
+
+
+def test_a_message_is_in_its_file_while_the_model_is_loaded(page, browser):
+    id = browser.new()
+    tab = browser.listen(id)
+    page.models.may_load.clear()
+    browser.line(id, "hello")
+    tab.next("loading")
+    assert store.load(store.folder() / f"{id}.json").turns == [[{"role": "user", "content": "hello"}]]
+    page.models.may_load.set()
+    assert [turn["message"] for turn in tab.rest(lambda value: value["turns"])["turns"]] == ["hello"]
+    assert len(store.load(store.folder() / f"{id}.json").turns) == 1
 
 
 def test_an_open_conversation_can_be_stopped_while_another_is_opened(page, browser, monkeypatch):

@@ -9,6 +9,7 @@ import { Scanner, plainSource } from "./scanner.mjs";
 
 const LARGEST = 10_000; // characters; a longer block is drawn as plain text, as Markdown can take quadratic time
 const SLOW = 40; // ms; a block that took longer is drawn as plain text until it is finished
+const SMALL = 2_000; // characters of a block that is never slow: then it is the machine that is busy
 const SECTION = 32; // blocks in one element, which the browser need not lay out while it is out of sight
 const REST = 4; // drawing the last block again waits this many times as long as it took
 const STEP = 16_000; // characters of plain text that are added in one frame
@@ -138,7 +139,7 @@ export class Blocks {
     this.#live.replaceChildren(nodes);
     const time = performance.now() - begun;
     this.#wake = performance.now() + REST * time;
-    if (time > SLOW) this.#slow = true;
+    if (time > SLOW && source.length > SMALL) this.#slow = true;
     return true;
   }
 
