@@ -11,6 +11,7 @@ import pytest
 from chat import store
 from chat.agent import Agent
 from chat.conversation.events import Settings
+from chat.web import library
 from tests.chat.web.conftest import Browser
 from tests.chat.web.scripted import RunningPage, Script, ScriptedModel
 
@@ -24,7 +25,13 @@ def terminal(script=None):
     return Agent(lambda name: ScriptedModel(script or Script(), name, 4096), "scripted", Settings())
 
 
-def test_a_conversation_has_a_file_from_its_first_message_on(page, browser, data):
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """The server looks at the folder often."""
+    monkeypatch.setattr(library, "POLL", 0.05)
+
+
+def test_a_conversation_has_a_file_from_its_first_message_on(page, browser, data, quick):
     id = browser.new()
     assert ids(browser) == []
     tab = browser.listen(id)
@@ -96,7 +103,7 @@ def test_what_another_program_wrote_during_a_reply_is_kept_and_so_is_the_reply(p
     assert notice["kind"] == "warning"
 
 
-def test_the_list_shows_what_other_programs_write(browser):
+def test_the_list_shows_what_other_programs_write(browser, quick):
     tab = browser.listen()
     agent = terminal()
     list(agent.handle("hello from the terminal"))
