@@ -96,11 +96,16 @@ def parser() -> Parser:
     return result
 
 
-def local_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
-    """What loads a model by its name, and the name of the first."""
+def choose_local_model(options: Any) -> None:
+    """Choose the default model if none is named. Raises `UsageError` for a flag that is for a server's models."""
     if options.api_key_file is not None:
         raise UsageError("--api-key-file is for a server: add --url")
     choose_model(options, embedded.default_model())
+
+
+def local_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
+    """What loads a model by its name, and the name of the first."""
+    choose_local_model(options)
 
     from chat.models.local import LocalModel
 
@@ -133,37 +138,36 @@ def conversation_flags(options: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def serve_page(options: Any) -> None:
+def serve_page(options: Any, sampling: dict[str, Any]) -> None:
     """Check the flags of the page, and serve it."""
     for name in ("prompt", "plain", "json"):
         if getattr(options, name):
             raise UsageError(f"--{name} is for the terminal, not for --web; leave one of them out")
     if options.api and options.url is not None:
         raise UsageError("--api serves models that this program loads, not those of --url")
-    if options.api_key_file is not None and options.url is None:
-        raise UsageError("--api-key-file is for a server: add --url")
     options.port = DEFAULT_PORT if options.port is None else options.port
     if not 0 <= options.port <= 65_535:
         raise UsageError(f"--port {options.port}: use 0 to 65535")
     if options.url is None:
-        choose_model(options, embedded.default_model())
+        choose_local_model(options)
     else:
         refuse_local_flags(options)
 
     from chat.web.program import serve
 
-    serve(options, conversation_flags(options), sampling_options(options))
+    serve(options, conversation_flags(options), sampling)
 
 
 def main(options: Any) -> None:
     """Open the model, then chat in the browser, in the terminal or through pipes."""
     if options.ctx_size is not None and options.ctx_size < 1:
         raise UsageError(f"--ctx-size {options.ctx_size}: use 1 or more")
+    sampling = sampling_options(options)
     if options.ctx_size is not None:
-        longest = (sampling_options(options)).get("max_new_tokens", SamplingParams().max_new_tokens)
+        longest = sampling.get("max_new_tokens", SamplingParams().max_new_tokens)
         Budget.of(options.ctx_size, longest, options.reserve)  # raises if no room is left
     if options.web:
-        serve_page(options)
+        serve_page(options, sampling)
         return
     for name, flag in (("port", "--port"), ("api", "--api"), ("browser", "--no-browser")):
         if getattr(options, name) != parser().get_default(name):
@@ -178,7 +182,6 @@ def main(options: Any) -> None:
     from chat.pipe import Pipe
 
     overrides = conversation_flags(options)
-    sampling = sampling_options(options)
     agent = Agent(load, name, Settings(**overrides, sampling=sampling), autosave=options.autosave)
     opening = list(agent.session.warnings)
     if options.resume is not None:

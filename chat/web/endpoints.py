@@ -218,8 +218,9 @@ async def _body(request: Request) -> dict[str, Any]:
     raw = await request.body()
 
     def parse() -> Any:
-        body = json.loads(raw)
-        json.dumps(body, ensure_ascii=False).encode() if b"\\u" in raw else None
+        body = json.loads(raw.decode())  # of bytes it would take halves of pairs, and other encodings
+        if b"\\u" in raw:  # the only other way to write half of a pair
+            json.dumps(body, ensure_ascii=False).encode()
         return body
 
     try:

@@ -10,7 +10,7 @@ from chat.agent import Agent
 
 def saved(agent: Agent) -> bytes:
     """The content of the conversation's file."""
-    return store.encode(agent.conversation()).encode(errors="replace")  # half of a UTF-16 pair becomes a question mark
+    return store.encode(agent.conversation()).encode()
 
 
 def markdown(agent: Agent) -> str:

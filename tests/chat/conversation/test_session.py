@@ -13,7 +13,6 @@ from chat.conversation.events import Notice, Piece, Reply, Settings
 from chat.conversation.session import Session
 from chat.conversation.streaming import is_stuck
 from chat.models.local import LocalModel
-from engine import LLM
 from engine.decoding.loop import Event
 from engine.runtime.errors import BareloopError, UsageError
 
@@ -21,18 +20,6 @@ TALK = (
     *("Hi, I'm Zorvan.", "How are you?", "What is the capital of France?", "And of Italy?", "My dog is called Rex."),
     *("What is my name?", "Thanks!", "What is the unit of power?", "I live in Rome.", "What is my dog called?"),
 )
-
-
-@pytest.fixture(scope="module")
-def llm(shared) -> LLM:
-    """A tiny base model, so that the conversation is a plain script."""
-    return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def demo() -> LLM:
-    """The embedded demo model, which answers questions."""
-    return LLM.load("demo", dtype="float32")
 
 
 def collect(events) -> tuple[list[Notice], Reply]:

@@ -11,24 +11,11 @@ from chat.conversation.events import Piece, Reply, Settings
 from chat.conversation.session import Session
 from chat.models.interface import TokenProbability
 from chat.models.local import LocalModel
-from engine import LLM
 from engine.decoding.loop import Event
 from engine.runtime.errors import UsageError
 from tests.chat.conversation.test_session import TALK, FakeGeneration, collect
 
 SHORT = Settings(sampling={"max_new_tokens": 6})
-
-
-@pytest.fixture(scope="module")
-def llm(shared) -> LLM:
-    """A tiny base model, so that the conversation is a plain script."""
-    return LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def demo() -> LLM:
-    """The embedded demo model, which answers questions."""
-    return LLM.load("demo", dtype="float32")
 
 
 def spoken(session: Session) -> list[str]:

@@ -110,3 +110,12 @@ def test_cookies_of_others_that_are_against_the_rules_lock_nobody_out(page, stra
     for cookie in (f"{foreign}; bareloop-{page.port}={KEY}", f"bareloop-{page.port}={KEY}; {foreign}"):
         assert stranger.get("/web/state", headers={"cookie": cookie.encode("latin-1")}).status_code == 200
     assert stranger.get("/web/state", headers={"cookie": f"{foreign}".encode("latin-1")}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": "\xed\xa0\x80"}', b'{"model": "\\ud800"}', '{"model": "x"}'.encode("utf-16")]
+)
+def test_a_body_is_json_in_utf_8(browser, body):
+    answer = browser.http.post("/web/conversations", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "the body is not JSON in UTF-8" in answer.json()["error"]["message"]
