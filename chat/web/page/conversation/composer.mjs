@@ -100,6 +100,11 @@ export class Composer {
     if (!this.#sending) this.#command = "";
   }
 
+  /** The commands are known now: complete the one that is being written. */
+  completeCommands() {
+    if (document.activeElement === this.area) this.completion.update();
+  }
+
   /** Move the focus here. */
   focus() {
     this.area.focus({ preventScroll: true });

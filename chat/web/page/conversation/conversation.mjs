@@ -136,6 +136,7 @@ export class ConversationPane {
   /** The models and commands are known now. */
   updateState() {
     this.header.update();
+    this.composer?.completeCommands();
     this.#showEmpty();
   }
 

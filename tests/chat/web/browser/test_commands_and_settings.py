@@ -45,6 +45,18 @@ def test_the_terminals_own_commands_are_not_offered(tab):
     expect(options.filter(has_text="/quit")).to_have_count(0)
 
 
+def test_commands_that_are_not_known_yet_are_listed_when_they_are(tab):
+    waiting = []
+    tab.page.route("**/web/state", lambda route: waiting.append(route))  # noqa: PLW0108
+    with tab.page.expect_request("**/web/state"):
+        tab.page.reload()
+    tab.composer.press_sequentially("/")
+    options = tab.page.get_by_role("listbox", name="Commands").get_by_role("option")
+    expect(options).to_have_count(0)
+    waiting[0].continue_()
+    expect(options.filter(has_text="/help")).to_have_count(1)
+
+
 def test_the_output_of_a_command_is_shown_as_it_is(tab):
     tab.command("/help")
     output = tab.page.get_by_role("region", name="Output")
