@@ -33,12 +33,14 @@ ALL_ROWS = Source("", slice(None), ())  # in our own layout
 def parameter_sources(model: nn.Module, family: Family) -> dict[str, tuple[Source, ...]]:
     """For every parameter the checkpoint tensors that are stacked in it, in order.
 
-    Of a quantized matrix only the weight is listed, with its dense shape.
+    Of a quantized matrix only the weight is listed, with its dense shape; adapters are not listed.
     """
     result: dict[str, tuple[Source, ...]] = {}
     for full_name, parameter in model.named_parameters():  # a tied parameter is listed once
         path, _, leaf = full_name.rpartition(".")
         module = model.get_submodule(path)
+        if ".adapter." in full_name:
+            continue
         whole = tuple(parameter.shape)
         if isinstance(module, Matrix) and leaf in module.weight_tensors():
             if leaf != "weight":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 from engine import kernels
 from engine.kernels import gpu
-from engine.quant.base import Format, many_rows_ops, needs_float32, product_by_blocks
+from engine.layers.lora import Adapter, adapted_product
+from engine.quant.base import Format, gradient_by_blocks, many_rows_ops, needs_float32, product_by_blocks
 from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
 
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
@@ -70,38 +72,68 @@ class Linear(Matrix):
 
     Several projections of the same input are stacked by rows into one matrix, so that one product reads the input
     once; `splits` are their heights. Loading, saving and adapters find each projection by its rows. An `exact` matrix
-    is never quantized.
+    is never quantized. With an `adapter` the weight is frozen.
     """
 
     bias: nn.Parameter | None
+    adapter: Adapter | None
 
     def __init__(self, in_features: int, *splits: int, bias: bool = False, exact: bool = False) -> None:
         super().__init__(sum(splits), in_features)
         self.splits = splits
         self.exact = exact
         self.register_parameter("bias", nn.Parameter(torch.empty(sum(splits))) if bias else None)
+        self.register_module("adapter", None)
         self._packed: Tensor | None = None  # the weight in oneDNN's layout
         self._wide: Tensor | None = None  # the weight in float32
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._adapted(x, self.bias)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """x Wᵀ, for a caller that adds the bias in another dtype. The weight is dense."""
+        return self._adapted(x, None)
+
+    def _adapted(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and (self.format is not None or self.adapter is not None):
+            return adapted_product(self, x, bias)
+        y = self._product(x, bias)
+        return y if self.adapter is None else self.adapter.add_to(y, x)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.format is not None:
             return self.format.product(self._parameters, x)
         ops = kernels.for_input(x)
         if ops is not None:
-            return ops.linear(x, self.weight, None, self.bias)
+            return ops.linear(x, self.weight, None, bias)
         if (ops := gpu.for_rows(x)) is not None and self.is_dense_with_few(x):
-            return ops.dense_linear(x, self.weight, self.bias)
+            return ops.dense_linear(x, self.weight, bias)
         if self._packed is not None and len(x) >= PACKED_ROWS:
-            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
         if needs_float32(x):
             if (ops := many_rows_ops(x)) is not None:
-                return ops.gemm(x, self.weight, None, self.bias)
-            return product_by_blocks(x, self.rows, self._rows, self.bias)
-        return F.linear(x, self.weight, self.bias)
+                return ops.gemm(x, self.weight, None, bias)
+            return product_by_blocks(x, self.rows, self._rows, bias)
+        return F.linear(x, self.weight, bias)
+
+    def exact_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product for training, in which x is not quantized, whatever the number of its rows."""
+        if self.format is not None:
+            return self.format.product_by_blocks(self._parameters, x)
+        return self._product(x, bias)
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """gradient [N, out] of the product -> gradient of its input [N, in], without an adapter's."""
+        if self.format is None and not needs_float32(gradient):
+            return gradient @ self.weight
+        dense = self._rows if self.format is None else partial(self.format.dense, self._parameters)
+        return gradient_by_blocks(gradient, self.columns, dense)
 
     def is_dense_with_few(self, x: Tensor) -> bool:
         """Whether the weight is dense, and x has so few rows that reading the weight takes most of a product's time."""
-        return self.format is None and x.dtype == self.weight.dtype and 0 < len(x) <= gpu.MAX_DENSE_ROWS
+        if self.format is not None or self.adapter is not None:
+            return False
+        return x.dtype == self.weight.dtype and 0 < len(x) <= gpu.MAX_DENSE_ROWS
 
     def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         return (self.weight if self._wide is None else self._wide)[first:last].to(dtype)
@@ -123,8 +155,13 @@ class Linear(Matrix):
 
 
 def takes_fused_kernels(module: nn.Module) -> bool:
-    """Whether the C++ kernels for whole blocks support the formats of all matrices in a module."""
-    return all(weight_format.fused for weight_format in formats_of(module))
+    """Whether the C++ kernels for whole blocks support the formats of all matrices in a module, and their adapters."""
+    return all(weight_format.fused for weight_format in formats_of(module)) and not is_adapted(module)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether any matrix in a module has an adapter."""
+    return any(isinstance(inner, Adapter) for inner in module.modules())
 
 
 def formats_of(module: nn.Module) -> list[Format]:

@@ -247,7 +247,8 @@ class Decoder(Model):
             tail = None
             if cache_view is not None and last is not None and layer == config.num_layers - 1:
                 tail = cache_view.tail(last)
-            x, delta = block(x, delta, None if rope is None else tables[rope], step, cache_view, index, tail)
+            table = None if rope is None else tables[rope]
+            x, delta = self.run_block(block, x, delta, table, step, cache_view, index, tail)
         if view is not None:
             view.commit()
         return add_and_norm(x, delta, self.norm)[1]

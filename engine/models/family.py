@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine.cache.blocks import Budget
 from engine.cache.state import State, Step
@@ -27,6 +28,7 @@ class Model(nn.Module, ABC):
     embed: Embedding
     head: Linear
     source = ""  # folder or model type, for error messages
+    recompute = False  # compute each block again in the backward pass, instead of keeping its activations
 
     @property
     def dtype(self) -> torch.dtype:
@@ -42,6 +44,12 @@ class Model(nn.Module, ABC):
     def capturable(self) -> bool:
         """Whether a CUDA graph can have the products of all weights."""
         return all(weight_format.capturable for weight_format in formats_of(self))
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Any:
+        """A block's outputs. With `recompute` only its inputs are kept for the backward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:

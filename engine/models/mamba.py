@@ -125,7 +125,7 @@ class Mixer(nn.Module):
         dt, b, c = torch.split(self.x_proj(x), self.sizes, dim=-1)
         wide = torch.promote_types(x.dtype, torch.float32)
         bias = cast("Tensor", self.dt_proj.bias)
-        dt = F.softplus(F.linear(dt, self.dt_proj.weight).to(wide) + bias.to(wide))
+        dt = F.softplus(self.dt_proj.without_bias(dt).to(wide) + bias.to(wide))
         a = -self.A_log.to(wide).exp()
         dt, b, c, inner = (
             rows.pad(part.to(wide)) for part in (dt, b, c, x)

@@ -48,7 +48,7 @@ class RecurrentModel(Model):
         memory = view.memory if view is not None else self.fresh(rows.count)
         x = self.residual(step.tokens)
         for layer, block in enumerate(self.layers):
-            x, new_memory = block(x, rows, memory[layer])
+            x, new_memory = self.run_block(block, x, rows, memory[layer])
             if view is not None:
                 view.append(new_memory)
         if view is not None:

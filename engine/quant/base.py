@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -110,15 +110,30 @@ def product_by_blocks(
         return x.new_empty(0, rows)
     dtype = torch.float32 if needs_float32(x) else x.dtype
     wide = x.to(dtype)
-    block = DENSE_BLOCK if x.device.type == "cpu" else GPU_DENSE_BLOCK
-    largest = max(1, block // (x.shape[-1] * dtype.itemsize * ROW_MULTIPLE)) * ROW_MULTIPLE
-    size = -(-rows // -(-rows // largest) // ROW_MULTIPLE) * ROW_MULTIPLE
     products = []
-    for first in range(0, rows, size):
-        last = min(first + size, rows)
+    for first, last in _blocks(rows, x.shape[-1], dtype, x.device):
         part = None if bias is None else bias[first:last].to(dtype)
         products.append(F.linear(wide, dense(first, last, dtype), part).to(x.dtype))
     return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
+
+
+def gradient_by_blocks(gradient: Tensor, columns: int, dense: Callable[[int, int, torch.dtype], Tensor]) -> Tensor:
+    """The gradient of x in `product_by_blocks`: gradient [N, rows] times the matrix -> [N, columns]."""
+    dtype = torch.float32 if needs_float32(gradient) else gradient.dtype
+    wide, rows = gradient.to(dtype), gradient.shape[-1]
+    total = wide.new_zeros(len(gradient), columns)
+    for first, last in _blocks(rows, columns, dtype, gradient.device):
+        total.addmm_(wide[:, first:last], dense(first, last, dtype))
+    return total.to(gradient.dtype)
+
+
+def _blocks(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, int]]:
+    """The first and last row of each block of a matrix that is dequantized at once; the blocks are of equal sizes."""
+    block = DENSE_BLOCK if device.type == "cpu" else GPU_DENSE_BLOCK
+    largest = max(1, block // (columns * dtype.itemsize * ROW_MULTIPLE)) * ROW_MULTIPLE
+    size = -(-rows // -(-rows // largest) // ROW_MULTIPLE) * ROW_MULTIPLE
+    for first in range(0, rows, size):
+        yield first, min(first + size, rows)
 
 
 def needs_float32(x: Tensor) -> bool:

@@ -1,0 +1,140 @@
+"""LoRA (Hu et al. 2021): y = x Wᵀ + s dropout(x) Aᵀ Bᵀ, on top of a frozen weight W in any format.
+
+A `Linear` can stack several projections of one input by rows; each of them can have its own pair of A and B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from engine.layers.linear import Linear
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One A [rank, in] and B [height, rank], for `rows` of a Linear's output. `scale` is s."""
+
+    rows: slice
+    rank: int
+    scale: float
+
+    @property
+    def height(self) -> int:
+        """Number of rows."""
+        return int(self.rows.stop - self.rows.start)
+
+
+class Adapter(nn.Module):
+    """The pairs of one Linear: `a` [sum of ranks, in] has all A end to end, so that one product reads the input once.
+
+    `b` has the B [height, rank] of each pair. Both are float32, whatever the dtype of the weight, and not initialized.
+    `dropout` is the share of the branch's inputs that are dropped while gradients are recorded.
+    """
+
+    def __init__(self, in_features: int, pairs: Sequence[Pair], dropout: float, device: torch.device) -> None:
+        super().__init__()
+        self.pairs, self.dropout = tuple(pairs), dropout
+        self.a = nn.Parameter(torch.empty(sum(pair.rank for pair in pairs), in_features, device=device))
+        self.b = nn.ParameterList(torch.empty(pair.height, pair.rank, device=device) for pair in pairs)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """A: uniform within ± 1 / √in, as in peft; B: zeros, so that at first nothing changes."""
+        bound = 1 / math.sqrt(self.a.shape[1])
+        with torch.no_grad():
+            values = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
+            self.a.copy_(values)
+            for b in self.b:
+                b.zero_()
+
+    def parts(self, stacked: Tensor) -> tuple[Tensor, ...]:
+        """The parts of the pairs of `a`, of its gradient, or of x Aᵀ [N, sum of ranks] transposed."""
+        return torch.split(stacked, [pair.rank for pair in self.pairs])
+
+    def __iter__(self) -> Iterator[tuple[Pair, Tensor, Tensor]]:
+        """Each pair with its A and B."""
+        return iter(list(zip(self.pairs, self.parts(self.a), self.b, strict=True)))
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """y [N, out] += s x Aᵀ Bᵀ in place, without gradients -> y."""
+        hidden = x @ self.a.to(x.dtype).T
+        return _add_products(y, hidden, self.pairs, list(self.b))
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W + s B A [out, in], computed in float32 and rounded once."""
+        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        for pair, a, b in self:
+            wide[pair.rows].addmm_(b.detach().to(wide.dtype), a.detach().to(wide.dtype), alpha=pair.scale)
+        return wide.to(weight.dtype)
+
+
+def adapted_product(linear: Linear, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + bias, plus the adapter's branch if the Linear has one, with gradients of x and the adapter.
+
+    W is frozen: its gradient is not computed, and no dense copy of a quantized weight is kept for the backward pass.
+    """
+    adapter = linear.adapter
+    trained: tuple[Tensor, ...] = () if adapter is None else (adapter.a, *adapter.b)
+    branch = F.dropout(x, adapter.dropout) if adapter is not None and adapter.dropout else None
+    y: Tensor = _FrozenProduct.apply(x, branch, linear, bias, *trained)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product of `adapted_product`. `branch`: the branch's input, None if that is x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor | None, linear: Linear, bias: Tensor | None, *trained: Tensor
+    ) -> Tensor:
+        y = linear.exact_product(x, bias)
+        ctx.linear, ctx.drops = linear, branch is not None
+        if linear.adapter is None:
+            return y
+        a, *b = trained
+        hidden = (x if branch is None else branch) @ a.to(x.dtype).T
+        ctx.save_for_backward(x if branch is None else branch, hidden, a, *b)
+        return _add_products(y, hidden, linear.adapter.pairs, b)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        dx = ctx.linear.input_gradient(gradient) if ctx.needs_input_grad[0] else None
+        if ctx.linear.adapter is None:
+            return dx, None, None, None
+        pairs, dtype = ctx.linear.adapter.pairs, gradient.dtype
+        inputs, hidden, a, *b = ctx.saved_tensors
+        hidden_gradient = torch.empty_like(hidden)
+        db = []
+        for pair, first, each in zip(pairs, _starts(pairs), b, strict=True):
+            columns = slice(first, first + pair.rank)
+            part = gradient[:, pair.rows]
+            torch.mul(part @ each.to(dtype), pair.scale, out=hidden_gradient[:, columns])
+            db.append((part.T @ hidden[:, columns]).to(each.dtype).mul_(pair.scale))
+        da = (hidden_gradient.T @ inputs).to(a.dtype)
+        if ctx.drops:
+            dropped = hidden_gradient @ a.to(dtype) if ctx.needs_input_grad[1] else None
+            return dx, dropped, None, None, da, *db
+        if dx is not None:
+            dx.addmm_(hidden_gradient, a.to(dtype))
+        return dx, None, None, None, da, *db
+
+
+def _starts(pairs: Sequence[Pair]) -> Iterator[int]:
+    """The first row of each pair's A in `Adapter.a`."""
+    return accumulate((pair.rank for pair in pairs[:-1]), initial=0)
+
+
+def _add_products(y: Tensor, hidden: Tensor, pairs: Sequence[Pair], b: Sequence[Tensor]) -> Tensor:
+    """y [N, out] += s hidden Bᵀ in place, for each pair's columns of hidden [N, sum of ranks] -> y."""
+    for pair, first, each in zip(pairs, _starts(pairs), b, strict=True):
+        y[:, pair.rows].addmm_(hidden[:, first : first + pair.rank], each.to(y.dtype).T, alpha=pair.scale)
+    return y
