@@ -1,4 +1,4 @@
-"""Conversations with a real model: recall, and 40 turns in a small window with every strategy."""
+"""Conversations with a real model: recall, and 24 turns in a small window with every strategy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from chat.conversation.session import Session
 from chat.models.local import LocalModel
 from engine import LLM
 
-WINDOW, RESERVE = 1024, 64
+WINDOW, RESERVE = 256, 32
 TOPICS = ("rivers", "bread", "the moon", "trains", "chess", "bees", "volcanoes", "paper")
 
 
 @pytest.fixture(scope="module")
 def llm(smollm2: str) -> LLM:
-    return LLM.load(smollm2, "cpu", "float32")
+    return LLM.load(smollm2, "cpu")
 
 
 def reply(session: Session, text: str) -> Reply:
@@ -34,10 +34,10 @@ def test_a_name_is_recalled_one_turn_later_only_with_history(llm):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_40_turns_never_exceed_the_window(llm, strategy):
+def test_24_turns_never_exceed_the_window(llm, strategy):
     sampling = {"max_new_tokens": 4, "temperature": 0.0}
     session = Session(LocalModel(llm), Settings(window=WINDOW, reserve=RESERVE, strategy=strategy, sampling=sampling))
-    for turn in range(40):
+    for turn in range(24):
         text = f"Message {turn}: what do you know about {TOPICS[turn % len(TOPICS)]}?"
         try:
             answer = reply(session, text)
@@ -47,4 +47,4 @@ def test_40_turns_never_exceed_the_window(llm, strategy):
         assert answer.prompt_tokens + answer.completion_tokens <= WINDOW
         assert answer.prompt_tokens <= WINDOW - RESERVE
     else:
-        assert strategy != "none" and len(session.turns) == 40 and session.start > 0
+        assert strategy != "none" and len(session.turns) == 24 and session.start > 0

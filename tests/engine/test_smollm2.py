@@ -62,11 +62,11 @@ def check_greedy(llm: LLM, reference: Any, prompts: list[list[int]], count: int)
 
 def test_greedy_text_of_all_kinds_of_prompts_equals_that_of_transformers(llm, smollm2_reference):
     chats = [llm.chat_template.encode(messages) for messages in CHATS]
-    check_greedy(llm, smollm2_reference.model, [*map(llm.encode, PROMPTS), *chats], 24)
+    check_greedy(llm, smollm2_reference.model, [*map(llm.encode, PROMPTS), *chats], 16)
 
 
-def test_greedy_text_after_1500_tokens_equals_that_of_transformers(llm, smollm2_reference):
-    long = llm.encode(inspect.getsource(inspect))[:1500]
+def test_greedy_text_after_800_tokens_equals_that_of_transformers(llm, smollm2_reference):
+    long = llm.encode(inspect.getsource(inspect))[:800]
     check_greedy(llm, smollm2_reference.model, [long], 16)
 
 
@@ -112,11 +112,11 @@ def test_the_files_own_blocks_have_its_logits_and_perplexity(llm):
         assert blocks.chat(messages, params).text == llm.chat(messages, params).text
 
 
-def test_200_streamed_tokens_add_up_to_the_text(llm):
-    params = SamplingParams(max_new_tokens=200, ignore_eos=True)
+def test_100_streamed_tokens_add_up_to_the_text(llm):
+    params = SamplingParams(max_new_tokens=100, ignore_eos=True)
     events = list(llm.stream("Once upon a time", params))
     ids = [event.token_id for event in events]
-    assert len(ids) == 200
+    assert len(ids) == 100
     assert "".join(event.text for event in events) == llm.tokenizer.decode(ids)
 
 

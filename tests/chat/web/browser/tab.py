@@ -42,9 +42,11 @@ ANSWERED = """() => {
 class Tab:
     """One tab. `problems`: errors of scripts and of the console, and requests to another host."""
 
+    _front: Tab | None = None  # of all tabs
+
     def __init__(self, page: Page, base: str, is_touched: bool = False) -> None:
         """`is_touched`: there is no Enter that sends."""
-        self.page, self.base, self.is_touched = page, base, is_touched
+        self._page, self.base, self.is_touched = page, base, is_touched
         self.problems: list[str] = []
         self.requests: list[str] = []
         self._expected: list[re.Pattern[str]] = []
@@ -52,6 +54,14 @@ class Tab:
         page.on("pageerror", lambda error: self._note(f"script: {error}"))
         page.on("request", self._request)
         page.on("popup", lambda popup: self._note(f"a window was opened: {popup.url}"))
+
+    @property
+    def page(self) -> Page:
+        """The page, in front of other tabs: what is behind is drawn once a second."""
+        if Tab._front is not self:
+            Tab._front = self
+            self._page.bring_to_front()
+        return self._page
 
     def _console(self, message: ConsoleMessage) -> None:
         if message.type == "error":

@@ -274,7 +274,7 @@ OPERATIONS = st.lists(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=90)
+@settings(max_examples=45)
 @given(operations=OPERATIONS)
 def test_random_operations_leave_no_row_and_no_byte(family, operations, models):
     """About 10,000 operations over all families: requests, cancelling at any event, steps, evictions."""
