@@ -21,21 +21,26 @@ CALLBACKS: list[Any] = []  # kept alive, as llama.cpp has only pointers to them
 
 
 class Worker:
-    """An engine in its own process. Its methods raise `BareloopError` if the engine fails or dies."""
+    """An engine in its own process. Its methods raise `BareloopError` if the engine fails or dies.
 
-    def __init__(self, name: str, folder: Path, threads: int, window: int) -> None:
+    `load`, a function of a module, is called there with the name and the settings, and returns what `run` calls.
+    """
+
+    def __init__(self, name: str, *settings: Any, load: Callable[..., Callable[..., Any]] | None = None) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self.pipe, child_pipe = context.Pipe()
-        self.process = context.Process(target=serve, args=(child_pipe, name, folder, threads, window), daemon=True)
+        self.process = context.Process(
+            target=serve, args=(child_pipe, load or load_engine, name, *settings), daemon=True
+        )
         self.process.start()
         child_pipe.close()
         self._answer()
 
-    def run(self, ids: list[int], new: int) -> list[float]:
-        """Seconds to each of the new tokens."""
+    def run(self, *job: Any) -> Any:
+        """What the loaded function returns; of the engines of this file, seconds to each of the new tokens."""
         with contextlib.suppress(OSError):  # if it is dead, `_answer` says how it ended
-            self.pipe.send((ids, new))
+            self.pipe.send(job)
         return self._answer()
 
     def close(self) -> None:
@@ -57,10 +62,10 @@ class Worker:
         return answer
 
 
-def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None:
+def serve(pipe: Any, load: Callable[..., Callable[..., Any]], name: str, *settings: Any) -> None:
     """The worker process: load an engine, confirm, and run requests until None comes."""
     try:
-        run_once = ENGINES[name](folder, threads, window)
+        run_once = load(name, *settings)
         pipe.send(None)
         while (job := pipe.recv()) is not None:
             pipe.send(run_once(*job))
@@ -70,6 +75,11 @@ def serve(pipe: Any, name: str, folder: Path, threads: int, window: int) -> None
         with contextlib.suppress(OSError):
             missing = isinstance(error, ModuleNotFoundError)
             pipe.send(f"{error}; pip install bareloop[peers]" if missing else f"{type(error).__name__}: {error}")
+
+
+def load_engine(name: str, folder: Path, threads: int, window: int) -> Run:
+    """Load one of `ENGINES`."""
+    return ENGINES[name](folder, threads, window)
 
 
 def timestamps(tokens: Iterator[Any]) -> list[float]:

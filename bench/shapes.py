@@ -104,6 +104,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "tie_word_embeddings": False,
     },
+    "gpt2-124m": {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": 50_257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
     "mamba-130m": {
         "model_type": "mamba",
         "architectures": ["MambaForCausalLM"],

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8080
 LOCAL_FLAGS = {  # by their names in the options
-    name: f"--{name.replace('_', '-')}" for name in ("device", "gpu_memory", "dtype", "allow_pickle", "quant", "draft")
+    name: f"--{name.replace('_', '-')}"
+    for name in ("adapter", "device", "gpu_memory", "dtype", "allow_pickle", "quant", "draft")
 } | {"cuda_graphs": "--no-cuda-graphs"}
 
 

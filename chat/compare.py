@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
-from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.parser import Parser, choose_model, label, model_options, run
 from engine.cli.progress import Progress
 from engine.runtime.errors import BareloopError, UsageError
 
@@ -126,7 +126,7 @@ def main(options: Any) -> None:
     Console().print(table(results))
     folder = local_path(options.output_dir)
     report = {
-        "model": options.model[0],
+        "model": label(options.model[0], options.adapter),
         "small_window": options.small_window,
         "ways": [asdict(result) for result in results],
     }

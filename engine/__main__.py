@@ -31,7 +31,11 @@ def parser() -> Parser:
     grammar.add_argument("--lark", metavar="FILE", help="the context-free grammar in this file, in llguidance's Lark")
     result.add_argument("--inspect", action="store_true", help="only print family, shapes, special tokens and costs")
     result.add_argument("--families", action="store_true", help="only print a table of the model families")
-    result.add_argument("--save", metavar="FOLDER", help="only write the model as a Hugging Face folder, unquantized")
+    result.add_argument(
+        "--save",
+        metavar="FOLDER",
+        help="only write the model as a Hugging Face folder, unquantized, with --adapter merged",
+    )
     result.add_argument("--save-quantized", metavar="FOLDER", help="only write the model in the format of --quant")
     result.add_argument(
         "--context", type=int, help="with --inspect: number of tokens before the one whose cost is shown"
@@ -69,7 +73,8 @@ def main(options: Any) -> None:
     from engine.cli.inspection import inspect
 
     for name in options.model:
-        for table in inspect(name, options.dtype, options.context, options.allow_pickle, options.quant, options.device):
+        flags = (options.dtype, options.context, options.allow_pickle, options.quant, options.device, options.adapter)
+        for table in inspect(name, *flags):
             Console().print(table)
 
 
@@ -86,12 +91,15 @@ def save(options: Any) -> None:
     require_new_folder(folder)
     if options.save is not None and options.quant == AUTO:
         options.quant = "none"
-    opened = open_model(options.model[0], options.dtype, options.allow_pickle, options.quant)
+    names = options.model[0], options.dtype, options.allow_pickle, options.quant
+    opened = open_model(*names, adapter=options.adapter)
     if options.save is not None and opened.quant != "none":
         way_out = "leave out --quant" if opened.quant == GGUF else "use --save-quantized"
         raise UsageError(f"--save writes unquantized weights, and these are in {opened.quant}: {way_out}")
     if options.save is None and opened.quant in ("none", GGUF):
         raise UsageError("--save-quantized needs a weight format: add --quant int8 or int4")
+    if options.save is None and opened.adapter is not None:
+        raise UsageError("--save-quantized takes a model without an adapter: merge it with --save, and quantize that")
     llm = LLM.load(options.model[0], **model_options(options) | {"draft": None})
     llm.save(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())

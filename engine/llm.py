@@ -67,6 +67,7 @@ class LLM:
         self.family = family
         self.config = config
         self.folder = folder
+        self.adapter: Path | None = None  # folder of the adapter that was loaded
         self.draft: LLM | Literal["prompt"] | None = None  # what drafts tokens, see `load`
         self.states = SchedulerStates(model)
         model.source = str(folder or family.model_type)
@@ -84,9 +85,11 @@ class LLM:
         draft: str | Path | None = None,
         gpu_memory: float = GPU_MEMORY,
         cuda_graphs: bool = True,
+        adapter: str | Path | None = None,
     ) -> LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id; `demo` is the embedded model.
 
+        An adapter's is a model, too: the base model that its config names, with it.
         `device`: auto, cpu, cuda, cuda:N, mps. `dtype`: auto (as stored), float32, bfloat16, float16.
         `quant`: the weight format (one of `engine.quant.QUANTS`); matrices are quantized while they are read. `auto`:
         as the file is; a GGUF file keeps its blocks on a CPU with the C++ kernels, any other model is not quantized.
@@ -95,17 +98,21 @@ class LLM:
         model's name drafts with that model, which has the same vocabulary.
         `gpu_memory`: share of the GPU memory that is free after loading, which a scheduler allocates for keys and
         values. `cuda_graphs`: launch the kernels of a decoding step at once.
+        `adapter`: folder or hub id of a LoRA adapter in peft's files. It is merged into dense weights; beside quantized
+        ones it stays in float32. A draft model does not get it.
         Raises `BareloopError` with one line for every bad input.
         """
         check_share(gpu_memory)
         torch_device = choose_device(device)
-        opened = open_model(name, dtype, allow_pickle, quant, torch_device)
+        opened = open_model(name, dtype, allow_pickle, quant, torch_device, adapter)
         drafter: LLM | Literal["prompt"] | None = None
         if draft is not None:  # loaded first, as it is the smaller one, and its name may be wrong
             drafter = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
         load_weights(opened, torch_device)
         llm = LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
         llm.draft, llm.states = drafter, SchedulerStates(opened.model, gpu_memory, cuda_graphs)
+        llm.adapter = opened.adapter
+        llm.model.source += "" if llm.adapter is None else f" + {llm.adapter}"
         llm.check_draft()
         return llm
 
@@ -327,8 +334,9 @@ class LLM:
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load. It must be new or empty.
 
-        The folder of a quantized model is for this engine only, and loads in the time of reading it.
-        Raises `BareloopError` for a model in the blocks of a GGUF file.
+        The folder of a quantized model is for this engine only, and loads in the time of reading it. A merged adapter
+        is part of the weights. Raises `BareloopError` for a model in the blocks of a GGUF file, and for one with an
+        adapter that is not merged.
         """
         if self.quant == GGUF:
             raise BareloopError("the GGUF file itself is this model; load it in another weight format to save it")

@@ -71,7 +71,7 @@ def main(options: Any) -> None:
     requested = {REMOTE} if options.url else {canonical_or_auto(name) for name in options.quant or [AUTO]}
     automatic = run_in_subprocess(choose_formats, options, debug=options.debug) if AUTO in requested else {}
     runs = [
-        MatrixRun(task, model, quant)
+        MatrixRun(task, model, quant, options.adapter)
         for task, model in product(tasks, models)
         for quant in sorted({automatic[model] if name == AUTO else name for name in requested}, key=format_rank)
     ]
@@ -104,7 +104,8 @@ def choose_formats(options: Any) -> dict[str, str]:
     for model in options.model:
         formats[model] = "none"
         with contextlib.suppress(BareloopError):
-            opened = open_model(model, options.dtype, options.allow_pickle, AUTO, choose_device(options.device))
+            device = choose_device(options.device)
+            opened = open_model(model, options.dtype, options.allow_pickle, AUTO, device, options.adapter)
             formats[model] = opened.quant
     return formats
 
@@ -125,7 +126,7 @@ def flags(options: Any, run: MatrixRun) -> list[str]:
         arguments += ["--subjects", *options.subjects]
     benchmark = BENCHMARKS[run.task]
     values = {name: getattr(options, name) for name in ("limit", "batch_tokens", "max_length", "concurrency")}
-    values |= {name: getattr(options, name) for name in ("api_key_file", "tokenizer")}
+    values |= {name: getattr(options, name) for name in ("api_key_file", "tokenizer", "adapter")}
     values |= {"shots": options.shots} if benchmark.has_examples else {}
     values |= {"batch_size": options.batch_size} if benchmark.generates else {}
     for name, value in values.items():

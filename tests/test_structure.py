@@ -23,6 +23,7 @@ ENGINE_LAYERS = (
     ("engine.checkpoints", "engine.decoding"),
     ("engine.llm", "engine"),  # `engine` itself only re-exports, lazily
     ("engine.cli", "engine.remote"),
+    ("engine.finetune",),
     ("engine.demo", "engine.serve", "engine.__main__"),
 )
 EVALS_LAYERS = (
@@ -45,6 +46,7 @@ WITHOUT_TORCH = (
     "engine.remote.*",
     "engine.quant",
     *(f"engine.serve.{name}" for name in ("__main__", "state", "metrics", "request_log", "server", "threads")),
+    *(f"engine.finetune.{name}" for name in ("__main__", "settings", "log", "evaluation")),
     *(f"engine.demo.{name}" for name in ("facts", "people", "pages", "dialogues", "textbook", "questions")),
     "evals.__main__",
     "evals.data.*",

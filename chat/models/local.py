@@ -70,7 +70,8 @@ class LocalModel:
 
     @property
     def description(self) -> str:
-        return f"{self.llm.device.type}, {str(self.llm.dtype).removeprefix('torch.')}"
+        adapter = "" if self.llm.adapter is None else f", adapter {self.llm.adapter.resolve().name}"
+        return f"{self.llm.device.type}, {str(self.llm.dtype).removeprefix('torch.')}{adapter}"
 
     @property
     def max_length(self) -> int:
@@ -92,7 +93,8 @@ class LocalModel:
         """Hashes of the weights and of the chat template."""
         assert self.llm.folder is not None  # a model with a tokenizer was loaded from a folder
         source = self.template.source if isinstance(self.template, ChatTemplate) else ""
-        return Origin(_fingerprint(self.llm.folder), hashlib.sha256(source.encode()).hexdigest())
+        weights = _fingerprint(self.llm.folder, self.llm.adapter)
+        return Origin(weights, hashlib.sha256(source.encode()).hexdigest())
 
     def warnings(self, window: int | None) -> list[str]:
         """What a user should know before the first message."""

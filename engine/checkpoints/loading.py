@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
+from engine.checkpoints.adapters import attach_adapter, merge_adapters, open_adapter
 from engine.checkpoints.gguf.tensors import GGUFTensor
 from engine.checkpoints.mapping import ALL_ROWS, Source, match_tensors
 from engine.checkpoints.opening import Opened
@@ -42,9 +43,11 @@ def plan_loading(opened: Opened) -> dict[str, list[tuple[Stored, Source]]]:
 def load_weights(opened: Opened, device: torch.device) -> None:
     """Load the weights of an opened model, frozen. Matrices with a format are quantized piece by piece.
 
-    Raises `BareloopError` if they do not fit into the free memory.
+    Its adapter is merged into dense weights, and attached to others. Raises `BareloopError` if that does not fit the
+    model, or the weights not into the free memory.
     """
     model, sources = opened.model, plan_loading(opened)
+    adapter = None if opened.adapter is None else open_adapter(model, opened.family, opened.adapter)
     matrices = {} if opened.is_saved else _matrices_to_quantize(model)
     parameters = dict(model.named_parameters())
     free = free_memory(device)
@@ -55,6 +58,8 @@ def load_weights(opened: Opened, device: torch.device) -> None:
     }
     if free is not None and 2 * sum(parameter.nbytes for parameter in parameters.values()) < free:
         mapped = set()  # weights in large pages are read faster than a mapped file
+    if adapter is not None:
+        mapped = set()  # merging an adapter changes the weights
     needed = sum(parameter.nbytes for name, parameter in parameters.items() if name not in mapped)
     if free is not None and needed > free:
         raise BareloopError(
@@ -83,6 +88,10 @@ def load_weights(opened: Opened, device: torch.device) -> None:
         convert_from_panels(model)
     if opened.is_saved and opened.quant in BITSANDBYTES and is_supported(device):
         convert_to_panels(model)
+    if adapter is not None:
+        attach_adapter(model, adapter)
+        merge_adapters(model, skip_quantized=True)
+        model.requires_grad_(False)
 
 
 def initialize_weights(

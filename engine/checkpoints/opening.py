@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from engine.checkpoints.adapters import adapter_fingerprint
 from engine.checkpoints.bitsandbytes import Dequantized, dequantized_tensors
 from engine.checkpoints.gguf.source import gguf_files, open_gguf
-from engine.checkpoints.hub import find_downloaded, find_model
+from engine.checkpoints.hub import find_downloaded, locate
 from engine.checkpoints.mapping import parameter_sources, resolve_tied_head
 from engine.checkpoints.pickles import find_tensors
 from engine.checkpoints.quantized import read_prequantized
@@ -40,6 +42,7 @@ class Opened:
     model: Model  # on the meta device
     quant: str  # the weight format
     is_saved: bool  # quantized, in a folder that `LLM.save` wrote
+    adapter: Path | None  # folder of the adapter, which is not attached
 
     @property
     def format_name(self) -> str:
@@ -58,15 +61,17 @@ def open_model(
     allow_pickle: bool = False,
     quant: str = AUTO,
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    adapter: str | Path | None = None,
 ) -> Opened:
     """Find a model by folder or hub id, and build it without weights, with the formats that it will have on the device.
 
     dtype `auto`: as in config.json, else that of most of the file. A quantized checkpoint keeps its own weight format,
     a GGUF file in quant `auto` its blocks if the device supports them; `Opened.quant` is the format that was chosen.
-    Raises `UsageError` if another one is requested.
+    Raises `UsageError` if another one is requested. `adapter`: folder or hub id of an adapter; `name` can be one, too.
     """
     quant = canonical_or_auto(quant)
-    folder = find_model(name, allow_pickle)
+    located = locate(name, allow_pickle, adapter)
+    folder = located.folder
     raw = read_json(folder / "config.json")
     prequantized = read_prequantized(raw)
     if prequantized is not None and quant not in (AUTO, "none", prequantized.quant):
@@ -92,9 +97,9 @@ def open_model(
     dense = set() if prequantized is None else _dense_weights(model, family, tensors, saved)
     if quant in (AUTO, GGUF):
         kept = keep_blocks(model, family, tensors, device, quant == GGUF)
-        return Opened(folder, family, config, tensors, chosen, model, GGUF if kept else "none", saved)
+        return Opened(folder, family, config, tensors, chosen, model, GGUF if kept else "none", saved, located.adapter)
     assign_formats(model, quant, device, None if prequantized is None else prequantized.end_bits, dense)
-    return Opened(folder, family, config, tensors, chosen, model, quant, saved)
+    return Opened(folder, family, config, tensors, chosen, model, quant, saved, located.adapter)
 
 
 def stored_format(name: str | Path) -> str | None:
@@ -112,10 +117,14 @@ def stored_format(name: str | Path) -> str | None:
     return "none" if declared is None else declared.quant
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """A SHA-256 that identifies the weights of a folder that `find_model` returned (see safetensors.fingerprint)."""
+def weights_fingerprint(folder: Path, adapter: Path | None = None) -> str:
+    """A SHA-256 that identifies the weights of a folder that `find_model` returned (see safetensors.fingerprint).
+
+    With the folder of an adapter: those weights with this adapter.
+    """
     paths = set(gguf_files(folder))
-    return fingerprint(paths or {stored.file.path for stored in open_checkpoint(find_tensors(folder)).values()})
+    base = fingerprint(paths or {stored.file.path for stored in open_checkpoint(find_tensors(folder)).values()})
+    return base if adapter is None else hashlib.sha256(f"{base} {adapter_fingerprint(adapter)}".encode()).hexdigest()
 
 
 def _dense_weights(model: nn.Module, family: Family, tensors: Mapping[str, Stored], saved: bool) -> set[str]:

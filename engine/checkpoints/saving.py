@@ -10,6 +10,7 @@ from typing import Any
 from engine.checkpoints.mapping import parameter_sources
 from engine.checkpoints.quantized import is_quantized, tensors_to_save
 from engine.checkpoints.safetensors import write_tensors
+from engine.layers.linear import is_adapted
 from engine.models.family import Family, Model
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import draft_folder
@@ -21,8 +22,14 @@ def save_model(
     """Write a folder with the checkpoint's tensor names and shapes, config.json and `files`.
 
     A quantized model is written as it is in memory (see quantized.py), and its config declares that.
-    The folder is written under a temporary name and renamed. Raises `BareloopError` if it exists and is not empty.
+    The folder is written under a temporary name and renamed. Raises `BareloopError` if it exists and is not empty, or
+    if the model has an adapter.
     """
+    if is_adapted(model):
+        raise BareloopError(
+            f"the adapter of {model.source} is beside its weights, and would not be saved; load the model unquantized "
+            "(--quant none), which merges it, and save that"
+        )
     require_new_folder(folder)
     with draft_folder(folder.resolve()) as draft:
         named = (

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import kernels
-from engine.checkpoints.hub import find_model
-from engine.cli.parser import model_options, printable, sampling_options
+from engine.checkpoints.hub import locate
+from engine.cli.parser import label, model_options, printable, sampling_options
 from engine.cli.progress import tokens_per_second
 from engine.decoding.grammar import Grammar
 from engine.decoding.loop import Event
@@ -79,13 +79,13 @@ def complete(options: Any) -> None:
     """Complete the prompts of the command line with every named model."""
     prompts, grammar = read_prompts(options), read_grammar(options)
     for name in options.model:
-        find_model(name, options.allow_pickle)
+        locate(name, options.allow_pickle, options.adapter)
     several = len(options.model) > 1
     streams = not several and len(prompts) == 1 and not options.json
     results = []
     for name in options.model:
         llm = LLM.load(name, **model_options(options))
-        of_model = answer(llm, name, prompts, options, grammar, streams)
+        of_model = answer(llm, label(name, options.adapter), prompts, options, grammar, streams)
         for result in of_model if options.json else ():
             print(result.as_json(), flush=True)
         if of_model[0].events[0].top_logprobs and not options.json:

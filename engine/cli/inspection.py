@@ -9,9 +9,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoints.adapters import open_adapter
 from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, package
 from engine.checkpoints.loading import plan_loading
-from engine.checkpoints.opening import open_model
+from engine.checkpoints.opening import Opened, open_model
 from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Matrix
 from engine.layers.rope import RopeConfig
@@ -37,6 +38,7 @@ def inspect(
     allow_pickle: bool = False,
     quant: str = AUTO,
     device: str = "cpu",
+    adapter: str | None = None,
 ) -> Iterator[Table]:
     """Tables about a model: its shape, its special tokens, and the cost of one decoded token by part.
 
@@ -46,7 +48,7 @@ def inspect(
     from rich.table import Table
     from rich.text import Text
 
-    opened = open_model(name, dtype, allow_pickle, quant, choose_device(device))
+    opened = open_model(name, dtype, allow_pickle, quant, choose_device(device), adapter)
     folder, config, model = opened.folder, opened.config, opened.model
     plan_loading(opened)
     maximum = config.max_position_embeddings - 1
@@ -72,6 +74,8 @@ def inspect(
     for label, value in _shape(config):
         facts.add_row(label, value)
     yield facts
+    if opened.adapter is not None:
+        yield _adapter(opened)
 
     if gguf:
         yield _metadata(gguf[0])
@@ -149,6 +153,27 @@ def _runs(windows: Iterable[int | None]) -> str:
         counts = Counter(window for first, last, window in runs for _ in range(first, last + 1))
         return "; ".join(f"{count} layers: {window or 'full'}" for window, count in counts.items())
     return "; ".join(f"layers {first}-{last}: {window or 'full'}" for first, last, window in runs)
+
+
+def _adapter(opened: Opened) -> Table:
+    """The adapter of a model: how many parameters of which rank, in which modules."""
+    from rich.table import Table
+    from rich.text import Text
+
+    assert opened.adapter is not None
+    files = open_adapter(opened.model, opened.family, opened.adapter)
+    config = files.config
+    table = Table(title=Text(f"adapter {opened.adapter}"), show_header=False, title_justify="left")
+    ranks = {config.rank_of(name) for name in files.projections}
+    scales = {config.scale_of(name) for name in files.projections}
+    ends = Counter(name.rpartition(".")[2] for name in files.projections)
+    table.add_row("parameters", f"{files.parameters:,}")
+    table.add_row("rank", ", ".join(map(str, sorted(ranks))))
+    table.add_row("scale", ", ".join(f"{scale:g}" for scale in sorted(scales)))
+    table.add_row("targets", ", ".join(f"{count} {end}" for end, count in ends.items()))
+    table.add_row("base model", Text(config.base or "not named"))
+    table.add_row("in use", "merged into the weights" if opened.quant == "none" else "beside the quantized weights")
+    return table
 
 
 def _special_tokens(folder: Path, config: ModelConfig) -> Table:

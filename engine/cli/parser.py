@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from engine.checkpoints import embedded
@@ -42,8 +43,8 @@ class Parser(argparse.ArgumentParser):
         default: str = embedded.NAME,
         about: str = "model folder, GGUF file, hub id or ollama:NAME; several are used in turn",
     ) -> None:
-        """Add the flags for `LLM.load`: --model, --device and two for GPUs, --dtype, --quant, --allow-pickle;
-        not those in `without`.
+        """Add the flags for `LLM.load`: --model, --adapter, --device and two for GPUs, --dtype, --quant,
+        --allow-pickle; not those in `without`.
 
         `default`: the model that the program uses if none is named, and `about`: what models it takes; for the help.
         """
@@ -55,6 +56,14 @@ class Parser(argparse.ArgumentParser):
             metavar="MODEL",
             help=f"{about} (default: {default})",
         )
+        self.set_defaults(adapter=None)
+        if "adapter" not in without:
+            self.add_argument(
+                "--adapter",
+                metavar="FOLDER",
+                help="LoRA adapter of the models, in peft's files: a folder or hub id; merged into weights that are "
+                "not quantized. As MODEL, such a folder is its base model with the adapter",
+            )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
             self.add_argument(
@@ -156,8 +165,11 @@ def require_at_least(least: int, options: Any, *names: str) -> None:
 
 
 def choose_model(options: Any, default: str = embedded.NAME) -> None:
-    """Select the default model if none is named, and print a line that says so."""
+    """Select the default model if none is named, and print a line that says so; with --adapter its base model."""
     if options.model:
+        return
+    if options.adapter is not None:
+        options.model, options.adapter = [options.adapter], None
         return
     from rich.console import Console
 
@@ -168,8 +180,14 @@ def choose_model(options: Any, default: str = embedded.NAME) -> None:
 def model_options(options: Any) -> dict[str, Any]:
     """The flags that are keyword arguments of `LLM.load`; some of them only where the program has them."""
     flags = {name: getattr(options, name) for name in ("device", "dtype", "quant", "allow_pickle")}
-    optional = {name: value for name, value in vars(options).items() if name in ("draft", "gpu_memory", "cuda_graphs")}
+    names = ("draft", "gpu_memory", "cuda_graphs", "adapter")
+    optional = {name: value for name, value in vars(options).items() if name in names}
     return flags | {name: value for name, value in optional.items() if value is not None}
+
+
+def label(model: str, adapter: str | None, separator: str = " + ") -> str:
+    """What a model is called with the adapter of --adapter: by the last part of that name, too."""
+    return model if adapter is None else f"{model}{separator}{Path(adapter).resolve().name}"
 
 
 SAMPLING = (

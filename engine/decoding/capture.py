@@ -21,6 +21,8 @@ from engine.cache.paged import PagedState
 from engine.cache.paged_view import BLOCK, PagedView, StepRows
 from engine.cache.state import State, Step
 from engine.kernels import gpu
+from engine.layers.linear import Linear
+from engine.layers.packed_adapter import AdaptersOf, JoinedAdapters
 from engine.models.family import Model
 from engine.runtime.device import upload
 
@@ -55,6 +57,8 @@ class CapturedSteps:
         self.state = state
         self._graphs: dict[int, _Graph] = {}
         self._version = state.version
+        self._adapters = AdaptersOf((0, module) for module in model.modules() if isinstance(module, Linear))
+        self._joined: JoinedAdapters | None = None  # which the graphs read
         self._is_broken = False
 
     @staticmethod
@@ -67,8 +71,12 @@ class CapturedSteps:
 
         `tokens`: ids on the host, or [R] on the device, for which nothing waits.
         """
-        if self._is_broken or len(rows) > ROWS[-1]:
+        adapters = self._adapters.joined(self.model.dtype)
+        if self._is_broken or len(rows) > ROWS[-1] or not adapters.is_current:  # adapters that train change each time
             return None
+        if adapters is not self._joined:  # some were attached, changed or removed
+            self._graphs.clear()
+            self._joined = adapters
         lines, positions = self.state.prepare(rows, [1] * len(rows))
         if self._version != self.state.version:  # blocks or tables have grown, and have other addresses
             self._graphs.clear()

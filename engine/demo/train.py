@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import Parser, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,6 +43,7 @@ WARMUP_SHARE, DECAY_SHARE = 0.05, 0.20  # of the main phase's steps
 PLATEAU_RATE, SECOND_RATE = 0.30, 0.30  # of the peak learning rate
 # The result is a mean of the last weights and those after the main phase, which know the facts slightly better.
 BLEND = 0.75  # share of the last weights
+WEIGHT_DECAY, BETAS = 0.05, (0.9, 0.98)
 # oneDNN compiles a kernel for every new matrix shape, so the numbers of tokens are multiples of these.
 PAGE_MULTIPLE = 32  # pages are padded to it; pages of the same length are one batch in attention
 LOGITS_MULTIPLE = 512  # of the positions for which logits are computed
@@ -89,6 +90,8 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
 
     from engine.checkpoints.saving import save_model
     from engine.demo import vocabulary
+    from engine.finetune.checkpoint import load_checkpoint, restore, save_checkpoint, training_state
+    from engine.finetune.optimizer import StepLoss, adamw, train_steps
     from engine.layers.linear import Linear
     from engine.llm import LLM
 
@@ -99,61 +102,45 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
     for module in llm.model.modules():
         if isinstance(module, Linear):
             multiply_in_bfloat16(module)
-    optimizer = adamw(llm)
+    optimizer = adamw(llm.model.parameters(), WEIGHT_DECAY, BETAS)
 
     settings = {name: getattr(options, name) for name in ("steps", "batch_tokens", "learning_rate", "seed")}
-    first_step, main_weights = 0, {}
+    done, main_weights = 0, {}
     if checkpoint.exists() and not options.fresh:
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["settings"] != settings:
-            raise BareloopError(
-                f"{checkpoint} is from a run with other settings, {saved['settings']}; use those, or add --fresh"
-            )
-        llm.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first_step, main_weights = saved["step"], saved["main"]
+        saved = load_checkpoint(checkpoint, settings, "add --fresh")
+        done, main_weights = restore(llm.model, optimizer, saved), saved["main"]
 
-    test_pages = held_out_pages(tokenizer, options.seed)
+    def gradient(step: int) -> StepLoss:
+        pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)
+        loss, _ = loss_and_accuracy(llm, pages)
+        loss.backward()
+        return StepLoss(loss.item())
+
+    def learning_rate(step: int) -> float:
+        return float(options.learning_rate * schedule(step, options.steps))
+
+    parameters, test_pages = list(llm.model.parameters()), held_out_pages(tokenizer, options.seed)
     evaluation = ""
-    with Progress("training", options.steps, first_step) as progress:
-        for step in range(first_step, options.steps):
-            if step == main_steps(options.steps):
+    with Progress("training", options.steps, done) as progress:
+        for result in train_steps(optimizer, parameters, range(done, options.steps), gradient, learning_rate, clip=1.0):
+            done = result.step
+            if done == main_steps(options.steps):
                 main_weights = {name: tensor.clone() for name, tensor in llm.model.state_dict().items()}
-            for group in optimizer.param_groups:
-                group["lr"] = options.learning_rate * schedule(step, options.steps)
-            pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)
-            loss, _ = loss_and_accuracy(llm, pages)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(llm.model.parameters(), 1.0)
-            optimizer.step()
-            last = step + 1 == options.steps
-            if (step + 1) % HELD_OUT_INTERVAL == 0 or last:
+            if done % HELD_OUT_INTERVAL == 0 or done == options.steps:
                 with torch.no_grad():
                     test_loss, accuracy = loss_and_accuracy(llm, test_pages)
                 evaluation = f"held-out loss {test_loss:.3f}, letter accuracy {accuracy:.0%}"
-            if (step + 1) % options.checkpoint_steps == 0 or last:
-                state = {"model": llm.model.state_dict(), "main": main_weights, "optimizer": optimizer.state_dict()}
-                save_checkpoint({**state, "step": step + 1, "settings": settings}, checkpoint)
-            progress.advance(1, f"loss {loss.item():.3f}, {evaluation}".rstrip(", "))
+            if done % options.checkpoint_steps == 0 or done == options.steps:
+                state = training_state(llm.model, optimizer, done) | {"main": main_weights, "settings": settings}
+                save_checkpoint(state, checkpoint)
+            progress.advance(1, f"loss {result.loss:.3f}, {evaluation}".rstrip(", "))
 
     with torch.no_grad():
         for name, tensor in llm.model.state_dict().items():
-            if name in main_weights:
-                tensor.lerp_(main_weights[name], 1 - BLEND)
+            tensor.lerp_(main_weights[name], 1 - BLEND)
     files = vocabulary.files(tokenizer, WINDOW)
     save_model(llm.model.to(torch.bfloat16), llm.family, config, output, files)
     print(output)
-
-
-def adamw(llm: LLM) -> torch.optim.AdamW:
-    """Return the optimizer, with weight decay for matrices only."""
-    import torch
-
-    matrices = [parameter for parameter in llm.model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in llm.model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def init_weights(llm: LLM, seed: int) -> None:
@@ -303,16 +290,6 @@ def multiply_in_bfloat16(layer: Any) -> None:
             return forward(x).float()
 
     layer.forward = mixed
-
-
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint. At any moment either the old file or the new one is complete."""
-    import torch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    torch.save(state, temporary)
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,13 @@ def for_input(x: Tensor) -> Any:
 def for_rows(x: Tensor) -> Any:
     """The operators for any number of rows (attention, norms, activations) if they take this input, else None.
 
-    They take bfloat16 and float32 on the CPU, without gradients.
+    They take bfloat16 and float32 on the CPU, the dtype of the weights, without gradients.
     """
     if _active_ops is None or x.dtype not in DTYPES or x.device.type != "cpu":
         return None
-    return None if torch.is_grad_enabled() or torch.compiler.is_compiling() else _active_ops
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    return _active_ops
 
 
 def for_device(device: torch.device) -> Any:

@@ -119,7 +119,7 @@ def _attend_fresh(q: Tensor, k: Tensor, v: Tensor, step: Step, config: Attention
         queries, keys, values = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
         out = _sdpa(queries, keys, values, config, causal=True)
         parts.append(out.transpose(1, 2).flatten(0, 1))  # of [count, H, length, D]
-    return torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_causal(q: Tensor, k: Tensor, v: Tensor, config: AttentionConfig) -> Tensor:

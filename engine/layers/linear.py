@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from engine import kernels
 from engine.kernels import gpu
 from engine.layers.lora import Adapter, adapted_product
-from engine.quant.base import Format, gradient_by_blocks, many_rows_ops, needs_float32, product_by_blocks
+from engine.quant.base import Format, gradient_by_blocks, kernel_multiply, needs_float32, product_by_blocks
 from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
 
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
@@ -97,8 +97,14 @@ class Linear(Matrix):
     def _adapted(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and (self.format is not None or self.adapter is not None):
             return adapted_product(self, x, bias)
+        if self.adapter is None:
+            return self._product(x, bias)
+        multiply = kernel_multiply(x) if self.format is None or self.format.fused else None
+        if multiply is not None:
+            packed = self.adapter.packed(x.dtype)
+            return multiply(x, self.weight, self.scales, bias, packed.data, packed.sizes)
         y = self._product(x, bias)
-        return y if self.adapter is None else self.adapter.add_to(y, x)
+        return self.adapter.packed(y.dtype).add_to(y, x)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.format is not None:
@@ -111,8 +117,8 @@ class Linear(Matrix):
         if self._packed is not None and len(x) >= PACKED_ROWS:
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
         if needs_float32(x):
-            if (ops := many_rows_ops(x)) is not None:
-                return ops.gemm(x, self.weight, None, bias)
+            if (multiply := kernel_multiply(x)) is not None:
+                return multiply(x, self.weight, None, bias)
             return product_by_blocks(x, self.rows, self._rows, bias)
         return F.linear(x, self.weight, bias)
 
@@ -131,7 +137,7 @@ class Linear(Matrix):
 
     def is_dense_with_few(self, x: Tensor) -> bool:
         """Whether the weight is dense, and x has so few rows that reading the weight takes most of a product's time."""
-        if self.format is not None or self.adapter is not None:
+        if self.format is not None:
             return False
         return x.dtype == self.weight.dtype and 0 < len(x) <= gpu.MAX_DENSE_ROWS
 
@@ -155,8 +161,8 @@ class Linear(Matrix):
 
 
 def takes_fused_kernels(module: nn.Module) -> bool:
-    """Whether the C++ kernels for whole blocks support the formats of all matrices in a module, and their adapters."""
-    return all(weight_format.fused for weight_format in formats_of(module)) and not is_adapted(module)
+    """Whether the C++ kernels for whole blocks support the formats of all matrices in a module."""
+    return all(weight_format.fused for weight_format in formats_of(module))
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -1,22 +1,25 @@
 """LoRA (Hu et al. 2021): y = x Wᵀ + s dropout(x) Aᵀ Bᵀ, on top of a frozen weight W in any format.
 
 A `Linear` can stack several projections of one input by rows; each of them can have its own pair of A and B.
+
+The parameters are float32, for training. Products without gradients use a packed copy in the dtype of the weight. It is
+kept if the parameters are frozen (`requires_grad_(False)`); if not, it is made for each product, since an optimizer may
+change them at any time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from engine.layers.linear import Linear
+from engine.layers.packed_adapter import PackedAdapter
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Adapter(nn.Module):
     """The pairs of one Linear: `a` [sum of ranks, in] has all A end to end, so that one product reads the input once.
 
     `b` has the B [height, rank] of each pair. Both are float32, whatever the dtype of the weight, and not initialized.
-    `dropout` is the share of the branch's inputs that are dropped while gradients are recorded.
+    The pairs' rows are disjoint and ascending. `dropout` is the share of the branch's inputs that are dropped while
+    gradients are recorded. Whoever writes into parameters that are frozen and in use calls `forget_packed`.
     """
 
     def __init__(self, in_features: int, pairs: Sequence[Pair], dropout: float, device: torch.device) -> None:
@@ -45,6 +49,7 @@ class Adapter(nn.Module):
         self.pairs, self.dropout = tuple(pairs), dropout
         self.a = nn.Parameter(torch.empty(sum(pair.rank for pair in pairs), in_features, device=device))
         self.b = nn.ParameterList(torch.empty(pair.height, pair.rank, device=device) for pair in pairs)
+        self._packed: dict[torch.dtype, PackedAdapter] = {}  # what is kept
 
     def initialize(self, generator: torch.Generator) -> None:
         """A: uniform within ± 1 / √in, as in peft; B: zeros, so that at first nothing changes."""
@@ -54,6 +59,7 @@ class Adapter(nn.Module):
             self.a.copy_(values)
             for b in self.b:
                 b.zero_()
+        self.forget_packed()
 
     def parts(self, stacked: Tensor) -> tuple[Tensor, ...]:
         """The parts of the pairs of `a`, of its gradient, or of x Aᵀ [N, sum of ranks] transposed."""
@@ -63,10 +69,31 @@ class Adapter(nn.Module):
         """Each pair with its A and B."""
         return iter(list(zip(self.pairs, self.parts(self.a), self.b, strict=True)))
 
-    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """y [N, out] += s x Aᵀ Bᵀ in place, without gradients -> y."""
-        hidden = x @ self.a.to(x.dtype).T
-        return _add_products(y, hidden, self.pairs, list(self.b))
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter can be trained."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    def packed(self, dtype: torch.dtype) -> PackedAdapter:
+        """The packed copy of the parameters: the same one again if they are frozen."""
+        packed = self._packed.get(dtype)
+        if packed is None:
+            with torch.inference_mode(False), torch.no_grad():
+                scaled = [(pair.rows, (b.detach() * pair.scale).to(dtype)) for pair, _, b in self]
+                packed = PackedAdapter.of(self.a.detach().to(dtype, copy=True), scaled)
+            if self.is_frozen:
+                self._packed[dtype] = packed
+        return packed
+
+    def forget_packed(self) -> None:
+        """Drop the packed copy, because the parameters have changed or will."""
+        for packed in self._packed.values():
+            packed.forget()
+        self._packed.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        self.forget_packed()  # the parameters move to another device
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def merged(self, weight: Tensor) -> Tensor:
         """W + s B A [out, in], computed in float32 and rounded once."""
@@ -76,12 +103,26 @@ class Adapter(nn.Module):
         return wide.to(weight.dtype)
 
 
-def adapted_product(linear: Linear, x: Tensor, bias: Tensor | None) -> Tensor:
+class AdaptedProduct(Protocol):
+    """The product of a `Linear` without its adapter, for training."""
+
+    adapter: Adapter | None
+
+    def exact_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product."""
+
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """The gradient of its input."""
+
+
+def adapted_product(linear: AdaptedProduct, x: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + bias, plus the adapter's branch if the Linear has one, with gradients of x and the adapter.
 
     W is frozen: its gradient is not computed, and no dense copy of a quantized weight is kept for the backward pass.
     """
     adapter = linear.adapter
+    if adapter is not None:
+        adapter.forget_packed()  # an update may follow
     trained: tuple[Tensor, ...] = () if adapter is None else (adapter.a, *adapter.b)
     branch = F.dropout(x, adapter.dropout) if adapter is not None and adapter.dropout else None
     y: Tensor = _FrozenProduct.apply(x, branch, linear, bias, *trained)  # type: ignore[no-untyped-call]
@@ -93,7 +134,7 @@ class _FrozenProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, branch: Tensor | None, linear: Linear, bias: Tensor | None, *trained: Tensor
+        ctx: Any, x: Tensor, branch: Tensor | None, linear: AdaptedProduct, bias: Tensor | None, *trained: Tensor
     ) -> Tensor:
         y = linear.exact_product(x, bias)
         ctx.linear, ctx.drops = linear, branch is not None

@@ -35,7 +35,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         ops = gpu.for_rows(x)
-        if ops is not None and self.gate_up.is_dense_with_few(x):
+        if ops is not None and self.gate_up.adapter is None and self.gate_up.is_dense_with_few(x):
             return self.down(ops.dense_gated(x, self.gate_up.weight, self.gate_up.bias, self.activation))
         gate_up = self.gate_up(x)
         ops = ops or kernels.for_rows(gate_up)

@@ -27,6 +27,7 @@ from engine.layers.attention_config import AttentionConfig
 from engine.layers.linear import Embedding, Linear
 from engine.layers.mlp import ACTIVATIONS, MLP, GatedMLP
 from engine.layers.norms import NORMS, add_and_norm
+from engine.layers.packed_adapter import AdaptersOf
 from engine.layers.rope import RopeConfig, Rotary
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
@@ -237,7 +238,8 @@ class Decoder(Model):
         if ops is not None and isinstance(view, StateView):
             angles = [angle for table in tables.values() for angle in table]
             weights = [named.get(name) for named in self.kernel_tensors for name in ("weight", "scales", "bias")]
-            x = ops.blocks(x, angles, *view.pieces(), weights, *self.kernel_choices)
+            adapters = self.kernel_adapters.joined(x.dtype)
+            x = ops.blocks(x, angles, *view.pieces(), weights, *self.kernel_choices, adapters.data, adapters.sizes)
             view.commit()
             return self.norm(x)
         delta = None
@@ -256,8 +258,15 @@ class Decoder(Model):
     @cached_property
     def kernel_tensors(self) -> list[Mapping[str, Tensor | None]]:
         """The live parameters of all blocks' modules by name, in the C++ kernel's order."""
-        modules = [module for block in cast("list[Block]", list(self.layers)) for module in block.kernel_modules()]
-        return [{} if module is None else module._parameters for module in modules]
+        return [{} if module is None else module._parameters for module in self._kernel_modules()]
+
+    @cached_property
+    def kernel_adapters(self) -> AdaptersOf:
+        """The live adapters of these modules."""
+        return AdaptersOf((i, module) for i, module in enumerate(self._kernel_modules()) if isinstance(module, Linear))
+
+    def _kernel_modules(self) -> list[Any]:
+        return [module for block in cast("list[Block]", list(self.layers)) for module in block.kernel_modules()]
 
     @cached_property
     def kernel_choices(self) -> tuple[Any, ...]:

@@ -93,6 +93,11 @@ class Layout:
     load: Callable[[Tensor, Any], Tensor]
     save: Callable[[Tensor, Any], Tensor]
 
+    @property
+    def transposes(self) -> bool:
+        """Whether the checkpoint has matrices [in, out]."""
+        return self.shape((1, 2)) == (2, 1)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -114,6 +119,7 @@ class Family:
     initial: Mapping[str, Initial] = field(default_factory=dict)  # end of a parameter's name -> its initial values
     checkpoints: tuple[str, ...] = ()  # on the hub, that it was written for
     key_names: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
+    unadapted: tuple[str, ...] = ()  # ends of the names of matrices that peft cannot adapt
 
     def canonical(self, name: str) -> str:
         """A tensor's name in the checkpoint, as `names` has it."""

@@ -22,14 +22,14 @@ from engine import kernels
 from engine.cache.recurrent import PaddedRows
 from engine.layers.linear import Linear, takes_fused_kernels
 from engine.layers.norms import RMSNorm
+from engine.layers.packed_adapter import AdaptersOf
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
 from engine.models.recurrence import RecurrentModel
+from engine.models.selective_scan import selective_scan
 
 TRAINED_LENGTH = 2048  # tokens; rarely in config.json
-CHUNK = 64  # tokens of all rows whose states [C, N] are in memory at once
-BLOCK = 8  # tokens of a chunk that are computed one after the other; the blocks of a chunk run in parallel
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class Mixer(nn.Module):
         """Whether the C++ kernel supports the formats of all weights."""
         return takes_fused_kernels(self)
 
+    @cached_property
+    def kernel_adapters(self) -> AdaptersOf:
+        """The live adapters, in the C++ kernel's order."""
+        return AdaptersOf(enumerate((self.in_proj, self.x_proj, self.dt_proj, self.out_proj)))
+
     def forward(self, x: Tensor, rows: PaddedRows, memory: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """x [N, hidden] -> [N, hidden] and the rows' new memory."""
         ops = kernels.for_input(x) if rows.longest == 1 and self.fused else None
@@ -116,7 +121,10 @@ class Mixer(nn.Module):
             in_proj, out_proj = ((proj.weight, proj.scales, proj.bias) for proj in (self.in_proj, self.out_proj))
             convolution = (self.conv.weight, self.conv.bias)
             state_space = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
-            out, conv, ssm = ops.mamba(x, conv, ssm, *in_proj, *convolution, *state_space, *out_proj)
+            adapters = self.kernel_adapters.joined(x.dtype)
+            out, conv, ssm = ops.mamba(
+                x, conv, ssm, *in_proj, *convolution, *state_space, *out_proj, adapters.data, adapters.sizes
+            )
             return out, {"conv": conv, "ssm": ssm}
         x, gate = self.in_proj(x).chunk(2, dim=-1)
         with_past = torch.cat((memory["conv"].to(x.dtype), rows.pad(x)), dim=1)  # [R, K - 1 + T, C]
@@ -138,48 +146,6 @@ class Mixer(nn.Module):
             indices = rows.ends[:, None] + 1 + torch.arange(past, device=x.device)
             conv = with_past.gather(1, indices[..., None].expand(-1, -1, with_past.shape[-1]))
         return self.out_proj(y.to(self.out_proj.dtype)), {"conv": conv, "ssm": last}
-
-
-def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-    """h_t = exp(dt_t a) h_{t-1} + dt_t b_t x_t, y_t = c_t h_t, chunk by chunk, to bound the memory of the states.
-
-    a [C, N], dt and x [R, T, C], b and c [R, T, N], h [R, C, N] -> y [R, T, C] and the last h.
-    """
-    y = []
-    size = max(BLOCK, CHUNK // len(dt))
-    for part in zip(*(torch.split(tensor, size, dim=1) for tensor in (dt, b, c, x)), strict=True):
-        dt, b, c, x = part
-        decay = (dt[..., None] * a).exp()  # [R, t, C, N]
-        states = scan(decay, (dt * x)[..., None] * b[:, :, None], h)
-        y.append((states @ c[..., None])[..., 0])
-        h = states[:, -1]
-    return torch.cat(y, dim=1), h
-
-
-def scan(decay: Tensor, added: Tensor, h: Tensor) -> Tensor:
-    """h_t = decay_t h_{t-1} + added_t along dimension 1: [R, T, …], from h [R, …] -> all h_t [R, T, …].
-
-    All blocks are computed in parallel from zero; then each block's start state is added, passed from block to block.
-    """
-    count = decay.shape[1]
-    if count == 1:
-        return torch.addcmul(added, decay, h[:, None])
-    block = BLOCK if count > BLOCK and count % BLOCK == 0 else count if count <= BLOCK else 1
-    if block == 1:  # a tail that does not fill a block
-        whole = count - count % BLOCK
-        first = scan(decay[:, :whole], added[:, :whole], h)
-        return torch.cat((first, scan(decay[:, whole:], added[:, whole:], first[:, -1])), dim=1)
-    decays = list(torch.unflatten(decay, 1, (-1, block)).unbind(2))  # of [R, T / block, …]
-    states = list(torch.unflatten(added, 1, (-1, block)).unbind(2))
-    for index in range(1, block):
-        states[index] = torch.addcmul(states[index], decays[index], states[index - 1])
-        decays[index] = decays[index] * decays[index - 1]
-    starts = [h]
-    for previous in range(states[-1].shape[1] - 1):
-        starts.append(torch.addcmul(states[-1][:, previous], decays[-1][:, previous], starts[-1]))
-    start = torch.stack(starts, dim=1)  # [R, T / block, …]
-    complete = [torch.addcmul(state, decay, start) for state, decay in zip(states, decays, strict=True)]
-    return torch.stack(complete, dim=2).flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -255,5 +221,6 @@ FAMILY = Family(
     NAMES,
     initial={"A_log": _initial_decay, "dt_proj.bias": _initial_time_step},
     aliases=((r"^backbone\.embedding\.", "backbone.embeddings."),),
+    unadapted=("dt_proj", "out_proj"),  # transformers reads their weights without their modules
     checkpoints=("state-spaces/mamba-130m-hf", "state-spaces/mamba-1.4b-hf", "state-spaces/mamba-2.8b-hf"),
 )

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from engine import kernels
 from engine.cache.recurrent import PaddedRows
 from engine.layers.linear import Linear, takes_fused_kernels
 from engine.layers.norms import LayerNorm
+from engine.layers.packed_adapter import AdaptersOf
 from engine.models.config import ModelConfig, Traits
 from engine.models.config_reader import Keys
 from engine.models.family import Cost, Family
@@ -87,12 +89,24 @@ class TimeMix(nn.Module):
         value = rows.pad(self.value(token_shift(x, previous, self.time_mix_value)).to(wide))
         receptance = torch.sigmoid(self.receptance(token_shift(x, previous, self.time_mix_receptance)))
         decay, first = -self.time_decay.to(wide).exp(), self.time_first.to(wide)
-        past = running_sums(decay, key, value, sums)
-        with_current = add(past, (value, torch.ones_like(value), key + first))
-        average = rows.unpad(with_current[0] / with_current[1]).to(x.dtype)
-        last = cast("Sums", tuple(map(rows.last, past)))
+        # the many sums of each token are computed again in the backward pass
+        run = (
+            partial(checkpoint, averages, use_reentrant=False, preserve_rng_state=False)
+            if torch.is_grad_enabled()
+            else averages
+        )
+        average, last = run(decay, first, key, value, sums, rows)
         k, v = rows.last(key), rows.last(value)
-        return self.output(receptance * average), add(decayed(last, decay), (v, torch.ones_like(v), k))
+        return self.output(receptance * average.to(x.dtype)), add(decayed(last, decay), (v, torch.ones_like(v), k))
+
+
+def averages(
+    decay: Tensor, first: Tensor, key: Tensor, value: Tensor, start: Sums, rows: PaddedRows
+) -> tuple[Tensor, Sums]:
+    """wkv of all tokens [N, C], and the sums before each row's last token: arguments as in `running_sums`."""
+    past = running_sums(decay, key, value, start)
+    with_current = add(past, (value, torch.ones_like(value), key + first))
+    return rows.unpad(with_current[0] / with_current[1]), cast("Sums", tuple(map(rows.last, past)))
 
 
 def add(x: Sums, y: Sums) -> Sums:
@@ -167,7 +181,10 @@ class Block(nn.Module):
         ops = kernels.for_input(x) if rows.longest == 1 and plain and self.fused else None
         if ops is not None:
             tensors = [memory[name].contiguous() for name in MEMORY]
-            x, *new_tensors = ops.rwkv(x, tensors, *self.kernel_weights(), self.attention_norm.eps)
+            adapters = self.kernel_adapters.joined(x.dtype)
+            x, *new_tensors = ops.rwkv(
+                x, tensors, *self.kernel_weights(), self.attention_norm.eps, adapters.data, adapters.sizes
+            )
             return x, dict(zip(MEMORY, new_tensors, strict=True))
         normed = self.attention_norm(x)
         previous, attention_input = _previous_tokens(normed, rows, memory["attention_input"])
@@ -186,16 +203,24 @@ class Block(nn.Module):
 
     def kernel_weights(self) -> tuple[list[Tensor], list[Tensor | None]]:
         """All parameters in the C++ kernel's order, and the scales of those that are quantized."""
+        sources = self._kernel_sources()
+        weights = [cast("Tensor", source.weight if isinstance(source, Linear) else source) for source in sources]
+        return weights, [source.scales if isinstance(source, Linear) else None for source in sources]
+
+    @cached_property
+    def kernel_adapters(self) -> AdaptersOf:
+        """The live adapters of these weights."""
+        return AdaptersOf((i, source) for i, source in enumerate(self._kernel_sources()) if isinstance(source, Linear))
+
+    def _kernel_sources(self) -> tuple[Tensor | Linear | None, ...]:
         time, feed = self.attention, self.feed_forward
-        sources: tuple[Tensor | Linear | None, ...] = (
+        return (
             self.attention_norm.weight, self.attention_norm.bias, time.time_decay, time.time_first,
             time.time_mix_key, time.time_mix_value, time.time_mix_receptance,
             time.key, time.value, time.receptance, time.output,
             self.feed_forward_norm.weight, self.feed_forward_norm.bias, feed.time_mix_key, feed.time_mix_receptance,
             feed.key, feed.receptance, feed.value,
         )  # fmt: skip
-        weights = [cast("Tensor", source.weight if isinstance(source, Linear) else source) for source in sources]
-        return weights, [source.scales if isinstance(source, Linear) else None for source in sources]
 
 
 def _previous_tokens(x: Tensor, rows: PaddedRows, first: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,14 +79,18 @@ def kernel_product(tensors: Tensors, x: Tensor) -> Tensor | None:
     weight, scales = weight_and_scales(tensors)
     bias, is_half = tensors["bias"], x.dtype == torch.float16 and x.device.type == "cpu"
     kernel_x = x.float() if is_half and len(x) <= kernels.MAX_ROWS else x
-    if (ops := kernels.for_input(kernel_x)) is not None:
-        multiply = ops.linear
-    elif (ops := many_rows_ops(kernel_x)) is not None:
-        multiply = ops.gemm
-    else:
+    multiply = kernel_multiply(kernel_x)
+    if multiply is None:
         return None
     y: Tensor = multiply(kernel_x, weight, scales, bias.float() if is_half and bias is not None else bias)
     return y.to(x.dtype)
+
+
+def kernel_multiply(x: Tensor) -> Any:
+    """The C++ kernel for products of this many rows of x, `linear` or `gemm`, if that is the fastest; else None."""
+    if (ops := kernels.for_input(x)) is not None:
+        return ops.linear
+    return None if (ops := many_rows_ops(x)) is None else ops.gemm
 
 
 def many_rows_ops(x: Tensor) -> Any:

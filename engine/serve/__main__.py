@@ -130,7 +130,7 @@ def main(options: Any) -> None:
     from engine.serve.server import Server, listen, serve
     from engine.serve.state import Limits, ServerState
 
-    names = public_names(options.model, options.alias or ())
+    names = public_names(options.model, options.alias or (), options.adapter)
     hosts = (*(options.allow_host or ()), *(() if is_any_address(options.host) else (options.host,)))
     security = Security(allowed_hosts=hosts, allowed_origins=tuple(options.allow_origin or ()), keys=keys)
     choose_device(options.device)

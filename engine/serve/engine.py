@@ -57,7 +57,7 @@ class EngineOptions:
 
         Raises `BareloopError` if it is not a model, or its files are broken.
         """
-        opened = self._open(source)
+        opened = self._open(source, "adapter")
         draft = self.load.get("draft")
         weights = opened.nbytes + (0 if draft in (None, PROMPT) else self.weight_bytes(str(draft)))
         if self.cache_bytes is not None:
@@ -69,8 +69,8 @@ class EngineOptions:
         """Bytes of a model's weights once they are loaded. Raises `BareloopError` as `needed_bytes`."""
         return self._open(source).nbytes
 
-    def _open(self, source: str) -> Opened:
-        names = ("dtype", "allow_pickle", "quant")
+    def _open(self, source: str, *further: str) -> Opened:
+        names = ("dtype", "allow_pickle", "quant", *further)
         flags = {name: self.load[name] for name in names if name in self.load}
         return open_model(source, device=choose_device(self.load.get("device", "auto")), **flags)
 
@@ -181,9 +181,10 @@ class Engine:
 
     @property
     def fingerprint(self) -> str:
-        """What may change a reply beside the request: the version, the model's shape, its weight format."""
+        """What may change a reply beside the request: the version, the model's shape, adapter and weight format."""
         llm = self.llm
-        parts = (metadata.version("bareloop"), self.llm.config, llm.quant, llm.dtype, llm.device.type)
+        parts: tuple[Any, ...] = (metadata.version("bareloop"), llm.config, llm.quant, llm.dtype, llm.device.type)
+        parts += () if llm.adapter is None else (str(llm.adapter),)
         return f"bareloop-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
     def chat_template(self, day: date) -> ChatTemplate:

@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.checkpoints.embedded import NAME, SMOLLM2
 from engine.checkpoints.gguf.source import OLLAMA
+from engine.cli.parser import label
 from engine.cli.progress import duration
 from engine.runtime.device import choose_device
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory, quote
@@ -27,8 +28,10 @@ class NoRoomError(BareloopError):
     """A model does not fit into the memory, even alone."""
 
 
-def public_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str, str]:
+def public_names(models: Sequence[str], aliases: Sequence[str] = (), adapter: str | None = None) -> dict[str, str]:
     """Models by public name: their aliases, in the same order, else what they are called; of a path the last part.
+
+    With an adapter its name follows: gpt2+gpt2-squad.
 
     Raises `UsageError` for two of one name, an empty name, or more aliases than models.
     """
@@ -36,7 +39,7 @@ def public_names(models: Sequence[str], aliases: Sequence[str] = ()) -> dict[str
         raise UsageError(f"--alias has {len(aliases)} names for {len(models)} of --model; one name each")
     result: dict[str, str] = {}
     for number, model in enumerate(models):
-        name = aliases[number] if number < len(aliases) else _name_of(model)
+        name = aliases[number] if number < len(aliases) else label(_name_of(model), adapter, "+")
         if not name.strip() or not name.isprintable():
             raise UsageError(f"--alias {quote(name)}: a name needs at least one character, and only printable ones")
         if name in result:

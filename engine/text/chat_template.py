@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from datetime import datetime
 from functools import cached_property
@@ -144,32 +144,44 @@ class ChatTemplate:
 
         What looks like a control token in messages, tools and variables is encoded as plain text.
         """
-        control = re.compile(
-            "|".join(map(re.escape, sorted(self.tokenizer.control_tokens, key=len, reverse=True))) or "(?!)"
-        )
-
-        def mark(value: Any) -> Any:
-            if isinstance(value, str):
-                return control.sub(lambda match: match[0][:1] + MARK + match[0][1:], value)
-            if isinstance(value, Mapping):
-                return {mark(key): mark(item) for key, item in value.items()}
-            return [mark(item) for item in value] if isinstance(value, list | tuple) else value
-
-        marked = [mark(message) for message in messages]
         text = self.render(
-            marked, add_generation_prompt, tools=mark(tools), continues=continues, variables=mark(variables)
+            self.mark(messages),
+            add_generation_prompt,
+            tools=self.mark(tools),
+            continues=continues,
+            variables=self.mark(variables),
         )
         if MARK not in text:
             return self.tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = []
-        position = 0
-        for match in [*control.finditer(text), None]:
-            plain = text[position : match.start() if match else len(text)].replace(MARK, "")
-            ids += self.tokenizer.encode_plain(plain) if plain else []
-            if match:
-                ids.append(self.tokenizer.control_tokens[match[0]])
-                position = match.end()
+        for part, control in self.split_marked(text):
+            ids += self.tokenizer.encode_plain(part) if control is None else [control]
         return ids
+
+    def mark(self, value: Any) -> Any:
+        """The same messages, tools or variables, with a `MARK` in what looks like a control token."""
+        if isinstance(value, str):
+            return self._control.sub(lambda match: match[0][:1] + MARK + match[0][1:], value)
+        if isinstance(value, Mapping):
+            return {self.mark(key): self.mark(item) for key, item in value.items()}
+        return [self.mark(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def split_marked(self, text: str) -> Iterator[tuple[str, int | None]]:
+        """Split the text of marked messages into control tokens, with ids, and the texts between, without marks."""
+        position = 0
+        for match in self._control.finditer(text):
+            if position < match.start():
+                yield text[position : match.start()].replace(MARK, ""), None
+            yield match[0], self.tokenizer.control_tokens[match[0]]
+            position = match.end()
+        if position < len(text):
+            yield text[position:].replace(MARK, ""), None
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Any control token; the longest one where several begin."""
+        names = sorted(self.tokenizer.control_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or "(?!)")
 
     def reply_starts(self, ids: Sequence[int]) -> list[int]:
         """The lengths in a conversation's ids right after each generation prompt, where a reply begins.

@@ -26,6 +26,7 @@ from engine.text.surrogates import SURROGATE
 
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, older than tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+LAST_WORD = 40  # characters of a text that decide how what follows is encoded
 LONG = 2_000  # characters of a text from which the library's function for several texts takes less time for one
 
 
@@ -114,6 +115,41 @@ class Tokenizer:
             backend = self._plain_backend
         return self._encode(backend, text, False)
 
+    def encode_with_offsets(self, text: str, is_plain: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, without the tokenizer's own BOS, and the characters (first, last + 1) of each.
+
+        `is_plain`: nothing is a control token, as in `encode_plain`.
+        """
+        check_text(text)
+        with self._copying:
+            backend = self._plain_backend if is_plain else self.backend
+        try:
+            encoding = backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # as in `encode`
+            raise BareloopError(f"the tokenizer cannot encode this text: {error}") from error
+        return list(encoding.ids), list(encoding.offsets)
+
+    def encode_continuations(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Token ids of each second text as it follows the first, without special tokens.
+
+        The last word of the first text is encoded with the second one, which has the ids that come after that word's.
+        If a token would have characters of both, a line break is in the word's place, and at last nothing.
+        """
+        result: list[list[int]] = [[] for _ in pairs]
+        pending = list(range(len(pairs)))
+        words = [_last_word(text) for text, _ in pairs]
+        for contexts in (words, ["\n"] * len(pairs), [""] * len(pairs)):
+            before = self.encode_all([contexts[i] for i in pending], add_special_tokens=False)
+            both = self.encode_all([contexts[i] + pairs[i][1] for i in pending], add_special_tokens=False)
+            across = []
+            for index, context, whole in zip(pending, before, both, strict=True):
+                if whole[: len(context)] == context:
+                    result[index] = whole[len(context) :]
+                else:
+                    across.append(index)
+            pending = across
+        return result
+
     @cached_property
     def _plain_backend(self) -> tokenizers.Tokenizer:
         """A copy with another flag: setting it back and forth would make all threads wait for each other's texts."""
@@ -192,6 +228,13 @@ def check_text(text: str) -> None:
             f"the text is not valid Unicode: character {match.start()} is a lone surrogate (U+{ord(match[0]):04X}); "
             "remove it, or decode the text's bytes as UTF-8"
         )
+
+
+def _last_word(text: str) -> str:
+    """The end of a text from its last word on, at most `LAST_WORD` characters."""
+    end = text[-LAST_WORD:]
+    words = end.split()
+    return end[end.rfind(words[-1]) :] if words else end
 
 
 def _byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:

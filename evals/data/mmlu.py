@@ -15,8 +15,9 @@ from typing import Any
 
 from engine.checkpoints import embedded
 from engine.runtime.errors import BareloopError, UsageError, quote
+from engine.runtime.rows import hub_rows, json_lines, parquet_rows
 from evals.data.question import LETTERS, MMLUQuestion
-from evals.data.source import data_folder, hub_rows, json_lines, parquet_rows
+from evals.data.source import data_folder
 from evals.data.subjects import GROUPS
 
 OTHER_CONFIGURATIONS = ("all", "auxiliary_train")  # of the hub's data set, beside its subjects
@@ -64,7 +65,7 @@ class MMLU:
     def _load_local(self, folder: Path, split: str) -> dict[str, list[MMLUQuestion]]:
         for path in (folder / f"{split}.jsonl", folder / f"{split}.jsonl.gz"):
             if path.exists():
-                return _parse(json_lines(path), str(path))
+                return _parse((row for _, row in json_lines(path)), str(path))
         questions: dict[str, list[MMLUQuestion]] = {}
         for pattern in (f"*/{split}-*.parquet", f"*/{split}.parquet"):
             by_subject = groupby(sorted(folder.glob(pattern)), key=lambda path: path.parent.name)

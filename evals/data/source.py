@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 import sys
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
-
-HUB_TIMEOUT = 10.0  # seconds
+from engine.runtime.rows import hub_rows, json_lines, parquet_rows
 
 
 def data_folder(name: str) -> Path | None:
@@ -49,7 +43,7 @@ def load_rows(name: str, split: str, config: str | None = None, is_only_config: 
     for prefix in prefixes:
         for path in (folder / f"{prefix}{split}.jsonl", folder / f"{prefix}{split}.jsonl.gz"):
             if path.exists():
-                return list(json_lines(path))
+                return [row for _, row in json_lines(path)]
         parts = sorted(folder.glob(f"{prefix}{split}-*.parquet")) or sorted(folder.glob(f"{prefix}{split}.parquet"))
         if parts:
             return [row for path in parts for row in parquet_rows(path)]
@@ -65,67 +59,3 @@ def continue_without_data(error: BareloopError, rescore: bool) -> None:
     if not rescore or isinstance(error, UsageError):
         raise error
     print(f"without the data only tables can be made: {error}", file=sys.stderr)
-
-
-def json_lines(path: Path) -> Iterator[Any]:
-    """Yield the values of a file of JSON lines, which may be compressed with gzip."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise BareloopError(f"{path}, line {number} is not JSON ({error})") from error
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BareloopError(f"cannot read {path}: {error}") from error
-
-
-def parquet_rows(path: Path) -> list[Any]:
-    """Return the rows of a parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BareloopError(f"cannot read {path}: {error}") from error
-
-
-def hub_rows(name: str, config: str | None, split: str, alternative: str = "name a local folder with --data") -> Any:
-    """Return a split from the hub, or from its cache if offline; None if the data set has no such split.
-
-    Raises `BareloopError`, whose message ends with `alternative`, if the data cannot be fetched.
-    """
-    from huggingface_hub import constants
-
-    check_data_set(name)
-
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name, config, split=split)
-    except Exception as error:  # the library raises many types
-        if isinstance(error, ValueError) and "Unknown split" in str(error):
-            return None
-        reason = "which cannot be reached" if constants.HF_HUB_OFFLINE else type(error).__name__
-        raise BareloopError(
-            f"cannot get the data set {name} from the hub ({reason}); go online once to fetch it, or {alternative}"
-        ) from error
-
-
-def check_data_set(name: str) -> None:
-    """Check that the hub has a data set. Without a network, switch to the cache at once rather than after retries."""
-    from huggingface_hub import HfApi, constants, errors
-
-    try:
-        HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise BareloopError(
-            f"{name} is neither a local folder nor a data set on the hub (a private one needs HF_TOKEN)"
-        ) from None
-    except Exception:  # offline; the type depends on the HTTP library
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        constants.HF_HUB_OFFLINE = True

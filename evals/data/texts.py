@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoints import embedded
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path
-from evals.data.source import hub_rows
+from engine.runtime.rows import hub_rows
 
 if TYPE_CHECKING:
     from engine.text.tokenizer import Tokenizer

@@ -99,7 +99,8 @@ class LocalModel:
         self.task, self.options, self.counter = task, options, counter
         self.get_model = get_model or ModelLoader(name, options)
         self.device = choose_device(options.device)
-        opened = open_model(name, options.dtype, options.allow_pickle, options.quant, self.device)
+        names = name, options.dtype, options.allow_pickle, options.quant
+        opened = open_model(*names, self.device, options.adapter)
         self.folder = opened.folder
         self.tokenizer = Tokenizer.load(opened.folder)
         self.max_length = opened.config.max_position_embeddings

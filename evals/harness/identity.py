@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoints import embedded
+from engine.cli.parser import label
 from engine.runtime.files import local_path
 from evals.data.catalogue import run_stem
 from evals.harness.task import Task
@@ -26,11 +27,19 @@ if TYPE_CHECKING:
 
 
 def results_folder(options: Any, model: str) -> Path:
-    """Return the folder of a model's files in --output-dir: <owner>__<name>, or the name of its folder or file."""
+    """Return the folder of a model's files in --output-dir: <owner>__<name>, or the name of its folder or file.
+
+    With --adapter the adapter's name follows: gpt2+gpt2-squad.
+    """
     is_path = _is_local(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
     hub_name = re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
     name = local_path(model).resolve().name.removesuffix(".gguf") if is_path else hub_name
-    return local_path(options.output_dir) / name
+    return local_path(options.output_dir) / label(name, options.adapter, "+")
+
+
+def _place(name: str) -> str:
+    """Return the absolute path of a model or adapter that is here, any other name unchanged."""
+    return str(local_path(name).resolve()) if _is_local(name) else name
 
 
 def _is_local(model: str) -> bool:
@@ -54,7 +63,8 @@ def make_header(
 
     return {
         **_prompts(task, options),
-        "model": str(local_path(model).resolve()) if _is_local(model) else model,
+        "model": _place(model),
+        **({} if options.adapter is None else {"adapter": _place(options.adapter)}),
         "max_length": opened.config.max_position_embeddings,
         **hashes(opened),
         "data": task.digest,
@@ -98,7 +108,10 @@ def _start() -> dict[str, str]:
 
 
 def hashes(opened: Opened) -> dict[str, str]:
-    """Return SHA-256 hashes that identify a checkpoint: of its weights, config.json, and the tokenizer's files."""
+    """Return SHA-256 hashes that identify a checkpoint: of its weights, config.json, and the tokenizer's files.
+
+    An adapter is part of the weights.
+    """
     from engine.checkpoints.hub import TOKENIZER_FILES
     from engine.checkpoints.opening import weights_fingerprint
 
@@ -107,7 +120,7 @@ def hashes(opened: Opened) -> dict[str, str]:
         return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in paths)).hexdigest()
 
     return {
-        "weights": weights_fingerprint(opened.folder),
+        "weights": weights_fingerprint(opened.folder, opened.adapter),
         "config": digest(["config.json"]),
         "tokenizer": digest(sorted(TOKENIZER_FILES)),
     }

@@ -108,7 +108,7 @@ def _check_remote_options(options: Any) -> None:
     is_remote = getattr(options, "url", None) is not None
     remote = dict.fromkeys(("api_key_file", "tokenizer", "max_length", "concurrency"))
     local = {"device": "auto", "dtype": "auto", "gpu_memory": None, "cuda_graphs": True, "allow_pickle": False}
-    local |= {"batch_tokens": None, "batch_size": None}
+    local |= {"batch_tokens": None, "batch_size": None, "adapter": None}
     quant = getattr(options, "quant", None)
     local |= {"quant": AUTO if isinstance(quant, str) else None}  # a list in evals run
     for name, default in (local if is_remote else remote).items():
@@ -145,10 +145,10 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
 
     refuse_shared_folders(options)
     if not options.rescore and not options.url:
-        from engine.checkpoints.hub import find_model
+        from engine.checkpoints.hub import locate
 
         for model in options.model:
-            find_model(model, options.allow_pickle)  # reports a wrong name before hours of work, not after
+            locate(model, options.allow_pickle, options.adapter)  # reports a wrong name before hours of work, not after
     summaries: list[list[Summary]] = [[] for _ in tasks]
     for model in options.model:
         get_model = ModelLoader(model, options)

@@ -48,8 +48,8 @@ def run_colours(runs: Sequence[Run], all_runs: Sequence[Run] = ()) -> list[str]:
     by index instead.
     """
 
-    def identity(run: Run) -> tuple[str, str]:
-        return run.header["model"], run.header["quant"]
+    def identity(run: Run) -> tuple[str, str | None, str]:
+        return run.header["model"], run.header.get("adapter"), run.header["quant"]
 
     known = list(dict.fromkeys(identity(run) for run in (*all_runs, *runs)))
     indices = [known.index(identity(run)) % len(PALETTE) for run in runs]

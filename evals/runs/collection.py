@@ -93,8 +93,13 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
 def in_order(runs: Iterable[Run]) -> list[Run]:
     """Sort runs for display: models in order of first appearance, each model's plain run before its weight formats."""
     listed = list(runs)
-    models = list(dict.fromkeys(run.header["model"] for run in listed))
-    return sorted(listed, key=lambda run: (models.index(run.header["model"]), format_rank(run.header["quant"])))
+    models = list(dict.fromkeys(map(_model, listed)))
+    return sorted(listed, key=lambda run: (models.index(_model(run)), format_rank(run.header["quant"])))
+
+
+def _model(run: Run) -> tuple[str, str | None]:
+    """Return a run's model and adapter."""
+    return run.header["model"], run.header.get("adapter")
 
 
 def format_rank(quant: str) -> int:
@@ -183,7 +188,7 @@ def _load(path: Path) -> Run:
     header, records = read(path)
     if not records:
         raise BareloopError(f"{path} has no records: nothing has been scored yet")
-    return Run(path, header, records, run_name(header["model"], header["quant"]))
+    return Run(path, header, records, run_name(header["model"], header["quant"], header.get("adapter")))
 
 
 def _load_texts(runs: Sequence[Run]) -> dict[Key, Mapping[str, Any]]:

@@ -137,7 +137,8 @@ def _model_config(header: Mapping[str, Any]) -> dict[str, str]:
     """Return how the model was run."""
     if header["device"] == REMOTE:
         return {"model_args": f"model={header['model']},base_url={' '.join(header['url'])}", "batch_size": "1 question"}
-    arguments = f"pretrained={header['model']},dtype={header['dtype']},quant={header['quant']}"
+    adapter = f",peft={header['adapter']}" if "adapter" in header else ""
+    arguments = f"pretrained={header['model']}{adapter},dtype={header['dtype']},quant={header['quant']}"
     return {"model_args": arguments, "batch_size": f"{header['batch_tokens']} tokens"}
 
 

@@ -48,7 +48,7 @@ GENERATION_FIELDS: dict[str, type] = {
 REMOTE = "remote"  # device, dtype and weight format of a run on servers, whose records have the server's `url`
 LOCAL_TIMES = {"cpu", "computed", "peak_memory"}  # which a server may not tell
 # Header fields that may differ when a run resumes.
-INFORMATIONAL = frozenset({"model", "batch_size", "version", "date", "machine", "url"})
+INFORMATIONAL = frozenset({"model", "adapter", "batch_size", "version", "date", "machine", "url"})
 DIFFERENCES = {  # how error messages name a header field that differs
     "weights": "other weights",
     "config": "another config.json",

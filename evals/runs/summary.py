@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cli.parser import label
 from engine.cli.progress import duration
 from evals.data.catalogue import BENCHMARKS, default_split
 from evals.runs.run_file import REMOTE
@@ -115,7 +116,7 @@ def summarize(header: Record, records: Iterable[Record], groups: Mapping[str, Se
     choice_records = [record for record in ordered if "loglikelihoods" in record]
     return Summary(
         task=header["task"],
-        model=short_name(header["model"]),
+        model=short_name(header["model"], header.get("adapter")),
         setting=full_setting(header),
         metrics=[summarize_metric(metric, ordered, groups) for metric in metrics],
         pools=benchmark is None or benchmark.pools,
@@ -158,14 +159,15 @@ def generation_cost(records: Sequence[Record]) -> GenerationCost:
     )
 
 
-def short_name(model: str) -> str:
-    """Return a hub id unchanged, and the last component of a folder."""
-    return model if model.count("/") <= 1 and not model.startswith((".", "/", "~")) else Path(model).name
+def short_name(model: str, adapter: str | None = None) -> str:
+    """Return a hub id unchanged, and the last component of a folder; with an adapter followed by its last component."""
+    name = model if model.count("/") <= 1 and not model.startswith((".", "/", "~")) else Path(model).name
+    return label(name, adapter)
 
 
-def run_name(model: str, quant: str) -> str:
+def run_name(model: str, quant: str, adapter: str | None = None) -> str:
     """Return the model's short name, followed by its weight format unless that is `none`."""
-    return short_name(model) + ("" if quant == "none" else f" {quant}")
+    return short_name(model, adapter) + ("" if quant == "none" else f" {quant}")
 
 
 def micro_average(name: str, subjects: Sequence[Accuracy]) -> Accuracy:

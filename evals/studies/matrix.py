@@ -26,11 +26,12 @@ class MatrixRun:
     task: str
     model: str
     quant: str
+    adapter: str | None = None
 
     @property
     def row(self) -> str:
         """Label of its row in the table."""
-        return run_name(self.model, self.quant)
+        return run_name(self.model, self.quant, self.adapter)
 
     def __str__(self) -> str:
         return f"{self.task}, {self.row}"

@@ -75,7 +75,7 @@ def prepare(options: Any, load_task: LoadTask) -> Plan:
     machine = ", ".join((cpu_name(), f"{torch.get_num_threads()} threads", *gpus, f"torch {torch.__version__}"))
     settings = {}
     for model in options.model:
-        opened = open_model(model, options.dtype, options.allow_pickle, "none")
+        opened = open_model(model, options.dtype, options.allow_pickle, "none", adapter=options.adapter)
         header = make_header(task, options, model, opened, torch.device("cpu"), 0)
         more = {"subjects": list(task.questions), "limit": options.limit, "machine": machine}
         settings[model] = {name: header[name] for name in HEADER_FIELDS} | more | {"format": opened.format_name}
@@ -126,7 +126,7 @@ def run_study(options: Any, load_task: LoadTask, model: str, plan: Plan) -> list
         if before:
             message = f"{before} of {len(ready)} configurations were measured before ({path})"
             print(f"{message}; --fresh measures them again", file=sys.stderr)
-        with Progress(short_name(model), len(ready), before) as progress:
+        with Progress(short_name(model, options.adapter), len(ready), before) as progress:
             for key in missing:
                 progress.advance(0, str(key))
                 try:
@@ -195,7 +195,7 @@ def measure(options: Any, load_task: LoadTask, model: str, configuration: Config
 def report(options: Any, model: str, settings: Mapping[str, Any], results: Sequence[Result]) -> None:
     """Print the table, and write it as Markdown, JSON and a plot."""
     folder, date = results_folder(options, model), f"{datetime.now():%Y-%m-%d %H:%M}"
-    title = f"MMLU by device and weight format: {short_name(model)}"
+    title = f"MMLU by device and weight format: {short_name(model, options.adapter)}"
     about = heading(settings, results)
     _print_table(title, about, results)
     missing = unmeasured(results)

@@ -50,6 +50,7 @@ class Study:
     """One model, and what it is measured on."""
 
     model: str
+    name: str  # for people
     path: Path  # file of finished results
     windows: list[list[int]]  # ids of the text
     weights: int  # number of parameters
@@ -66,7 +67,7 @@ def make_study(options: Any, model: str) -> Study:
     from engine.text.tokenizer import Tokenizer
 
     device = choose_device(options.device)
-    opened = open_model(model, options.dtype, options.allow_pickle, "none")
+    opened = open_model(model, options.dtype, options.allow_pickle, "none", adapter=options.adapter)
     if opened.quant != "none":
         raise UsageError(f"{model} is in {opened.quant} already; name the unquantized checkpoint")
     max_length = opened.config.max_position_embeddings
@@ -91,7 +92,8 @@ def make_study(options: Any, model: str) -> Study:
     about = f"{settings['device']}, {settings['dtype']}; {len(ids):,} tokens of {source}, in windows of {window:,}"
     path = results_folder(options, model) / "quantization.jsonl"
     weights = sum(parameter.numel() for parameter in opened.model.parameters())
-    return Study(model, path, windows, weights, about, settings, bool(gguf_files(opened.folder)))
+    name, is_gguf = short_name(model, options.adapter), bool(gguf_files(opened.folder))
+    return Study(model, name, path, windows, weights, about, settings, is_gguf)
 
 
 def with_mmlu(study: Study, task: Task) -> Study:
@@ -245,7 +247,7 @@ def report(study: Study, results: Sequence[FormatResult], missing: Mapping[str, 
     import torch
     from rich.console import Console
 
-    name, date = short_name(study.model), datetime.now().isoformat(timespec="seconds")
+    name, date = study.name, datetime.now().isoformat(timespec="seconds")
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
@@ -254,7 +256,7 @@ def report(study: Study, results: Sequence[FormatResult], missing: Mapping[str, 
     for format_name, reason in missing.items():
         console.print(f"{format_name} was not measured: {reason}", markup=False, soft_wrap=True)
     command = command_to_continue()
-    facts = {"model": study.model, "command": command, "date": date, "torch": torch.__version__}
+    facts = {"model": study.model, "name": name, "command": command, "date": date, "torch": torch.__version__}
     lines = [f"    {command}", f"{date}, {study.settings['machine']}, torch {torch.__version__}; {study.about}."]
     files = {
         "md": markdown(f"Weight formats of {name}", lines, results, missing),

@@ -31,11 +31,11 @@ struct Block {
   Matrix<T> modules[COUNT];
 
   // Set the weights of a layer, after checking that their shapes match.
-  void set_weights(const Optionals& weights, int64_t layer) {
+  void set_weights(const Optionals& weights, const Adapters<T>& adapters, int64_t layer) {
     for (int64_t i = 0; i < COUNT; i++) {
-      const int64_t index = 3 * (COUNT * layer + i);
-      const std::optional<at::Tensor> weight = weights.get(index);
-      if (weight) modules[i] = matrix<T>(*weight, weights.get(index + 1), weights.get(index + 2));
+      const int64_t index = COUNT * layer + i;
+      const std::optional<at::Tensor> weight = weights.get(3 * index);
+      if (weight) modules[i] = with_adapter(matrix<T>(*weight, weights.get(3 * index + 1), weights.get(3 * index + 2)), adapters[index]);
     }
     const int64_t inner = config.gated ? modules[UP].n / 2 : modules[UP].n;
     check_shape(QKV, heads.q_size() + 2 * heads.kv_size(), hidden);
@@ -139,10 +139,12 @@ struct Block {
 // angles: cos and sin [N, 1, half] of each rotary embedding; `ropes`: index of each layer's (-1: none).
 // segments, counts, lengths: as for `Keys`, of all caches end to end; `windows`: of each cache, in tokens (0: none).
 // `cache_indices` and `cache_layers`: each layer's cache, and its layer index there.
+// `adapters` and `adapter_sizes`: as for `Adapters`, of all layers' modules end to end.
 at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList segments, at::IntArrayRef counts, at::IntArrayRef lengths, at::IntArrayRef windows,
                   at::IntArrayRef cache_indices, at::IntArrayRef cache_layers, const Optionals& weights, at::IntArrayRef ropes, at::ArrayRef<double> scales,
                   at::IntArrayRef heads, c10::string_view norm, c10::string_view qk_norm, c10::string_view activation, double eps,
-                  double softcap, double clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated) {
+                  double softcap, double clip_qkv, bool norm_before, bool norm_after, bool parallel, bool one_norm, bool gated,
+                  const std::optional<at::Tensor>& adapters, const std::optional<at::Tensor>& adapter_sizes) {
   const int64_t rows = x.size(0), layers = cache_indices.size(), groups = heads[0], queries = heads[1], size = heads[2];
   TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && 1 <= rows && rows <= MAX_ROWS, "blocks: x ", x.sizes());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
@@ -170,6 +172,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
     const T* input = x.const_data_ptr<T>();
+    const Adapters<T> all_adapters(adapters, adapter_sizes, layers * COUNT);
     std::vector<T> stream(input, input + x.numel());
     for (int64_t layer = 0; layer < layers; layer++) {
       const auto& [of_rows, of_pieces] = caches.at(cache_indices[layer]);
@@ -178,7 +181,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
       RotaryTable rotary;
       if (ropes[layer] >= 0) rotary = {tables[2 * ropes[layer]].data(), tables[2 * ropes[layer] + 1].data(), angles[2 * ropes[layer]].size(-1)};
       Block<T> block{choices, layer_heads, rotary, rows, x.size(1)};
-      block.set_weights(weights, layer);
+      block.set_weights(weights, all_adapters, layer);
       stream = block.forward(std::move(stream), keys, windows[cache_indices[layer]]);
     }
     std::copy(stream.begin(), stream.end(), y.mutable_data_ptr<T>());

@@ -1,4 +1,5 @@
-// y = x Wᵀ + b for a few rows of x and a dense W: one pass over W, at the speed of the memory for up to some 8 rows.
+// y = x Wᵀ + b for a few rows of x and a dense W, plus an adapter's branch: one pass over W, at the speed of the memory for
+// up to some 8 rows.
 //
 // Products and sums are float32, also for bfloat16: on Intel's processors that is faster than their bfloat16 dot product
 // once a loaded weight serves several rows, and as fast with one row, which waits for the memory.
@@ -8,11 +9,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "panels.h"
 #include "parallel.h"
 #include "vectors.h"
 
 namespace {
 
+constexpr int64_t MAX_ROWS = 32;  // of x; beyond that matrix products for many rows are faster
 constexpr int STREAMS = 4;  // rows of the weight in a tile, each a stream that the hardware prefetches
 #if defined(CPU_CAPABILITY_AVX2)
 constexpr int X_ROWS = 2;  // rows of x in a tile, at most, so that its sums stay in the 16 registers
@@ -68,23 +71,40 @@ __attribute__((noinline)) void tile(const T* weight, int64_t k, const float* x, 
 }
 
 template <typename T>
+struct Branch;  // adapter.h
+
+template <typename T, typename Y = T>
 struct Product {
   const T *weight, *bias;
-  T* y;
+  Y* y;
   int64_t rows, n, k;
   const FloatRows& x;
+  const Branch<T>* branch = nullptr;  // null: none
 
   void run() const {
-    const int64_t bytes = k * static_cast<int64_t>(sizeof(T)), ahead = (AHEAD / (STREAMS * bytes) + 1) * STREAMS * bytes;
-    parallel_rows(n, bytes, STREAMS, [&](int64_t row, int64_t end) {
-      for (; row + STREAMS <= end; row += STREAMS) multiply<STREAMS>(row, ahead);
-      for (; row < end; row++) multiply<1>(row, ahead);
+    parallel_rows(n, k * static_cast<int64_t>(sizeof(T)), STREAMS, [&](int64_t begin, int64_t end) {
+      if (branch == nullptr) return multiply_range(begin, end);
+      branch->compute_hidden();
+      for (int64_t last; begin < end; begin = last) {
+        last = std::min(end, begin + PANEL);
+        float added[MAX_ROWS * PANEL] = {};
+        for (int64_t m = 0; m < rows; m++) branch->add_to(added + m * PANEL, m, begin, last - begin);
+        multiply_range(begin, last, added);
+      }
     });
+  }
+
+  // Rows `row` to `end` of the weight. `added`: the branch's numbers for them [rows, 32], or null.
+  void multiply_range(int64_t row, int64_t end, const float* added = nullptr) const {
+    const int64_t first = row, bytes = k * static_cast<int64_t>(sizeof(T)), ahead = (AHEAD / (STREAMS * bytes) + 1) * STREAMS * bytes;
+    const auto of = [&] { return added == nullptr ? nullptr : added + row - first; };
+    for (; row + STREAMS <= end; row += STREAMS) multiply<STREAMS>(row, ahead, of());
+    for (; row < end; row++) multiply<1>(row, ahead, of());
   }
 
   // R rows of the weight with all rows of x, in tiles of nearly the same size.
   template <int R>
-  void multiply(int64_t row, int64_t ahead) const {
+  void multiply(int64_t row, int64_t ahead, const float* added) const {
     for (int64_t first = 0, count, tiles = (rows + X_ROWS - 1) / X_ROWS; tiles > 0; first += count, tiles--) {
       count = (rows - first + tiles - 1) / tiles;
       with_row_count<X_ROWS>(count, [&](auto rows_of_x) {
@@ -93,7 +113,9 @@ struct Product {
         tile<R, M>(weight + row * k, k, x.numbers.data() + first * x.stride, x.stride, ahead, out);
         for (int m = 0; m < M && bias != nullptr; m++)
           for (int r = 0; r < R; r++) out[m * R + r] += static_cast<float>(bias[row + r]);
-        T rounded[M * R];
+        for (int m = 0; m < M && added != nullptr; m++)
+          for (int r = 0; r < R; r++) out[m * R + r] += added[(first + m) * PANEL + r];
+        Y rounded[M * R];
         at::vec::convert(out, rounded, M * R);
         for (int m = 0; m < M; m++) std::copy_n(rounded + m * R, R, y + (first + m) * n + row);
       });

@@ -1,5 +1,5 @@
-// y = x Wᵀ + b for many rows of x: the products of prompts, with W in any format. Products and sums are float32, rounded
-// once.
+// y = x Wᵀ + b for many rows of x, plus an adapter's branch: the products of prompts, with W in any format. Products and
+// sums are float32, rounded once.
 //
 // A tile is the sums of W_TILE rows of W with X_TILE rows of x, which stay in registers while a block of columns is read.
 // Columns are added one after the other, so the bits of a row of y do not depend on the other rows of x: a prompt gives the
@@ -22,7 +22,7 @@
 
 namespace {
 
-template <typename T>
+template <typename T, typename Y>
 class Gemm {
   static constexpr int64_t X_TILE = std::max<int64_t>(16, 2 * LANES);
   static constexpr int VECTORS = X_TILE / LANES;
@@ -38,8 +38,8 @@ class Gemm {
 
  public:
   // x [rows, k], with rows `x_stride` apart -> y [rows, n]
-  Gemm(const Matrix<T>& weight, const T* x, int64_t x_stride, T* y, int64_t rows)
-      : weight(weight), y(y), rows(rows), n(weight.n), k(weight.k), wide(round_up(k, 16)), tiles((rows + X_TILE - 1) / X_TILE) {
+  Gemm(const Matrix<T>& weight, const T* x, int64_t x_stride, Y* y, int64_t rows, const float* hidden = nullptr)
+      : weight(weight), hidden(hidden), y(y), rows(rows), n(weight.n), k(weight.k), wide(round_up(k, 16)), tiles((rows + X_TILE - 1) / X_TILE) {
     transposed = at::empty({tiles * wide * X_TILE}, at::kFloat);
     float* const to = transposed.mutable_data_ptr<float>();
     const int64_t pieces = (wide + COLUMNS - 1) / COLUMNS;
@@ -61,7 +61,8 @@ class Gemm {
 
  private:
   const Matrix<T>& weight;
-  T* y;
+  const float* hidden;  // of the adapter: A x [rows, rank], or null
+  Y* y;
   int64_t rows, n, k, wide, tiles;
   at::Tensor transposed;  // x as [tiles, wide, X_TILE]
 
@@ -96,7 +97,7 @@ class Gemm {
     }
     for (int64_t tile = 0; tile < of_block; tile++) {
       transpose(sums + tile * W_BLOCK * X_TILE, X_TILE, W_BLOCK, X_TILE, turned, W_BLOCK);
-      for (int64_t i = 0; i < std::min(X_TILE, count - tile * X_TILE); i++) write(turned + i * W_BLOCK, row, outputs, y + (x_row + tile * X_TILE + i) * n + row);
+      for (int64_t i = 0; i < std::min(X_TILE, count - tile * X_TILE); i++) write(turned + i * W_BLOCK, x_row + tile * X_TILE + i, row, outputs);
     }
   }
 
@@ -135,21 +136,32 @@ class Gemm {
       for (int v = 0; v < V; v++) total[i][v].store(sums + i * X_TILE + v * LANES);
   }
 
-  void write(const float* numbers, int64_t row, int64_t count, T* to) const {
+  // The sums of rows of W from `row` on with row `m` of x.
+  void write(float* numbers, int64_t m, int64_t row, int64_t count) const {
+    if (hidden != nullptr) weight.adapter->add_to(numbers, hidden + m * weight.adapter->rank, row, count);
     for_pairs(count, [&](int64_t i, int64_t size) {
       Pair sum = load(numbers + i, size);
       if (weight.bias != nullptr) {
         const Pair more = load(weight.bias + row + i, size);
         sum = {sum.low + more.low, sum.high + more.high};
       }
-      store(to + i, sum, size);
+      store(y + m * n + row + i, sum, size);
     });
   }
 };
 
-// x times a weight in any format, plus the bias, for any number of rows. A row's bits depend on it alone.
-at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
-  return with_matrix(x, weight, scales, bias, [&](const auto& w, const auto* numbers, int64_t stride, auto* y) { Gemm(w, numbers, stride, y, x.size(0)).run(); });
+// x times a weight in any format, plus the bias and the adapter's branch, for any number of rows. A row's bits depend on it
+// alone.
+at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
+                const std::optional<at::Tensor>& adapter, const std::optional<at::Tensor>& adapter_sizes) {
+  return with_matrix(x, weight, scales, bias, adapter, adapter_sizes, [&]<typename T>(const Matrix<T>& w, const T* numbers, int64_t stride, T* y) {
+    const int64_t rows = x.size(0);
+    if (w.adapter == nullptr) return Gemm(w, numbers, stride, y, rows).run();
+    const Matrix<T> a{w.adapter->a, nullptr, w.adapter->rank, w.k};
+    std::vector<float> hidden(rows * a.n);
+    Gemm(a, numbers, stride, hidden.data(), rows).run();
+    Gemm(w, numbers, stride, y, rows, hidden.data()).run();
+  });
 }
 
 }  // namespace

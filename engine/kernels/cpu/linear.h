@@ -1,9 +1,12 @@
-// y = x Wᵀ + b for one to 32 rows of x, in any weight format.
+// y = x Wᵀ + b for one to 32 rows of x, in any weight format, plus an adapter's branch. Sums are float32, rounded once.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <optional>
+
+#include "adapter.h"
 #include "dense.h"
 #include "panels.h"
 #include "records.h"
@@ -11,15 +14,15 @@
 
 namespace {
 
-constexpr int64_t MAX_ROWS = 32;  // beyond that matrix products for many rows are faster
-
-// A weight [n, k], dense, in panels or in records, and a bias [n] or null. A norm has a weight [n] and k = 0.
+// A weight [n, k], dense, in panels or in records, a bias [n] or null, and an adapter or null. A norm has a weight [n] and
+// k = 0.
 template <typename T>
 struct Matrix {
   const T *weight = nullptr, *bias = nullptr;
   int64_t n = 0, k = 0;
   Panels panels{};
   Records records{};
+  const Adapter<T>* adapter = nullptr;
 
   bool exists() const { return weight != nullptr || panels.codes != nullptr || records.bytes != nullptr; }
 };
@@ -46,13 +49,40 @@ Matrix<T> matrix(const at::Tensor& weight, const std::optional<at::Tensor>& scal
   return {pointer<T>(weight), pointer<T>(bias, weight.size(0)), weight.size(0), weight.dim() == 2 ? weight.size(1) : 0};
 }
 
+template <typename T>
+Matrix<T> with_adapter(Matrix<T> w, const Adapter<T>* adapter) {
+  TORCH_CHECK(adapter == nullptr || (adapter->k == w.k && adapter->n <= w.n), "an adapter of [", adapter->n, ", ", adapter->k, "] for a weight [", w.n, ", ", w.k, "]");
+  w.adapter = adapter;
+  return w;
+}
+
+// Writes the products of a matrix in panels: adds the bias and the adapter's branch, and rounds.
+template <typename T>
+struct Writer {
+  const Matrix<T>& w;
+  const Branch<T>* branch;
+  T* y;
+
+  void begin() const {
+    if (branch != nullptr) branch->compute_hidden();
+  }
+
+  // `count` numbers of row `m` of y, from column `row` on.
+  void operator()(int64_t m, int64_t row, float* numbers, int64_t count) const {
+    for (int64_t i = 0; i < count && w.bias != nullptr; i++) numbers[i] += static_cast<float>(w.bias[row + i]);
+    if (branch != nullptr) branch->add_to(numbers, m, row, count);
+    at::vec::convert(numbers, y + m * w.n + row, count);
+  }
+};
+
 // x [rows, k], with rows `x_stride` apart -> y [rows, n].
 template <typename T>
 void multiply(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_stride, T* y) {
-  if (w.weight != nullptr) return Product<T>{w.weight, w.bias, y, rows, w.n, w.k, FloatRows(x, x_stride, rows, w.k)}.run();
-  const auto write = [&](int64_t m, int64_t row, float number) {
-    y[m * w.n + row] = static_cast<T>(w.bias ? number + static_cast<float>(w.bias[row]) : number);
-  };
+  const FloatRows wide_x(x, x_stride, w.weight != nullptr || w.adapter != nullptr ? rows : 0, w.k);
+  std::optional<Branch<T>> maybe;
+  const Branch<T>* const branch = w.adapter != nullptr ? &maybe.emplace(*w.adapter, rows, wide_x) : nullptr;
+  if (w.weight != nullptr) return Product<T>{w.weight, w.bias, y, rows, w.n, w.k, wide_x, branch}.run();
+  const Writer<T> write{w, branch, y};
   if (w.records.bytes != nullptr) return w.records.run(x, x_stride, rows, write);
   const auto run = [&](const auto& quantized_x) { multiply_panels(w.panels, w.panels, quantized_x, rows, write); };
   if (w.panels.table != nullptr) multiply_panels(w.panels, Tables(w.panels), QuantizedX8<32>(x, x_stride, rows, w.k), rows, write);
@@ -69,15 +99,17 @@ std::vector<T> product(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_s
 }
 
 // Call f(matrix, x, x_stride, y) with the weight [out, in] of x's dtype, in panels with scales, or in records with their
-// parts, the bias [out], and the data of x [M, in] and of y. -> y [M, out]
+// parts, the bias [out], an adapter or none, and the data of x [M, in] and of y. -> y [M, out]
 template <typename F>
-at::Tensor with_matrix(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias, F f) {
+at::Tensor with_matrix(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
+                       const std::optional<at::Tensor>& adapter, const std::optional<at::Tensor>& adapter_sizes, F f) {
   TORCH_CHECK(x.dim() == 2, "linear: rows [M, in], not ", x.sizes());
   const at::Tensor input = x.stride(1) == 1 ? x : x.contiguous();
   at::Tensor y;
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const Matrix<T> w = matrix<T>(weight, scales, bias);
+    const Adapters<T> adapters(adapter, adapter_sizes, 1);
+    const Matrix<T> w = with_adapter(matrix<T>(weight, scales, bias), adapters[0]);
     TORCH_CHECK(x.size(1) == w.k, "linear: ", x.sizes(), " by [", w.n, ", ", w.k, "]");
     y = at::empty({x.size(0), w.n}, x.options());
     f(w, input.const_data_ptr<T>(), input.stride(0), y.mutable_data_ptr<T>());
@@ -85,10 +117,11 @@ at::Tensor with_matrix(const at::Tensor& x, const at::Tensor& weight, const std:
   return y;
 }
 
-// x times a weight in any format, plus the bias. Sums are float32, rounded once.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias) {
+// x times a weight in any format, plus the bias and the adapter's branch.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
+                  const std::optional<at::Tensor>& adapter, const std::optional<at::Tensor>& adapter_sizes) {
   TORCH_CHECK(1 <= x.size(0) && x.size(0) <= MAX_ROWS, "linear: 1 to ", MAX_ROWS, " rows, not ", x.sizes());
-  return with_matrix(x, weight, scales, bias, [&](const auto& w, const auto* numbers, int64_t stride, auto* y) { multiply(w, numbers, x.size(0), stride, y); });
+  return with_matrix(x, weight, scales, bias, adapter, adapter_sizes, [&](const auto& w, const auto* numbers, int64_t stride, auto* y) { multiply(w, numbers, x.size(0), stride, y); });
 }
 
 }  // namespace

@@ -86,11 +86,12 @@ struct Mixer {
 };
 
 // x [R, hidden], conv [R, K - 1, C], ssm [R, C, N] (float32) -> out [R, hidden], and the new conv and ssm.
+// `adapters` and `adapter_sizes`: as for `Adapters`, of in_proj, x_proj, dt_proj and out_proj.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mamba(
     const at::Tensor& x, const at::Tensor& conv, const at::Tensor& ssm, const at::Tensor& in_weight, const std::optional<at::Tensor>& in_scales, const std::optional<at::Tensor>& in_bias,
     const at::Tensor& conv_weight, const std::optional<at::Tensor>& conv_bias, const at::Tensor& x_weight, const at::Tensor& dt_weight,
     const at::Tensor& dt_bias, const at::Tensor& a_log, const at::Tensor& d, const at::Tensor& out_weight, const std::optional<at::Tensor>& out_scales,
-    const std::optional<at::Tensor>& out_bias) {
+    const std::optional<at::Tensor>& out_bias, const std::optional<at::Tensor>& adapters, const std::optional<at::Tensor>& adapter_sizes) {
   const int64_t rows = x.size(0), channels = d.numel(), size = a_log.size(1), taps = conv_weight.size(2);
   TORCH_CHECK(1 <= rows && rows <= MAX_ROWS && x.is_contiguous(), "mamba: x ", x.sizes());
   TORCH_CHECK(conv.sizes() == at::IntArrayRef({rows, taps - 1, channels}) && ssm.sizes() == at::IntArrayRef({rows, channels, size}), "mamba: states ", conv.sizes(), " ", ssm.sizes());
@@ -101,8 +102,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mamba(
   at::Tensor out = at::empty(x.sizes(), x.options()), new_conv = at::empty(conv.sizes(), conv.options()), new_ssm = at::empty(ssm.sizes(), ssm.options());
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const Mixer<T> mixer{matrix<T>(in_weight, in_scales, in_bias), matrix<T>(x_weight, {}, {}), matrix<T>(dt_weight, {}, {}),
-                         matrix<T>(out_weight, out_scales, out_bias), conv_weight, dt_bias, a_log, d, conv_bias, rows};
+    const Adapters<T> all_adapters(adapters, adapter_sizes, 4);
+    const Mixer<T> mixer{with_adapter(matrix<T>(in_weight, in_scales, in_bias), all_adapters[0]), with_adapter(matrix<T>(x_weight, {}, {}), all_adapters[1]),
+                         with_adapter(matrix<T>(dt_weight, {}, {}), all_adapters[2]), with_adapter(matrix<T>(out_weight, out_scales, out_bias), all_adapters[3]),
+                         conv_weight, dt_bias, a_log, d, conv_bias, rows};
     TORCH_CHECK(mixer.in_proj.n == 2 * channels && mixer.in_proj.k == x.size(1) && mixer.out_proj.n == x.size(1) && mixer.out_proj.k == channels, "mamba: x ", x.sizes(), ", ", channels, " channels");
     const std::vector<T> y = mixer.forward(x.const_data_ptr<T>(), conv.const_data_ptr<T>(), ssm.const_data_ptr<float>(),
                                            new_conv.mutable_data_ptr<T>(), new_ssm.mutable_data_ptr<float>());

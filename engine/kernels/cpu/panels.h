@@ -259,22 +259,23 @@ struct Panels {
   }
 };
 
-// Call write(row of x, row of the weight, number) for the products of M rows of x, from `first` on, with a panel.
+// Call write(row of x, row of the weight, numbers, count) for the products of M rows of x, from `first` on, with a panel.
 template <int M, typename F>
 void write_panel(const Floats (&out)[M][PARTS], int64_t first, int64_t panel, int64_t n, const F& write) {
   const int64_t panel_rows = std::min(PANEL, n - panel * PANEL);
   for (int m = 0; m < M; m++) {
     float numbers[PANEL];
     std::memcpy(numbers, out[m], sizeof numbers);
-    for (int64_t row = 0; row < panel_rows; row++) write(first + m, panel * PANEL + row, numbers[row]);
+    write(first + m, panel * PANEL, numbers, panel_rows);
   }
 }
 
-// x [rows, k] times a weight of type W in the layout of `layout`: calls write(row of x, row of the weight, number) from any
-// thread. A panel is read from memory once for all rows.
+// x [rows, k] times a weight of type W in the layout of `layout`: calls `write` as `write_panel` does, from any thread,
+// each time after write.begin(). A panel is read from memory once for all rows.
 template <typename W, typename X, typename F>
-void multiply_panels(const Panels& layout, const W& weight, const X& x, int64_t rows, F write) {
+void multiply_panels(const Panels& layout, const W& weight, const X& x, int64_t rows, const F& write) {
   parallel_rows(layout.count(), layout.bytes(), 1, [&](int64_t begin, int64_t end) {
+    write.begin();
     for (; begin < end; begin++)
       for_row_blocks(rows, [&](int64_t first, auto block) {
         constexpr int M = decltype(block)::value;

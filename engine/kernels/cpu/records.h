@@ -204,9 +204,9 @@ struct Records {
     }
   }
 
-  // x [rows, k] times the weight: calls write(row of x, row of the weight, number) from any thread.
+  // x [rows, k] times the weight: calls `write` as `multiply_panels` does.
   template <typename T, typename F>
-  void run(const T* x, int64_t x_stride, int64_t rows, F write) const {
+  void run(const T* x, int64_t x_stride, int64_t rows, const F& write) const {
     std::optional<SplitX16<32>> by_32;  // x in the form that each type takes
     std::optional<SplitX16<16>> by_16;
     std::optional<SwappedX16> by_row;
@@ -216,6 +216,7 @@ struct Records {
       else if (parts[2 * i] != Q8_0::KIND && parts[2 * i] != Q6_K::KIND && !by_32) by_32.emplace(x, x_stride, rows, k);
     }
     parallel_rows(panels, nbytes / panels, 1, [&](int64_t begin, int64_t end) {
+      write.begin();
       for (; begin < end; begin++) with_panel(begin, [&](auto type, const uint8_t* start) {
         using Type = decltype(type);
         const auto multiply_by = [&](const auto& quantized_x) {

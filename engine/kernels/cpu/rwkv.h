@@ -23,6 +23,7 @@ template <typename T>
 struct RwkvBlock {
   at::TensorList weights;
   const Optionals& scales;
+  const Adapters<T>& adapters;
   float eps;
   int64_t rows, hidden;
 
@@ -33,7 +34,7 @@ struct RwkvBlock {
     return product(w, x.data(), rows, w.k);
   }
 
-  Matrix<T> weight_of(RwkvWeights which) const { return matrix<T>(weights[which], scales.get(which), {}); }
+  Matrix<T> weight_of(RwkvWeights which) const { return with_adapter(matrix<T>(weights[which], scales.get(which), {}), adapters[which]); }
 
   void check(RwkvWeights which, int64_t n, int64_t k) const {
     const Matrix<T> w = weight_of(which);
@@ -123,8 +124,9 @@ struct RwkvBlock {
   }
 };
 
-// x [R, hidden] and the rows' memory (inputs [R, hidden]; sums [R, inner], float32) -> the new x and memory.
-std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::TensorList weights, const Optionals& scales, double eps) {
+// x [R, hidden] and the rows' memory (inputs [R, hidden]; sums [R, inner], float32) -> the new x and memory. `adapters` and
+// `adapter_sizes`: as for `Adapters`, of the weights.
+std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::TensorList weights, const Optionals& scales, double eps, const std::optional<at::Tensor>& adapters, const std::optional<at::Tensor>& adapter_sizes) {
   const int64_t rows = x.size(0), hidden = x.size(1);
   TORCH_CHECK(1 <= rows && rows <= MAX_ROWS && x.is_contiguous() && memory.size() == RWKV_MEMORY && weights.size() == RWKV_COUNT && scales.size() == RWKV_COUNT, "rwkv: x ", x.sizes());
   const int64_t inner = weights[DECAY].numel();
@@ -139,7 +141,8 @@ std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::Ten
   for (const at::Tensor& tensor : memory) out.push_back(at::empty(tensor.sizes(), tensor.options()));
   dispatch_type(x, [&](auto zero) {
     using T = decltype(zero);
-    const RwkvBlock<T> block{weights, scales, static_cast<float>(eps), rows, hidden};
+    const Adapters<T> all_adapters(adapters, adapter_sizes, RWKV_COUNT);
+    const RwkvBlock<T> block{weights, scales, all_adapters, static_cast<float>(eps), rows, hidden};
     for (const RwkvWeights which : {KEY, VALUE, RECEPTANCE}) block.check(which, inner, hidden);
     const int64_t wide = block.weight_of(FEED_KEY).n;
     block.check(OUTPUT, hidden, inner), block.check(FEED_KEY, wide, hidden), block.check(FEED_RECEPTANCE, hidden, hidden), block.check(FEED_VALUE, hidden, wide);

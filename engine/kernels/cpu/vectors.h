@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 namespace {
 
@@ -64,6 +65,18 @@ inline Pair load_split(const T* x, int64_t count) {
   T padded[PAIR] = {};
   std::copy_n(x, count, padded);
   return load_split(padded);
+}
+
+// Numbers in the order of `load_split` of T -> in their own order.
+template <typename T>
+inline Pair merge_split(Pair x) {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const auto [low, high] = at::vec::interleave2(x.low, x.high);
+    return {low, high};
+  }
+#endif
+  return x;
 }
 
 // Store the first `count` numbers.

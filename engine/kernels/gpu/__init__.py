@@ -18,8 +18,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def for_rows(x: Tensor) -> Any:
-    """The operators if they take this input, else None: x is on an NVIDIA GPU, in up to 32 bits, without gradients."""
-    return None if x.dtype not in DTYPES or torch.is_grad_enabled() else for_device(x.device)
+    """The operators if they take this input, else None.
+
+    They take up to 32 bits on an NVIDIA GPU, in the dtype of the weights, without gradients.
+    """
+    if x.dtype not in DTYPES or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
+        return None
+    return for_device(x.device)
 
 
 def for_device(device: torch.device) -> Any:

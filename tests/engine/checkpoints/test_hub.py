@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from engine import LLM
 from engine.checkpoints import embedded
-from engine.checkpoints.hub import find_model, find_tokenizer
+from engine.checkpoints.hub import find_downloaded, find_model, find_tokenizer, locate
 from engine.runtime.errors import BareloopError
 
 COMMIT = "a" * 40
@@ -84,10 +85,10 @@ def hub(tiny_llama) -> Iterator[tuple[str, type[Hub]]]:
 
 
 @pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Find a model, or call `find`, with this environment. huggingface_hub, which reads it once, is imported again."""
 
-    def call(name: str, endpoint: str, find: Callable[..., Path] = find_model, **environment: str) -> Path:
+    def call(name: str, endpoint: str, find: Callable[..., Any] = find_model, **environment: str) -> Any:
         with monkeypatch.context() as patch:
             for variable in [name for name in os.environ if name.startswith(("HF_", "HUGGING"))]:
                 patch.delenv(variable)
@@ -164,6 +165,22 @@ def test_an_incomplete_snapshot_is_completed(hub, load):
     weights.unlink()
     load("me/tiny", endpoint)
     assert weights.exists()
+
+
+def test_an_adapter_of_the_hub_is_a_model_and_an_adapter(hub, load):
+    endpoint, handler = hub
+    config = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "demo", "target_modules": ["q_proj"]})
+    files = {"adapter_config.json": config.encode(), "adapter_model.safetensors": b"z" * 99, "optimizer.pt": b"x" * 99}
+    handler.files.clear()
+    handler.files.update(files)
+    located = load("me/tiny", endpoint, locate)
+    assert located.folder == find_model("demo")
+    assert {path.name for path in located.adapter.iterdir()} == files.keys() - {"optimizer.pt"}
+    handler.downloads.clear()
+    assert load("me/tiny", endpoint, find_downloaded, HF_HUB_OFFLINE="1") == located.folder
+    assert load("me/tiny", UNREACHABLE, locate) == located
+    assert load("demo", UNREACHABLE, lambda name: locate(name, adapter="me/tiny")) == located
+    assert handler.downloads == []
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "what is this?"])

@@ -12,6 +12,7 @@ import torch
 from engine.cache.state import Step
 from engine.decoding.params import SamplingParams
 from engine.demo import train, vocabulary
+from engine.finetune import checkpoint
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError
 
@@ -78,14 +79,14 @@ def test_a_killed_run_is_resumed_with_the_same_bits(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(vocabulary, "CORPUS_PAGES", 500)
     monkeypatch.setattr(train, "HELD_OUT_PAGES", 8)
     train.main(options(tmp_path / "whole"))
-    save_checkpoint = train.save_checkpoint
+    save_checkpoint = checkpoint.save_checkpoint
 
     def save_and_die(state: dict[str, Any], path: Any) -> None:
         save_checkpoint(state, path)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "save_checkpoint", save_and_die)
+        patched.setattr(checkpoint, "save_checkpoint", save_and_die)
         with pytest.raises(KeyboardInterrupt):
             train.main(options(tmp_path / "killed"))
     train.main(options(tmp_path / "killed"))

@@ -193,6 +193,15 @@ def test_with_gradients_or_many_rows_no_kernel_is_used():
     assert kernels.for_input(x) is None and kernels.for_rows(x) is None
 
 
+def test_under_autocast_activations_have_another_dtype_than_weights_and_no_kernel_is_used():
+    model = LLM.from_config(CONFIG, device="cpu", dtype="float32").model
+    for length in (8, 40):
+        with torch.no_grad():
+            exact = model(Step.pack([list(range(length))]))
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.allclose(model(Step.pack([list(range(length))])).float(), exact, atol=0.05)
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache and a fake compiler; returns the list of instruction sets that it was called for."""

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.runtime import rows
 from engine.runtime.errors import BareloopError
 from evals.data import source
 
@@ -93,7 +94,7 @@ def test_the_hub_is_asked_for_the_configuration_and_the_split(monkeypatch):
             raise ValueError(f'Unknown split "{split}".')
         return ROWS
 
-    monkeypatch.setattr(source, "check_data_set", requests.append)
+    monkeypatch.setattr(rows, "check_data_set", requests.append)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert source.load_rows("openai/gsm8k", "test", "main") == ROWS
     assert requests == ["openai/gsm8k", ("openai/gsm8k", "main", "test")]

@@ -1,0 +1,107 @@
+"""Which matrices of a model a LoRA config targets, by their names in the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.checkpoints.adapter_config import LoraConfig
+from engine.checkpoints.mapping import parameter_sources
+from engine.layers.linear import Linear
+from engine.models.family import Family, Layout, Model
+from engine.runtime.errors import BareloopError, quote
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A matrix of the checkpoint, as rows of one of our Linears."""
+
+    linear: Linear
+    rows: slice
+    layout: Layout | None
+
+    def load_b(self, b: Tensor, model: Model) -> Tensor:
+        """B [out, r] of peft's file, with its rows in our order."""
+        return b if self.layout is None or self.layout.transposes else self.layout.load(b, model.config)
+
+    def save_b(self, b: Tensor, model: Model) -> Tensor:
+        """The inverse of `load_b`."""
+        return b if self.layout is None or self.layout.transposes else self.layout.save(b, model.config)
+
+
+def projections(model: Model, family: Family) -> tuple[dict[str, Projection], dict[str, str]]:
+    """By their names in the checkpoint: the linear layers, and what kind each other module with parameters is.
+
+    A tied head is one of the others.
+    """
+    linear: dict[str, Projection] = {}
+    others: dict[str, str] = {}
+    for parameter, sources in parameter_sources(model, family).items():
+        path, _, leaf = parameter.rpartition(".")
+        module = model.get_submodule(path)
+        for source in sources:
+            name, _, _ = source.name.rpartition(".")
+            if not isinstance(module, Linear):
+                others[name] = f"{type(module).__name__}, and not a linear layer"
+            elif leaf == "weight":
+                linear[name] = Projection(module, source.rows, source.layout)
+    (head,) = family.names["head"]
+    if head not in linear:
+        others[head] = "head whose weight is the embedding's"
+    return linear, others
+
+
+def is_unadapted(name: str, family: Family) -> bool:
+    """Whether a family excludes a module of the checkpoint."""
+    return any(name.endswith(f".{end}") for end in family.unadapted)
+
+
+def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> dict[str, Projection]:
+    """The projections that a config targets.
+
+    With `strict` every name among the targets must be that of one, and none that the family excludes.
+    """
+    linear, others = projections(model, family)
+    (head,) = family.names["head"]
+    chosen: dict[str, Projection] = {}
+    possible: set[str] = set()  # ends of names
+    for name, projection in linear.items():
+        is_refused = is_unadapted(name, family)
+        possible |= set() if is_refused or name == head else {name.rpartition(".")[2]}
+        if not config.matches(name, by_default=name != head and not is_refused):
+            continue
+        if is_refused and strict:
+            raise BareloopError(
+                f"{name} is not adapted, as transformers computes a {family.model_type} model without that adapter; "
+                f"leave it out; targets can be {', '.join(sorted(possible))}"
+            )
+        chosen[name] = projection
+    for name, kind in others.items():
+        if config.matches(name, by_default=False):
+            raise BareloopError(f"the target {name} is a {kind}, which LoRA does not adapt here; leave it out")
+    unmatched = [
+        target
+        for target in (config.targets if strict and isinstance(config.targets, tuple) else ())
+        if not any(name == target or name.endswith(f".{target}") for name in chosen)
+    ]
+    if unmatched or not chosen:
+        target = unmatched[0] if unmatched else config.targets
+        raise BareloopError(
+            f"the target {quote(target)} is no linear layer of this {family.model_type} model; it has: "
+            f"{', '.join(sorted(possible))}"
+        )
+    return chosen
+
+
+def name_ends(model: Model, family: Family, adapted: Collection[str]) -> set[str]:
+    """The shortest ends of names that these modules have, and no other module of the model."""
+    linear, others = projections(model, family)
+    rest = [f".{name}" for name in (*linear, *others) if name not in adapted]
+    ends = set()
+    for name in adapted:
+        words = name.split(".")
+        candidates = (".".join(words[index:]) for index in range(len(words) - 1, -1, -1))
+        ends.add(next(end for end in candidates if not any(other.endswith(f".{end}") for other in rest)))
+    return ends

@@ -1,0 +1,1 @@
+"""Fine-tuning: LoRA, QLoRA and full. See README.md."""
