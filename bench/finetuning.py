@@ -160,8 +160,8 @@ def load(name: str, folder: Path, targets: list[str], threads: int) -> Step:
 def bareloop(folder: Path, targets: tuple[str, ...] | str) -> Callable[[list[list[int]], int], float]:
     """Our trainer's step: packed rows."""
     from engine import LLM
-    from engine.checkpoints.adapter_config import LoraConfig
-    from engine.checkpoints.adapters import add_adapters
+    from engine.checkpoints.adapters.config import LoraConfig
+    from engine.checkpoints.adapters.files import add_adapters
     from engine.finetune.data import Example
     from engine.finetune.loss import add_gradients, count_learned
     from engine.finetune.optimizer import adamw, update

@@ -110,7 +110,12 @@ def local_models(options: Any) -> tuple[Callable[[str], ChatModel], str]:
 
     from chat.models.local import LocalModel
 
-    return lambda name: LocalModel.load(name, **model_options(options)), options.model[0]
+    def load(name: str) -> ChatModel:
+        """--adapter is for the model of the command line, and not for one that /model names."""
+        adapter = options.adapter if name in options.model else None
+        return LocalModel.load(name, **model_options(options) | {"adapter": adapter})
+
+    return load, options.model[0]
 
 
 def refuse_local_flags(options: Any) -> None:

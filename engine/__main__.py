@@ -10,6 +10,8 @@ from engine.cli.parser import Parser, choose_model, model_options, run
 from engine.quant import AUTO, GGUF
 from engine.runtime.errors import UsageError
 
+LOST_SHARE = 0.05  # of an adapter's change, by its norm, from which a line says what merging loses
+
 
 def parser() -> Parser:
     """The program's flags."""
@@ -81,6 +83,7 @@ def main(options: Any) -> None:
 def save(options: Any) -> None:
     """Write one model to a folder, quantized with --save-quantized."""
     from engine import LLM
+    from engine.checkpoints.adapters.files import merge_adapters
     from engine.checkpoints.opening import open_model
     from engine.checkpoints.saving import require_new_folder
     from engine.runtime.files import local_path
@@ -101,7 +104,11 @@ def save(options: Any) -> None:
     if options.save is None and opened.adapter is not None:
         raise UsageError("--save-quantized takes a model without an adapter: merge it with --save, and quantize that")
     llm = LLM.load(options.model[0], **model_options(options) | {"draft": None})
+    lost = merge_adapters(llm.model)
     llm.save(folder)
+    if lost > LOST_SHARE:
+        line = f"{opened.format_name} rounds away {lost:.0%} of the adapter's change; --dtype float32 keeps all of it"
+        print(line, file=sys.stderr)
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{folder}: {size:,} bytes in {opened.format_name}; load it as --model {folder}", file=sys.stderr)
 

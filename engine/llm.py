@@ -98,8 +98,8 @@ class LLM:
         model's name drafts with that model, which has the same vocabulary.
         `gpu_memory`: share of the GPU memory that is free after loading, which a scheduler allocates for keys and
         values. `cuda_graphs`: launch the kernels of a decoding step at once.
-        `adapter`: folder or hub id of a LoRA adapter in peft's files. It is merged into dense weights; beside quantized
-        ones it stays in float32. A draft model does not get it.
+        `adapter`: folder or hub id of a LoRA adapter in peft's files. It is merged into float32 weights, and kept
+        beside others, whose rounding would lose some of it. A draft model does not get it.
         Raises `BareloopError` with one line for every bad input.
         """
         check_share(gpu_memory)

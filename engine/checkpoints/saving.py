@@ -27,8 +27,8 @@ def save_model(
     """
     if is_adapted(model):
         raise BareloopError(
-            f"the adapter of {model.source} is beside its weights, and would not be saved; load the model unquantized "
-            "(--quant none), which merges it, and save that"
+            f"the adapter of {model.source} is beside its weights, and would not be saved; merge it into the "
+            "unquantized model: python -m engine -m MODEL --adapter ADAPTER --save FOLDER"
         )
     require_new_folder(folder)
     with draft_folder(folder.resolve()) as draft:

@@ -9,7 +9,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.checkpoints.adapters import open_adapter
+from engine.checkpoints.adapters.files import open_adapter
+from engine.checkpoints.adapters.targets import names_of
 from engine.checkpoints.gguf.reader import GGUFFile, TensorInfo, package
 from engine.checkpoints.loading import plan_loading
 from engine.checkpoints.opening import Opened, open_model
@@ -164,8 +165,8 @@ def _adapter(opened: Opened) -> Table:
     files = open_adapter(opened.model, opened.family, opened.adapter)
     config = files.config
     table = Table(title=Text(f"adapter {opened.adapter}"), show_header=False, title_justify="left")
-    ranks = {config.rank_of(name) for name in files.projections}
-    scales = {config.scale_of(name) for name in files.projections}
+    names = [names_of(name, opened.family) for name in files.projections]
+    ranks, scales = {config.rank_of(each) for each in names}, {config.scale_of(each) for each in names}
     ends = Counter(name.rpartition(".")[2] for name in files.projections)
     table.add_row("parameters", f"{files.parameters:,}")
     table.add_row("rank", ", ".join(map(str, sorted(ranks))))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any, NoReturn
 from engine.checkpoints import embedded
 from engine.quant import AUTO, QUANTS, canonical_or_auto
 from engine.runtime.errors import BareloopError, UsageError, clip_quotes, is_out_of_memory
+from engine.runtime.files import local_path
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 EXIT_RUNTIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 SAMPLING_HELP = {  # of the numbers in `SamplingParams`
     "temperature": "0 is greedy",
@@ -61,8 +64,8 @@ class Parser(argparse.ArgumentParser):
             self.add_argument(
                 "--adapter",
                 metavar="FOLDER",
-                help="LoRA adapter of the models, in peft's files: a folder or hub id; merged into weights that are "
-                "not quantized. As MODEL, such a folder is its base model with the adapter",
+                help="LoRA adapter of the models, in peft's files: a folder or hub id; merged into float32 weights, "
+                "kept beside others. As MODEL, such a folder is its base model with the adapter",
             )
         if "device" not in without:
             self.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -165,10 +168,16 @@ def require_at_least(least: int, options: Any, *names: str) -> None:
 
 
 def choose_model(options: Any, default: str = embedded.NAME) -> None:
-    """Select the default model if none is named, and print a line that says so; with --adapter its base model."""
+    """Select the default model if none is named, and print a line that says so; with --adapter its base model.
+
+    Raises `BareloopError` if --adapter is needed for that, and is no adapter.
+    """
     if options.model:
         return
     if options.adapter is not None:
+        from engine.checkpoints.hub import find_adapter
+
+        find_adapter(options.adapter)
         options.model, options.adapter = [options.adapter], None
         return
     from rich.console import Console
@@ -186,8 +195,23 @@ def model_options(options: Any) -> dict[str, Any]:
 
 
 def label(model: str, adapter: str | None, separator: str = " + ") -> str:
-    """What a model is called with the adapter of --adapter: by the last part of that name, too."""
-    return model if adapter is None else f"{model}{separator}{Path(adapter).resolve().name}"
+    """What a model is called with the adapter of --adapter."""
+    return model if adapter is None else f"{model}{separator}{short_name(adapter)}"
+
+
+def short_name(name: str | Path) -> str:
+    """A short name of a model or adapter, which can be a file's: <owner>__<name> of a hub id, of a path the last part.
+
+    A checkpoint of a training run (checkpoint-100) has the run's name in front, a snapshot of a hub repository that of
+    the repository.
+    """
+    path = local_path(name)
+    if not path.exists() and HUB_ID.fullmatch(str(name)):
+        return str(name).replace("/", "__")
+    path = path.resolve()
+    if path.parent.name == "snapshots":  # models--<owner>--<name>/snapshots/<commit>
+        return path.parents[1].name.removeprefix("models--").replace("--", "__")
+    return f"{path.parent.name}__{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
 SAMPLING = (

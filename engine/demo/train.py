@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import Parser, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import BareloopError, UsageError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -78,13 +78,19 @@ def main(options: Any) -> None:
     output = local_path(options.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"--output {output} exists and is not empty; name a new folder")
-    train(options, output, output.with_name(f"{output.name}.checkpoint"))
+    from engine.finetune.optimizer import NonFiniteError
+
+    try:
+        train(options, output, output.with_name(f"{output.name}.checkpoint"))
+    except NonFiniteError as error:
+        raise BareloopError(f"{error}; lower --learning-rate {options.learning_rate:g}, and add --fresh") from None
 
 
 def train(options: Any, output: Path, checkpoint: Path) -> None:
     """Train with AdamW. The pages of a step depend only on the seed and the step, so a resumed run gives the same bits.
 
-    Raises `BareloopError` if the checkpoint is from a run with other settings.
+    Raises `BareloopError` if the checkpoint is from a run with other settings or an older version of this program, and
+    for a loss that is not finite.
     """
     import torch
 
@@ -107,8 +113,8 @@ def train(options: Any, output: Path, checkpoint: Path) -> None:
     settings = {name: getattr(options, name) for name in ("steps", "batch_tokens", "learning_rate", "seed")}
     done, main_weights = 0, {}
     if checkpoint.exists() and not options.fresh:
-        saved = load_checkpoint(checkpoint, settings, "add --fresh")
-        done, main_weights = restore(llm.model, optimizer, saved), saved["main"]
+        saved = load_checkpoint(checkpoint, settings, "add --fresh", "main")
+        done, main_weights = restore(llm.model, optimizer, saved), saved.pop("main")
 
     def gradient(step: int) -> StepLoss:
         pages = step_pages(tokenizer, options.seed, step, options.steps, options.batch_tokens)

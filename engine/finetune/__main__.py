@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, choose_model, require_at_least, run
-from engine.finetune.evaluation import BENCHMARKS
+from engine.finetune.evaluation import BENCHMARKS, split_flags
 from engine.finetune.settings import METHODS, SCHEDULES, settings_from
 from engine.quant import QUANTS, canonical
 from engine.runtime.errors import UsageError
@@ -45,13 +45,12 @@ def parser() -> Parser:
     method.add_argument(
         "--quant", type=canonical, metavar="FORMAT", help=f"of the frozen weights: {', '.join(QUANTS)} (qlora: nf4)"
     )
-    method.add_argument("--rank", type=int, default=16, help="of the adapters (default: 16)")
+    method.add_argument("--rank", type=int, help="of the adapters (default: 16)")
     method.add_argument("--alpha", type=float, help="adapters are scaled by alpha / rank (default: twice the rank)")
-    method.add_argument("--dropout", type=float, default=0.0, help="share of the adapters' inputs (default: 0)")
+    method.add_argument("--dropout", type=float, help="share of the adapters' inputs (default: 0)")
     method.add_argument(
         "--targets",
         nargs="+",
-        default=["all-linear"],
         metavar="NAME",
         help="modules with adapters: ends of their names in the checkpoint, such as q_proj v_proj, or a regular "
         "expression (default: all-linear)",
@@ -108,18 +107,21 @@ def main(options: Any) -> None:
     positive = ("rank", "epochs", "steps", "batch_tokens", "accumulate", "limit", "eval_every", "save_every")
     require_at_least(1, options, *positive)
     require_at_least(2, options, "max_length")
-    require_at_least(0, options, "held_out", "seed")
+    require_at_least(0, options, "held_out")
     settings = settings_from(options)
     if options.model is not None and len(options.model) != 1:
         raise UsageError(f"--model {' '.join(options.model)}: one model is trained; name one")
+    split_flags(options.evaluate_options)
     choose_model(options, embedded.default_model())
 
     from engine.finetune import run as steps
+    from engine.finetune.log import summary
     from engine.runtime.files import local_path
 
     output = local_path(options.output_dir or default_output(options.model[0], options.data))
     if not options.dry_run:
         steps.check_output(output, options.resume)
+        steps.score_base(options, settings, output)  # while no other model is in memory
     prepared = steps.prepare(options, settings)
     steps.introduce(prepared)
     if options.dry_run:
@@ -128,7 +130,7 @@ def main(options: Any) -> None:
     steps.finetune(options, prepared, output)
     del prepared  # the model's memory is for the benchmarks
     steps.score(options, settings, str(output), output)
-    for line in steps.summary(output, options, settings.adapts):
+    for line in summary(output, options.model[0], settings.adapts, bool(options.evaluate)):
         print(line)
 
 

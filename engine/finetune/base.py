@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +12,20 @@ import torch
 from torch import nn
 
 from engine import kernels
-from engine.checkpoints.adapter_config import LoraConfig
-from engine.checkpoints.adapters import add_adapters, save_adapter
+from engine.checkpoints.adapters.config import LoraConfig
+from engine.checkpoints.adapters.files import add_adapters, save_adapter
 from engine.checkpoints.loading import replace_parameters
-from engine.checkpoints.opening import open_model, weights_fingerprint
-from engine.finetune.checkpoint import sync_folder
+from engine.checkpoints.opening import Opened, open_model, weights_fingerprint
+from engine.finetune.checkpoint import sync_folder, writing
 from engine.finetune.settings import Settings
 from engine.llm import LLM
 from engine.models.family import Model
 from engine.runtime.device import choose_device, dtype_name, slow_bfloat16
 from engine.runtime.errors import UsageError
 from engine.runtime.files import local_path
+
+# Names of drafts: of whole models (`_save_weights` and `draft_folder`), and of an adapter's files (`write_atomic`).
+DRAFTS = re.compile(r"\.draft|\.\.draft\..+|\.adapter_(model\.safetensors|config\.json)\.\d+")
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,14 @@ class Trainee:
     def fingerprint(self) -> str:
         """What identifies the base's weights."""
         assert self.llm.folder is not None
-        return weights_fingerprint(self.llm.folder)
+        return weights_fingerprint(self.llm.folder, self.llm.adapter)
 
     def save(self, folder: Path) -> None:
-        """Write the result into a folder, which other programs can load at any moment."""
+        """Write the result into a folder, which other programs can load at any moment. No other process writes there.
+
+        Raises `BareloopError` if it cannot be written.
+        """
+        remove_drafts(folder)
         if self.config is not None:
             save_adapter(self.model, self.llm.family, self.config, folder)
         else:
@@ -60,7 +69,7 @@ def load_trainee(
     """
     place = choose_device(device)
     is_slow = place.type == "cpu" and slow_bfloat16()
-    stored = open_model(name, "auto", allow_pickle, settings.quant, place).dtype
+    stored = open_base(name, settings, device, allow_pickle).dtype
     dtype = settings.dtype
     if not settings.adapts or (dtype == "auto" and is_slow):
         dtype = "float32"
@@ -79,15 +88,26 @@ def load_trainee(
         )
         add_adapters(llm.model, llm.family, config, settings.seed if random_seed is None else random_seed)
         return Trainee(name, llm, config, stored, None)
-    if llm.quant != "none":
-        raise UsageError(
-            f"{name} is quantized to {llm.quant}, and full fine-tuning trains the weights: use --method qlora"
-        )
     for parameter in llm.model.parameters():
         parameter.data = parameter.data.clone()  # it may be mapped from the file
         parameter.requires_grad_(True)
     autocast = None if is_slow or place.type == "mps" else torch.bfloat16
     return Trainee(name, llm, None, stored, autocast)
+
+
+def open_base(name: str, settings: Settings, device: str = "auto", allow_pickle: bool = False) -> Opened:
+    """Read the headers of the model to train. Raises `UsageError` for one that the method cannot train."""
+    opened = open_model(name, "auto", allow_pickle, settings.quant, choose_device(device))
+    if opened.adapter is not None and settings.adapts:
+        raise UsageError(
+            f"{name} is an adapter, and another one on top of it could not be loaded; merge it first, and train the "
+            f"result: python -m engine -m {shlex.quote(name)} --save {shlex.quote(f'{name}-merged')}"
+        )
+    if opened.quant != "none" and not settings.adapts:
+        raise UsageError(
+            f"{name} is quantized to {opened.quant}, and full fine-tuning trains the weights: use --method qlora"
+        )
+    return opened
 
 
 def portable_name(name: str) -> str:
@@ -106,9 +126,16 @@ def _save_weights(llm: LLM, dtype: torch.dtype, folder: Path) -> None:
         converted[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     replace_parameters(model, converted)
     draft = folder / ".draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    LLM(model, llm.family, llm.config, llm.folder).save(draft)
-    for path in sorted(draft.iterdir()):
-        path.replace(folder / path.name)
-    draft.rmdir()
-    sync_folder(folder)
+    with writing(folder):
+        LLM(model, llm.family, llm.config, llm.folder).save(draft)
+        for path in sorted(draft.iterdir()):
+            path.replace(folder / path.name)
+        draft.rmdir()
+        sync_folder(folder)
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed runs have not finished writing into their folder."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if DRAFTS.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.finetune.settings import check_same
 from engine.runtime.errors import BareloopError
 
 FILE = "checkpoint.pt"
+STATE = ("parameters", "optimizer", "step")
 
 
 def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
@@ -21,29 +23,58 @@ def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")
     try:
-        with draft.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise BareloopError(f"cannot write {path}: {error.strerror}; free some space, and resume") from error
+        with writing(path):
+            with draft.open("wb") as file:
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, settings: Mapping[str, Any], way_out: str) -> dict[str, Any]:
-    """Read a checkpoint, with its tensors on the CPU.
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise `BareloopError` for errors of the system within the block, such as a full disk.
 
-    Raises `BareloopError` that names the settings that differ from those it was written with, and suggests `way_out`.
+    Where writing fails, torch and safetensors raise errors of their own, in which the system's is only the context or
+    a part of the message.
+    """
+    try:
+        yield
+    except BareloopError:
+        raise
+    except Exception as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError):
+            reason = cause.strerror
+        elif type(error).__name__ == "SafetensorError":
+            reason = str(error)
+        else:
+            raise
+        raise BareloopError(f"cannot write {path}: {reason}; free some space, and resume") from error
+
+
+def load_checkpoint(path: Path, settings: Mapping[str, Any], way_out: str, *more: str) -> dict[str, Any]:
+    """Read a checkpoint, with its tensors on the CPU. `more`: keys that it has beside those of `training_state`.
+
+    Raises `BareloopError` that names the settings that differ from those it was written with, and suggests `way_out`;
+    and for a file that is damaged, or from a program of another version.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises many kinds of errors
-        raise BareloopError(f"cannot read {path}: {error}".split("\n", maxsplit=1)[0]) from error
+    except OSError as error:
+        raise BareloopError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # a damaged file raises many kinds of errors, with advice that does not help
+        raise BareloopError(f"{path} is damaged; remove it to start over") from error
+    keys = {"settings", "step"}
+    if isinstance(state, dict) and not state.get("finished"):
+        keys |= {*STATE, *more}
+    if not isinstance(state, dict) or not keys <= state.keys():
+        raise BareloopError(f"{path} is not from this version of the program; {way_out}")
     check_same(state["settings"], settings, str(path), way_out)
-    return dict(state)
+    return state
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -60,12 +91,16 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, step: int
     return {"parameters": parameters, "optimizer": optimizer.state_dict(), "step": step}
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> int:
-    """Set parameters and optimizer to those of `training_state` -> the number of steps that are done."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> int:
+    """Set parameters and optimizer to those of `training_state` -> the number of steps that are done.
+
+    What is restored is removed from `state`, so that it is in memory once.
+    """
+    parameters = state.pop("parameters")
     with torch.no_grad():
         for name, parameter in trained(model).items():
-            parameter.copy_(state["parameters"][name])
-    optimizer.load_state_dict(state["optimizer"])
+            parameter.copy_(parameters.pop(name))
+    optimizer.load_state_dict(state.pop("optimizer"))
     return int(state["step"])
 
 

@@ -94,7 +94,7 @@ def seconds_per_token(model: Model, plan: Plan, autocast: torch.dtype | None = N
 
     The second of two is measured, as the first one compiles kernels and allocates memory.
     """
-    examples = next(plan.passes(0))[0]
+    examples = plan.first_pass
     for _ in range(2):
         start = time.perf_counter()
         add_gradients(model, examples, max(1, count_learned(examples)), autocast)

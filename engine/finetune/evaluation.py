@@ -8,15 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, UsageError
 
 BENCHMARKS = ("mmlu", "hellaswag", "arc", "truthfulqa", "gsm8k", "squad")
 FOLDER = "evaluations"
 
 
+def split_flags(options: str) -> list[str]:
+    """The flags of --evaluate-options. Raises `UsageError` for a text that no shell takes."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UsageError(f"--evaluate-options {shlex.quote(options)}: {error}; give flags as in a shell") from None
+
+
 def commands(names: Sequence[str], model: str, flags: Sequence[str], options: str, folder: Path) -> list[list[str]]:
     """The command line of each benchmark for a model. `options`: flags for all, as in a shell."""
-    common = ["--model", model, *flags, "--output-dir", str(folder), *shlex.split(options)]
+    common = ["--model", model, *flags, "--output-dir", str(folder), *split_flags(options)]
     return [[sys.executable, "-m", f"evals.{name}", *common] for name in names]
 
 

@@ -1,15 +1,20 @@
-"""The log of a run (JSON lines), its display on stderr, and its picture. Loads without torch."""
+"""The log of a run (JSON lines), its display on stderr, its picture and its summary. Loads without torch."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from engine.cli.progress import Progress, duration
+from engine.finetune.evaluation import FOLDER as EVALUATIONS
+from engine.finetune.evaluation import next_commands
 from engine.runtime.files import AppendFile, write_atomic
 
 FILE, PICTURE = "log.jsonl", "loss.png"
@@ -20,17 +25,14 @@ class Log:
     """DIR/log.jsonl: a line per event, with its `kind`: header, step, held_out, resumed, stopped, end."""
 
     def __init__(self, path: Path, done: int | None = None) -> None:
-        """Open the log of a new run; or of one that continues after `done` steps, whose later lines are removed.
+        """Open the log of a run that continues after `done` steps, and remove its later lines; without it all lines.
 
         Raises `BareloopError` if another process has it open.
         """
         self._file = AppendFile(path)
         lines = self._file.lines
-        if done is None or len(kept := [line for line in lines if _is_before(line, done)]) == len(lines):
-            return
-        self._file.close()
-        write_atomic(path, "".join(f"{line}\n" for line in kept))
-        self._file = AppendFile(path)
+        kept = takewhile(lambda line: done is not None and _is_before(line, done), lines)
+        self._file.truncate(sum(1 for _ in kept))
 
     @property
     def is_empty(self) -> bool:
@@ -49,14 +51,24 @@ class Log:
 
 
 def _is_before(line: str, done: int) -> bool:
-    """Whether an event is of the first `done` steps. The end of a run comes after all."""
-    event = json.loads(line)
-    return event["kind"] == "header" or (event["kind"] != "end" and event.get("step", 0) <= done)
+    """Whether an event is of the first `done` steps. The end of a run comes after all, and so does a damaged line."""
+    event = _parse(line)
+    return event is not None and event["kind"] != "end" and event.get("step", 0) <= done
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """A line's event, or None if it is damaged, as after a power cut."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "kind" in event else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The events of a log."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [event for line in lines if (event := _parse(line)) is not None]
 
 
 def smoothed(losses: Iterable[float]) -> list[float]:
@@ -150,7 +162,10 @@ class Display:
 
 
 def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the loss, its trend, the held-out loss and the learning rate of a run as PNG."""
+    """Draw the loss, its trend, the held-out loss and the learning rate of a run as PNG.
+
+    Raises `BareloopError` if it cannot be written.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -175,9 +190,37 @@ def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
     rate.set(xlabel="step", ylabel="learning rate")
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
-    draft = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(str(draft))
-    draft.replace(path)
+    png = BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    write_atomic(path, png.getvalue())
+
+
+def summary(output: Path, base: str, adapts: bool, is_scored: bool) -> list[str]:
+    """What a finished run did, from its log, and what to do with the result. `base`: the model's name."""
+    events = read_log(output / FILE)
+    steps = [event for event in events if event["kind"] == "step"]
+    tests = [event for event in events if event["kind"] == "held_out"]
+    result = []
+    if tests:
+        result.append(f"held-out loss {tests[0]['loss']:.3f} → {tests[-1]['loss']:.3f}")
+    if steps:
+        seconds, tokens = sum(event["seconds"] for event in steps), sum(event["tokens"] for event in steps)
+        trend = smoothed(event["loss"] for event in steps)
+        result.append(
+            f"loss {steps[0]['loss']:.3f} → {trend[-1]:.3f} (smoothed) in {len(steps):,} steps, {duration(seconds)}, "
+            f"{tokens / seconds:,.0f} tokens/s"
+        )
+    kind = "adapter" if adapts else "model"
+    result.append(f"{output} has the {kind}, the log and {PICTURE}; next:")
+    name = shlex.quote(str(output))
+    result.append(f"  python -m chat -m {name}")
+    if is_scored:
+        result += [f"  {command}" for command in next_commands(output / EVALUATIONS)]
+    else:
+        result.append(f"  python -m evals.squad -m {shlex.quote(base)} {name} --limit 200")
+    if adapts:
+        result.append(f"  python -m engine -m {name} --save {shlex.quote(f'{output}-merged')}")
+    return result
 
 
 def timestamp() -> str:

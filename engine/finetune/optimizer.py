@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -16,11 +17,17 @@ FINAL_SHARE = 0.0  # of the peak learning rate, after the last step
 
 
 class NonFiniteError(BareloopError):
-    """The loss or the gradient of a step is infinite or not a number. The weights are those before the step."""
+    """A loss or the gradient of a step is infinite or not a number. What has been saved is older than that."""
 
     def __init__(self, step: int, what: str, value: float) -> None:
         super().__init__(f"step {step}: the {what} is {value}")
         self.step = step
+
+
+def check_finite(step: int, what: str, value: float) -> None:
+    """Raise `NonFiniteError` for a loss that is infinite or not a number."""
+    if not math.isfinite(value):
+        raise NonFiniteError(step, what, value)
 
 
 def adamw(
@@ -38,10 +45,12 @@ def adamw(
 def rate_share(step: int, steps: int, schedule: str, warmup: float) -> float:
     """The learning rate of a step (from 0) as a share of its peak.
 
-    It rises in equal parts during the warm-up (`warmup` below 1: a share of the steps), then falls to 0 after the last
-    step, as half a cosine or a line, or stays.
+    It rises in equal parts during the warm-up (`warmup` below 1: a share of the steps, but never all of them), then
+    falls to 0 after the last step, as half a cosine or a line, or stays.
     """
-    rise = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    rise = int(warmup)
+    if warmup < 1:  # of a decimal number: in binary ones 0.07 of 100 is above 7
+        rise = min(math.ceil(Fraction(repr(warmup)) * steps), steps - 1)
     if step < rise:
         return (step + 1) / (rise + 1)
     if schedule == "constant":
@@ -91,12 +100,10 @@ def train_steps(
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         found = gradient(step)
-        if not math.isfinite(found.loss):
-            raise NonFiniteError(step + 1, "loss", found.loss)
+        check_finite(step + 1, "loss", found.loss)
         rate = learning_rate(step)
         norm = update(optimizer, parameters, rate, clip)
-        if not math.isfinite(norm):
-            raise NonFiniteError(step + 1, "norm of the gradient", norm)
+        check_finite(step + 1, "norm of the gradient", norm)
         seconds = time.perf_counter() - start
         yield StepResult(step + 1, found.loss, rate, norm, found.tokens, found.learned_tokens, seconds)
 

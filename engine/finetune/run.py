@@ -17,11 +17,12 @@ import torch
 
 from engine.cli.progress import duration
 from engine.finetune import checkpoint, estimate, log
-from engine.finetune.base import Trainee, load_trainee
+from engine.finetune.base import Trainee, load_trainee, open_base
 from engine.finetune.data import Dataset, Example, load_data
 from engine.finetune.evaluation import FOLDER as EVALUATIONS
-from engine.finetune.evaluation import evaluate, next_commands
-from engine.finetune.optimizer import NonFiniteError, adamw
+from engine.finetune.evaluation import evaluate
+from engine.finetune.loss import mean_loss
+from engine.finetune.optimizer import NonFiniteError, adamw, check_finite
 from engine.finetune.settings import Settings
 from engine.finetune.trainer import Plan, held_out_loss, train
 from engine.runtime.device import dtype_name
@@ -45,15 +46,21 @@ class Prepared:
     def identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to continue this run: settings, weights and data."""
         exact = self.settings.as_json() | {"dtype": dtype_name(self.trainee.llm.dtype)}
-        return exact | {"model": self.trainee.fingerprint(), "data": fingerprint(self.data.train)}
+        data = {"data": fingerprint(self.data.train), "held_out_data": fingerprint(self.data.held_out)}
+        return exact | {"model": self.trainee.fingerprint()} | data
 
 
 def prepare(options: Any, settings: Settings) -> Prepared:
-    """Load the model and the data, and decide whether blocks are computed again."""
+    """Load the model and the data, and decide whether blocks are computed again.
+
+    Raises `UsageError` for a warm-up that is as long as the run.
+    """
     trainee = load_trainee(options.model[0], settings, options.device, options.allow_pickle)
     limits = {name: getattr(settings, name) for name in ("max_length", "limit", "held_out", "mask_prompt", "seed")}
     data = load_data(options.data, trainee.llm, **limits)
     plan = Plan(data.train, settings)
+    if 1 <= settings.warmup >= plan.steps:
+        raise UsageError(f"--warmup {settings.warmup:g}: the run has {plan.steps:,} steps; warm up in fewer")
     model = trainee.model
     longest = max(data.train, key=lambda example: len(example.ids))
     kept = estimate.kept_bytes(model, longest.ids, trainee.autocast)
@@ -92,7 +99,7 @@ class Interruption:
 
 
 def finetune(options: Any, prepared: Prepared, output: Path) -> None:
-    """Train, or continue, and write the result into `output`. The benchmarks of --evaluate run before.
+    """Train, or continue, and write the result into `output`.
 
     Raises `BareloopError` if the checkpoint is from a run with other settings.
     """
@@ -103,14 +110,20 @@ def finetune(options: Any, prepared: Prepared, output: Path) -> None:
     if state is not None and state.get("finished"):
         show([f"{output} is finished, after {state['step']:,} steps"])
         return
-    history = log.Log(output / log.FILE, 0 if state is None else state["step"])
+    history = log.Log(output / log.FILE, None if state is None else state["step"])
     try:
         if history.is_empty:
             history.write("header", header(options, prepared))
-        score(options, prepared.settings, prepared.trainee.name, output)
         train_and_save(options, prepared, output, history, state, identity)
     finally:
         history.close()
+
+
+def score_base(options: Any, settings: Settings, output: Path) -> None:
+    """Run the benchmarks of --evaluate before training. Raises `UsageError` at once for a model that is not trained."""
+    if options.evaluate:
+        open_base(options.model[0], settings, options.device, options.allow_pickle)
+        score(options, settings, options.model[0], output)
 
 
 def score(options: Any, settings: Settings, model: str, output: Path) -> None:
@@ -128,12 +141,13 @@ def train_and_save(
     prepared: Prepared,
     output: Path,
     history: log.Log,
-    state: Mapping[str, Any] | None,
+    state: dict[str, Any] | None,
     identity: Mapping[str, Any],
 ) -> None:
     """Train all steps after those of `state`, and save the training state and the result every few steps.
 
-    Raises `BareloopError` for a loss that is not finite, and KeyboardInterrupt after a Ctrl-C.
+    Weights are saved only if they give a finite loss. Raises `BareloopError` for one that is not finite, and
+    KeyboardInterrupt after a Ctrl-C.
     """
     settings, trainee, plan = prepared.settings, prepared.trainee, prepared.plan
     model, steps = trainee.model, plan.steps
@@ -149,10 +163,12 @@ def train_and_save(
     def test() -> None:
         loss = held_out_loss(model, prepared.data.held_out, settings.batch_tokens, trainee.autocast)
         if loss is not None:
+            check_finite(done, "held-out loss", loss)
             history.write("held_out", {"step": done, "loss": loss})
             display.held_out(loss)
 
     def save() -> None:
+        check_weights(prepared, done)
         history.sync()
         checkpoint.save_checkpoint(
             {**checkpoint.training_state(model, optimizer, done), "settings": dict(identity)}, output / checkpoint.FILE
@@ -182,18 +198,32 @@ def train_and_save(
                     saved, saved_at = done, now
                 if interruption.requested:
                     raise KeyboardInterrupt(f"saved after step {done:,} of {steps:,}; add --resume to continue")
+            check_weights(prepared, done)
         except NonFiniteError as error:
             history.write("stopped", {"step": error.step, "reason": str(error)})
             kept = f"{output} has the weights after step {saved:,}" if saved or settings.adapts else "nothing was saved"
             raise BareloopError(
                 f"{error}; {kept}; lower --learning-rate {settings.learning_rate:g}, in another --output-dir"
             ) from None
+    finish(options, prepared, output, history, {"settings": dict(identity), "step": done, "finished": True})
+
+
+def check_weights(prepared: Prepared, step: int) -> None:
+    """Raise `NonFiniteError` if the weights give no finite loss; that of a step is of the weights before its update."""
+    loss = mean_loss(prepared.trainee.model, [prepared.plan.first_pass], prepared.trainee.autocast)
+    check_finite(step, "loss after the update", loss)
+
+
+def finish(options: Any, prepared: Prepared, output: Path, history: log.Log, state: Mapping[str, Any]) -> None:
+    """Write the result, the last line of the log, the picture, and the note that the run is finished."""
+    trainee = prepared.trainee
     trainee.save(output)
-    history.write("end", {"step": done, "time": log.timestamp(), "peak_memory": peak_memory(trainee.llm.device)})
-    log.draw(
-        log.read_log(output / log.FILE), output / log.PICTURE, f"{trainee.name}, {settings.method}, {options.data}"
+    history.write(
+        "end", {"step": state["step"], "time": log.timestamp(), "peak_memory": peak_memory(trainee.llm.device)}
     )
-    checkpoint.save_checkpoint({"settings": dict(identity), "step": done, "finished": True}, output / checkpoint.FILE)
+    title = f"{trainee.name}, {prepared.settings.method}, {options.data}"
+    log.draw(log.read_log(output / log.FILE), output / log.PICTURE, title)
+    checkpoint.save_checkpoint(state, output / checkpoint.FILE)
 
 
 def header(options: Any, prepared: Prepared) -> dict[str, Any]:
@@ -219,38 +249,11 @@ def header(options: Any, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def summary(output: Path, options: Any, adapts: bool) -> list[str]:
-    """What a finished run did, from its log, and what to do with the result."""
-    events = log.read_log(output / log.FILE)
-    steps = [event for event in events if event["kind"] == "step"]
-    tests = [event for event in events if event["kind"] == "held_out"]
-    result = []
-    if tests:
-        result.append(f"held-out loss {tests[0]['loss']:.3f} → {tests[-1]['loss']:.3f}")
-    if steps:
-        seconds, tokens = sum(event["seconds"] for event in steps), sum(event["tokens"] for event in steps)
-        trend = log.smoothed(event["loss"] for event in steps)
-        result.append(
-            f"loss {steps[0]['loss']:.3f} → {trend[-1]:.3f} (smoothed) in {len(steps):,} steps, {duration(seconds)}, "
-            f"{tokens / seconds:,.0f} tokens/s"
-        )
-    kind = "adapter" if adapts else "model"
-    result.append(f"{output} has the {kind}, the log and {log.PICTURE}; next:")
-    result.append(f"  python -m chat -m {output}")
-    if options.evaluate:
-        result += [f"  {command}" for command in next_commands(output / EVALUATIONS)]
-    else:
-        result.append(f"  python -m evals.squad -m {options.model[0]} {output} --limit 200")
-    if adapts:
-        result.append(f"  python -m engine -m {output} --save {output}-merged")
-    return result
-
-
 def check_output(output: Path, resume: bool) -> None:
     """Raise `UsageError` for a folder that has a run that is not to be resumed, or something else."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not output.is_dir() or not ((output / log.FILE).exists() or (output / checkpoint.FILE).exists()):
+    if not output.is_dir() or not any((output / name).exists() for name in (log.FILE, checkpoint.FILE, EVALUATIONS)):
         raise UsageError(f"--output-dir {output} exists and is not empty; name a new folder")
     if not resume:
         raise UsageError(f"--output-dir {output} has a run: add --resume to continue it, or name a new folder")

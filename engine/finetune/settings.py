@@ -14,6 +14,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 LEARNING_RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 QUANT = {"lora": "none", "qlora": "nf4", "full": "none"}
 ALL_LINEAR = "all-linear"
+SEEDS = 2**32
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ def settings_from(options: Any) -> Settings:
     quant = options.quant if options.quant is not None else QUANT[method]
     if method == "qlora" and quant == "none":
         raise UsageError("--method qlora needs a weight format: --quant nf4, int8 or int4; or use --method lora")
+    adapter = {name: getattr(options, name) for name in ("rank", "alpha", "dropout", "targets")}
+    given = [flag(name) for name, value in adapter.items() if value is not None]
+    if method == "full" and given:
+        raise UsageError(f"--method full has no adapters: leave out {', '.join(given)}")
     if method == "full" and quant != "none":
         raise UsageError(f"--method full trains the weights themselves, which {quant} freezes: leave out --quant")
     if method == "lora" and quant not in ("none", GGUF):
@@ -66,14 +71,15 @@ def settings_from(options: Any) -> Settings:
         raise UsageError("--dtype float16: gradients overflow in it; use bfloat16 or float32")
     if method == "full" and options.dtype != "auto":
         raise UsageError(f"--dtype {options.dtype}: full fine-tuning keeps its weights in float32; leave it out")
+    rank = Settings.rank if options.rank is None else options.rank
     settings = Settings(
         method=method,
         quant=quant,
         dtype=options.dtype,
-        rank=options.rank,
-        alpha=2.0 * options.rank if options.alpha is None else options.alpha,
-        dropout=options.dropout,
-        targets=parse_targets(options.targets),
+        rank=rank,
+        alpha=2.0 * rank if options.alpha is None else options.alpha,
+        dropout=Settings.dropout if options.dropout is None else options.dropout,
+        targets=Settings.targets if options.targets is None else parse_targets(options.targets),
         learning_rate=LEARNING_RATE[method] if options.learning_rate is None else options.learning_rate,
         schedule=options.schedule,
         warmup=options.warmup,
@@ -99,6 +105,8 @@ def settings_from(options: Any) -> Settings:
             raise UsageError(f"{flag(name)} {getattr(settings, name)}: use 0 or more")
     if settings.warmup >= 1 and settings.warmup != int(settings.warmup):
         raise UsageError(f"--warmup {settings.warmup}: use a share of the steps below 1, or a whole number of steps")
+    if not 0 <= settings.seed < SEEDS:
+        raise UsageError(f"--seed {settings.seed}: use 0 to {SEEDS - 1}")
     if not 0 <= settings.dropout < 1:
         raise UsageError(f"--dropout {settings.dropout}: use 0 or more, and less than 1")
     return settings

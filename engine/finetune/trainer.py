@@ -52,6 +52,11 @@ class Plan:
             done += len(epoch)
 
     @cached_property
+    def first_pass(self) -> list[Example]:
+        """The examples of the first forward pass."""
+        return next(self.passes(0))[0]
+
+    @cached_property
     def largest_pass(self) -> int:
         """Tokens of the largest forward pass in the first epoch."""
         passes = (chosen for step in self.epoch(0) for chosen in step)
@@ -67,7 +72,7 @@ def train(
     def gradient(step: int) -> StepLoss:
         passes = next(steps)
         learned = sum(count_learned(examples) for examples in passes)
-        torch.manual_seed(DROPOUT_STREAM * settings.seed + step)  # dropout is the only draw
+        torch.manual_seed((DROPOUT_STREAM * settings.seed + step) % 2**63)  # dropout is the only draw
         loss = sum(add_gradients(model, examples, max(learned, 1), autocast) for examples in passes)
         return StepLoss(loss, sum(len(example.ids) for examples in passes for example in examples), learned)
 

@@ -14,6 +14,7 @@ from engine.kernels import gpu
 from engine.layers.lora import Adapter, adapted_product
 from engine.quant.base import Format, gradient_by_blocks, kernel_multiply, needs_float32, product_by_blocks
 from engine.runtime.device import can_pack_bfloat16, slow_bfloat16
+from engine.runtime.memory import use_large_pages
 
 PACKED_ROWS = 16  # of x, from which the packed weight is used; products of fewer rows are bound by reading the weight
 
@@ -30,6 +31,7 @@ class Matrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns))
         self.register_parameter("scales", None)
         self.format: Format | None = None
+        self.is_mapped = False  # whether the weight is in a mapped file
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,6 +97,9 @@ class Linear(Matrix):
         return self._adapted(x, None)
 
     def _adapted(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if (self.format is not None or self.adapter is not None) and _is_autocast(x):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._adapted(x.to(self.dtype), bias)
         if torch.is_grad_enabled() and (self.format is not None or self.adapter is not None):
             return adapted_product(self, x, bias)
         if self.adapter is None:
@@ -144,6 +149,26 @@ class Linear(Matrix):
     def _rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         return (self.weight if self._wide is None else self._wide)[first:last].to(dtype)
 
+    def replace_weight(self, weight: Tensor) -> None:
+        """Use another dense weight, or the present one after a change. Copies that `pack` has made are dropped."""
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        self._packed = self._wide = None
+        self.is_mapped = False
+
+    def merge_adapter(self) -> tuple[float, float]:
+        """W += s B A, without the adapter from then on. The weight is dense. -> see `Adapter.merge_into`
+
+        It is changed in place; a weight in a mapped file is replaced.
+        """
+        assert self.adapter is not None and self.format is None
+        weight = self.weight.detach()
+        if self.is_mapped or weight.is_inference():
+            weight = use_large_pages(torch.empty_like(weight)).copy_(weight)
+        rounding = self.adapter.merge_into(weight)
+        self.replace_weight(weight)
+        self.adapter = None
+        return rounding
+
     def pack(self) -> None:
         """Keep a second copy of a frozen bfloat16 weight, as products of many rows need it on this CPU.
 
@@ -158,6 +183,11 @@ class Linear(Matrix):
             self._wide = weight.float()
         elif can_pack_bfloat16():
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+
+
+def _is_autocast(x: Tensor) -> bool:
+    """Whether products of x are cast to the dtype of `torch.autocast`."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def takes_fused_kernels(module: nn.Module) -> bool:

@@ -21,6 +21,8 @@ from torch.nn import functional as F
 
 from engine.layers.packed_adapter import PackedAdapter
 
+MERGE_BYTES = 2**22  # of a weight's rows in float32 that are merged at once, so that they stay in a cache
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -41,7 +43,7 @@ class Adapter(nn.Module):
 
     `b` has the B [height, rank] of each pair. Both are float32, whatever the dtype of the weight, and not initialized.
     The pairs' rows are disjoint and ascending. `dropout` is the share of the branch's inputs that are dropped while
-    gradients are recorded. Whoever writes into parameters that are frozen and in use calls `forget_packed`.
+    gradients are recorded. Code that writes into the parameters while they are frozen must call `forget_packed`.
     """
 
     def __init__(self, in_features: int, pairs: Sequence[Pair], dropout: float, device: torch.device) -> None:
@@ -72,11 +74,11 @@ class Adapter(nn.Module):
     @property
     def is_frozen(self) -> bool:
         """Whether no parameter can be trained."""
-        return not any(parameter.requires_grad for parameter in self.parameters())
+        return not (self.a.requires_grad or any(b.requires_grad for b in self.b))
 
     def packed(self, dtype: torch.dtype) -> PackedAdapter:
-        """The packed copy of the parameters: the same one again if they are frozen."""
-        packed = self._packed.get(dtype)
+        """The packed copy of the parameters: the same one again while they are frozen."""
+        packed = self._packed.get(dtype) if self.is_frozen else None
         if packed is None:
             with torch.inference_mode(False), torch.no_grad():
                 scaled = [(pair.rows, (b.detach() * pair.scale).to(dtype)) for pair, _, b in self]
@@ -88,19 +90,47 @@ class Adapter(nn.Module):
     def forget_packed(self) -> None:
         """Drop the packed copy, because the parameters have changed or will."""
         for packed in self._packed.values():
-            packed.forget()
+            packed.mark_changed()
         self._packed.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
         self.forget_packed()  # the parameters move to another device
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def merged(self, weight: Tensor) -> Tensor:
-        """W + s B A [out, in], computed in float32 and rounded once."""
-        wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self.forget_packed()
+        super()._load_from_state_dict(*arguments)
+
+    @torch.no_grad()
+    def merge_into(self, weight: Tensor) -> tuple[float, float]:
+        """weight [out, in] += s B A in place, computed in float32 and rounded once.
+
+        -> the sums of squares of what rounding loses, and of the change. Without rounding they are not needed: 0 and 0.
+        """
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        lost = changed = 0.0
         for pair, a, b in self:
-            wide[pair.rows].addmm_(b.detach().to(wide.dtype), a.detach().to(wide.dtype), alpha=pair.scale)
-        return wide.to(weight.dtype)
+            wide_a, wide_b = a.to(dtype), b.to(dtype)
+            blocks = -(-pair.height * weight.shape[1] * dtype.itemsize // MERGE_BYTES)  # of equal sizes
+            for rows, part in zip(weight[pair.rows].tensor_split(blocks), wide_b.tensor_split(blocks), strict=True):
+                wide = rows.to(dtype)  # the rows themselves if they have this dtype
+                wide.addmm_(part, wide_a, alpha=pair.scale)
+                if wide is rows:
+                    continue
+                changed += float((wide - rows).square_().sum())
+                rows.copy_(wide)
+                lost += float((wide - rows).square_().sum())
+        return lost, changed
+
+
+def without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a backward function: its products are in the dtypes of their inputs, also if autocast is still on."""
+
+    def wrapped(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return wrapped
 
 
 class AdaptedProduct(Protocol):
@@ -146,6 +176,7 @@ class _FrozenProduct(torch.autograd.Function):
         return _add_products(y, hidden, linear.adapter.pairs, b)
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         dx = ctx.linear.input_gradient(gradient) if ctx.needs_input_grad[0] else None

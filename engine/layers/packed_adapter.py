@@ -27,7 +27,7 @@ class PackedAdapter:
     rows: slice  # of the product, from the first pair's to the last one's
     data: Tensor | None  # None: not on a CPU
     sizes: Tensor  # [pairs, 5]: index of the matrix in the operator (0), in, first row, height, rank
-    joined: WeakSet[JoinedAdapters] = field(default_factory=WeakSet)  # of which it is one
+    users: WeakSet[JoinedAdapters] = field(default_factory=WeakSet)  # that have a copy of this one
 
     @staticmethod
     def of(a: Tensor, scaled: Sequence[tuple[slice, Tensor]]) -> PackedAdapter:
@@ -47,13 +47,13 @@ class PackedAdapter:
         return packed
 
     def move(self, data: Tensor) -> None:
-        """Use this copy of `data`."""
+        """Use `data`, which has the same content, in place of the present copy."""
         self.a, self.data = data[: self.a.numel()].view(self.a.shape), data
 
-    def forget(self) -> None:
-        """Note that the adapter has changed or will."""
-        for joined in self.joined:
-            joined.is_current = False
+    def mark_changed(self) -> None:
+        """The adapter's parameters change: its joined copies must not be used again."""
+        for joined in self.users:
+            joined.has_changed = True
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """y [N, out] += s x Aᵀ Bᵀ in place, in two products -> y."""
@@ -63,10 +63,6 @@ class PackedAdapter:
 
 class Packable(Protocol):
     """An `Adapter`."""
-
-    @property
-    def is_frozen(self) -> bool:
-        """Whether its packed copy stays valid."""
 
     def packed(self, dtype: torch.dtype) -> PackedAdapter:
         """Its packed copy."""
@@ -81,11 +77,15 @@ class JoinedAdapters:
     packed: list[PackedAdapter]
     data: Tensor | None  # of all, end to end; None: there are none, or not on a CPU
     sizes: Tensor | None  # of all
-    is_current: bool  # whether the parameters are frozen and have not changed since
+    parameters: list[nn.Parameter]  # of all adapters
+    has_changed: bool = False  # whether any parameter has changed since
 
     @staticmethod
     def of(adapters: list[nn.Module | None], indices: list[int], dtype: torch.dtype) -> JoinedAdapters:
-        """Join the adapters of matrices with these indices in an operator. They use this copy from now on."""
+        """Join the adapters of matrices with these indices in an operator.
+
+        Their packed copies become parts of the joined one, so that there is no second copy.
+        """
         present = [
             (index, cast("Packable", each)) for index, each in zip(indices, adapters, strict=True) if each is not None
         ]
@@ -100,10 +100,16 @@ class JoinedAdapters:
                 sizes = torch.cat([each.sizes + index for each, index in zip(packed, first, strict=True)])
                 for each, part in zip(packed, torch.split(data, [len(part) for part in parts]), strict=True):
                     each.move(part)
-        joined = JoinedAdapters(adapters, dtype, packed, data, sizes, all(each.is_frozen for _, each in present))
+        parameters = [parameter for each in adapters if each is not None for parameter in each.parameters()]
+        joined = JoinedAdapters(adapters, dtype, packed, data, sizes, parameters)
         for each in packed:
-            each.joined.add(joined)
+            each.users.add(joined)
         return joined
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the parameters are frozen, and have not changed since."""
+        return not self.has_changed and not any(parameter.requires_grad for parameter in self.parameters)
 
 
 class AdaptersOf:

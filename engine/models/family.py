@@ -106,7 +106,8 @@ class Family:
     `names` maps each of our modules to the checkpoint's modules whose tensors are stacked by rows in it, in this
     order; `*` stands for the layer's number, and `weight` or `bias` is appended on both sides. `layouts` converts
     modules that the checkpoint stores in another layout. `aliases` rename tensors by regular expressions. Tensors
-    whose names end with one of `ignored` are other programs' buffers, or parts that are not used.
+    whose names end with one of `ignored` are other programs' buffers, or parts that are not used. `modules` is needed
+    where transformers' names of modules are not those of `names`: adapters have them.
     """
 
     model_type: str
@@ -116,6 +117,7 @@ class Family:
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     aliases: tuple[tuple[str, str], ...] = ()  # regular expression, replacement
+    modules: tuple[tuple[str, str], ...] = ()  # the same
     initial: Mapping[str, Initial] = field(default_factory=dict)  # end of a parameter's name -> its initial values
     checkpoints: tuple[str, ...] = ()  # on the hub, that it was written for
     key_names: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
@@ -124,6 +126,12 @@ class Family:
     def canonical(self, name: str) -> str:
         """A tensor's name in the checkpoint, as `names` has it."""
         for pattern, replacement in self.aliases:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def module(self, name: str) -> str:
+        """The name in transformers of a module, or of a tensor in it, that `names` has."""
+        for pattern, replacement in self.modules:
             name = re.sub(pattern, replacement, name)
         return name
 
@@ -139,11 +147,18 @@ class Cost:
 
     @staticmethod
     def of_weights(part: str, modules: Iterable[nn.Module]) -> Cost:
-        """All weights are read once; a matrix of n weights costs 2 n FLOPs."""
+        """All weights are read once, adapters in the dtype of products; a matrix of n weights costs 2 n FLOPs."""
         parameters = nbytes = flops = 0
-        for module in chain.from_iterable(each.modules() for each in modules):
+        inner = list(chain.from_iterable(each.modules() for each in modules))
+        sizes = {
+            id(parameter): module.dtype.itemsize
+            for module in inner
+            if isinstance(module, Linear) and module.adapter is not None
+            for parameter in module.adapter.parameters()
+        }
+        for module in inner:
             weights = dict(module.named_parameters(recurse=False))
-            nbytes += sum(weight.nbytes for weight in weights.values())
+            nbytes += sum(weight.numel() * sizes.get(id(weight), weight.itemsize) for weight in weights.values())
             if isinstance(module, Matrix):
                 quantized = module.weight_tensors()
                 weights = {name: weight for name, weight in weights.items() if name not in quantized}

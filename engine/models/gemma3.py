@@ -85,6 +85,7 @@ WITH_IMAGES = Family(
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^(model\.)?(vision_tower|multi_modal_projector)\..*", "vision"),
     ),
+    modules=((r"^model\.", "model.language_model."),),
     ignored=("vision",),
     initial=gemma.INITIAL,
     checkpoints=("google/gemma-3-4b-it",),

@@ -66,6 +66,7 @@ FAMILY = Family(
     ignored=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
     layouts={"layers.*.attention.qkv": Layout(lambda shape: shape, load=_by_head, save=_by_projection)},
     aliases=((r"^lm_head\.", "embed_out."),),
+    modules=((r"^embed_out\b", "lm_head"),),
     key_names={
         "rms_norm_eps": "layer_norm_eps",
         "partial_rotary_factor": "rotary_pct",

@@ -20,7 +20,13 @@ def selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Te
 
     a [C, N], dt and x [R, T, C], b and c [R, T, N], h [R, C, N] -> y [R, T, C] and the last h. For the gradients of all
     six only the inputs and the state before each chunk are kept; the backward pass computes the other states again.
+    All is computed in the dtype of the inputs, also under autocast: a state passes its errors on to all later tokens.
     """
+    with torch.autocast(dt.device.type, enabled=False):
+        return _selective_scan(a, dt, b, c, x, h)
+
+
+def _selective_scan(a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     inputs = (a, dt, b, c, x, h)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         y, last = _SelectiveScan.apply(*inputs)  # type: ignore[no-untyped-call]
@@ -95,26 +101,27 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, dt: Tensor, b: Tensor, c: Tensor, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        y, last, starts = torch.empty_like(dt), h.clone(), []
-        for part in _parts(a, dt):
+        y, last, parts = torch.empty_like(dt), h.clone(), _parts(a, dt)
+        starts = h.new_empty(1 + max(number for number, _ in parts), *h.shape)  # one tensor: small ones pin large pages
+        for number, part in parts:
             rows = part[0]
-            start = last[rows].clone()
-            states = _states(a, dt[part], b[part], x[part], start)[1]
+            starts[number, rows] = last[rows]
+            states = _states(a, dt[part], b[part], x[part], starts[number, rows])[1]
             y[part] = (states @ c[part][..., None])[..., 0]
             last[rows] = states[:, -1]
-            starts.append(start)
-        ctx.save_for_backward(a, dt, b, c, x, *starts)
+        ctx.save_for_backward(a, dt, b, c, x, starts)
         return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        a, dt, b, c, x, *starts = ctx.saved_tensors
+        a, dt, b, c, x, starts = ctx.saved_tensors
         da = torch.zeros_like(a) if ctx.needs_input_grad[0] else None
         ddt, dx, db, dc = (torch.empty_like(tensor) for tensor in (dt, x, b, c))
         dh, ones = dlast.clone(), a.new_ones(a.shape[1])
-        for part, start in reversed(list(zip(_parts(a, dt), starts, strict=True))):
+        for number, part in reversed(_parts(a, dt)):
             rows = part[0]
+            start = starts[number, rows]
             steps, inputs, outputs = dt[part], x[part], dy[part]
             decay, states = _states(a, steps, b[part], inputs, start)
             dc[part] = (outputs[:, :, None] @ states)[:, :, 0]
@@ -133,13 +140,16 @@ class _SelectiveScan(torch.autograd.Function):
         return da, ddt, db, dc, dx, dh
 
 
-def _parts(a: Tensor, dt: Tensor) -> list[tuple[slice, slice]]:
-    """The chunks of dt [R, T, C] for training, as rows and tokens: a few rows at a time, each from first to last."""
+def _parts(a: Tensor, dt: Tensor) -> list[tuple[int, tuple[slice, slice]]]:
+    """The chunks of dt [R, T, C] for training: a few rows at a time, each from first to last.
+
+    Of each chunk its number within its rows, and its rows and tokens.
+    """
     tokens = _chunk_tokens(a)
     rows = max(1, tokens // LEAST_TOKENS)
     size = max(LEAST_TOKENS, tokens // min(rows, len(dt)))
-    starts = product(range(0, len(dt), rows), range(0, dt.shape[1], size))
-    return [(slice(row, row + rows), slice(token, token + size)) for row, token in starts]
+    starts = product(range(0, len(dt), rows), enumerate(range(0, dt.shape[1], size)))
+    return [(number, (slice(row, row + rows), slice(token, token + size))) for row, (number, token) in starts]
 
 
 def _chunk_tokens(a: Tensor) -> int:

@@ -167,6 +167,18 @@ class AppendFile:
                 ) from error
             raise
 
+    def truncate(self, count: int) -> None:
+        """Keep the first `count` lines. The lock is held all the time."""
+        try:
+            with os.fdopen(os.dup(self._file), "rb") as file:
+                file.seek(0)
+                size = sum(len(file.readline()) for _ in range(count))
+            os.truncate(self._file, size)
+        except OSError as error:
+            raise BareloopError(f"cannot write {self.path}: {error.strerror}") from error
+        self._size, self.torn = size, ""
+        del self.lines[count:]
+
     def sync(self) -> None:
         """Wait until the content is on the disk."""
         os.fsync(self._file)
@@ -214,7 +226,7 @@ class AppendFile:
 def parse_json(path: Path) -> Any:
     """Parse a JSON file. Raises `BareloopError` if it cannot be read or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # without a byte order mark, which some editors write
     except OSError as error:
         raise BareloopError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

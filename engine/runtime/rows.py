@@ -22,7 +22,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:  # without a byte order mark
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue

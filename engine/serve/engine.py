@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from engine import kernels
+from engine.checkpoints.adapters.files import adapter_fingerprint
 from engine.checkpoints.opening import Opened, open_model
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
@@ -113,6 +114,7 @@ class Engine:
         self._is_closed = False
         self._usage = 0.0
         self._template: tuple[date, ChatTemplate] | None = None
+        self._adapter = None if llm.adapter is None else adapter_fingerprint(llm.adapter)
         rows = {} if options.max_rows is None else {"max_rows": options.max_rows}
         self.scheduler: Scheduler = _ObservedScheduler(
             llm,
@@ -184,7 +186,7 @@ class Engine:
         """What may change a reply beside the request: the version, the model's shape, adapter and weight format."""
         llm = self.llm
         parts: tuple[Any, ...] = (metadata.version("bareloop"), llm.config, llm.quant, llm.dtype, llm.device.type)
-        parts += () if llm.adapter is None else (str(llm.adapter),)
+        parts += () if self._adapter is None else (self._adapter,)
         return f"bareloop-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
 
     def chat_template(self, day: date) -> ChatTemplate:

@@ -13,7 +13,7 @@ from typing import Any
 
 from engine.checkpoints.embedded import NAME, SMOLLM2
 from engine.checkpoints.gguf.source import OLLAMA
-from engine.cli.parser import label
+from engine.cli.parser import label, short_name
 from engine.cli.progress import duration
 from engine.runtime.device import choose_device
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory, quote
@@ -52,7 +52,7 @@ def _name_of(model: str) -> str:
     if model in (NAME, SMOLLM2) or model.startswith(OLLAMA):
         return model
     path = local_path(model)
-    return path.resolve().name if path.is_dir() else path.stem if path.is_file() else model
+    return short_name(path) if path.is_dir() else path.stem if path.is_file() else model
 
 
 class Engines:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoints import embedded
-from engine.cli.parser import label
+from engine.cli.parser import label, short_name
 from engine.runtime.files import local_path
 from evals.data.catalogue import run_stem
 from evals.harness.task import Task
@@ -33,7 +33,7 @@ def results_folder(options: Any, model: str) -> Path:
     """
     is_path = _is_local(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
     hub_name = re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
-    name = local_path(model).resolve().name.removesuffix(".gguf") if is_path else hub_name
+    name = short_name(model).removesuffix(".gguf") if is_path else hub_name
     return local_path(options.output_dir) / label(name, options.adapter, "+")
 
 

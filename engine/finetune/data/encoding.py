@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,7 +38,6 @@ class Encoder:
         named = self.tokenizer.token_id(self.tokenizer.special_tokens.get("eos_token", ""))
         self.eos = named if named in self.eos_ids else next(iter(llm.eos_token_ids), None)
         self.counts: Counter[str] = Counter()
-        self._integers: dict[int, int] = {}  # one object for each id, as a list of others takes four times the memory
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -91,10 +91,12 @@ class Encoder:
         return Example([*prompt, *answer], [False, *learned[1:]])
 
     def _conversation(self, row: Conversation) -> list[Example]:
-        examples = encode_conversation(row, self.template, self.eos, self.eos_ids, self.mask_prompt)
+        examples, dropped = encode_conversation(row, self.template, self.eos, self.eos_ids, self.mask_prompt)
         self.counts["with tools"] += row.has_tools
         if not examples:
             self.counts["off template"] += 1
+        elif dropped:
+            self.counts["dropped replies"] += dropped
         if len(examples) > 1:
             self.counts["split conversations"] += 1
             self.counts["parts of conversations"] += len(examples)
@@ -133,14 +135,13 @@ class Encoder:
             return []
         return [self._checked(piece, [False] + [True] * (len(piece) - 1)) for piece in pieces]
 
-    def _checked(self, ids: list[int], learned: list[bool]) -> Example:
+    def _checked(self, ids: Sequence[int], learned: Sequence[int]) -> Example:
         if max(ids) >= self.llm.config.vocab_size:
             raise BareloopError(
                 f"the tokenizer's token {max(ids)} is beyond the model's vocabulary of {self.llm.config.vocab_size}; "
                 "use the tokenizer of this model"
             )
-        same = self._integers
-        return Example([same.setdefault(token, token) for token in ids], learned)
+        return Example(array("i", ids), bytes(learned))
 
     def notes(self) -> list[str]:
         """A line for each kind of loss or change."""
@@ -156,13 +157,18 @@ class Encoder:
         if counts["split conversations"]:
             parts = f"{counts['parts of conversations']:,} examples"
             notes.append(
-                f"{counts['split conversations']:,} conversations became {parts}: the chat template renders earlier "
-                "replies in another way than the last one"
+                f"{counts['split conversations']:,} conversations became {parts}: earlier replies have other tokens in "
+                "the prompt of a later one"
             )
         if counts["off template"]:
             notes.append(
                 f"{counts['off template']:,} conversations skipped: their replies do not follow the prompt that the "
                 "chat template writes before a reply"
+            )
+        if counts["dropped replies"]:
+            notes.append(
+                f"{counts['dropped replies']:,} replies of other conversations are only context: they do not follow "
+                "the prompt that the chat template writes before a reply"
             )
         if counts["with tools"]:
             notes.append(f"the tools of {counts['with tools']:,} conversations are left out")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Example:
-    """One sequence of tokens. `learned[i]`: whether the prediction of token i counts; never of the first."""
+    """One sequence of tokens. `learned[i]`: whether the prediction of token i counts; never of the first.
 
-    ids: list[int]
-    learned: list[bool]
+    Those of a `Dataset` are arrays of C integers and bytes, which take 5 bytes a token; lists take 16.
+    """
+
+    ids: Sequence[int]
+    learned: Sequence[int]
 
 
 @dataclass(frozen=True)

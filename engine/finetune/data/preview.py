@@ -54,7 +54,7 @@ def preview(dataset: Dataset, tokenizer: Tokenizer, count: int = 3) -> Preview:
 
 
 def _parts(example: Example, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    pairs = zip(example.ids, example.learned, strict=True)
+    pairs = zip(example.ids, map(bool, example.learned), strict=True)
     groups = [(learned, [token for token, _ in group]) for learned, group in groupby(pairs, key=lambda pair: pair[1])]
     return [(shorten(visible(_text(ids, tokenizer))), learned) for learned, ids in groups]
 

@@ -81,7 +81,7 @@ def read_file(path: Path) -> Source:
 
 def _is_array(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
     except (OSError, UnicodeDecodeError) as error:
         raise BareloopError(f"cannot read {path}: {error}") from error

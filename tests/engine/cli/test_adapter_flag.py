@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import chat.__main__
 import engine.__main__
 from chat.models.local import LocalModel
 from engine import LLM
-from engine.checkpoints.adapter_config import CONFIG, LoraConfig
-from engine.checkpoints.adapters import add_adapters, save_adapter
-from engine.cli.parser import Parser, model_options, run
-from engine.serve.engine import EngineOptions
+from engine.checkpoints.adapters.config import CONFIG, WEIGHTS, LoraConfig
+from engine.checkpoints.adapters.files import add_adapters, save_adapter
+from engine.cli.parser import Parser, label, model_options, run, short_name
+from engine.serve.engine import Engine, EngineOptions
 from engine.serve.engines import public_names
 
 
@@ -68,6 +69,8 @@ def test_inspect_shows_an_adapter(tuned, capsys):
     ("flags", "code", "line"),
     [
         (("--adapter", "./nowhere", "hi"), 1, "no such folder: ./nowhere"),
+        (("--adapter", "demo", "hi"), 1, "demo is a model, not an adapter; name it with -m"),
+        (("-m", "demo", "--adapter", "demo", "hi"), 1, "demo is a model, not an adapter"),
         (("-m", "demo", "--adapter", "./nowhere", "hi"), 1, "no such folder: ./nowhere; an adapter is a folder with"),
         (("-m", "TUNED", "--adapter", "TUNED", "hi"), 2, "is an adapter itself, and two are not combined"),
         (("-m", "TUNED", "--save-quantized", "OUT", "--quant", "int8"), 2, "merge it with --save"),
@@ -87,6 +90,39 @@ def test_a_chat_knows_the_adapter_and_a_servers_model_takes_none(tuned, capsys):
     with pytest.raises(SystemExit):
         run(chat.__main__.parser(), chat.__main__.main, ["--url", "http://127.0.0.1:1/v1", "--adapter", str(tuned)])
     assert "--adapter is for models that this program loads" in capsys.readouterr().err
+
+
+def test_the_chats_adapter_is_not_that_of_a_model_that_is_opened_later(tuned, tmp_path):
+    LLM.load("demo", "cpu").save(tmp_path / "other")
+    options = chat.__main__.parser().parse_args(["-m", "demo", "--adapter", str(tuned), "--device", "cpu"])
+    load, name = chat.__main__.local_models(options)
+    adapters = [load(each).llm.adapter for each in (name, str(tmp_path / "other"), name)]
+    assert adapters == [tuned, None, tuned]
+
+
+def test_short_names_say_which_adapter_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    snapshot = tmp_path / "models--owner--tuned" / "snapshots" / "0123"
+    for folder in (snapshot, tmp_path / "squad" / "checkpoint-100", tmp_path / "squad" / "best"):
+        folder.mkdir(parents=True)
+    assert label("gpt2", None) == "gpt2"
+    assert label("gpt2", "owner/tuned") == "gpt2 + owner__tuned"
+    assert label("gpt2", "squad/checkpoint-100", "+") == "gpt2+squad__checkpoint-100"
+    assert [short_name(name) for name in (snapshot, "squad/best", ".")] == ["owner__tuned", "best", tmp_path.name]
+    monkeypatch.chdir(tmp_path / "squad")
+    assert short_name("checkpoint-100") == "squad__checkpoint-100"
+
+
+def test_replies_of_two_contents_of_one_adapter_folder_have_two_fingerprints(tuned):
+    def fingerprint() -> str:
+        options = EngineOptions(load={"device": "cpu"})
+        return Engine("demo", LLM.load(tuned, device="cpu"), options).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    tensors = load_file(tuned / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tuned / WEIGHTS)
+    assert fingerprint() != first
 
 
 def test_a_server_names_the_adapter_and_counts_no_adapter_of_a_draft(tuned):

@@ -113,3 +113,14 @@ def test_an_existing_folder_is_not_overwritten_and_zero_steps_are_refused(tmp_pa
 def test_help_lists_the_flags():
     result = subprocess.run([sys.executable, "-m", "engine.demo.train", "--help"], capture_output=True, text=True)
     assert "--checkpoint-steps" in result.stdout
+
+
+def test_a_checkpoint_of_an_older_version_and_a_loss_that_is_not_finite_name_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CORPUS_PAGES", 500)
+    settings = {"steps": 4, "batch_tokens": 512, "learning_rate": 1e-3, "seed": 0}
+    torch.save({"settings": settings, "step": 1, "optimizer": {}, "model": {}, "main": {}}, tmp_path / "a.checkpoint")
+    with pytest.raises(BareloopError, match="is not from this version of the program; add --fresh"):
+        train.main(options(tmp_path / "a"))
+    monkeypatch.setattr(train, "loss_and_accuracy", lambda *_: (torch.tensor(torch.nan, requires_grad=True), 0.0))
+    with pytest.raises(BareloopError, match=r"step 1: the loss is nan; lower --learning-rate 0.001, and add --fresh"):
+        train.main(options(tmp_path / "b"))

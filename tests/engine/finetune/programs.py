@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine.cli.parser import run
 from engine.finetune import __main__ as program
+from engine.finetune import log
+
+# What a run imports at some time.
+PRELOAD = ["engine.finetune.run", "torch.fx.experimental.symbolic_shapes", "torch._dynamo", "safetensors.torch"]
+PRELOAD += [
+    "rich.console",
+    "rich.live",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "torch.utils.checkpoint",
+]
 
 
 def finetune(arguments: list[str]) -> None:
@@ -23,19 +34,26 @@ def finetune(arguments: list[str]) -> None:
     program.main(program.parser().parse_args(arguments))
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """Run the program in a process of its own."""
-    command = [sys.executable, "-m", "engine.finetune", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def start_quickly(arguments: list[str]) -> BaseProcess:
-    """Run the program in a process of its own, forked from one that has loaded torch."""
+def start(arguments: list[str], errors: Path) -> BaseProcess:
+    """Run the program in a process of its own, forked from one that has loaded torch; `errors`: file of its stderr."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["engine.finetune.run", "torch.fx.experimental.symbolic_shapes"])
-    process = context.Process(target=finetune, args=(arguments,))
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=finetune_slowly, args=(arguments, errors))
     process.start()
     return process
+
+
+def finetune_slowly(arguments: list[str], errors: Path) -> None:
+    """Run the program here with a pause after each step, so that no machine is too fast for a signal between them."""
+    show = log.Display.step
+
+    def show_slowly(display: log.Display, event: Mapping[str, Any], memory_bytes: int) -> None:
+        show(display, event, memory_bytes)
+        time.sleep(0.02)
+
+    log.Display.step = show_slowly  # type: ignore[assignment, method-assign]
+    with errors.open("w") as sys.stderr:
+        run(program.parser(), program.main, arguments)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

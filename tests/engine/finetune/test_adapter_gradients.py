@@ -8,8 +8,8 @@ from torch import Tensor
 
 from engine import LLM
 from engine.cache.state import Step
-from engine.checkpoints.adapter_config import LoraConfig
-from engine.checkpoints.adapters import add_adapters
+from engine.checkpoints.adapters.config import LoraConfig
+from engine.checkpoints.adapters.files import add_adapters
 from engine.finetune.data import Example
 from engine.finetune.loss import add_gradients, count_learned
 from engine.layers.linear import Linear

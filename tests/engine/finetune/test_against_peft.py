@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine import LLM
-from engine.checkpoints.adapter_config import LoraConfig
-from engine.checkpoints.adapters import adapter_tensors, add_adapters
+from engine.checkpoints.adapters.config import LoraConfig
+from engine.checkpoints.adapters.files import adapter_tensors, add_adapters
 from engine.finetune.data import Example
 from engine.finetune.loss import add_gradients, count_learned
 from engine.finetune.optimizer import adamw, update

@@ -9,8 +9,8 @@ import torch
 
 from engine import LLM
 from engine.cache.state import Step
-from engine.checkpoints.adapter_config import LoraConfig
-from engine.checkpoints.adapters import add_adapters
+from engine.checkpoints.adapters.config import LoraConfig
+from engine.checkpoints.adapters.files import add_adapters
 from engine.finetune.data import Example
 from engine.finetune.loss import add_gradients, count_learned, mean_loss
 from engine.finetune.optimizer import NonFiniteError, StepLoss, adamw, rate_share, train_steps
@@ -125,6 +125,9 @@ def test_the_learning_rate_rises_during_the_warmup_and_then_follows_its_schedule
     }
     assert shares[10:] == pytest.approx(rest[schedule])
     assert rate_share(0, 1, schedule, 0) == 1.0
+    assert rate_share(7, 100, schedule, 0.07) == 1.0  # 0.07 * 100 is 7.000000000000001
+    assert rate_share(9, 10, schedule, 0.99) == 1.0  # the peak is reached
+    assert rate_share(0, 1, schedule, 0.03) == 1.0
 
 
 def test_an_update_is_clipped_adamw_as_torch_does_it():

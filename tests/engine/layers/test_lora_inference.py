@@ -54,8 +54,7 @@ def merge(linears: list[Linear]) -> None:
     """W += s B A in place of each adapter."""
     for linear in linears:
         assert linear.adapter is not None
-        linear.weight = nn.Parameter(linear.adapter.merged(linear.weight), requires_grad=False)
-        linear.adapter = None
+        linear.merge_adapter()
 
 
 @torch.inference_mode()

@@ -79,3 +79,12 @@ def test_only_the_inputs_and_one_state_of_a_chunk_are_kept():
         selective_scan(*tensors)
     a, dt, b, c, x, h = (tensor.nbytes for tensor in tensors)
     assert sum(kept.values()) <= a + dt + b + c + x + 2 * h
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_autocast_does_not_round_the_products_of_a_scan(trained):
+    tensors = [tensor.float().requires_grad_(trained) for tensor in inputs(2, 40)]
+    expected = selective_scan(*tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = selective_scan(*tensors)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -121,3 +121,18 @@ def test_a_path_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(BareloopError, match=r"cannot write .*kept: the text has half of a UTF-16 pair"):
         write_atomic(tmp_path / "kept", "\ud800")
     assert (tmp_path / "kept").read_text() == "before"
+
+
+def test_lines_are_removed_from_the_end_while_the_lock_is_held(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes("é\none\ntwo\ntorn".encode())
+    before = path.stat()
+    with AppendFile(path) as file:
+        file.truncate(2)
+        assert (file.lines, file.torn) == (["é", "one"], "")
+        assert path.read_text() == "é\none\n"
+        with pytest.raises(BareloopError, match="another process is writing"):
+            AppendFile(path)
+        file.append("more\n")
+        assert os.path.samestat(before, path.stat())
+    assert path.read_text() == "é\none\nmore\n"

@@ -9,8 +9,8 @@ import pytest
 
 import evals.mmlu
 from engine import LLM
-from engine.checkpoints.adapter_config import LoraConfig
-from engine.checkpoints.adapters import add_adapters, save_adapter
+from engine.checkpoints.adapters.config import LoraConfig
+from engine.checkpoints.adapters.files import add_adapters, save_adapter
 from engine.cli.parser import run
 from evals.compare import load_runs
 from evals.runs.run_file import read

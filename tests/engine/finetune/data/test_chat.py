@@ -40,7 +40,7 @@ GENERATION = (  # ChatML with the marks that transformers masks by
 def encode(llm, messages, mask_prompt=True):
     eos = llm.eos_token_ids[0]
     row = parse_row({"messages": messages}, "here")
-    return encode_conversation(row, llm.chat_template, eos, frozenset(llm.eos_token_ids), mask_prompt)
+    return encode_conversation(row, llm.chat_template, eos, frozenset(llm.eos_token_ids), mask_prompt)[0]
 
 
 def learned_runs(example):
@@ -103,30 +103,76 @@ def test_the_mask_equals_transformers_assistant_mask(load_checkpoint, shared):
     assert not any(expected["assistant_masks"][length:])
 
 
-@settings(max_examples=40)
-@given(
-    st.lists(
+REPLIES = st.lists(
+    st.tuples(
+        st.sampled_from(["", "\n", "\n\n", " "]),
         st.text(st.characters(exclude_categories=["Cs", "Zs", "Cc"]) | st.sampled_from(" \n"), min_size=1).filter(
             str.strip
         ),
-        min_size=1,
-        max_size=4,
-    )
+    ).map("".join),
+    min_size=1,
+    max_size=4,
 )
-def test_any_replies_are_learned_to_the_letter(load_checkpoint, replies):
-    llm = load_checkpoint("qwen2.5-0.5b-instruct", "Qwen-Qwen2.5-7B-Instruct")
+# Tokenizers of which some join a prompt's last line break with the reply's first one.
+JOINING = (
+    ("qwen2.5-0.5b-instruct", "Qwen-Qwen2.5-7B-Instruct"),
+    ("olmo-2", "olmo-2-instruct.RECONSTRUCTED"),
+    ("gpt2", "Qwen-Qwen2.5-7B-Instruct"),
+    ("phi-2", "Qwen-Qwen2.5-7B-Instruct"),
+    ("llama-2", "Qwen-Qwen2.5-7B-Instruct"),
+)
+
+
+@pytest.mark.parametrize(("name", "template"), JOINING)
+@settings(max_examples=10)
+@given(REPLIES)
+def test_any_replies_are_learned_to_the_letter_after_their_prompts_at_inference(
+    load_checkpoint, name, template, replies
+):
+    llm = load_checkpoint(name, template)
     chat = [m for r in replies for m in ({"role": "user", "content": r}, {"role": "assistant", "content": r})]
-    (example,) = encode(llm, chat)
-    assert example.ids == llm.chat_template.encode(chat, add_generation_prompt=False)[: len(example.ids)]
-    learned = [token for token, flag in zip(example.ids, example.learned, strict=True) if flag]
-    text = b"".join(map(llm.tokenizer.token_bytes, learned)).decode()
-    expected = "".join(f"{reply}<|im_end|>" for reply in replies)
-    assert text == _as_tokenized(llm, expected)
+    prompts = [llm.chat_template.encode(chat[: 2 * number + 1]) for number in range(len(replies))]
+    texts, found = [], []
+    for example in encode(llm, chat):
+        for first, end in learned_runs(example):
+            found.append(prompts.index(example.ids[:first]))
+            ids = [token for token in example.ids[first:end] if token not in llm.eos_token_ids]
+            texts.append(b"".join(map(llm.tokenizer.token_bytes, ids)).decode())
+    assert sorted(found) == list(range(len(replies)))
+    for number, text in zip(found, texts, strict=True):
+        assert text.removesuffix("<|im_end|>").rstrip() == _as_tokenized(llm, replies[number]).rstrip()
 
 
 def _as_tokenized(llm, text):
     """The text after the tokenizer's normalization (NFC)."""
-    return llm.tokenizer.decode(llm.tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=False)
+    ids = llm.tokenizer.encode(f"a\n{text}", add_special_tokens=False)
+    return b"".join(map(llm.tokenizer.token_bytes, ids)).decode().split("\n", 1)[1]
+
+
+def test_a_line_break_that_begins_a_reply_is_not_joined_with_that_of_the_prompt(load_checkpoint):
+    llm = load_checkpoint("qwen2.5-0.5b-instruct", "Qwen-Qwen2.5-7B-Instruct")
+    chat = [CHAT[1], {"role": "assistant", "content": "\nHello"}, *CHAT[3:5]]
+    first, second = encode(llm, chat)
+    for example, length in ((first, 1), (second, 3)):
+        ((start, _),) = learned_runs(example)
+        assert example.ids[:start] == llm.chat_template.encode(chat[:length])
+    assert texts_of_runs(llm, first) == ["Hello<|im_end|>"]
+    assert first.ids[first.learned.index(True)] == llm.tokenizer.encode("\n")[0]
+
+
+def test_a_reply_that_is_encoded_apart_from_its_prompt_has_no_space_in_front(load_checkpoint):
+    """SentencePiece begins a text with a space; this prompt ends with one that a reply's first word would take."""
+    llm = load_checkpoint("llama-2")
+    source = (
+        "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    llm.chat_template = ChatTemplate(source, llm.tokenizer)
+    (example,) = encode(llm, CHAT[1:3])
+    ((first, _),) = learned_runs(example)
+    assert example.ids[:first] == llm.chat_template.encode(CHAT[1:2])
+    learned = b"".join(map(llm.tokenizer.token_bytes, example.ids[first:])).decode()
+    assert learned == "A bird: 鳥 🐦.</s>"
 
 
 def test_what_looks_like_a_control_token_is_learned_as_plain_text(load_checkpoint):

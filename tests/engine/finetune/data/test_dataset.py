@@ -44,10 +44,10 @@ def test_prompt_and_completion_are_encoded_as_the_engine_asks_and_answers(load_c
     prompt, completion = "Question: who?\nAnswer:", " the Denver Broncos"
     (example,) = load(write("a.jsonl", [{"prompt": prompt, "completion": completion}]), llm).train
     eos = llm.eos_token_ids[0]
-    assert example.ids == [*llm.tokenizer.encode(prompt + completion), eos]
+    assert list(example.ids) == [*llm.tokenizer.encode(prompt + completion), eos]
     asked = llm.tokenizer.encode(prompt)
-    assert example.ids[: len(asked)] == asked
-    assert example.learned == [False] * len(asked) + [True] * (len(example.ids) - len(asked))
+    assert list(example.ids[: len(asked)]) == asked
+    assert list(example.learned) == [False] * len(asked) + [True] * (len(example.ids) - len(asked))
     assert learned_text(llm, example).startswith(completion)
 
 
@@ -57,7 +57,7 @@ def test_bos_is_there_once_where_the_tokenizer_has_it(load_checkpoint, write, na
     prefix = llm.tokenizer.encode("")
     rows = [{"prompt": "Who is it?", "completion": " Nobody"}, {"text": "Who is it? Nobody"}]
     for example in load(write("a.jsonl", rows), llm).train:
-        assert example.ids[: len(prefix)] == prefix
+        assert list(example.ids[: len(prefix)]) == prefix
         assert not set(prefix) & set(example.ids[len(prefix) : -1])
         assert not example.learned[0]
         assert example.ids[-1] == llm.eos_token_ids[0] and example.learned[-1]
@@ -69,7 +69,7 @@ def test_a_completion_that_would_share_a_token_with_the_prompt_keeps_the_prompts
         llm = load_checkpoint(name)
         (example,) = load(write("a.jsonl", [{"prompt": "The answ", "completion": "er is 4"}]), llm).train
         asked = llm.tokenizer.encode("The answ")
-        assert example.ids[: len(asked)] == asked
+        assert list(example.ids[: len(asked)]) == asked
         assert learned_text(llm, example).removesuffix(llm.tokenizer.special_tokens["eos_token"]) == "er is 4"
 
 
@@ -82,7 +82,7 @@ def test_squads_prompts_and_answers_are_those_of_the_benchmark(load_checkpoint, 
     for doc, example in zip(docs, data.train, strict=True):
         question = squad.parse("", doc)
         ids = llm.tokenizer.encode(question.prompt)
-        assert example.ids[: len(ids)] == ids
+        assert list(example.ids[: len(ids)]) == ids
         assert sum(example.learned) == len(example.ids) - len(ids)
         assert learned_text(llm, example) == f" {doc['answers']['text'][0]}<|endoftext|>"
 
@@ -90,8 +90,8 @@ def test_squads_prompts_and_answers_are_those_of_the_benchmark(load_checkpoint, 
 def test_a_text_is_learned_but_its_first_token(load_checkpoint, write):
     llm = load_checkpoint("llama-3.2")
     (example,) = load(write("a.jsonl", [{"text": "One two"}]), llm).train
-    assert example.ids == [*llm.tokenizer.encode("One two"), llm.eos_token_ids[0]]
-    assert example.learned == [False] + [True] * (len(example.ids) - 1)
+    assert list(example.ids) == [*llm.tokenizer.encode("One two"), llm.eos_token_ids[0]]
+    assert list(example.learned) == [False] + [True] * (len(example.ids) - 1)
 
 
 @given(st.integers(1, 60), st.integers(2, 20))
@@ -132,7 +132,7 @@ def test_rows_of_every_kind_may_be_in_one_file(load_checkpoint, write):
     endings = ["One<|im_end|>"[3:], "Me.<|im_end|>", " three<|im_end|>", "You.<|im_end|>"]
     assert [learned_text(llm, example) for example in data.train] == endings
     unmasked = load(write("a.jsonl", rows), llm, mask_prompt=False)
-    assert all(e.learned == [False] + [True] * (len(e.ids) - 1) for e in unmasked.train)
+    assert all(list(e.learned) == [False] + [True] * (len(e.ids) - 1) for e in unmasked.train)
 
 
 def test_held_out_rows_are_never_trained_on(load_checkpoint, write):
@@ -251,7 +251,7 @@ def test_the_demo_model_is_asked_as_its_examples_say(write):
     llm = LLM.load("demo")
     (example,) = load(write("a.jsonl", [{"messages": CHAT}]), llm).train
     first = example.learned.index(True)
-    assert example.ids[:first] == llm.chat_template.encode(CHAT[:1])
+    assert list(example.ids[:first]) == llm.chat_template.encode(CHAT[:1])
     assert learned_text(llm, example).startswith("Me.")
     assert example.ids[-1] in llm.eos_token_ids
     assert all(example.learned[first:])
@@ -262,3 +262,18 @@ def test_a_row_of_parts_and_of_missing_columns_is_read():
     parts = [{"type": "text", "text": "Hi"}]
     row = {"text": None, "messages": [{"role": "user", "content": parts, "name": None}, CHAT[1]]}
     assert parse_row(row, "here") == parse_row({"messages": [{"role": "user", "content": parts}, CHAT[1]]}, "here")
+
+
+def test_replies_that_are_dropped_from_a_conversation_are_counted(write, load_checkpoint):
+    llm = load_checkpoint("qwen2.5-0.5b-instruct", "Qwen-Qwen2.5-7B-Instruct")
+    rows = [{"messages": [{"role": "assistant", "content": "Welcome!"}, *CHAT]}, {"messages": CHAT}]
+    data = load(write("a.jsonl", rows), llm)
+    assert [learned_text(llm, example) for example in data.train] == ["Me.<|im_end|>"] * 2
+    (note,) = data.notes
+    assert note.startswith("1 replies of other conversations are only context")
+
+
+def test_an_example_takes_five_bytes_a_token(write, load_checkpoint):
+    (example,) = load(write("a.jsonl", [{"text": "a word " * 50}]), load_checkpoint("gpt2")).train
+    assert memoryview(example.ids).nbytes == 4 * len(example.ids)
+    assert memoryview(example.learned).nbytes == len(example.ids)

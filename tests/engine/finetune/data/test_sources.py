@@ -125,3 +125,11 @@ def test_squad_without_a_network_says_what_to_pass(monkeypatch):
         BareloopError, match=r"cannot get .* or pass a folder that has train-\*\.parquet or train\.jsonl\.gz"
     ):
         read_data("squad")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_not_a_part_of_the_rows(write, tmp_path, name):
+    """As editors of Windows write it."""
+    path = tmp_path / name
+    path.write_bytes(b"\xef\xbb\xbf" + (tmp_path / write(name, ROWS)).read_bytes())
+    assert read_data(str(path))[0].rows == ROWS

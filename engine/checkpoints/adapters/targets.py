@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from engine.checkpoints.adapter_config import LoraConfig
+from engine.checkpoints.adapters.config import LoraConfig
 from engine.checkpoints.mapping import parameter_sources
 from engine.layers.linear import Linear
 from engine.models.family import Family, Layout, Model
@@ -44,18 +44,23 @@ def projections(model: Model, family: Family) -> tuple[dict[str, Projection], di
         for source in sources:
             name, _, _ = source.name.rpartition(".")
             if not isinstance(module, Linear):
-                others[name] = f"{type(module).__name__}, and not a linear layer"
+                others[name] = f"of type {type(module).__name__}"
             elif leaf == "weight":
                 linear[name] = Projection(module, source.rows, source.layout)
     (head,) = family.names["head"]
     if head not in linear:
-        others[head] = "head whose weight is the embedding's"
+        others[head] = "a head whose weight is the embedding's"
     return linear, others
 
 
 def is_unadapted(name: str, family: Family) -> bool:
     """Whether a family excludes a module of the checkpoint."""
     return any(name.endswith(f".{end}") for end in family.unadapted)
+
+
+def names_of(name: str, family: Family) -> tuple[str, str]:
+    """A module's name in transformers, with which peft works, and that in the checkpoint."""
+    return family.module(name), name
 
 
 def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> dict[str, Projection]:
@@ -70,7 +75,7 @@ def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> di
     for name, projection in linear.items():
         is_refused = is_unadapted(name, family)
         possible |= set() if is_refused or name == head else {name.rpartition(".")[2]}
-        if not config.matches(name, by_default=name != head and not is_refused):
+        if not config.matches(names_of(name, family), by_default=name != head and not is_refused):
             continue
         if is_refused and strict:
             raise BareloopError(
@@ -79,12 +84,18 @@ def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> di
             )
         chosen[name] = projection
     for name, kind in others.items():
-        if config.matches(name, by_default=False):
-            raise BareloopError(f"the target {name} is a {kind}, which LoRA does not adapt here; leave it out")
+        if config.matches(names_of(name, family), by_default=False):
+            raise BareloopError(f"the target {name} is {kind}; only linear layers are adapted: leave it out")
+    if not chosen and config.layers and select(model, family, replace(config, layers=()), strict):
+        raise BareloopError(
+            f"layers_to_transform = {quote(list(config.layers))} selects no layer; this {family.model_type} model has "
+            f"layers 0 to {model.config.num_layers - 1}"
+        )
+    matched = [f".{each}" for name in chosen for each in names_of(name, family)]
     unmatched = [
         target
         for target in (config.targets if strict and isinstance(config.targets, tuple) else ())
-        if not any(name == target or name.endswith(f".{target}") for name in chosen)
+        if not any(name.endswith(f".{target}") for name in matched)
     ]
     if unmatched or not chosen:
         target = unmatched[0] if unmatched else config.targets
@@ -96,11 +107,18 @@ def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> di
 
 
 def name_ends(model: Model, family: Family, adapted: Collection[str]) -> set[str]:
-    """The shortest ends of names that these modules have, and no other module of the model."""
+    """The shortest ends of names that these modules have, and no other module of the model.
+
+    Where transformers' name is another one, it is the whole name: a part of the model that is not loaded, such as a
+    vision tower, may have modules with the same ends.
+    """
     linear, others = projections(model, family)
     rest = [f".{name}" for name in (*linear, *others) if name not in adapted]
     ends = set()
     for name in adapted:
+        if family.module(name) != name:
+            ends.add(family.module(name))
+            continue
         words = name.split(".")
         candidates = (".".join(words[index:]) for index in range(len(words) - 1, -1, -1))
         ends.add(next(end for end in candidates if not any(other.endswith(f".{end}") for other in rest)))

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engine.runtime.errors import BareloopError, quote
-from engine.runtime.files import local_path, read_json
+from engine.runtime.files import read_json
 
 CONFIG, WEIGHTS, PICKLED_WEIGHTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MODEL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # files of a whole model
 ALL_LINEAR = "all-linear"
 # Ways to initialize an adapter that leave the base model's weights as they are.
 INITIALIZATIONS = (True, False, None, "true", "gaussian", "eva", "orthogonal")
-# Keys that this file reads, and those that change no result.
+MAX_PATTERN = 1000  # characters of a regular expression
+# Keys that this file reads, and those that change no result. `revision` is that of the base model, of which here the
+# files at hand are loaded.
 READ_KEYS = {
-    *("peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "target_modules"),
+    *("peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules"),
     *("exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
     *("bias", "init_lora_weights"),
 }
 HARMLESS_KEYS = {
     *("task_type", "auto_mapping", "peft_version", "inference_mode", "fan_in_fan_out", "megatron_core"),
-    *("loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
+    *("revision", "loftq_config", "eva_config", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
 }
 MERGE_IN_PEFT = "merge it in peft (merge_and_unload) and load that model"
 
@@ -37,6 +40,8 @@ class LoraConfig:
     "all-linear": every linear layer but the head. `rank_pattern` and `alpha_pattern` change rank and alpha of modules
     whose name ends as a regular expression says. `excluded` is matched as `targets`; `layers` (empty: all) are those
     whose number follows one of `layers_pattern` in the name. `base` names the base model.
+
+    The methods take all names of one module: the first is transformers', with which peft works.
     """
 
     rank: int = 8
@@ -65,47 +70,51 @@ class LoraConfig:
             raise BareloopError("an adapter needs targets: ends of module names, a regular expression, or all-linear")
         if self.layers and isinstance(self.targets, str):
             raise BareloopError("layers_to_transform needs a list of target_modules, not one string")
-        sources = [*self.rank_pattern, *self.alpha_pattern, *self.layers_pattern]
-        sources += [source for source in (self.targets, self.excluded) if isinstance(source, str)]
-        for source in sources:
-            try:
-                re.compile(source)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise BareloopError(f"an adapter's regular expression {quote(source)} is invalid: {error}") from None
+        for source in (self.targets, self.excluded):
+            if isinstance(source, str):
+                _check_pattern(source, source)
+        for source in (*self.rank_pattern, *self.alpha_pattern):
+            _check_pattern(source, _end_pattern(source))
+        for source in self.layers_pattern:
+            _check_pattern(source, _layer_pattern(source))
 
-    def rank_of(self, module: str) -> int:
-        """The rank for a module of the checkpoint."""
-        return int(_of_pattern(self.rank_pattern, module, self.rank))
+    def rank_of(self, names: Sequence[str]) -> int:
+        """The rank for a module."""
+        return int(_of_pattern(self.rank_pattern, names, self.rank))
 
-    def scale_of(self, module: str) -> float:
+    def scale_of(self, names: Sequence[str]) -> float:
         """The factor s of B A."""
-        rank = self.rank_of(module)
-        return _of_pattern(self.alpha_pattern, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        rank = self.rank_of(names)
+        return self.alpha_of(names) / (math.sqrt(rank) if self.rslora else rank)
 
-    def matches(self, module: str, by_default: bool) -> bool:
-        """Whether a module of the checkpoint is a target, as peft decides. `by_default`: whether all-linear has it."""
-        if _is_named(self.excluded, module):
+    def alpha_of(self, names: Sequence[str]) -> float:
+        """The alpha for a module."""
+        return _of_pattern(self.alpha_pattern, names, self.alpha)
+
+    def matches(self, names: Sequence[str], by_default: bool) -> bool:
+        """Whether a module is a target, as peft decides. `by_default`: whether all-linear has it."""
+        if any(_is_named(self.excluded, name) for name in names):
             return False
-        if self.targets == ALL_LINEAR:
-            return by_default
+        return by_default if self.targets == ALL_LINEAR else any(map(self._is_target, names))
+
+    def _is_target(self, name: str) -> bool:
         if isinstance(self.targets, str):
-            return _is_named(self.targets, module)
-        return module in self.targets or (_is_named(self.targets, module) and self._is_in_layers(module))
+            return _is_named(self.targets, name)
+        return name in self.targets or (_is_named(self.targets, name) and self._is_in_layers(name))
 
     def _is_in_layers(self, module: str) -> bool:
         if not self.layers:
             return True
         found = None
         for pattern in self.layers_pattern:
-            found = found or re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", module)
+            found = found or re.match(_layer_pattern(pattern), module)
         if not self.layers_pattern:
             found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", module)
         return found is not None and int(found["index"]) in self.layers
 
     def identity(self) -> str:
-        """What the adapter computes depends on this and its tensors, and on nothing else of the file."""
-        plain = replace(self, base="", dropout=0.0, targets=tuple(sorted(self.targets)))
-        return repr(plain)
+        """What the adapter computes depends on this and its tensors by name, and on nothing else of the file."""
+        return repr((self.rank, self.alpha, self.rslora, self.rank_pattern, self.alpha_pattern))
 
     def as_json(self, targets: Iterable[str], transposed: bool) -> dict[str, Any]:
         """The content of adapter_config.json, with these ends of names in place of rules that need a model.
@@ -137,8 +146,10 @@ class LoraConfig:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder has an adapter and no model."""
-    return (folder / CONFIG).is_file() and not (folder / "config.json").exists()
+    """Whether a folder has an adapter and no model. Some programs write the base model's config.json beside it."""
+    if not (folder / CONFIG).is_file():
+        return False
+    return not (folder / "config.json").exists() or not any(any(folder.glob(each)) for each in MODEL_WEIGHTS)
 
 
 def read_adapter_config(folder: Path) -> LoraConfig:
@@ -158,18 +169,13 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise BareloopError(f"{path} is not an adapter_config.json of peft ({error})") from None
 
 
-def portable_name(model: str) -> str:
-    """A model's name as an adapter's base: of a folder or file here its absolute path, any other name unchanged."""
-    return str(local_path(model).resolve()) if local_path(model).exists() else model
-
-
 def _parse(raw: Mapping[str, Any]) -> LoraConfig:
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise BareloopError(f"peft_type = {quote(kind)} is not implemented; LORA is")
     if raw.get("use_dora"):
         raise BareloopError(f"DoRA (use_dora) is not implemented; {MERGE_IN_PEFT}")
-    if raw.get("bias", "none") != "none":
+    if raw.get("bias") not in (None, "none"):
         raise BareloopError(f"bias = {quote(raw['bias'])} trains biases, which is not implemented; {MERGE_IN_PEFT}")
     initialization = raw.get("init_lora_weights", True)
     if initialization not in INITIALIZATIONS:
@@ -189,13 +195,15 @@ def _parse(raw: Mapping[str, Any]) -> LoraConfig:
     rank_pattern = _mapping(raw, "rank_pattern")
     return LoraConfig(
         rank=_integer("r", raw.get("r", 8)),
-        alpha=float(raw.get("lora_alpha", 8)),
-        dropout=float(raw.get("lora_dropout", 0.0)),
+        alpha=_number("lora_alpha", raw.get("lora_alpha"), 8.0),
+        dropout=_number("lora_dropout", raw.get("lora_dropout"), 0.0),
         targets=targets if isinstance(targets, str) else _names("target_modules", targets),
-        rslora=raw.get("use_rslora") is True,
+        rslora=bool(raw.get("use_rslora")),
         base=str(raw.get("base_model_name_or_path") or ""),
         rank_pattern={key: _integer(f"rank_pattern of {key}", value) for key, value in rank_pattern.items()},
-        alpha_pattern={key: float(value) for key, value in _mapping(raw, "alpha_pattern").items()},
+        alpha_pattern={
+            key: _number(f"alpha_pattern of {key}", value) for key, value in _mapping(raw, "alpha_pattern").items()
+        },
         excluded=(
             raw["exclude_modules"]
             if isinstance(raw.get("exclude_modules"), str)
@@ -221,6 +229,18 @@ def _integer(key: str, value: Any) -> int:
     return value
 
 
+def _number(key: str, value: Any, default: float | None = None) -> float:
+    """A number of the file. null: the default."""
+    if value is None and default is not None:
+        return default
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        raise BareloopError(f"{key} = {quote(value)} is too large for a number") from None
+    raise BareloopError(f"{key} = {quote(value)} is not a number")
+
+
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) and name for name in value):
         raise BareloopError(f"{key} = {quote(value)} is not a list of names")
@@ -234,7 +254,31 @@ def _is_named(names: tuple[str, ...] | str, module: str) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
 
 
-def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that matches the end of a module's name."""
-    found = (value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+def _of_pattern(patterns: Mapping[str, float], names: Sequence[str], default: float) -> float:
+    """The value of the first pattern that matches the end of a module's first name, or else of its others."""
+    found = (value for name in names for pattern, value in patterns.items() if re.match(_end_pattern(pattern), name))
     return next(found, default)
+
+
+def _end_pattern(pattern: str) -> str:
+    """peft's regular expression for names that end as a pattern says."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _layer_pattern(pattern: str) -> str:
+    """peft's regular expression for names in which a layer's number follows a pattern."""
+    return rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\."
+
+
+def _check_pattern(source: str, used: str) -> None:
+    """Raise `BareloopError` for a regular expression that is too long, or does not compile as it is used."""
+    if len(source) > MAX_PATTERN:
+        raise BareloopError(
+            f"an adapter's regular expression {quote(source)} has {len(source):,} characters; "
+            f"use {MAX_PATTERN:,} at most"
+        )
+    try:
+        re.compile(source)
+        re.compile(used)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise BareloopError(f"an adapter's regular expression {quote(source)} is invalid: {error}") from None

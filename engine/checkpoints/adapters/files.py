@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from engine.checkpoints.adapter_config import (
+from engine.checkpoints.adapters.config import (
     CONFIG,
     MERGE_IN_PEFT,
     PICKLED_WEIGHTS,
@@ -20,15 +22,15 @@ from engine.checkpoints.adapter_config import (
     LoraConfig,
     read_adapter_config,
 )
-from engine.checkpoints.adapter_targets import Projection, is_unadapted, name_ends, projections, select
+from engine.checkpoints.adapters.targets import Projection, is_unadapted, name_ends, names_of, projections, select
 from engine.checkpoints.safetensors import SafetensorsFile, abbreviate, fingerprint
 from engine.checkpoints.tensor_file import Stored
 from engine.layers.linear import Linear
 from engine.layers.lora import Adapter, Pair
 from engine.models.family import Family, Model
+from engine.runtime.device import dtype_name
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
-from engine.runtime.memory import use_large_pages
 
 PREFIX = "base_model.model."  # of tensor names in peft's files
 A, B = "lora_A.weight", "lora_B.weight"
@@ -39,6 +41,8 @@ BASE_WEIGHT = "lm_head.base_layer.weight"  # an unchanged copy, which peft write
 class AdapterFiles:
     """A folder's adapter that fits a model: the projections that it changes, and their A and B in the file."""
 
+    folder: Path
+    family: Family
     config: LoraConfig
     projections: dict[str, Projection]  # by their names in the checkpoint
     tensors: dict[str, tuple[Stored, Stored]]
@@ -56,7 +60,7 @@ def add_adapters(model: Model, family: Family, config: LoraConfig, seed: int = 0
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    for adapter in _attach(select(model, family, config, strict=True), config):
+    for adapter in _attach(select(model, family, config, strict=True), family, config):
         adapter.initialize(generator)
     _forget_cached(model)
 
@@ -68,7 +72,8 @@ def adapter_tensors(model: Model, family: Family) -> dict[str, Tensor]:
     """
     result: dict[str, Tensor] = {}
     for name, projection, _, a, b in _adapted(model, family):
-        result |= {f"{PREFIX}{name}.{A}": a, f"{PREFIX}{name}.{B}": projection.save_b(b, model)}
+        module = f"{PREFIX}{family.module(name)}"
+        result |= {f"{module}.{A}": a, f"{module}.{B}": projection.save_b(b, model)}
     return result
 
 
@@ -91,7 +96,7 @@ def save_adapter(
     write_atomic(folder / WEIGHTS, save(tensors, {"format": "pt"}))
     adapted = {name: projection for name, projection, *_ in _adapted(model, family)}
     transposed = any(each.layout is not None and each.layout.transposes for each in adapted.values())
-    content = config.as_json(name_ends(model, family, adapted), transposed)
+    content = _with_exact_patterns(config, family, adapted).as_json(name_ends(model, family, adapted), transposed)
     write_atomic(folder / CONFIG, json.dumps(content, indent=2) + "\n")
 
 
@@ -104,19 +109,24 @@ def open_adapter(model: Model, family: Family, folder: Path) -> AdapterFiles:
     if not (folder / WEIGHTS).is_file():
         way_out = f"; its {PICKLED_WEIGHTS} is a pickle: load it in peft and save it again"
         raise BareloopError(f"{folder} has no {WEIGHTS}{way_out if (folder / PICKLED_WEIGHTS).exists() else ''}")
-    chosen = select(model, family, config, strict=False)
+    made_for = f", which was made for {config.base}," if config.base else ""
+    try:
+        chosen = select(model, family, config, strict=False)
+    except BareloopError as error:
+        raise BareloopError(f"the adapter in {folder}{made_for} does not fit: {error}") from None
     stored = {
         family.canonical(name.removeprefix(PREFIX)): tensor
         for name, tensor in SafetensorsFile(folder / WEIGHTS).tensors.items()
         if not name.endswith(BASE_WEIGHT)
     }
+    stored = {name: tensor for name, tensor in stored.items() if not name.endswith(family.ignored)}  # not loaded
     shapes: dict[str, tuple[int, int]] = {}
     for name, projection in chosen.items():
-        rank = config.rank_of(name)
+        rank = config.rank_of(names_of(name, family))
         shapes |= {f"{name}.{A}": (rank, projection.linear.columns)}
         shapes |= {f"{name}.{B}": (projection.rows.stop - projection.rows.start, rank)}
     misshapen = [
-        f"{name} is {list(stored[name].shape)}, not {list(shape)}"
+        f"{name} is {dtype_name(stored[name].dtype)} {list(stored[name].shape)}, not float {list(shape)}"
         for name, shape in shapes.items()
         if name in stored and (stored[name].shape != shape or not stored[name].dtype.is_floating_point)
     ]
@@ -129,7 +139,7 @@ def open_adapter(model: Model, family: Family, folder: Path) -> AdapterFiles:
     if problems:
         has_weights = any("lora_" not in name for name in unexpected)
         raise BareloopError(
-            f"the tensors of {folder} do not fit its {CONFIG} and the base model ({family.model_type}): "
+            f"the tensors of {folder}{made_for} do not fit its {CONFIG} and the base model ({family.model_type}): "
             f"{'; '.join(problems)}{f'; whole weights are not implemented: {MERGE_IN_PEFT}' if has_weights else ''}"
         )
     tensors = {name: (stored[f"{name}.{A}"], stored[f"{name}.{B}"]) for name in chosen}
@@ -143,12 +153,15 @@ def open_adapter(model: Model, family: Family, folder: Path) -> AdapterFiles:
                 f"{folder} adapts {name}, which transformers leaves out of a {family.model_type} model: train it again "
                 "without that target"
             )
-    return AdapterFiles(config, chosen, tensors)
+    return AdapterFiles(folder, family, config, chosen, tensors)
 
 
 def attach_adapter(model: Model, files: AdapterFiles) -> None:
-    """Attach the adapter that `open_adapter` has matched with this model, and read its tensors."""
-    _attach(files.projections, files.config)
+    """Attach the adapter that `open_adapter` has matched with this model, and read its tensors.
+
+    Raises `BareloopError` if a value is not finite.
+    """
+    _attach(files.projections, files.family, files.config)
     for name, projection in files.projections.items():
         adapter = projection.linear.adapter
         assert adapter is not None
@@ -159,6 +172,8 @@ def attach_adapter(model: Model, files: AdapterFiles) -> None:
         with torch.no_grad():
             stored_a.read_into(target_a.detach())
             target_b.copy_(projection.load_b(b, model))
+        if not (target_a.isfinite().all() and target_b.isfinite().all()):
+            raise BareloopError(f"{files.folder / WEIGHTS}: the tensors of {name} have values that are not finite")
     _forget_cached(model)
 
 
@@ -169,22 +184,23 @@ def load_adapter(model: Model, family: Family, folder: Path) -> LoraConfig:
     return files.config
 
 
-def merge_adapters(model: Model, skip_quantized: bool = False) -> None:
-    """W += s B A for all adapters, which are removed. Weights that are mapped from a file are replaced, not written.
+def merge_adapters(model: Model, lossless: bool = False) -> float:
+    """W += s B A for all adapters, which are removed (see `Linear.merge_adapter`).
 
-    Raises `BareloopError` if a weight is quantized; with `skip_quantized` its adapter stays.
+    -> what rounding to the weights' dtype loses of the change, as a share of its norm. A change is often smaller than
+    the distance of neighbouring numbers in bfloat16. With `lossless` only float32 weights are merged.
+
+    Raises `BareloopError` if a weight is quantized, unless `lossless`.
     """
     adapted = [module for module in model.modules() if isinstance(module, Linear) and module.adapter is not None]
-    if not skip_quantized and any(linear.format is not None for linear in adapted):
+    if lossless:
+        adapted = [linear for linear in adapted if linear.format is None and linear.dtype.itemsize >= 4]
+    if any(linear.format is not None for linear in adapted):
         raise BareloopError("an adapter is not merged into quantized weights; load the base model with --quant none")
-    for linear in adapted:
-        if linear.adapter is None or linear.format is not None:
-            continue
-        weight = use_large_pages(torch.empty_like(linear.weight.detach()))
-        weight.copy_(linear.adapter.merged(linear.weight))
-        linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
-        linear.adapter = None
+    rounding = [linear.merge_adapter() for linear in adapted]
     _forget_cached(model)
+    lost, changed = (sum(squares) for squares in zip(*rounding, strict=True)) if rounding else (0.0, 0.0)
+    return math.sqrt(lost / changed) if changed else 0.0
 
 
 def adapter_fingerprint(folder: Path) -> str:
@@ -193,13 +209,14 @@ def adapter_fingerprint(folder: Path) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _attach(projections: Mapping[str, Projection], config: LoraConfig) -> list[Adapter]:
+def _attach(projections: Mapping[str, Projection], family: Family, config: LoraConfig) -> list[Adapter]:
     """Attach adapters, not initialized, to these projections; those of one Linear share its adapter."""
     pairs: dict[Linear, list[Pair]] = {}
     for name, projection in projections.items():
         if projection.linear.adapter is not None:
             raise BareloopError("the model has an adapter already; merge it first")
-        pair = Pair(projection.rows, config.rank_of(name), config.scale_of(name))
+        names = names_of(name, family)
+        pair = Pair(projection.rows, config.rank_of(names), config.scale_of(names))
         pairs.setdefault(projection.linear, []).append(pair)
     adapters = []
     for linear, of_linear in pairs.items():
@@ -214,6 +231,20 @@ def _adapted(model: Model, family: Family) -> Iterator[tuple[str, Projection, Pa
         for pair, a, b in projection.linear.adapter or ():
             if pair.rows == projection.rows:
                 yield name, projection, pair, a, b
+
+
+def _with_exact_patterns(config: LoraConfig, family: Family, adapted: Iterable[str]) -> LoraConfig:
+    """The config with patterns for modules whose patterns match only their names in the checkpoint, unlike in peft."""
+    ranks, alphas = dict[str, int](), dict[str, float]()
+    for name in adapted:
+        module, end = family.module(name), re.escape(family.module(name))
+        if config.rank_of([module]) != (rank := config.rank_of([module, name])):
+            ranks[end] = rank
+        if config.alpha_of([module]) != (alpha := config.alpha_of([module, name])):
+            alphas[end] = alpha
+    return replace(
+        config, rank_pattern=ranks | dict(config.rank_pattern), alpha_pattern=alphas | dict(config.alpha_pattern)
+    )
 
 
 def _forget_cached(model: Model) -> None:
