@@ -21,7 +21,7 @@ from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.speculation import DraftStatistics
 from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, quote
 
 
 @dataclass
@@ -112,7 +112,9 @@ def read_prompts(options: Any) -> list[str]:
     else:
         prompts = [sys.stdin.buffer.read().decode("utf-8", errors="replace")]
     if not prompts or not all(prompts):
-        raise UsageError("the prompt is empty")
+        several = len(options.model) > 1 and options.prompt is None and options.file is None
+        way_out = f": {quote(options.model[-1])} was taken for a model; use --prompt" if several else ""
+        raise UsageError(f"the prompt is empty{way_out}")
     return prompts
 
 

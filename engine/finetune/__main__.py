@@ -123,14 +123,15 @@ def main(options: Any) -> None:
         steps.check_output(output, options.resume)
         steps.score_base(options, settings, output)  # while no other model is in memory
     prepared = steps.prepare(options, settings)
-    steps.introduce(prepared)
+    steps.introduce(prepared, options.resume and not options.dry_run)
     if options.dry_run:
         print(steps.estimated_time(prepared))
         return
     steps.finetune(options, prepared, output)
+    is_chat = prepared.trainee.has_template
     del prepared  # the model's memory is for the benchmarks
     steps.score(options, settings, str(output), output)
-    for line in summary(output, options.model[0], settings.adapts, bool(options.evaluate)):
+    for line in summary(output, options.model[0], settings.adapts, bool(options.evaluate), is_chat):
         print(line)
 
 

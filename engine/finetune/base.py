@@ -21,7 +21,7 @@ from engine.finetune.settings import Settings
 from engine.llm import LLM
 from engine.models.family import Model
 from engine.runtime.device import choose_device, dtype_name, slow_bfloat16
-from engine.runtime.errors import UsageError
+from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 
 # Names of drafts: of whole models (`_save_weights` and `draft_folder`), and of an adapter's files (`write_atomic`).
@@ -41,6 +41,14 @@ class Trainee:
     @property
     def model(self) -> Model:
         return self.llm.model
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        try:
+            return self.llm.chat_template is not None
+        except BareloopError:
+            return False
 
     def fingerprint(self) -> str:
         """What identifies the base's weights."""

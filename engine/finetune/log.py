@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +18,7 @@ from engine.finetune.evaluation import next_commands
 from engine.runtime.files import AppendFile, write_atomic
 
 FILE, PICTURE = "log.jsonl", "loss.png"
+FEW_POINTS = 20  # that are drawn as points, too
 SMOOTHING = 0.9  # share of the smoothed loss before that a step keeps
 
 
@@ -37,6 +38,12 @@ class Log:
     @property
     def is_empty(self) -> bool:
         return not self._file.lines
+
+    @property
+    def losses(self) -> list[float]:
+        """The losses of the steps that were logged before."""
+        events = (_parse(line) for line in self._file.lines)
+        return [event["loss"] for event in events if event is not None and event["kind"] == "step"]
 
     def write(self, kind: str, content: Mapping[str, Any]) -> None:
         """Append an event."""
@@ -88,9 +95,11 @@ class Display:
         display.step(event, memory)
     """
 
-    def __init__(self, steps: int, done: int) -> None:
+    def __init__(self, steps: int, done: int, losses: Sequence[float] = ()) -> None:
+        """`losses`: of the `done` steps before, for the smoothed loss."""
         self.steps, self.done = steps, done
-        self._losses: list[float] = []
+        self._done_before = done
+        self._losses = list(losses)
         self._held_out: list[float] = []
         self._tokens = 0
         self._seconds = 0.0
@@ -143,7 +152,7 @@ class Display:
         table = Table(box=None, pad_edge=False)  # fits into 80 columns
         for name in ("step", "loss", "smoothed", "held-out", "rate", "tokens/s", "left", "memory"):
             table.add_column(name, no_wrap=True)
-        left = (self.steps - self.done) * self._seconds / len(self._losses)
+        left = (self.steps - self.done) * self._seconds / (self.done - self._done_before)
         trend = ""
         if self._held_out:
             first, last = self._held_out[0], self._held_out[-1]
@@ -174,7 +183,8 @@ def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
     numbers, losses = [event["step"] for event in steps], [event["loss"] for event in steps]
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    loss.plot(numbers, losses, color="tab:blue", alpha=0.35, linewidth=1, label="training, each step")
+    marker = "o" if len(steps) < FEW_POINTS else ""
+    loss.plot(numbers, losses, "-", marker=marker, color="tab:blue", alpha=0.35, linewidth=1, label="training, each step")
     loss.plot(numbers, smoothed(losses), color="tab:blue", linewidth=2, label="training, smoothed")
     if tests:
         loss.plot(
@@ -186,7 +196,7 @@ def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
         )
     loss.set(title=title, ylabel="cross-entropy per learned token, nats")
     loss.legend()
-    rate.plot(numbers, [event["learning_rate"] for event in steps], color="tab:gray")
+    rate.plot(numbers, [event["learning_rate"] for event in steps], "-", marker=marker, color="tab:gray")
     rate.set(xlabel="step", ylabel="learning rate")
     for axes in (loss, rate):
         axes.grid(alpha=0.3)
@@ -195,8 +205,11 @@ def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
     write_atomic(path, png.getvalue())
 
 
-def summary(output: Path, base: str, adapts: bool, is_scored: bool) -> list[str]:
-    """What a finished run did, from its log, and what to do with the result. `base`: the model's name."""
+def summary(output: Path, base: str, adapts: bool, is_scored: bool, is_chat: bool = False) -> list[str]:
+    """What a finished run did, from its log, and what to do with the result. `base`: the model's name.
+
+    `is_chat`: the model has a chat template.
+    """
     events = read_log(output / FILE)
     steps = [event for event in events if event["kind"] == "step"]
     tests = [event for event in events if event["kind"] == "held_out"]
@@ -207,9 +220,11 @@ def summary(output: Path, base: str, adapts: bool, is_scored: bool) -> list[str]
         seconds, tokens = sum(event["seconds"] for event in steps), sum(event["tokens"] for event in steps)
         trend = smoothed(event["loss"] for event in steps)
         result.append(
-            f"loss {steps[0]['loss']:.3f} → {trend[-1]:.3f} (smoothed) in {len(steps):,} steps, {duration(seconds)}, "
-            f"{tokens / seconds:,.0f} tokens/s"
+            f"loss {steps[0]['loss']:.3f} → {trend[-1]:.3f} (smoothed) in {len(steps):,} step{'s' * (len(steps) > 1)}, "
+            f"{duration(seconds)}, {tokens / seconds:,.0f} tokens/s"
         )
+        if trend[-1] > steps[0]["loss"]:
+            result.append("the loss rose: try a lower --learning-rate")
     kind = "adapter" if adapts else "model"
     result.append(f"{output} has the {kind}, the log and {PICTURE}; next:")
     name = shlex.quote(str(output))
@@ -217,7 +232,8 @@ def summary(output: Path, base: str, adapts: bool, is_scored: bool) -> list[str]
     if is_scored:
         result += [f"  {command}" for command in next_commands(output / EVALUATIONS)]
     else:
-        result.append(f"  python -m evals.squad -m {shlex.quote(base)} {name} --limit 200")
+        chat = " --chat" if is_chat else ""
+        result.append(f"  python -m engine -m {shlex.quote(base)} {name}{chat} -p PROMPT")
     if adapts:
         result.append(f"  python -m engine -m {name} --save {shlex.quote(f'{output}-merged')}")
     return result

@@ -51,7 +51,8 @@ def add_gradients(
         assert part.grad is not None
         gradient[rows] = part.grad
         total += loss.detach().double().cpu()
-    hidden.backward(gradient)  # type: ignore[no-untyped-call]
+    if hidden.requires_grad:  # not so if only the head is trained
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
     return float(total)
 
 

@@ -30,6 +30,7 @@ from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.memory import free_memory, peak_memory, release_freed_memory, reset_peak_memory
 
 SAVE_SECONDS = {True: 60.0, False: 600.0}  # between checkpoints of adapters, and of whole models
+FEW_STEPS = 10  # that hardly change a model
 EVALUATIONS_PER_RUN = 5  # of the held-out loss, unless --eval-every says otherwise
 
 
@@ -110,6 +111,8 @@ def finetune(options: Any, prepared: Prepared, output: Path) -> None:
     if state is not None and state.get("finished"):
         show([f"{output} is finished, after {state['step']:,} steps"])
         return
+    if state is not None:
+        show([f"continues after step {state['step']:,} of {prepared.plan.steps:,}"])
     history = log.Log(output / log.FILE, None if state is None else state["step"])
     try:
         if history.is_empty:
@@ -177,7 +180,7 @@ def train_and_save(
 
     saved_at = time.monotonic()
     reset_peak_memory(trainee.llm.device)
-    with Interruption() as interruption, log.Display(steps, done) as display:
+    with Interruption() as interruption, log.Display(steps, done, history.losses) as display:
         try:
             if not done:
                 test()
@@ -255,7 +258,7 @@ def check_output(output: Path, resume: bool) -> None:
         return
     if not output.is_dir() or not any((output / name).exists() for name in (log.FILE, checkpoint.FILE, EVALUATIONS)):
         raise UsageError(f"--output-dir {output} exists and is not empty; name a new folder")
-    if not resume:
+    if not resume and (output / checkpoint.FILE).exists():  # without a checkpoint there is nothing to lose
         raise UsageError(f"--output-dir {output} has a run: add --resume to continue it, or name a new folder")
 
 
@@ -272,19 +275,23 @@ def show(lines: Iterable[str]) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def introduce(prepared: Prepared) -> None:
-    """Print the first examples with their learned tokens, and the figures of the run, on stderr."""
+def introduce(prepared: Prepared, resumes: bool = False) -> None:
+    """Print the first examples with their learned tokens, unless a run continues, and the figures, on stderr."""
     from rich.console import Console
 
     from engine.finetune.data import preview
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(preview(prepared.data, prepared.trainee.llm.tokenizer))
+    if not resumes:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(preview(prepared.data, prepared.trainee.llm.tokenizer))
     show(prepared.data.notes)
     llm = prepared.trainee.llm
-    show([f"{prepared.trainee.name}: {prepared.settings.method}, {dtype_name(llm.dtype)}, {llm.quant}, {llm.device}"])
+    quant = "not quantized" if llm.quant == "none" else llm.quant
+    show([f"{prepared.trainee.name}: {prepared.settings.method}, {dtype_name(llm.dtype)}, {quant}, {llm.device}"])
     free = free_memory(llm.device)
     show(estimate.lines(prepared.figures, free))
+    if prepared.plan.steps < FEW_STEPS:
+        show([f"{prepared.plan.steps} steps change little: give more with --steps or --epochs"])
     needed = prepared.figures["bytes"]["total"] - prepared.figures["bytes"]["weights"]
     if free is not None and needed > free:
         show(

@@ -117,7 +117,7 @@ def parse_targets(names: list[str]) -> tuple[str, ...] | str:
     if len(names) == 1 and not names[0].replace("_", "").replace(".", "").isalnum():
         return names[0]  # all-linear, or a regular expression
     if ALL_LINEAR in names:
-        raise UsageError(f"--targets {ALL_LINEAR} has all names already; leave out the others")
+        raise UsageError(f"--targets {ALL_LINEAR} is all linear layers but the head; give it alone, or names alone")
     return tuple(names)
 
 

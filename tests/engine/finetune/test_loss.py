@@ -28,6 +28,14 @@ def examples(vocab: int, seed: int = 0) -> list[Example]:
     return result
 
 
+def test_an_adapter_of_the_head_alone_gets_its_gradients(draw_tiny):
+    llm = LLM.load(draw_tiny("phi").folder, device="cpu")
+    add_adapters(llm.model, llm.family, LoraConfig(targets=("lm_head",)))
+    loss = add_gradients(llm.model, examples(llm.config.vocab_size), 10)
+    gradients = [p.grad is not None for p in llm.model.parameters() if p.requires_grad]
+    assert loss > 0 and gradients == [True, True]
+
+
 @pytest.fixture(params=["llama", "gemma2", "phi", "mamba", "full", "int8"])
 def model(request, draw_tiny):
     """Tied, soft-capped and biased heads, adapters on the head, a trained and a quantized base."""

@@ -306,6 +306,6 @@ def test_the_next_commands_are_quoted_for_a_shell(tmp_path):
     (folder / log.FILE).touch()
     lines = log.summary(folder, "my model", True, False) + log.summary(folder, "my model", True, True)
     commands = [shlex.split(line) for line in lines if line.startswith("  python")]
-    assert ["python", "-m", "evals.squad", "-m", "my model", str(folder), "--limit", "200"] in commands
+    assert ["python", "-m", "engine", "-m", "my model", str(folder), "-p", "PROMPT"] in commands
     assert ["python", "-m", "engine", "-m", str(folder), "--save", f"{folder}-merged"] in commands
     assert all(str(folder) in " ".join(command) and len(command) < 9 for command in commands)

@@ -14,7 +14,7 @@ from engine import LLM
 from engine.finetune import __main__ as program
 from engine.finetune import base, checkpoint, log
 from engine.finetune.optimizer import adamw
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, UsageError
 from tests.engine.finetune.programs import events, finetune
 
 
@@ -30,6 +30,31 @@ def test_a_run_killed_before_its_first_checkpoint_leaves_nothing_in_the_log_of_t
     assert header["settings"]["seed"] == 0
     assert [event["step"] for event in events(tmp_path / "killed", "step")] == [1, 2, 3]
     assert [event["step"] for event in events(tmp_path / "killed", "held_out")] == [0, 3]
+
+
+def test_a_folder_without_a_checkpoint_takes_a_new_run_and_a_resumed_one_says_where_it_continues(
+    flags, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / log.FILE).write_text('{"kind": "header"}\n')  # as if killed before the first checkpoint
+    finetune(flags("run", "--save-every", "2", "--steps", "4"))
+    assert "«" in (shown := capsys.readouterr().err) and "4 steps change little" in shown
+    state = torch.load(folder / checkpoint.FILE, weights_only=True)
+    assert state["finished"]
+    with pytest.raises(UsageError, match="add --resume"):
+        finetune(flags("run"))
+
+
+def test_the_display_of_a_resumed_run_goes_on_with_the_losses_before(tmp_path, capsys, monkeypatch):
+    path = tmp_path / log.FILE
+    path.write_text("".join(json.dumps({"kind": "step", "step": step, "loss": 4.0}) + "\n" for step in (1, 2)))
+    history = log.Log(path, 2)
+    with log.Display(3, 2, history.losses) as display:
+        display.step({"step": 3, "loss": 1.0, "tokens": 10, "seconds": 1.0}, 0)
+    history.close()
+    (expected,) = log.smoothed([4.0, 4.0, 1.0])[2:]
+    assert f"smoothed {expected:.3f}" in capsys.readouterr().err
 
 
 def test_a_damaged_line_and_all_after_it_are_removed_under_the_runs_lock(tmp_path):
