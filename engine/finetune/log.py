@@ -184,7 +184,8 @@ def draw(events: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(8, 6), layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     marker = "o" if len(steps) < FEW_POINTS else ""
-    loss.plot(numbers, losses, "-", marker=marker, color="tab:blue", alpha=0.35, linewidth=1, label="training, each step")
+    faint = {"color": "tab:blue", "alpha": 0.35, "linewidth": 1}
+    loss.plot(numbers, losses, "-", marker=marker, label="training, each step", **faint)
     loss.plot(numbers, smoothed(losses), color="tab:blue", linewidth=2, label="training, smoothed")
     if tests:
         loss.plot(
