@@ -12,6 +12,10 @@ from engine.text.tokenizer import check_text
 ROLES = ("system", "user", "assistant")
 SQUAD_COLUMNS = ("title", "context", "question", "answers")
 KINDS = "messages, prompt and completion, text, or SQuAD's title, context, question and answers"
+HINTS = {  # a column of another program's rows -> what to do
+    "conversations": "write ShareGPT's conversations as messages, each with role (system, user, assistant) and content",
+    "instruction": "write Alpaca's instruction and input as prompt, and its output as completion",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def parse_row(row: Any, place: str) -> Row:
         if all(column in row for column in SQUAD_COLUMNS):
             return _squad(row)
         names = ", ".join(quote(name) for name in list(row)[:8]) or "nothing"
-        raise BareloopError(f"it has {names}; a row has {KINDS}")
+        hint = next((f"; {text}" for column, text in HINTS.items() if column in row), "")
+        raise BareloopError(f"it has {names}; a row has {KINDS}{hint}")
     except BareloopError as error:
         raise BareloopError(f"{place}: {error}") from None
 

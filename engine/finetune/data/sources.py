@@ -43,10 +43,10 @@ def read_data(data: str) -> tuple[Source, Source | None]:
     if path.is_dir():
         source = _read_split(path, split or "train")
         if source is None:
-            raise BareloopError(
-                f"{name} has no {split or 'train'} split (such as {split or 'train'}.jsonl or -*.parquet); choose one "
-                "with --data FOLDER:SPLIT, or name a file"
-            )
+            missing = f"{name} has no {split or 'train'} split, such as {split or 'train'}.jsonl"
+            if splits := _splits(path):
+                raise BareloopError(f"{missing}; it has {', '.join(splits)}: name one as {name}:{splits[-1]}")
+            raise BareloopError(f"{missing}, and no other; name a file")
         return _select(source, rows, data), _read_split(path, "valid") if split is None else None
     if name in SQUAD:
         return _select(_read_squad(split or "train"), rows, data), None
@@ -99,6 +99,15 @@ def _read_split(folder: Path, split: str) -> Source | None:
             rows = [row for part in parts for row in parquet_rows(part)]
             return Source(rows, lambda index: f"{folder}, {split} row {index + 1}")
     return None
+
+
+def _splits(folder: Path) -> list[str]:
+    """The names of the splits that a folder has, as files, or as folders that `datasets` has saved."""
+    if any((folder / name).exists() for name in DATASETS_FILES):
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    files = [path.name for prefix in PREFIXES for path in folder.glob(f"{prefix}*")]
+    endings = (*SUFFIXES, ".parquet")
+    return sorted({re.sub(r"(-\d+-of-\d+)?(\.\w+)+$", "", file) for file in files if file.endswith(endings)})
 
 
 def _read_saved(folder: Path, split: str) -> Source | None:

@@ -193,7 +193,8 @@ def test_settings_out_of_range_are_refused(load_checkpoint, write, options, mess
     [
         (3, "a JSON int, not an object"),
         ({}, "it has nothing; a row has messages"),
-        ({"conversations": []}, "it has 'conversations'; a row has messages"),
+        ({"conversations": []}, "write ShareGPT's conversations as messages"),
+        ({"instruction": "x", "output": "y"}, "write Alpaca's instruction and input as prompt"),
         ({"prompt": "x"}, "it has 'prompt'; a row has"),
         ({"text": 3}, "text is a int, not text"),
         ({"text": " \n"}, "text is empty"),

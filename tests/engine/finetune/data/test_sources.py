@@ -72,13 +72,13 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path):
     datasets.DatasetDict(train=data, test=data).save_to_disk(str(tmp_path / "several"))
     for name in ("one", "several", "several:test"):
         assert read_data(str(tmp_path / name))[0].rows == ROWS
-    with pytest.raises(BareloopError, match="has no validation split"):
+    with pytest.raises(BareloopError, match=r"has no validation split, .* it has test, train: name one as .*:train$"):
         read_data(f"{tmp_path / 'several'}:validation")
 
 
 def test_what_is_missing_is_named(write, tmp_path):
     path = write("a.jsonl", ROWS)
-    with pytest.raises(BareloopError, match=r"has no train split .*--data FOLDER:SPLIT"):
+    with pytest.raises(BareloopError, match=r"has no train split, .* it has a: name one as .*:a$"):
         read_data(str(tmp_path))
     with pytest.raises(UsageError, match="no such file or folder"):
         read_data(str(tmp_path / "nowhere.jsonl"))
