@@ -5,7 +5,7 @@ from __future__ import annotations
 from evals.runs.run_file import read
 from tests.evals import lm_harness
 
-SUBJECTS = ["astronomy", "business_ethics"]
+SUBJECTS = ["astronomy"]
 QUESTIONS = 1  # of each subject
 
 

@@ -30,20 +30,7 @@ def test_ten_kills_at_random_places_change_no_bit_of_the_adapter_or_the_log(flag
     texts = tmp_path / "texts.jsonl"  # which need no template, whose worker takes most of the time to start a run
     contents = (json.loads(line)["messages"][1]["content"] for line in facts.read_text().splitlines())
     texts.write_text("".join(json.dumps({"prompt": "Say it:", "completion": f" {text}"}) + "\n" for text in contents))
-    more = (
-        "--data",
-        str(texts),
-        "--save-every",
-        "3",
-        "--dropout",
-        "0.2",
-        "--accumulate",
-        "2",
-        "--steps",
-        "60",
-        "--eval-every",
-        "7",
-    )
+    more = ["--data", str(texts), *"--save-every 3 --dropout 0.2 --accumulate 2 --steps 40 --eval-every 7".split()]
     finetune(flags("whole", *more))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     chance = random.Random(0)
@@ -52,7 +39,7 @@ def test_ten_kills_at_random_places_change_no_bit_of_the_adapter_or_the_log(flag
         for _ in range(10)
     ]
     finetune(flags("killed", "--resume", *more))
-    assert len(set(kills)) > 3 and max(kills) < 60
+    assert len(set(kills)) > 3 and max(kills) < 40
     assert (killed / RESULT).read_bytes() == (whole / RESULT).read_bytes()
     for kind in ("step", "held_out"):
         logs = [events(folder, kind) for folder in (whole, killed)]
@@ -60,7 +47,7 @@ def test_ten_kills_at_random_places_change_no_bit_of_the_adapter_or_the_log(flag
             event.pop("seconds", None)
             event.pop("tokens_per_second", None)
         assert logs[0] == logs[1]
-    assert [event["step"] for event in events(killed, "step")] == list(range(1, 61))
+    assert [event["step"] for event in events(killed, "step")] == list(range(1, 41))
     assert len(events(killed, "header")) == len(events(killed, "end")) == 1
 
 
