@@ -30,7 +30,8 @@ def test_ten_kills_at_random_places_change_no_bit_of_the_adapter_or_the_log(flag
     texts = tmp_path / "texts.jsonl"  # which need no template, whose worker takes most of the time to start a run
     contents = (json.loads(line)["messages"][1]["content"] for line in facts.read_text().splitlines())
     texts.write_text("".join(json.dumps({"prompt": "Say it:", "completion": f" {text}"}) + "\n" for text in contents))
-    more = ["--data", str(texts), *"--save-every 3 --dropout 0.2 --accumulate 2 --steps 40 --eval-every 7".split()]
+    more = ["--data", str(texts), "--save-every", "3", "--steps", "40", "--eval-every", "7"]
+    more += ["--dropout", "0.2", "--accumulate", "2"]
     finetune(flags("whole", *more))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     chance = random.Random(0)
