@@ -49,6 +49,11 @@ class Listener:
         """The events of a type so far."""
         return [event for event in self.events if event["type"] == kind]
 
+    def listed(self) -> list[dict[str, Any]]:
+        """The conversations of the last list that came; none before the first."""
+        lists = self.of("conversations")
+        return lists[-1]["conversations"] if lists else []
+
     def next(self, kind: str, count: int = 1) -> dict[str, Any]:
         """Wait for the `count`th event of a type, and return it."""
         return self.wait(lambda tab: tab.of(kind)[count - 1] if len(tab.of(kind)) >= count else None)

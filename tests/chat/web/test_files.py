@@ -57,9 +57,7 @@ def test_a_file_that_breaks_the_rules_hides_no_others(quick, browser, data):
     assert rows["damaged"].startswith("(") and "damaged" in rows["damaged"]
     tab = browser.listen(id)
     browser.line(id, "/title new name")
-    assert tab.wait(
-        lambda tab: [row for row in tab.of("conversations")[-1]["conversations"] if row["title"] == "new name"]
-    )
+    assert tab.wait(lambda tab: [row for row in tab.listed() if row["title"] == "new name"])
 
 
 def test_the_watcher_survives_an_error_and_logs_it_once(quick, page, browser, monkeypatch, caplog):
@@ -76,7 +74,7 @@ def test_the_watcher_survives_an_error_and_logs_it_once(quick, page, browser, mo
         assert all(looks.acquire(timeout=GUARD) for _ in range(3))
     assert [record.getMessage() for record in caplog.records] == ["the list of conversations: ZeroDivisionError: once"]
     list(terminal().handle("after the error"))
-    assert tab.wait(lambda tab: tab.of("conversations")[-1]["conversations"])[0]["title"] == "after the error"
+    assert tab.wait(lambda tab: tab.listed())[0]["title"] == "after the error"
 
 
 def test_a_file_that_was_removed_is_written_again(browser, data):

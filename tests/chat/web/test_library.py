@@ -38,7 +38,7 @@ def test_a_conversation_has_a_file_from_its_first_message_on(page, browser, data
     assert tab.next("conversations")["conversations"] == []
     page.script.hold()
     browser.line(id, "What is the capital of France?")
-    assert tab.wait(lambda tab: tab.of("conversations")[-1]["conversations"])[0]["running"]
+    assert tab.wait(lambda tab: tab.listed())[0]["running"]
     page.script.go()
     tab.rest(lambda value: value["turns"])
     (row,) = browser.get("conversations")["conversations"]
@@ -47,7 +47,7 @@ def test_a_conversation_has_a_file_from_its_first_message_on(page, browser, data
     }  # fmt: skip
     path = data / "conversations" / f"{id}.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert tab.wait(lambda tab: tab.of("conversations")[-1]["conversations"] == [row])
+    assert tab.wait(lambda tab: tab.listed() == [row])
 
 
 def test_the_page_and_the_terminal_have_the_same_conversations(page, browser):
@@ -107,7 +107,7 @@ def test_the_list_shows_what_other_programs_write(browser, quick):
     tab = browser.listen()
     agent = terminal()
     list(agent.handle("hello from the terminal"))
-    row = tab.wait(lambda tab: tab.of("conversations")[-1]["conversations"])[0]
+    row = tab.wait(lambda tab: tab.listed())[0]
     assert (row["id"], row["title"]) == (agent.path.stem, "hello from the terminal")
 
 
