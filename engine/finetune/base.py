@@ -67,10 +67,8 @@ class Trainee:
             _save_weights(self.llm, self.stored, folder)
 
 
-def load_trainee(
-    name: str, settings: Settings, device: str = "auto", allow_pickle: bool = False, random_seed: int | None = None
-) -> Trainee:
-    """Load a model, and make its adapters or all its weights trainable. `random_seed`: of the adapters.
+def load_trainee(name: str, settings: Settings, device: str = "auto", allow_pickle: bool = False) -> Trainee:
+    """Load a model, and make its adapters or all its weights trainable.
 
     The dtype `auto` is float32 on a CPU with slow bfloat16, otherwise that of the checkpoint, but never float16, whose
     gradients overflow. Full fine-tuning keeps float32 weights, and multiplies in bfloat16 where that is fast.
@@ -94,7 +92,7 @@ def load_trainee(
             targets=settings.targets,
             base=portable_name(name),
         )
-        add_adapters(llm.model, llm.family, config, settings.seed if random_seed is None else random_seed)
+        add_adapters(llm.model, llm.family, config, settings.seed)
         return Trainee(name, llm, config, stored, None)
     for parameter in llm.model.parameters():
         parameter.data = parameter.data.clone()  # it may be mapped from the file

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from engine.runtime.errors import BareloopError
 
-FINAL_SHARE = 0.0  # of the peak learning rate, after the last step
-
 
 class NonFiniteError(BareloopError):
     """A loss or the gradient of a step is infinite or not a number. What has been saved is older than that."""
@@ -56,8 +54,7 @@ def rate_share(step: int, steps: int, schedule: str, warmup: float) -> float:
     if schedule == "constant":
         return 1.0
     progress = (step - rise) / max(1, steps - rise)
-    falling = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
-    return FINAL_SHARE + (1 - FINAL_SHARE) * falling
+    return (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress
 
 
 @dataclass(frozen=True)

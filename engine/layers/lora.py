@@ -63,13 +63,10 @@ class Adapter(nn.Module):
                 b.zero_()
         self.forget_packed()
 
-    def parts(self, stacked: Tensor) -> tuple[Tensor, ...]:
-        """The parts of the pairs of `a`, of its gradient, or of x Aᵀ [N, sum of ranks] transposed."""
-        return torch.split(stacked, [pair.rank for pair in self.pairs])
-
     def __iter__(self) -> Iterator[tuple[Pair, Tensor, Tensor]]:
         """Each pair with its A and B."""
-        return iter(list(zip(self.pairs, self.parts(self.a), self.b, strict=True)))
+        parts = torch.split(self.a, [pair.rank for pair in self.pairs])
+        return zip(self.pairs, parts, self.b, strict=True)
 
     @property
     def is_frozen(self) -> bool:

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -62,7 +61,6 @@ def add_adapters(model: Model, family: Family, config: LoraConfig, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     for adapter in _attach(select(model, family, config, strict=True), family, config):
         adapter.initialize(generator)
-    _forget_cached(model)
 
 
 def adapter_tensors(model: Model, family: Family) -> dict[str, Tensor]:
@@ -174,7 +172,6 @@ def attach_adapter(model: Model, files: AdapterFiles) -> None:
             target_b.copy_(projection.load_b(b, model))
         if not (target_a.isfinite().all() and target_b.isfinite().all()):
             raise BareloopError(f"{files.folder / WEIGHTS}: the tensors of {name} have values that are not finite")
-    _forget_cached(model)
 
 
 def load_adapter(model: Model, family: Family, folder: Path) -> LoraConfig:
@@ -198,7 +195,6 @@ def merge_adapters(model: Model, lossless: bool = False) -> float:
     if any(linear.format is not None for linear in adapted):
         raise BareloopError("an adapter is not merged into quantized weights; load the base model with --quant none")
     rounding = [linear.merge_adapter() for linear in adapted]
-    _forget_cached(model)
     lost, changed = (sum(squares) for squares in zip(*rounding, strict=True)) if rounding else (0.0, 0.0)
     return math.sqrt(lost / changed) if changed else 0.0
 
@@ -245,12 +241,3 @@ def _with_exact_patterns(config: LoraConfig, family: Family, adapted: Iterable[s
     return replace(
         config, rank_pattern=ranks | dict(config.rank_pattern), alpha_pattern=alphas | dict(config.alpha_pattern)
     )
-
-
-def _forget_cached(model: Model) -> None:
-    """Drop what modules have derived from their weights' formats and adapters."""
-    for module in model.modules():
-        for kind in type(module).__mro__:
-            for name, value in vars(kind).items():
-                if isinstance(value, cached_property):
-                    module.__dict__.pop(name, None)
