@@ -68,6 +68,7 @@ class LLM:
         self.config = config
         self.folder = folder
         self.adapter: Path | None = None  # folder of the adapter that was loaded
+        self.copies = 1  # processes on this machine that load the model
         self.draft: LLM | Literal["prompt"] | None = None  # what drafts tokens, see `load`
         self.states = SchedulerStates(model)
         model.source = str(folder or family.model_type)
@@ -86,6 +87,7 @@ class LLM:
         gpu_memory: float = GPU_MEMORY,
         cuda_graphs: bool = True,
         adapter: str | Path | None = None,
+        copies: int = 1,
     ) -> LLM:
         """Load a folder in Hugging Face layout, or a hub repository by its id; `demo` is the embedded model.
 
@@ -100,6 +102,7 @@ class LLM:
         values. `cuda_graphs`: launch the kernels of a decoding step at once.
         `adapter`: folder or hub id of a LoRA adapter in peft's files. It is merged into float32 weights, and kept
         beside others, whose rounding would lose some of it. A draft model does not get it.
+        `copies`: processes on this machine that load this model; they share mapped weights if memory is short.
         Raises `BareloopError` with one line for every bad input.
         """
         check_share(gpu_memory)
@@ -108,11 +111,11 @@ class LLM:
         drafter: LLM | Literal["prompt"] | None = None
         if draft is not None:  # loaded first, as it is the smaller one, and its name may be wrong
             drafter = PROMPT if draft == PROMPT else LLM.load(draft, device, dtype, quant, allow_pickle)
-        load_weights(opened, torch_device)
+        load_weights(opened, torch_device, copies)
         llm = LLM(opened.model, opened.family, opened.config, opened.folder, opened.quant)
         llm.draft, llm.states = drafter, SchedulerStates(opened.model, gpu_memory, cuda_graphs)
-        llm.adapter = opened.adapter
-        llm.model.source += "" if llm.adapter is None else f" + {llm.adapter}"
+        llm.adapter, llm.copies = opened.adapter, copies
+        llm.model.source += "" if adapter is None else f" + {llm.adapter}"
         llm.check_draft()
         return llm
 
@@ -319,24 +322,21 @@ class LLM:
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
     def pack(self) -> None:
-        """Prepare for a long run on a CPU: wait for the C++ kernels, so that all of it is computed in one way, and pack
-        the weights (see `Linear.pack`) if there is ample memory for that.
-        """
+        """Prepare for a long run on a CPU: wait for the C++ kernels, and pack the weights if there is ample memory."""
         if self.device.type == "cpu":
             kernels.wait()
-        layers = [module for module in self.model.modules() if isinstance(module, Linear)]
-        layers = [layer for layer in layers if layer is not self.model.head]  # which gets few rows
+        matrices = (module for module in self.model.modules() if isinstance(module, Linear))
+        layers = [matrix for matrix in matrices if matrix is not self.model.head]  # which gets few rows
         free = free_memory(self.device)
-        if free is not None and free > 4 * sum(layer.weight.nbytes for layer in layers):
+        if free is not None and free > 4 * self.copies * sum(layer.weight.nbytes for layer in layers):
             for layer in layers:
                 layer.pack()
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load. It must be new or empty.
 
-        The folder of a quantized model is for this engine only, and loads in the time of reading it. A merged adapter
-        is part of the weights. Raises `BareloopError` for a model in the blocks of a GGUF file, and for one with an
-        adapter that is not merged.
+        The folder of a quantized model is for this engine only, and loads in the time of reading it. Raises
+        `BareloopError` for a model in the blocks of a GGUF file, and for one with an adapter that is not merged.
         """
         if self.quant == GGUF:
             raise BareloopError("the GGUF file itself is this model; load it in another weight format to save it")

@@ -22,6 +22,7 @@ from evals.data.catalogue import BENCHMARKS
 from evals.harness.evaluate import command_to_continue
 from evals.harness.program import add_remote_options, check_run_options, choose_models, refuse_shared_folders
 from evals.harness.subprocess_call import run_in_subprocess
+from evals.harness.workers.driver import add_worker_options, open_pools
 from evals.runs.collection import format_rank
 from evals.runs.run_file import REMOTE
 from evals.studies.matrix import MatrixRun, report
@@ -51,6 +52,7 @@ def parser() -> Parser:
     result.add_argument("--chat-template", action="store_true", help="format prompts with the models' chat templates")
     result.add_argument("--batch-tokens", type=int, metavar="N", help="tokens computed in one forward pass")
     result.add_argument("--batch-size", type=int, metavar="N", help="answers generated in parallel")
+    add_worker_options(result)
     add_remote_options(result)
     result.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
     result.add_argument(
@@ -126,12 +128,13 @@ def flags(options: Any, run: MatrixRun) -> list[str]:
         arguments += ["--subjects", *options.subjects]
     benchmark = BENCHMARKS[run.task]
     values = {name: getattr(options, name) for name in ("limit", "batch_tokens", "max_length", "concurrency")}
-    values |= {name: getattr(options, name) for name in ("api_key_file", "tokenizer", "adapter")}
+    values |= {name: getattr(options, name) for name in ("api_key_file", "tokenizer", "adapter", "ray_address")}
+    values |= {"workers": options.workers}
     values |= {"shots": options.shots} if benchmark.has_examples else {}
     values |= {"batch_size": options.batch_size} if benchmark.generates else {}
     for name, value in values.items():
         arguments += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-    switches = ("chat_template", "save_question_data", "fresh", "allow_pickle", "debug")
+    switches = ("chat_template", "save_question_data", "fresh", "allow_pickle", "debug", "mixed_devices")
     return arguments + [f"--{name.replace('_', '-')}" for name in switches if getattr(options, name)]
 
 
@@ -151,7 +154,9 @@ def score(name: str, arguments: Sequence[str]) -> Summary:
     options = parser.parse_args(arguments)
     choose_data(options, name)
     (task,) = load_tasks(options)
-    path = answer(task, options, options.model[0], counter)
+    with open_pools(name, options) as pools:
+        model = options.model[0]
+        path = answer(task, options, model, counter) if pools is None else pools.evaluate(task, 0, model, counter)
     with contextlib.redirect_stdout(io.StringIO()):
         return conclude(task, options, path)
 

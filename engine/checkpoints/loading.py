@@ -40,23 +40,27 @@ def plan_loading(opened: Opened) -> dict[str, list[tuple[Stored, Source]]]:
     return match_tensors(opened.model, opened.family, opened.tensors)
 
 
-def load_weights(opened: Opened, device: torch.device) -> None:
+def mappable(opened: Opened, sources: Mapping[str, list[tuple[Stored, Source]]], device: torch.device) -> set[str]:
+    """The parameters that the file has exactly as the model needs them. Processes that map them share one copy."""
+    quantized = {} if opened.is_saved else _matrices_to_quantize(opened.model)
+    dtypes = {name: parameter.dtype for name, parameter in opened.model.named_parameters()}
+    return {name for name, group in sources.items() if name not in quantized and _can_map(group, dtypes[name], device)}
+
+
+def load_weights(opened: Opened, device: torch.device, copies: int = 1) -> None:
     """Load the weights of an opened model, frozen. Matrices with a format are quantized piece by piece.
 
-    Its adapter is merged into float32 weights, and attached to others. Raises `BareloopError` if that does not fit the
-    model, or the weights not into the free memory.
+    Its adapter is merged into float32 weights, and attached to others. `copies`: processes on this machine that load
+    the model, now or soon. Raises `BareloopError` if the adapter does not fit the model, or the weights not into the
+    free memory.
     """
     model, sources = opened.model, plan_loading(opened)
     adapter = None if opened.adapter is None else open_adapter(model, opened.family, opened.adapter)
     matrices = {} if opened.is_saved else _matrices_to_quantize(model)
     parameters = dict(model.named_parameters())
     free = free_memory(device)
-    mapped = {
-        name
-        for name, group in sources.items()
-        if name not in matrices and _can_map(group, parameters[name].dtype, device)
-    }
-    if free is not None and 2 * sum(parameter.nbytes for parameter in parameters.values()) < free:
+    mapped = mappable(opened, sources, device)
+    if free is not None and 2 * copies * sum(parameter.nbytes for parameter in parameters.values()) < free:
         mapped = set()  # weights in large pages are read faster than a mapped file
     if adapter is not None and opened.dtype.itemsize >= 4:  # merging changes the weights
         changed = {id(projection.linear.weight) for projection in adapter.projections.values()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,7 +46,8 @@ class ModelLoader:
 
         reset_peak_memory(choose_device(self.options.device))
         if self._llm is None:
-            self._llm = LLM.load(self.name, **model_options(self.options))
+            copies = getattr(self.options, "workers", None) or 1
+            self._llm = LLM.load(self.name, **model_options(self.options), copies=copies)
         return self._llm
 
 
@@ -61,8 +62,20 @@ def load_template(folder: Path, now: datetime | None = None, tokenizer: Tokenize
     return ChatTemplate.load(folder, tokenizer or Tokenizer.load(folder), now).render
 
 
+class Blocks:
+    """The blocks of a run that have a missing question. Iterating makes their prompts: pairs of (row, item)."""
+
+    def __init__(self, task: Task, missing: set[Key], started: datetime, render: Render | None) -> None:
+        """`started`: when the run was started, also if it was continued. `render`: the chat template at that time."""
+        self.task, self.missing, self.started, self.render = task, missing, started, render
+
+    def __iter__(self) -> Iterator[Sequence[tuple[Any, Item]]]:
+        for rows in blocks_to_do(self.task, self.missing):
+            yield [(row, self.task.make_item(row, self.render)) for row in rows]
+
+
 class Answerer(Protocol):
-    """What answers the questions of a task: a model that is computed here, or servers."""
+    """What answers the questions of a task: a model that is computed here, servers, or workers."""
 
     path: Path  # of the run file
     header: dict[str, Any]
@@ -77,11 +90,15 @@ class Answerer(Protocol):
         """Return the chat template, at this time, if the flags ask for one."""
         ...
 
-    def answer(self, blocks: Iterator[Sequence[tuple[Any, Item]]], missing: set[Key]) -> Iterator[list[dict[str, Any]]]:
-        """Yield the records of the missing questions in blocks of (row, item), as soon as they are answered.
+    def answer(self, blocks: Blocks) -> Iterator[Sequence[dict[str, Any]]]:
+        """Yield the records of the missing questions in blocks, as soon as they are answered.
 
         The call itself does what has to be done before, such as loading the model.
         """
+        ...
+
+    def status(self) -> str:
+        """What the line of progress says about who computes what; empty if that is clear."""
         ...
 
 
@@ -100,7 +117,7 @@ class LocalModel:
         self.get_model = get_model or ModelLoader(name, options)
         self.device = choose_device(options.device)
         names = name, options.dtype, options.allow_pickle, options.quant
-        opened = open_model(*names, self.device, options.adapter)
+        self.opened = opened = open_model(*names, self.device, options.adapter)
         self.folder = opened.folder
         self.tokenizer = Tokenizer.load(opened.folder)
         self.max_length = opened.config.max_position_embeddings
@@ -113,7 +130,16 @@ class LocalModel:
     def render(self, now: datetime | None = None) -> Render | None:
         return load_template(self.folder, now, self.tokenizer) if self.options.chat_template else None
 
-    def answer(self, blocks: Iterator[Sequence[tuple[Any, Item]]], missing: set[Key]) -> Iterator[list[dict[str, Any]]]:
+    def status(self) -> str:
+        return ""
+
+    def answer(self, blocks: Blocks) -> Iterator[Sequence[dict[str, Any]]]:
+        return self.compute(blocks, blocks.missing, len(blocks.missing))
+
+    def compute(
+        self, blocks: Iterable[Sequence[tuple[Any, Item]]], missing: set[Key], total: int
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the records of the missing questions. `total`: how many are missing in the whole run."""
         from engine import kernels
         from engine.runtime.clocks import Stopwatch
         from evals.harness.generation import generate_answers
@@ -122,7 +148,7 @@ class LocalModel:
         if self.device.type == "cpu":
             kernels.wait()  # the whole run is computed by the same kernels
         llm = self.get_model()
-        if len(missing) >= BLOCK:  # packing costs more than it saves for fewer; the bits are the same
+        if total >= BLOCK:  # packing costs more than it saves for fewer; the bits are the same
             llm.pack()
         compute = score_questions if self.task.generation is None else generate_answers
         return compute(self.task, llm, self.limits, blocks, missing, Stopwatch(llm.device, self.counter))
@@ -144,10 +170,9 @@ def answer_missing(task: Task, options: Any, answerer: Answerer) -> Path:
         missing = task.wanted - run.records.keys()
         try:
             if missing:
-                # a template that prints the date keeps that of the first session
-                render = answerer.render(datetime.fromisoformat(run.header["date"]))
-                blocks = ([(row, task.make_item(row, render)) for row in rows] for rows in blocks_to_do(task, missing))
-                _append(task, answerer.answer(blocks, missing), run, options.verbose)
+                started = datetime.fromisoformat(run.header["date"])  # a template that prints the date keeps this one
+                blocks = Blocks(task, missing, started, answerer.render(started))
+                _append(task, answerer, blocks, run, options.verbose)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted: {_saved(task, run)}; to continue: {command_to_continue()}") from None
         except RemoteError as error:
@@ -163,8 +188,9 @@ def show_records(task: Task, records: Mapping[Key, Mapping[str, Any]]) -> None:
         print(printable(task.show(task.questions[subject][index], record)), flush=True)
 
 
-def _append(task: Task, answers: Iterator[list[dict[str, Any]]], run: RunFile, verbose: bool) -> None:
+def _append(task: Task, answerer: Answerer, blocks: Blocks, run: RunFile, verbose: bool) -> None:
     """Append records as they come, with progress."""
+    answers = answerer.answer(blocks)
     correct = [bool(record["correct"]) for key, record in run.records.items() if key in task.wanted]
     with Progress(task.name, len(task.wanted), len(correct)) as progress:
         for records in answers:
@@ -172,7 +198,8 @@ def _append(task: Task, answers: Iterator[list[dict[str, Any]]], run: RunFile, v
             correct += [record["correct"] for record in records]
             if verbose:
                 show_records(task, {(record["subject"], record["index"]): record for record in records})
-            progress.advance(len(records), f"accuracy {100 * sum(correct) / len(correct):.1f} %")
+            accuracy = f"accuracy {100 * sum(correct) / len(correct):.1f} %"
+            progress.advance(len(records), "; ".join(filter(None, (accuracy, answerer.status()))))
 
 
 def _saved(task: Task, run: RunFile) -> str:

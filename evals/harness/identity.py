@@ -31,13 +31,17 @@ def results_folder(options: Any, model: str) -> Path:
 
     With --adapter the adapter's name follows: gpt2+gpt2-squad.
     """
+    return local_path(options.output_dir) / label(file_name(model), options.adapter, "+")
+
+
+def file_name(model: str) -> str:
+    """Return a model's name as a part of file names: <owner>__<name>, or the name of its folder or file."""
     is_path = _is_local(model) or model.startswith((".", "/", "~")) or model.count("/") > 1
     hub_name = re.sub(r'["<>:/|\\?*\[\]]+', "__", model)
-    name = short_name(model).removesuffix(".gguf") if is_path else hub_name
-    return local_path(options.output_dir) / label(name, options.adapter, "+")
+    return short_name(model).removesuffix(".gguf") if is_path else hub_name
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     """Return the absolute path of a model or adapter that is here, any other name unchanged."""
     return str(local_path(name).resolve()) if _is_local(name) else name
 
@@ -63,8 +67,8 @@ def make_header(
 
     return {
         **_prompts(task, options),
-        "model": _place(model),
-        **({} if options.adapter is None else {"adapter": _place(options.adapter)}),
+        "model": place(model),
+        **({} if options.adapter is None else {"adapter": place(options.adapter)}),
         "max_length": opened.config.max_position_embeddings,
         **hashes(opened),
         "data": task.digest,
@@ -74,7 +78,7 @@ def make_header(
         "device": device.type,
         "dtype": dtype_name(opened.dtype),
         "quant": opened.quant,
-        **_start(),
+        **start(),
         "machine": machine(device),
     }
 
@@ -89,7 +93,7 @@ def make_remote_header(task: Task, options: Any, model: str, max_length: int, ur
         "seed": 0,
         **dict.fromkeys(("device", "dtype", "quant"), REMOTE),
         "url": list(urls),
-        **_start(),
+        **start(),
     }
 
 
@@ -103,7 +107,8 @@ def _prompts(task: Task, options: Any) -> dict[str, Any]:
     }
 
 
-def _start() -> dict[str, str]:
+def start() -> dict[str, str]:
+    """Return the version and the date of a run that is started now."""
     return {"version": _version(), "date": datetime.now().isoformat(timespec="seconds")}
 
 
@@ -141,3 +146,22 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def computing_kind(device: torch.device) -> str:
+    """Describe what the bits of results depend on: the GPU's name, or the processor's with its instruction set."""
+    if device.type != "cpu":
+        return machine(device)
+    from engine.kernels.build import choose_isa
+
+    return f"{cpu_name()}, {choose_isa()}"
+
+
+def cpu_name() -> str:
+    """Return the model name of the processor, or its architecture if the system does not report it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

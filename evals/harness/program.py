@@ -19,6 +19,7 @@ from evals.harness.evaluate import ModelLoader, evaluate, load_template, show_re
 from evals.harness.exports import write_exports
 from evals.harness.identity import results_folder, run_path
 from evals.harness.task import Task
+from evals.harness.workers.driver import add_worker_options, check_worker_options, open_pools
 from evals.runs.run_file import REMOTE, read
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_run_options(parser: Parser, generates: bool = False) -> None:
             "--batch-size", type=int, metavar="N", help="answers generated in parallel (default: 16, on CUDA 32)"
         )
     parser.add_argument("--verbose", action="store_true", help="show each question with the model's answer")
+    add_worker_options(parser)
     add_remote_options(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--output-dir", default="results", metavar="FOLDER", help="default: results")
@@ -100,10 +102,11 @@ def check_run_options(options: Any) -> None:
         raise UsageError("--single-turn is a way to use the chat template; add --chat-template")
     if options.fresh and options.rescore:
         raise UsageError("--fresh starts a run over and --rescore reads one; use one of them")
-    _check_remote_options(options)
+    check_remote_options(options)
+    check_worker_options(options)
 
 
-def _check_remote_options(options: Any) -> None:
+def check_remote_options(options: Any) -> None:
     """Raise `UsageError` for flags of servers without a server, and for flags that a server decides."""
     is_remote = getattr(options, "url", None) is not None
     remote = dict.fromkeys(("api_key_file", "tokenizer", "max_length", "concurrency"))
@@ -150,14 +153,17 @@ def run_program(options: Any, load_tasks: Callable[[Any], Sequence[Task]], name:
         for model in options.model:
             locate(model, options.allow_pickle, options.adapter)  # reports a wrong name before hours of work, not after
     summaries: list[list[Summary]] = [[] for _ in tasks]
-    for model in options.model:
-        get_model = ModelLoader(model, options)
-        for task, task_summaries in zip(tasks, summaries, strict=True):
-            if options.rescore:
-                path = find_run(task, options, model)
-            else:
-                path = answer(task, options, model, counter, get_model)
-            task_summaries.append(conclude(task, options, path))
+    with open_pools(name, options) as pools:
+        for model in options.model:
+            get_model = ModelLoader(model, options)
+            for number, task in enumerate(tasks):
+                if options.rescore:
+                    path = find_run(task, options, model)
+                elif pools is not None:
+                    path = pools.evaluate(task, number, model, counter)
+                else:
+                    path = answer(task, options, model, counter, get_model)
+                summaries[number].append(conclude(task, options, path))
     for task, task_summaries in zip(tasks, summaries, strict=True):
         if len(task_summaries) > 1:
             from evals.runs.summary import accuracy_table

@@ -48,7 +48,7 @@ GENERATION_FIELDS: dict[str, type] = {
 REMOTE = "remote"  # device, dtype and weight format of a run on servers, whose records have the server's `url`
 LOCAL_TIMES = {"cpu", "computed", "peak_memory"}  # which a server may not tell
 # Header fields that may differ when a run resumes.
-INFORMATIONAL = frozenset({"model", "adapter", "batch_size", "version", "date", "machine", "url"})
+INFORMATIONAL = frozenset({"model", "adapter", "batch_size", "version", "date", "machine", "url", "workers"})
 DIFFERENCES = {  # how error messages name a header field that differs
     "weights": "other weights",
     "config": "another config.json",
@@ -79,7 +79,7 @@ class RunFile:
         try:
             if self._has_header:
                 self.header, self.records = parse(path, self._file.lines)
-                _check_same_setting(path, self.header, header)
+                check_same_setting(path, self.header, header)
             elif not fresh and not FILE_START.startswith(self._file.torn[: len(FILE_START)]):
                 raise _damaged(path, 1)
         except BaseException:
@@ -206,7 +206,8 @@ def _damaged(path: Path, number: int) -> BareloopError:
     )
 
 
-def _check_same_setting(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same_setting(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise `BareloopError` that names what differs between the setting of a file and the one that is wanted."""
     for name in (*wanted, *found):
         if name not in INFORMATIONAL and found.get(name) != wanted.get(name):
             difference = DIFFERENCES.get(name, f"another {name}")

@@ -6,13 +6,11 @@ import contextlib
 import io
 import json
 import math
-import platform
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from engine.cli.parser import model_options
@@ -22,7 +20,7 @@ from engine.runtime.cycles import CycleCounter
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
 from evals.harness.evaluate import command_to_continue, evaluate
-from evals.harness.identity import make_header, results_folder
+from evals.harness.identity import cpu_name, make_header, results_folder
 from evals.harness.subprocess_call import run_in_subprocess
 from evals.harness.task import Task
 from evals.plotting.timing import plot_measurements
@@ -102,16 +100,6 @@ def find_obstacle(configuration: Configuration) -> str:
     except BareloopError as error:
         return str(error).partition(";")[0]  # the rest is advice about flags of other programs
     return ""
-
-
-def cpu_name() -> str:
-    """Return the model name of the processor, or its architecture if the system does not report it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def run_study(options: Any, load_task: LoadTask, model: str, plan: Plan) -> list[Result]:

@@ -15,16 +15,16 @@ from typing import Any
 from engine.remote.client import RemoteModel
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError, UsageError
-from evals.harness.evaluate import answer_missing, load_template
+from evals.harness.dispatch import Dispatcher
+from evals.harness.evaluate import Blocks, answer_missing, load_template
 from evals.harness.generation import answer_record, eos_texts
 from evals.harness.identity import make_remote_header, run_path
 from evals.harness.likelihood import make_record
 from evals.harness.prompts import Render, TextEncoder, encode_pairs, encoder
 from evals.harness.remote.answers import choices_of, computed_tokens, count_of, read_score
 from evals.harness.remote.connection import ServerTokenizer, connect, find_tokenizer, server_template
-from evals.harness.remote.dispatch import Dispatcher
 from evals.harness.task import Item, Task
-from evals.runs.run_file import REMOTE, Key
+from evals.runs.run_file import REMOTE
 
 MAX_LENGTH = 2_048  # tokens, if a server does not tell; lm-evaluation-harness's default
 CONCURRENCY = 4  # questions at a time per server
@@ -62,15 +62,18 @@ class Servers:
             return load_template(find_tokenizer(self.options.tokenizer), now)
         return server_template(self.clients[0], self.info, now)
 
-    def answer(self, blocks: Iterator[Sequence[tuple[Any, Item]]], missing: set[Key]) -> Iterator[list[dict[str, Any]]]:
-        def ask(client: RemoteModel, question: tuple[Any, Item]) -> dict[str, Any]:
+    def status(self) -> str:
+        return ""
+
+    def answer(self, blocks: Blocks) -> Iterator[Sequence[dict[str, Any]]]:
+        def ask(client: RemoteModel, question: tuple[Any, Item]) -> Iterator[dict[str, Any]]:
             record = (self._score if self.task.generation is None else self._generate)(client, *question)
-            return {**record, "url": client.url}
+            yield {**record, "url": client.url}
 
         def report(client: RemoteModel, error: RemoteError) -> None:
             print(f"going on without {client.url}: {error}", file=sys.stderr, flush=True)
 
-        wanted = ([(row, item) for row, item in block if item.key in missing] for block in blocks)
+        wanted = ([(row, item) for row, item in block if item.key in blocks.missing] for block in blocks)
         concurrency = self.options.concurrency or CONCURRENCY
         for record, seconds in Dispatcher(wanted, self.clients, concurrency, ask, report):
             record["times"]["real"] = round(seconds, 6)

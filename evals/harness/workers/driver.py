@@ -1,0 +1,159 @@
+"""--workers: a benchmark's run on several devices, with the records that one of them would write."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.cli.parser import Parser
+from engine.runtime.errors import BareloopError, UsageError
+from evals.harness.evaluate import Blocks, LocalModel, answer_missing
+from evals.harness.task import Task
+from evals.harness.workers.benchmark import units_to_do
+from evals.harness.workers.pool import Assignment, Pool, load_ray
+from evals.harness.workers.worker import Record
+
+if TYPE_CHECKING:
+    from engine.checkpoints.opening import Opened
+    from engine.runtime.cycles import CycleCounter
+    from evals.harness.prompts import Render
+
+PROCESS_BYTES = 500_000_000  # of a worker beside its weights: Python, torch, keys and values of a batch
+
+
+def add_worker_options(parser: Parser) -> None:
+    """Add the flags for runs on several devices."""
+    workers = parser.add_argument_group("workers")
+    workers.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="compute in N processes, one a GPU, or N that share the CPU's cores (extra: ray)",
+    )
+    workers.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a Ray cluster for the workers, or auto (default: this machine)"
+    )
+    workers.add_argument(
+        "--mixed-devices", action="store_true", help="allow workers of different kinds, whose last bits may differ"
+    )
+
+
+def check_worker_options(options: Any) -> None:
+    """Raise `UsageError` for invalid flags, before anything is loaded."""
+    if options.workers is None:
+        for name in ("ray_address", "mixed_devices"):
+            if getattr(options, name):
+                raise UsageError(f"--{name.replace('_', '-')} is for workers; add --workers N")
+        return
+    if options.workers < 1:
+        raise UsageError(f"--workers {options.workers}: use 1 or more")
+    if getattr(options, "url", None):
+        raise UsageError("--workers: the servers of --url are the workers; name several with --url URL URL")
+    if ":" in options.device:
+        raise UsageError(f"--device {options.device}: with --workers each worker has its own; use cuda or cpu")
+    load_ray(options.ray_address)
+
+
+def open_pools(program: str, options: Any) -> AbstractContextManager[WorkerPools | None]:
+    """The workers of a program, which end with the block; None without --workers."""
+    return nullcontext() if options.workers is None else WorkerPools(program, options)
+
+
+class WorkerPools:
+    """The workers of a program, made for the device of its first model."""
+
+    def __init__(self, program: str, options: Any) -> None:
+        """`program`: the name of the benchmark's program, from which the workers load its tasks."""
+        self.program, self.options = program, options
+        self._pool: Pool | None = None
+
+    def __enter__(self) -> WorkerPools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def evaluate(self, task: Task, number: int, model: str, counter: CycleCounter) -> Path:
+        """Evaluate the missing questions of the program's task of this number. Return the path of the run file."""
+        local = LocalModel(task, self.options, model, counter)
+        return answer_missing(task, self.options, WorkerModel(self, local, model, number))
+
+    def pool(self, local: LocalModel) -> Pool:
+        """The workers, for this kind of device. Raises `BareloopError` if the machine has too little for them."""
+        import torch
+
+        if self._pool is None:
+            count, address, kind = self.options.workers, self.options.ray_address, local.device.type
+            if address is None and kind != "cpu" and count > (devices := torch.cuda.device_count() or 1):
+                raise UsageError(
+                    f"--workers {count}: this machine has {devices} GPU(s); use that many, or --device cpu"
+                )
+            cores = torch.get_num_threads()
+            self._pool = Pool(count, address, int(kind == "cuda"), cores, self.options.mixed_devices)
+        return self._pool
+
+
+class WorkerModel:
+    """A model that is computed by workers. `local` is the same model here, which is not loaded."""
+
+    def __init__(self, pools: WorkerPools, local: LocalModel, model: str, number: int) -> None:
+        self.pools, self.local, self.model, self.number = pools, local, model, number
+        self.path, self.max_length, self.tokenizer = local.path, local.max_length, local.tokenizer
+        self.header = local.header | {"workers": pools.options.workers}
+
+    def render(self, now: datetime | None = None) -> Render | None:
+        return self.local.render(now)
+
+    def status(self) -> str:
+        return self.pools.pool(self.local).status()
+
+    def answer(self, blocks: Blocks) -> Iterator[Sequence[Record]]:
+        options = self.pools.options
+        check_memory(self.local.opened, self.local.device.type, options)
+        pool = self.pools.pool(self.local)
+        pool.start()
+        arguments = {
+            "program": self.pools.program,
+            "options": Namespace(**vars(options)),
+            "number": self.number,
+            "model": self.model,
+            "date": blocks.started.isoformat(),
+            "questions": len(blocks.missing),
+            "threads": pool.threads if self.local.device.type == "cpu" else None,
+        }
+        assignment = Assignment("evals.harness.workers.benchmark:BenchmarkJob", arguments)
+        for records in pool.run(assignment, units_to_do(blocks.task, blocks.missing)):
+            yield [self._share_time(record) for record in records]
+
+    def _share_time(self, record: Record) -> Record:
+        """Divide real seconds by the number of workers, which pass at the same time: their sum is that of the run."""
+        times, workers = record["times"], self.pools.options.workers
+        shared = {name: round(times[name] / workers, 6) for name in ("real", "prefill", "decode") if name in times}
+        return {**record, "times": times | shared}
+
+
+def check_memory(opened: Opened, kind: str, options: Any) -> None:
+    """Raise `BareloopError` if this machine's memory is too small for so many copies of a model's weights."""
+    import torch
+
+    from engine.checkpoints.loading import mappable, plan_loading
+    from engine.runtime.memory import free_memory
+
+    device = torch.device(kind)
+    free = free_memory(device)
+    if options.ray_address is not None or kind != "cpu" or free is None:
+        return
+    shared = mappable(opened, plan_loading(opened), device)
+    once = sum(parameter.nbytes for name, parameter in opened.model.named_parameters() if name in shared)
+    needed = options.workers * (opened.nbytes - once + PROCESS_BYTES) + once
+    if needed > free:
+        fitting = max(1, (free - once) // (opened.nbytes - once + PROCESS_BYTES))
+        raise BareloopError(
+            f"--workers {options.workers}: their models take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            f"use --workers {fitting}, or a smaller weight format (--quant)"
+        )

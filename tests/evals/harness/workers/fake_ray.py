@@ -1,0 +1,139 @@
+"""Ray without processes: actors are objects of this process, which die after a record if a test tells them to."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import types
+from random import Random
+
+
+class RayError(Exception):
+    """As ray.exceptions.RayError."""
+
+
+class ActorDiedError(RayError):
+    """As ray.exceptions.ActorDiedError, whose text has several lines."""
+
+    def __str__(self):
+        return "The actor died unexpectedly.\n\tclass_name: Host"
+
+
+class RayTaskError(RayError):
+    """As ray.exceptions.RayTaskError: an error of the function itself."""
+
+    def __init__(self, cause):
+        super().__init__(f"Traceback …\n{cause}")
+        self.cause = cause
+
+
+class FakeRay(types.ModuleType):
+    """`dies(number)`: whether the call of this number ends its actor. `ready`: False while there is no room."""
+
+    def __init__(self, dies=lambda number: False):
+        super().__init__("ray")
+        self.exceptions = types.ModuleType("ray.exceptions")
+        for error in (RayError, ActorDiedError, RayTaskError):
+            setattr(self.exceptions, error.__name__, error)
+        self.dies, self.calls, self.actors, self.options, self.is_down = dies, 0, [], {}, False
+        self._lock = threading.Lock()
+
+    def install(self, monkeypatch):
+        """Put it in the place of Ray."""
+        monkeypatch.setitem(sys.modules, "ray", self)
+        monkeypatch.setitem(sys.modules, "ray.exceptions", self.exceptions)
+        return self
+
+    def init(self, **options):
+        self.options = options
+
+    def shutdown(self):
+        self.is_down = True
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def remote(self, **resources):
+        return lambda kind: _Kind(self, kind)
+
+    def wait(self, references, timeout):
+        return references, []
+
+    def get(self, reference):
+        if isinstance(reference, Exception):
+            raise reference
+        return reference[0]
+
+    def kill(self, actor):
+        actor.is_dead = True
+
+    def counted(self):
+        """Count a call; raise if the actor dies with it."""
+        with self._lock:
+            self.calls += 1
+            if self.dies(self.calls):
+                raise ActorDiedError
+
+
+class _Kind:
+    def __init__(self, ray, kind):
+        self.ray, self.kind = ray, kind
+
+    def options(self, **_):
+        return self
+
+    def remote(self):
+        actor = _Actor(self.ray, self.kind())
+        self.ray.actors.append(actor)
+        return actor
+
+
+class _Actor:
+    def __init__(self, ray, host):
+        self.ray, self.host, self.is_dead = ray, host, False
+        self.begin, self.answer = _Method(self, self._begin), _Method(self, self._answer)
+
+    def _begin(self, *arguments):
+        try:
+            self._live()
+            return (self.host.begin(*arguments),)
+        except RayError as error:
+            return error
+        except Exception as error:
+            return RayTaskError(error)
+
+    def _answer(self, unit):
+        try:
+            for records in self.host.answer(unit):
+                yield (records,)
+                self._live()
+        except RayError as error:
+            yield error
+        except Exception as error:
+            yield RayTaskError(error)
+
+    def _live(self):
+        if self.is_dead:
+            raise ActorDiedError
+        try:
+            self.ray.counted()
+        except ActorDiedError:
+            self.is_dead = True
+            raise
+
+
+class _Method:
+    def __init__(self, actor, function):
+        self.actor, self.function = actor, function
+
+    def options(self, **_):
+        return self
+
+    def remote(self, *arguments):
+        return self.function(*arguments)
+
+
+def at_random(seed, share):
+    """Deaths at random, seeded."""
+    random = Random(seed)
+    return lambda number: random.random() < share
