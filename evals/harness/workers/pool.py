@@ -149,6 +149,7 @@ class RayWorker:
         self._actor: Any = None
         self._ready: tuple[Assignment, Any] | None = None  # what which process has begun
         self._ends = 0  # of processes, since one has begun a job
+        self._blamed: Unit | None = None  # what the last process that ended had begun
         self._lock = threading.Lock()
 
     def prepare(self, is_over: Callable[[], bool]) -> None:
@@ -199,7 +200,7 @@ class RayWorker:
             raise self._explain(error) from None
         except ray.exceptions.RayError as error:
             self._lose(ready[1] if ready else None, error)
-            raise WorkerLostError(f"{self.name}: {_reason(error)}") from None
+            raise WorkerLostError(f"{self.name}: {_reason(error)}", has_begun=unit is self._blamed) from None
         finally:
             self.units.remove(unit)
 
@@ -232,6 +233,7 @@ class RayWorker:
         """Forget a process that has ended. The first of several threads that see it tells the user."""
         with self._lock:
             if self._actor is actor:
+                self._blamed = self.units[0]
                 self._actor = self._ready = None
                 print(f"{self.name}: {_reason(error)}; another takes its place", file=sys.stderr, flush=True)
 
