@@ -14,6 +14,7 @@ from engine.cli.parser import Parser, run
 from evals.data.catalogue import BENCHMARKS, Benchmark
 
 PROGRAMS = {
+    "mt_bench": "MT-Bench: conversations of two turns, whose answers a model judges",
     "run": "every benchmark with every model in every weight format, resumable",
     "compare": "statistics of the mistakes of several models",
     "plots": "plots of accuracies, mistakes, confidence and costs",

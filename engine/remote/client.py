@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine.remote.address import Address, check_key, read_key
 from engine.remote.cancellation import Cancellation
-from engine.remote.errors import KEY_HINT, RemoteError, details_in, message_in, message_of, retry_after, said
+from engine.remote.errors import (
+    KEY_HINT,
+    RemoteError,
+    UnreachableError,
+    details_in,
+    message_in,
+    message_of,
+    retry_after,
+    said,
+)
 from engine.remote.sse import events
 from engine.runtime.errors import quote
 
@@ -240,9 +249,8 @@ class RemoteModel:
                     response.read()
             except (httpx2.HTTPError, httpx2.InvalidURL, RuntimeError) as error:  # RuntimeError: closed meanwhile
                 failure = self._unreachable(error)
-                is_connecting = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 again = isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ReadTimeout)
-                again = again and (self._reached or not is_connecting)
+                again = again and (self._reached or not isinstance(failure, UnreachableError))
             else:
                 self._reached = True
                 if response.is_success:
@@ -266,7 +274,8 @@ class RemoteModel:
         if self._address.is_local and not self._reached:
             port = f" --port {self._address.port}" if self._address.port else ""
             message += f"; start one: python -m engine.serve -m {self.model or 'MODEL'}{port}"
-        return RemoteError(message)
+        is_connecting = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+        return UnreachableError(message) if is_connecting else RemoteError(message)
 
     def _refusal(self, path: str, response: httpx2.Response) -> RemoteError:
         """Say what a server answered in place of a success."""

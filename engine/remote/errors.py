@@ -25,6 +25,10 @@ class RemoteError(BareloopError):
         self.status, self.details = status, details or {}
 
 
+class UnreachableError(RemoteError):
+    """No connection to the server can be made: nothing listens there, or its name is unknown."""
+
+
 def said(text: str, secrets: Sequence[str] = ()) -> str:
     """Quote a server's message: in one line, clipped, without control characters and without our own key."""
     for secret in secrets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +227,17 @@ def percent_cell(share: float | None) -> str:
 
 def print_comparison(comparison: Comparison) -> None:
     """Print findings, tables and the hardest questions. Tables wider than the terminal are split."""
+    hardest = [f"{number}. {line}" for number, line in enumerate(hardest_lines(comparison), 1)]
+    hardest += [] if _has_all_texts(comparison) else [NO_TEXTS]
+    end = ("Hardest questions", hardest) if comparison.hardest else None
+    lines = (*findings(comparison), *notes(comparison))
+    print_tables(comparison.group.title, lines, text_tables(comparison), end)
+
+
+def print_tables(
+    title: str, lines: Sequence[str], tables: Sequence[TextTable], end: tuple[str, Sequence[str]] | None = None
+) -> None:
+    """Print a title, lines and tables, and `end`, a heading with lines. Tables wider than the terminal are split."""
     from rich.console import Console
     from rich.text import Text
 
@@ -237,23 +248,21 @@ def print_comparison(comparison: Comparison) -> None:
     def paragraph(text: str) -> None:
         console.print(Text(text), soft_wrap=not console.is_terminal)
 
-    console.print(Text(comparison.group.title, style="bold"))
-    for line in (*findings(comparison), *notes(comparison)):
+    console.print(Text(title, style="bold"))
+    for line in lines:
         paragraph(line)
-    for table in text_tables(comparison):
+    for table in tables:
         console.print()
         console.print(Text(table.title, style="bold"))
         for number, part in enumerate(split_to_width(table, console)):
             console.print(*([""] if number else []), part, sep="\n")
         if table.note:
             paragraph(table.note)
-    if comparison.hardest:
+    if end is not None:
         console.print()
-        console.print(Text("Hardest questions", style="bold"))
-        for number, line in enumerate(hardest_lines(comparison), 1):
-            paragraph(f"{number}. {line}")
-        if not _has_all_texts(comparison):
-            paragraph(NO_TEXTS)
+        console.print(Text(end[0], style="bold"))
+        for line in end[1]:
+            paragraph(line)
     console.print()
 
 
@@ -282,7 +291,7 @@ def _rich_table(table: TextTable, first: int, last: int, name_width: int) -> Tab
     result = Table(box=SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     result.add_column(table.heads[0], overflow="fold", max_width=name_width)
     for head in table.heads[first:last]:
-        result.add_column(head, justify="right", no_wrap=True)
+        result.add_column(Text(head), justify="right", no_wrap=True)
     for name, *cells in table.rows:
         result.add_row(Text(name), *cells[first - 1 : last - 1])
     return result
@@ -290,17 +299,24 @@ def _rich_table(table: TextTable, first: int, last: int, name_width: int) -> Tab
 
 def markdown(comparison: Comparison) -> str:
     """Return findings, tables and the hardest questions as Markdown."""
-    lines = (*findings(comparison), *notes(comparison))
-    blocks = [f"# {comparison.group.title}", *map(escape_markdown, lines)]
-    for table in text_tables(comparison):
-        heads = [head.replace("\n", " ") for head in table.heads]
-        blocks += [f"## {table.title}", "\n".join(markdown_table(heads, table.rows, 1))]
-        blocks += [table.note] if table.note else []
+    blocks = markdown_blocks(
+        comparison.group.title, (*findings(comparison), *notes(comparison)), text_tables(comparison)
+    )
     if comparison.hardest:
         numbered = [f"{n}. {escape_markdown(line)}" for n, line in enumerate(hardest_lines(comparison), 1)]
         blocks += ["## Hardest questions", "\n".join(numbered)]
         blocks += [] if _has_all_texts(comparison) else [NO_TEXTS]
     return "\n\n".join(blocks)
+
+
+def markdown_blocks(title: str, lines: Sequence[str], tables: Sequence[TextTable]) -> list[str]:
+    """Return a title, lines and tables as blocks of Markdown."""
+    blocks = [f"# {title}", *map(escape_markdown, lines)]
+    for table in tables:
+        heads = [head.replace("\n", " ") for head in table.heads]
+        blocks += [f"## {table.title}", "\n".join(markdown_table(heads, table.rows, 1))]
+        blocks += [table.note] if table.note else []
+    return blocks
 
 
 def _has_all_texts(comparison: Comparison) -> bool:

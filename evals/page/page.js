@@ -1,5 +1,6 @@
 "use strict";
 // Sortable tables and the question browsers. Texts are inserted as text nodes, never as HTML.
+// judged.js, which is before this in the page, has the questions with judged answers.
 {
   const ROWS = 25;  // questions on a page
   const SHORT = 300;  // characters of a question in its closed row
@@ -16,9 +17,9 @@
     return made;
   }
 
-  function text(content, kind = "") {
+  function text(content, kind = "", long = LONG) {
     const made = element("div", { class: `text ${kind}`, dir: "auto" }, content);
-    if (content.length > LONG) {
+    if (content.length > long) {
       made.classList.add("long");
       made.tabIndex = 0;
     }
@@ -56,13 +57,12 @@
     return Number.isNaN(mean) ? 0 : mean;
   }
 
-  // The text that a search looks at, per question; built at the first search.
+  // The texts that a search looks at, per question.
   function searchTexts(data) {
-    data.searchTexts ??= data.keys.map((key, i) => [
+    return data.keys.map((key, i) => [
       plain(key), data.question?.[i], data.context?.[i] != null ? data.contexts[data.context[i]] : "", ...(data.choices?.[i] ?? []),
       ...(data.runs[0].response ? [...data.gold[i], ...data.runs.map((run) => run.response[i])] : []),
-    ].join("\n").toLowerCase());
-    return data.searchTexts;
+    ]);
   }
 
   const FILTERS = {
@@ -82,19 +82,21 @@
   // The sorted indices of the questions that match a state: the form's fields by name.
   function selected(data, state) {
     const tests = [];
+    const kind = kindOf(data);
     if (state.question) tests.push((i) => data.keys[i] === state.question);
     if (state.subject) tests.push((i) => data.subjects[data.subject[i]] === state.subject);
     if (state.filter?.startsWith("missed-")) tests.push((i) => data.missed[i] === Number(state.filter.slice(7)));
-    else if (state.filter) tests.push(FILTERS[state.filter](data));
+    else if (state.filter) tests.push(kind.FILTERS[state.filter](data));
     data.runs.forEach((run, number) => {
       const wanted = state[`model${number + 1}`];
-      if (wanted) tests.push((i) => run.right[i] === Number(wanted === "right"));
+      if (wanted) tests.push((i) => kind.isResult(run, i, wanted));
     });
     const words = (state.search ?? "").toLowerCase().split(/\s+/).filter(Boolean);
-    if (words.length) tests.push((i) => words.every((word) => searchTexts(data)[i].includes(word)));
+    if (words.length) data.searchTexts ??= kind.searchTexts(data).map((lines) => lines.join("\n").toLowerCase());
+    if (words.length) tests.push((i) => words.every((word) => data.searchTexts[i].includes(word)));
     const found = [];
     for (let i = 0; i < data.index.length; i++) if (tests.every((test) => test(i))) found.push(i);
-    return state.sort ? found.sort(ORDERS[state.sort](data)) : found;
+    return state.sort ? found.sort(kind.ORDERS[state.sort](data)) : found;
   }
 
   function choices(data, i) {
@@ -155,18 +157,30 @@
     else parts.push(element("p", {}, `Right: ${data.gold[i].join(" / ")}`));
     if (data.solution?.[i] != null) parts.push(text(data.solution[i], "context"));
     if (data.runs[0].response) parts.push(...responses(data, i));
-    const address = new URLSearchParams({ group: data.group, question: data.keys[i] });
-    parts.push(element("a", { href: `#q:${address}` }, "Link to this question"));
-    return element("div", { class: "body" }, ...parts);
+    return parts;
   }
 
+  const scored = {
+    FILTERS, ORDERS, prepared, searchTexts, body,
+    isResult: (run, i, wanted) => run.right[i] === Number(wanted === "right"),
+    mark: (run, i, model) => mark(run.right[i], model),
+    excerpt: (data, i) => data.question?.[i],
+  };
+  const judged = judgedAnswers({ element, text, signed, scrolls });
+  const kindOf = (data) => data.kind === "judged" ? judged : scored;
+
   function row(data, i, open) {
-    const key = `${plain(data.subjects[data.subject[i]])}, ${data.index[i]}`;
-    const marks = element("span", { class: "marks" }, ...data.runs.map((run, number) => mark(run.right[i], data.models[number])));
-    const excerpt = data.question?.[i]?.slice(0, SHORT).trim() || (data.question ? "text not saved" : `question ${data.index[i]}`);
+    const kind = kindOf(data);
+    const key = [plain(data.subjects[data.subject[i]] ?? ""), data.index[i]].filter((part) => part !== "").join(", ");
+    const marks = element("span", { class: "marks" }, ...data.runs.map((run, number) => kind.mark(run, i, data.models[number])));
+    const excerpt = kind.excerpt(data, i)?.slice(0, SHORT).trim() || (data.question ? "text not saved" : `question ${data.index[i]}`);
     const head = element("summary", {}, element("span", { class: "key" }, key), marks, element("span", { class: "excerpt", dir: "auto" }, excerpt));
     const details = element("details", {}, head);
-    const fill = () => { if (details.children.length === 1) details.append(body(data, i)); };
+    const fill = () => {
+      if (details.children.length > 1) return;
+      const address = new URLSearchParams({ group: data.group, question: data.keys[i] });
+      details.append(element("div", { class: "body" }, ...kind.body(data, i), element("a", { href: `#q:${address}` }, "Link to this question")));
+    };
     details.addEventListener("toggle", fill);
     if (open) {
       details.open = true;
@@ -180,7 +194,8 @@
     const list = section.querySelector(".questions");
     const status = section.querySelector("[role=status]");
     const fields = [...form.elements].filter((field) => field.name);
-    const data = prepared(JSON.parse(section.querySelector("script").textContent));
+    const content = JSON.parse(section.querySelector("script").textContent);
+    const data = kindOf(content).prepared(content);
     let page = 1;
 
     const state = () => Object.fromEntries(fields.filter((field) => field.type !== "checkbox" || field.checked).map((field) => [field.name, field.value]));

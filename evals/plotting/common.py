@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.cli.figures import INK, MIN_FONT_SIZE, PALETTE, QUIET, fold, lines, text_width
+from evals.analysis.judgments import Mean
 from evals.analysis.patterns import Rate
 from evals.data.catalogue import run_stem
 from evals.data.subjects import GROUPS
@@ -166,8 +167,10 @@ def percent_axis(axes: Axes, end: float, which: str = "x", step: float | None = 
             last.set_horizontalalignment("right")
 
 
-def draw_intervals(axes: Axes, rates: Sequence[Rate], ys: Sequence[float], colours: Sequence[str], size: float) -> None:
-    """Draw each accuracy as a dot of `size` points on a line over its interval."""
+def draw_intervals(
+    axes: Axes, rates: Sequence[Rate | Mean], ys: Sequence[float], colours: Sequence[str], size: float
+) -> None:
+    """Draw each accuracy or mean as a dot of `size` points on a line over its interval."""
     axes.hlines(ys, [rate.low for rate in rates], [rate.high for rate in rates], colours, linewidth=size / 3, zorder=2)
     axes.scatter([rate.mean for rate in rates], ys, size**2, colours, linewidths=0, zorder=3, clip_on=False)
 

@@ -63,12 +63,12 @@ class Group:
         return [[bool(run.records[key]["correct"]) for key in self.keys] for run in self.runs]
 
 
-def load_runs(paths: Sequence[str]) -> list[Run]:
+def load_runs(paths: Sequence[str], may_be_empty: bool = False) -> list[Run]:
     """Load the given run files, and the run files in the given folders and their subfolders.
 
     The runs come back in the order of `in_order`. Other files in a folder are ignored; an empty or damaged run file in
     a folder is reported on stderr and skipped. Raises `BareloopError` for a path that does not exist, for a given file
-    that is not a run file, and if there is no run at all.
+    that is not a run file, and if there is no run at all unless `may_be_empty`.
     """
     runs: dict[Path, Run] = {}
     for name in paths:
@@ -85,7 +85,7 @@ def load_runs(paths: Sequence[str]) -> list[Run]:
             runs.setdefault(path.resolve(), _load(path))
         else:
             raise BareloopError(f"no such file or folder: {name}")
-    if not runs:
+    if not runs and not may_be_empty:
         raise BareloopError(f"no run files (*{RUN_SUFFIX}) in {', '.join(map(str, paths))}; score a model first")
     return in_order(runs.values())
 

@@ -9,6 +9,7 @@ from engine.cli import parser as cli
 from evals.plots import main, parser
 from evals.plotting.accuracy import plot_accuracy
 from tests.evals.synthetic import write_runs
+from tests.evals.synthetic_judged import write_judged
 
 PLOTS = {"accuracy", "subjects", "heat_map", "errors", "misses", "overlap", "choices", "reliability"}
 
@@ -57,6 +58,20 @@ def test_missing_plots_are_reported_in_one_line_for_each_group(tmp_path, capsys)
     assert capsys.readouterr().err == (
         "GSM8K, 5-shot, through the chat template: no plot of subjects, heat map, errors (there is one subject); "
         "misses, overlap (there is one run); choices, reliability (there are no choices)\n"
+    )
+
+
+def test_plots_of_judged_answers_need_no_run_file(tmp_path, capsys):
+    write_judged(tmp_path / "runs" / "mt_bench", {"a": 5.0, "b": 7.0}, judges=("gpt-4", "o__x"), questions=1)
+    write_judged(tmp_path / "runs" / "few", {"a": 5.0}, categories=("math",))
+    folder = tmp_path / "plots"
+    assert program("--result-dir", str(tmp_path / "runs"), "--output-dir", str(folder)) == 0
+    names = {f"mt_bench_{judge}_{name}" for judge in ("gpt-4", "o__x") for name in ("scores", "radar")}
+    names.add("few_judge_scores")
+    assert {path.name for path in folder.iterdir()} == {name + suffix for name in names for suffix in (".png", ".svg")}
+    assert capsys.readouterr() == (
+        f"5 plots as PNG and SVG in {folder}\n",
+        "MT-Bench, few: no plot of scores by judge by category (there are fewer than 3 categories with scores)\n",
     )
 
 

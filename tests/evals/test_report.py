@@ -8,6 +8,7 @@ from engine.cli.parser import run
 from evals.report import inline_svg, main, parser
 from tests.evals.page.html import Page
 from tests.evals.synthetic import write_runs
+from tests.evals.synthetic_judged import write_judged
 
 
 def test_the_program_writes_one_file_and_names_it(tmp_path, capsys):
@@ -22,6 +23,33 @@ def test_the_program_writes_one_file_and_names_it(tmp_path, capsys):
     assert "damaged.run.jsonl" in lines[0]
     assert lines[-1] == f"report: {output}"
     assert "? What is" in Page(output.read_text(encoding="utf-8")).questions["mmlu-5-shot"]["question"][0]
+
+
+def test_judged_answers_are_found_beside_run_files(tmp_path, capsys):
+    write_runs(tmp_path / "results", {"a": 0.5}, subjects={"anatomy": 3})
+    for name in ("mt_bench", "other/mt_bench"):
+        write_judged(tmp_path / "results" / name, {"a": 5.0}, questions=1)
+    output = tmp_path / "report.html"
+    main(parser().parse_args([str(tmp_path / "results"), "--output", str(output)]))
+    assert capsys.readouterr().err.endswith(f"report: {output}\n")
+    parsed = Page(output.read_text(encoding="utf-8"))
+    assert list(parsed.questions) == ["mmlu-5-shot", "mt-bench", "mt-bench-3"]
+    assert "1 run in 1 group, 2 folders of judged answers" in [text for _, text in parsed.all("p")]
+    assert "costs" in parsed.ids
+
+
+def test_judged_answers_need_no_run_file_and_are_not_overwritten(tmp_path, capsys):
+    folder = write_judged(tmp_path / "mt_bench", {"a": 5.0}, questions=1)
+    output = tmp_path / "report.html"
+    main(parser().parse_args([str(folder), "--output", str(output)]))
+    assert list(Page(output.read_text(encoding="utf-8")).questions) == ["mt-bench"]
+    for name in ("question.jsonl", "model_answer/a.jsonl", "model_judgment/judge_single.jsonl"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(SystemExit) as stopped:
+            run(parser(), main, [str(folder), "--output", str(folder / name)])
+        assert stopped.value.code == 2
+        assert "is one of the files that the report is made of" in capsys.readouterr().err.splitlines()[-1]
+        assert (folder / name).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from engine.runtime.errors import BareloopError, UsageError
 from evals.harness.evaluate import Blocks, LocalModel, answer_missing
 from evals.harness.task import Task
 from evals.harness.workers.benchmark import units_to_do
-from evals.harness.workers.pool import Assignment, Pool, load_ray
-from evals.harness.workers.worker import Record
+from evals.harness.workers.pool import IN_FLIGHT, Assignment, Pool, load_ray
 
 if TYPE_CHECKING:
     from engine.checkpoints.opening import Opened
@@ -63,6 +62,19 @@ def open_pools(program: str, options: Any) -> AbstractContextManager[WorkerPools
     return nullcontext() if options.workers is None else WorkerPools(program, options)
 
 
+def make_pool(options: Any, kind: str, in_flight: int = IN_FLIGHT) -> Pool:
+    """The workers of the flags, on this kind of device. Raises `UsageError` if this machine has too few of it."""
+    import torch
+
+    devices = torch.cuda.device_count() or 1
+    if options.ray_address is None and kind != "cpu" and options.workers > devices:
+        raise UsageError(
+            f"--workers {options.workers}: this machine has {devices} of {kind}; use fewer, or --device cpu"
+        )
+    cores, gpus = torch.get_num_threads(), int(kind == "cuda")
+    return Pool(options.workers, options.ray_address, gpus, cores, options.mixed_devices, in_flight)
+
+
 class WorkerPools:
     """The workers of a program, made for the device of its first model."""
 
@@ -83,18 +95,10 @@ class WorkerPools:
         local = LocalModel(task, self.options, model, counter)
         return answer_missing(task, self.options, WorkerModel(self, local, model, number))
 
-    def pool(self, local: LocalModel) -> Pool:
-        """The workers, for this kind of device. Raises `BareloopError` if the machine has too little for them."""
-        import torch
-
+    def pool(self, kind: str) -> Pool:
+        """The workers, on this kind of device."""
         if self._pool is None:
-            count, address, kind = self.options.workers, self.options.ray_address, local.device.type
-            if address is None and kind != "cpu" and count > (devices := torch.cuda.device_count() or 1):
-                raise UsageError(
-                    f"--workers {count}: this machine has {devices} GPU(s); use that many, or --device cpu"
-                )
-            cores = torch.get_num_threads()
-            self._pool = Pool(count, address, int(kind == "cuda"), cores, self.options.mixed_devices)
+            self._pool = make_pool(self.options, kind)
         return self._pool
 
 
@@ -110,12 +114,12 @@ class WorkerModel:
         return self.local.render(now)
 
     def status(self) -> str:
-        return self.pools.pool(self.local).status()
+        return self.pools.pool(self.local.device.type).status()
 
-    def answer(self, blocks: Blocks) -> Iterator[Sequence[Record]]:
+    def answer(self, blocks: Blocks) -> Iterator[Sequence[dict[str, Any]]]:
         options = self.pools.options
         check_memory(self.local.opened, self.local.device.type, options)
-        pool = self.pools.pool(self.local)
+        pool = self.pools.pool(self.local.device.type)
         pool.start()
         arguments = {
             "program": self.pools.program,
@@ -130,7 +134,7 @@ class WorkerModel:
         for records in pool.run(assignment, units_to_do(blocks.task, blocks.missing)):
             yield [self._share_time(record) for record in records]
 
-    def _share_time(self, record: Record) -> Record:
+    def _share_time(self, record: dict[str, Any]) -> dict[str, Any]:
         """Divide real seconds by the number of workers, which pass at the same time: their sum is that of the run."""
         times, workers = record["times"], self.pools.options.workers
         shared = {name: round(times[name] / workers, 6) for name in ("real", "prefill", "decode") if name in times}

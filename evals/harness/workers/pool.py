@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
 from evals.harness.dispatch import MAX_DEATHS, Dispatcher, WorkerLostError
-from evals.harness.workers.worker import Host, Record, Records, Unit
+from evals.harness.workers.worker import Host, Records, Unit
 
 IN_FLIGHT = 2  # units at a time for each worker: one that it computes, and one that it can begin at once
 OBJECT_STORE = 2**27  # bytes; records are small
@@ -46,10 +46,19 @@ class Pool:
 
     `address`: of a Ray cluster; None for this machine. `gpus`: of each worker. `cores`: of this machine, which workers
     on its CPU share. `mixed`: allow workers on devices of different kinds, whose records may differ in their last bits.
+    `in_flight`: units at a time for each worker.
     """
 
-    def __init__(self, count: int, address: str | None, gpus: int, cores: int, mixed: bool = False) -> None:
-        self.count, self.address, self.gpus, self.mixed = count, address, gpus, mixed
+    def __init__(
+        self,
+        count: int,
+        address: str | None,
+        gpus: int,
+        cores: int,
+        mixed: bool = False,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
+        self.count, self.address, self.gpus, self.mixed, self.in_flight = count, address, gpus, mixed, in_flight
         self.threads = 1 if gpus else max(1, cores // count)  # of each worker
         self.workers: list[RayWorker] = []
         self.ray: Any = None  # the module, once it has started
@@ -64,13 +73,13 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, assignment: Assignment, units: Sequence[Unit]) -> Iterator[Sequence[Record]]:
+    def run(self, assignment: Assignment, units: Sequence[Unit]) -> Iterator[list[Any]]:
         """Compute units, the first ones first, and yield their records as they come."""
         self.identity, self.recorded = None, set()
         for worker in self.workers:
             worker.assignment = assignment
         blocks = iter([[unit] for unit in units])
-        work = Dispatcher(blocks, self.workers, IN_FLIGHT, RayWorker.answer, _not_given_up, RayWorker.prepare)
+        work = Dispatcher(blocks, self.workers, self.in_flight, RayWorker.answer, _not_given_up, RayWorker.prepare)
         for records, _ in work:
             yield [record for _, record in records]
 
@@ -97,13 +106,12 @@ class Pool:
 
     def close(self) -> None:
         """End the workers, and Ray on this machine."""
-        if not self.workers:
-            return
         for worker in self.workers:
             worker.end()
         self.workers = []
-        with contextlib.suppress(Exception):
-            self.ray.shutdown()
+        if self.ray is not None:
+            with contextlib.suppress(Exception):
+                self.ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -213,7 +221,9 @@ class RayWorker:
     def _new_actor(self) -> Any:
         threads = self.pool.threads
         # a thread for each unit in flight, and one for the next job
-        remote = self.pool.ray.remote(num_cpus=threads, num_gpus=self.pool.gpus, max_concurrency=IN_FLIGHT + 1)(Host)
+        remote = self.pool.ray.remote(
+            num_cpus=threads, num_gpus=self.pool.gpus, max_concurrency=self.pool.in_flight + 1
+        )(Host)
         environment = {"env_vars": {"OMP_NUM_THREADS": str(threads)}} if not self.pool.gpus else {}
         return remote.options(runtime_env=environment).remote()
 

@@ -13,8 +13,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-Record = dict[str, Any]
-Records = Sequence[tuple[Hashable, Record]]  # with the keys of their questions
+Records = Sequence[tuple[Hashable, Any]]  # keys of questions, and what is written about them
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Worker:
 
     def _hand_out(self, records: Records) -> None:
         """Give records to the threads that wait for them."""
-        by_part: dict[int, tuple[_Part, list[tuple[Hashable, Record]]]] = {}
+        by_part: dict[int, tuple[_Part, list[tuple[Hashable, Any]]]] = {}
         for key, record in records:
             part = self._parts.pop(key)
             part.missing.discard(key)

@@ -5,21 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
-import subprocess
-
-import pytest
 
 from evals.report import page
 from evals.runs.collection import group_runs, load_runs
 from tests.evals.page.html import Page
 from tests.evals.synthetic import write_runs
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER_FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--dump-dom"),
-]
 NO_TEXTS = "The texts of these questions were not saved"
 
 
@@ -71,25 +62,6 @@ def test_a_single_run_has_no_comparisons(tmp_path):
     values = [attributes["value"] or "" for attributes, _ in parsed.all("option")]
     assert [value for value in values if "wrong" in value] == ["all-wrong"]
     assert parsed.questions["mmlu-5-shot"]["models"] == ["alone"]
-
-
-@pytest.fixture(scope="module")
-def browse(tmp_path_factory):
-    """Open a page in a headless browser and return its DOM."""
-    browsers = [path for name in BROWSERS if (path := shutil.which(name))]
-    if not browsers:
-        pytest.skip("needs Chromium")
-    folder = tmp_path_factory.mktemp("browser")
-
-    def open_page(html: str, fragment: str = "", *flags: str) -> str:
-        (folder / "report.html").write_text(html, encoding="utf-8")
-        command = [browsers[0], *BROWSER_FLAGS, f"--user-data-dir={folder / 'profile'}", *flags]
-        address = f"{(folder / 'report.html').as_uri()}{fragment}"
-        done = subprocess.run([*command, address], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return open_page
 
 
 def test_a_browser_shows_the_questions_that_the_address_asks_for(report, browse):

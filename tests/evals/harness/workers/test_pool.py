@@ -47,6 +47,11 @@ def importable(monkeypatch):
     os.environ.update(environment)
 
 
+def run_once(pool, job=JOB):
+    with pool:
+        return run(pool, job)
+
+
 def run(pool, job=JOB, units=UNITS):
     pool.start()
     return [record["double"] for records in pool.run(job, units) for record in records]
@@ -75,7 +80,7 @@ def test_workers_that_never_begin_end_the_run(monkeypatch):
     with pytest.raises(
         BareloopError, match=r"worker [12] ended 3 times before it began \(The actor died unexpectedly.\)"
     ):
-        run(Pool(2, None, gpus=0, cores=2))
+        run_once(Pool(2, None, gpus=0, cores=2))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_workers_that_never_begin_end_the_run(monkeypatch):
 def test_an_error_of_a_worker_is_one_line(monkeypatch, arguments, message):
     FakeRay().install(monkeypatch)
     with pytest.raises(BareloopError, match=message) as caught:
-        run(Pool(2, None, gpus=0, cores=2), Assignment(JOB.job, arguments))
+        run_once(Pool(2, None, gpus=0, cores=2), Assignment(JOB.job, arguments))
     assert isinstance(caught.value, UsageError) == (arguments["error"] == "begin")
 
 
@@ -98,8 +103,8 @@ def test_workers_on_other_devices_are_refused_unless_they_are_asked_for(monkeypa
     FakeRay().install(monkeypatch)
     job = Assignment(JOB.job, {"kinds": ("a", "b")})
     with pytest.raises(BareloopError, match=r"differs from the first in computes on .*--mixed-devices"):
-        run(Pool(2, None, gpus=0, cores=2), job)
-    assert len(run(Pool(2, None, gpus=0, cores=2, mixed=True), job)) == 60
+        run_once(Pool(2, None, gpus=0, cores=2), job)
+    assert len(run_once(Pool(2, None, gpus=0, cores=2, mixed=True), job)) == 60
 
 
 def test_threads_are_divided_so_that_all_workers_fit():

@@ -1,0 +1,1 @@
+"""Answers and judgments: what a benchmark needs whose answers a model judges."""

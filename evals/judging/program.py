@@ -1,0 +1,152 @@
+"""A run of a benchmark whose answers are judged: what is judged, what that costs, and by whom. No torch."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from engine.runtime.errors import BareloopError
+from engine.runtime.files import write_atomic
+from evals.data.mt_bench import QUESTIONS, REFERENCES, JudgedQuestion, QuestionSet
+from evals.judging.contestants import SINGLE, Contestant, baseline_of, is_judged
+from evals.judging.judges import MAX_NEW_TOKENS, Judge, LocalJudge, RemoteJudge
+from evals.judging.judgments import judge_matches, plan
+from evals.judging.matches import Match, estimate, pair_matches, single_matches
+from evals.runs.judged import Answer, read_answers
+
+LONGEST_TOKEN = 5  # characters: an answer that does not exist yet is taken to have so many for each of its tokens
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the flags of a program select."""
+
+    options: Any
+    folder: Path  # of the files
+    data: QuestionSet  # with the chosen questions only
+    contestants: Sequence[Contestant]
+
+    @property
+    def kind(self) -> str:
+        """The kind of judgments, as in the names of their files."""
+        return "single" if self.options.mode == SINGLE else "pair"
+
+    def matches(self, answers: Mapping[str, Mapping[int, Answer]]) -> list[Match]:
+        """Return what is judged: each of these answers, or each pair of them. `answers`: by contestant."""
+        if self.options.mode == SINGLE:
+            return single_matches(self.data, answers)
+        baseline = next((each.id for each in self.contestants if each.name == baseline_of(self.options)), None)
+        if baseline is not None:
+            return pair_matches(self.data, answers, [(name, baseline) for name in answers if name != baseline])
+        return pair_matches(self.data, answers, list(combinations(sorted(answers), 2)))
+
+    def judge(self, judge: Judge) -> None:
+        """Judge what has not been judged."""
+        options = self.options
+        matches = self.matches({each.id: read_answers(each.path) for each in self.contestants})
+        number, limit = options.passes, options.judge_concurrency
+        judge_matches(matches, judge, self.folder, self.kind, number, limit, options.retry, options.fresh)
+
+    def report(self, judge: Judge | None) -> None:
+        """Tell what is asked, and what a server's judge costs; on a terminal ask the user before that.
+
+        An answer that does not exist yet counts with its longest text. Raises `BareloopError` if the user declines.
+        """
+        options, total = self.options, len(self.data.questions)
+        lines = [
+            f"{each.id}: {len(each.missing)} of {total} questions are to be answered"
+            for each in self.contestants
+            if each.missing or options.dry_run
+        ]
+        count = 0
+        if judge is not None:
+            count, line = self._cost(judge)
+            lines += [line] if count or options.dry_run else []
+        for line in lines:
+            print(line, file=sys.stdout if options.dry_run else sys.stderr, flush=True)
+        if count and options.judge_url and not options.dry_run and not options.yes:
+            _ask_user()
+
+    def _cost(self, judge: Judge) -> tuple[int, str]:
+        """Return how many judgments are missing, and a line that tells what they cost."""
+        text = "x" * (LONGEST_TOKEN * self.options.max_new_tokens)
+        answers = {
+            each.id: {**each.answers, **{question.id: _placeholder(question, text) for question in each.missing}}
+            for each in self.contestants
+        }
+        is_open = any(each.missing for each in self.contestants)
+        retry = self.options.retry or is_open
+        matches, number = self.matches(answers), self.options.passes
+        passes = plan(matches, judge.name, self.folder, self.kind, number, retry, self.options.fresh)
+        costs = [estimate(part.missing) for part in passes]
+        count, prompts, typical = (sum(part) for part in zip(*costs, strict=True))
+        limit, bound = count * MAX_NEW_TOKENS, "at most " if is_open else "some "
+        line = f"{judge.name}: {count:,} judgments are to be made, with {bound}{prompts:,} tokens of prompts and some "
+        line += f"{typical:,} of judgments (at most {limit:,})"
+        if self.options.judge_price is not None:
+            price_in, price_out = (price / 1e6 for price in self.options.judge_price)
+            low, high = (prompts * price_in + tokens * price_out for tokens in (typical, limit))
+            line += f": {bound}${low:,.2f}, with the longest judgments ${high:,.2f}"
+        return count, line
+
+
+def _placeholder(question: JudgedQuestion, text: str) -> Answer:
+    return Answer(question.id, "", ((text,) * len(question.turns),))
+
+
+def _ask_user() -> None:
+    """Raise `BareloopError` unless the user agrees; without a terminal nobody is asked."""
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
+        return
+    print("ask the judge? [y/N] ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline().strip().lower().startswith("y"):
+        raise BareloopError(
+            "nothing was asked; --yes asks without this question, and without a judge there are answers"
+        )
+
+
+def save_data(data: QuestionSet, folder: Path) -> None:
+    """Save questions and references beside the answers, as FastChat has them. Raises `BareloopError` for other ones."""
+    for name in (QUESTIONS, REFERENCES):
+        source, target = data.files[name], folder / name
+        if not source.exists():
+            continue
+        content = source.read_bytes()
+        if not target.exists():
+            write_atomic(target, content)
+        elif target.read_bytes() != content:
+            raise BareloopError(f"{target} differs from --data; use another --output-dir, or move it away")
+
+
+@contextmanager
+def build_judge(options: Any) -> Iterator[LocalJudge | RemoteJudge | None]:
+    """Yield the judge of the flags, which has been checked; None without one."""
+    if not is_judged(options):
+        yield None
+        return
+    judge: LocalJudge | RemoteJudge
+    if options.judge is not None:
+        judge = LocalJudge(options.judge, options)
+    else:
+        from engine.remote.address import read_key
+
+        url, key_file = options.judge_url, options.judge_api_key_file
+        judge = RemoteJudge(url, options.judge_model or _only_model(url, key_file), read_key(key_file))
+    with judge:
+        judge.check()
+        yield judge
+
+
+def _only_model(url: str, key_file: str | None) -> str:
+    """Return the name of the only model of a server. Raises `UsageError` if it has several."""
+    from evals.harness.remote.connection import choose_remote_model
+
+    server = Namespace(url=[url], api_key_file=key_file, model=None)
+    choose_remote_model(server)
+    return str(server.model[0])
