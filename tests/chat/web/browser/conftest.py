@@ -48,24 +48,6 @@ def chromium_browser(chromium, playwright) -> Iterator[Browser]:
     browser.close()
 
 
-@pytest.fixture(scope="module")
-def ending() -> Iterator[list[RunningPage]]:
-    """Servers that are told to end. That takes them a moment, for which no test waits."""
-    pages: list[RunningPage] = []
-    yield pages
-    for page in pages:
-        page.close()
-
-
-@pytest.fixture
-def page(data, ending) -> Iterator[RunningPage]:
-    page = RunningPage()
-    yield page
-    page.script.go()
-    page.server.stop()
-    ending.append(page)
-
-
 @pytest.fixture
 def open_tab(chromium_browser, page) -> Iterator[Callable[..., Tab]]:
     """Opens tabs of the page: all in one browser, or in one with other properties, such as `viewport`."""
