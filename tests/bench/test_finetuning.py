@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import finetuning, shapes
+from bench import finetuning, peer_engines, shapes
 from engine.runtime.errors import UsageError
 
 
@@ -14,8 +14,25 @@ def options(*flags: str):
     return finetuning.parser().parse_args(list(flags))
 
 
+class SharedWorker:
+    """An engine in this process, where its modules are loaded already."""
+
+    def __init__(self, name, *settings, load):
+        self.run = load(name, *settings)
+
+    def close(self):
+        pass
+
+
+def start(name, *settings, load):
+    """Ours in its own process, as in the program; the other one here."""
+    kind = peer_engines.Worker if name.startswith("bareloop") else SharedWorker
+    return kind(name, *settings, load=load)
+
+
 def test_both_engines_have_the_same_first_loss_and_all_rounds(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
+    monkeypatch.setattr(finetuning, "Worker", start)
     flags = ["-m", "tiny", "--tokens", "150", "--longest", "90", "--rounds", "2", "--rows", "answers"]
     finetuning.main(options(*flags, "--output-dir", str(tmp_path)))
     report = json.loads((tmp_path / "tiny-all-linear.json").read_text())["engines"]
