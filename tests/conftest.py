@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# torch's threads that wait must not spin, on cores that other tests need. torch reads this when it is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000" if "--benchmark-only" in sys.argv else "0")
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chat.web.scripted import RunningPage
-
 if TYPE_CHECKING:
     from tests.chat.web.browser.tab import Browser, Playwright, Tab
 
