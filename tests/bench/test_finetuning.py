@@ -8,20 +8,11 @@ import pytest
 
 from bench import finetuning, peer_engines, shapes
 from engine.runtime.errors import UsageError
+from tests.bench.workers import SharedWorker
 
 
 def options(*flags: str):
     return finetuning.parser().parse_args(list(flags))
-
-
-class SharedWorker:
-    """An engine in this process, where its modules are loaded already."""
-
-    def __init__(self, name, *settings, load):
-        self.run = load(name, *settings)
-
-    def close(self):
-        pass
 
 
 def start(name, *settings, load):
