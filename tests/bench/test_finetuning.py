@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import finetuning, peer_engines, shapes
+from bench import finetuning, peer_engines
 from engine.runtime.errors import UsageError
 from tests.bench.workers import SharedWorker
 
@@ -21,8 +21,7 @@ def start(name, *settings, load):
     return kind(name, *settings, load=load)
 
 
-def test_both_engines_have_the_same_first_loss_and_all_rounds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
+def test_both_engines_have_the_same_first_loss_and_all_rounds(tiny_shape, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(finetuning, "Worker", start)
     flags = ["-m", "tiny", "--tokens", "150", "--longest", "90", "--rounds", "2", "--rows", "answers"]
     finetuning.main(options(*flags, "--output-dir", str(tmp_path)))

@@ -15,13 +15,6 @@ from tests.bench.workers import SharedWorker
 IDS = list(range(5, 25))
 
 
-@pytest.fixture
-def tiny_shape(tmp_path, monkeypatch):
-    """The folder of the smallest shape, in an empty cache."""
-    monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
-    return shapes.checkpoint("tiny")
-
-
 def options(*flags: str):
     return peers.parser().parse_args(list(flags))
 
