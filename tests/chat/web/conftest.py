@@ -136,12 +136,22 @@ def data(tmp_path, monkeypatch) -> Iterator[Any]:
     yield tmp_path / "data" / "bareloop"
 
 
+@pytest.fixture(scope="module")
+def ending() -> Iterator[list[RunningPage]]:
+    """Servers that are told to end. That takes them a moment, for which no test waits."""
+    pages: list[RunningPage] = []
+    yield pages
+    for page in pages:
+        page.close()
+
+
 @pytest.fixture
-def page(data) -> Iterator[RunningPage]:
+def page(data, ending) -> Iterator[RunningPage]:
     page = RunningPage()
     yield page
     page.script.go()
-    page.close()
+    page.server.stop()
+    ending.append(page)
 
 
 @pytest.fixture

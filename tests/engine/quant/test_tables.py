@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from engine.quant.bitsandbytes import Bnb4
 from engine.quant.tables import TABLE, TablePanels, in_panels
 from tests.engine.quant.matrices import CPU, assert_rows_have_their_bits_alone, random_matrix
 
-pytest.importorskip("bitsandbytes")
+pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 
 KINDS = [("nf4", False), ("fp4", False), ("nf4", True), ("fp4", True)]
 DTYPES = [torch.float32, torch.bfloat16]

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.chat.web.scripted import RunningPage
-
 if TYPE_CHECKING:
     from tests.chat.web.browser.tab import Browser, Playwright, Tab
 
@@ -46,24 +44,6 @@ def chromium_browser(chromium, playwright) -> Iterator[Browser]:
     browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
     yield browser
     browser.close()
-
-
-@pytest.fixture(scope="module")
-def ending() -> Iterator[list[RunningPage]]:
-    """Servers that are told to end. That takes them a moment, for which no test waits."""
-    pages: list[RunningPage] = []
-    yield pages
-    for page in pages:
-        page.close()
-
-
-@pytest.fixture
-def page(data, ending) -> Iterator[RunningPage]:
-    page = RunningPage()
-    yield page
-    page.script.go()
-    page.server.stop()
-    ending.append(page)
 
 
 @pytest.fixture

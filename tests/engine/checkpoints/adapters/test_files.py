@@ -24,8 +24,6 @@ from engine.layers.linear import Matrix, is_adapted
 from engine.models.family import Model
 from engine.runtime.errors import BareloopError, UsageError
 
-peft = pytest.importorskip("peft")
-
 ALL_RWKV = ["key", "value", "receptance", "output"]
 # Of every kind of family: what peft adapts, and other settings.
 CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
@@ -80,7 +78,9 @@ def test_an_adapter_of_peft_has_the_same_logits_here_and_ours_has_them_in_peft(
     loaded = {name for name in theirs if "vision_tower" not in name and not name.endswith("base_layer.weight")}
     assert loaded == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) for name in loaded)
-    again = peft.PeftModel.from_pretrained(dense(tiny.folder), tmp_path / "ours")
+    from peft import PeftModel
+
+    again = PeftModel.from_pretrained(dense(tiny.folder), tmp_path / "ours")
     assert {name for name, _ in again.named_parameters() if "lora_" in name} == {
         name.replace(".weight", ".default.weight") for name in ours
     }
