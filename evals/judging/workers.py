@@ -9,8 +9,9 @@ from typing import Any
 from evals.data.mt_bench import JudgedQuestion
 from evals.harness.evaluate import BATCH_SIZE
 from evals.harness.identity import computing_kind, lasting, place
+from evals.harness.workers.actor import Assignment
 from evals.harness.workers.driver import check_memory, make_pool, portable
-from evals.harness.workers.pool import Assignment, Pool
+from evals.harness.workers.pool import Pool
 from evals.harness.workers.worker import COMPUTES_ON, Records, Unit
 from evals.judging.settings import make_settings
 from evals.runs.judged import Answer

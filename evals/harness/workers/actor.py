@@ -4,19 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
 from evals.harness.dispatch import MAX_DEATHS, WorkerLostError
 from evals.harness.workers.cluster import first_line
-from evals.harness.workers.worker import Host, Records, Unit
-
-if TYPE_CHECKING:
-    from evals.harness.workers.pool import Assignment, Pool
+from evals.harness.workers.worker import COMPUTES_ON, Host, Records, Unit
 
 PATIENCE = 30  # seconds without a place for a worker before the user is told
+
+
+class Assignment:
+    """What all workers do: a job and its arguments, see `Host.begin`.
+
+    `identity`: what the records depend on; every worker must have the same.
+    """
+
+    def __init__(self, job: str, arguments: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        self.job, self.arguments, self.identity = job, arguments, identity
+        self._kind: str | None = None  # of the first worker's device
+        self._lock = threading.Lock()
+
+    def check(self, name: str, identity: Mapping[str, Any], mixed: bool) -> None:
+        """Raise `BareloopError` if records of a worker of this identity would differ.
+
+        `mixed`: its device may be of another kind than the first one's.
+        """
+        with self._lock:
+            kind = self._kind = self._kind or identity[COMPUTES_ON]
+        expected = {**self.identity, COMPUTES_ON: kind}
+        for key in expected.keys() | identity.keys():
+            if expected.get(key) == identity.get(key) or (mixed and key == COMPUTES_ON):
+                continue
+            hint = "give all nodes the same model and data"
+            if key == COMPUTES_ON:
+                hint = "use machines of one kind, or --mixed-devices, which allows other last bits"
+            raise BareloopError(
+                f"{name} differs in {key} ({identity.get(key)}, expected was {expected.get(key)}); {hint}"
+            )
+
+
+class Owner(Protocol):
+    """What a worker needs of the pool that it belongs to."""
+
+    ray: Any  # the module
+    address: str | None  # of a cluster
+    threads: int  # of each worker
+    gpus: int  # of each worker
+    in_flight: int  # units at a time for each worker
+    mixed: bool  # whether devices may be of different kinds
+    recorded: set[Hashable]  # keys of the questions whose records have come
+
+    def tell(self, line: str, once: bool = False) -> None:
+        """Tell the user something; with `once`, only the first time."""
+        ...
 
 
 @dataclass
@@ -34,7 +77,7 @@ class _Process:
 class RayWorker:
     """One worker. Several threads ask it at once, and any of them may see first that its process has ended."""
 
-    def __init__(self, pool: Pool, number: int) -> None:
+    def __init__(self, pool: Owner, number: int) -> None:
         self.pool, self.name = pool, f"worker {number}"
         self.assignment: Assignment | None = None
         self._process: _Process | None = None

@@ -14,9 +14,10 @@ from engine.runtime.errors import BareloopError, UsageError
 from evals.harness.evaluate import Blocks, LocalModel, answer_missing
 from evals.harness.identity import lasting, place
 from evals.harness.task import Task
+from evals.harness.workers.actor import Assignment
 from evals.harness.workers.benchmark import units_to_do
 from evals.harness.workers.cluster import load_ray
-from evals.harness.workers.pool import IN_FLIGHT, Assignment, Pool
+from evals.harness.workers.pool import IN_FLIGHT, Pool
 
 if TYPE_CHECKING:
     from engine.checkpoints.opening import Opened

@@ -8,49 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError
 from evals.harness.dispatch import Dispatcher
 from evals.harness.workers import cluster
-from evals.harness.workers.actor import RayWorker
-from evals.harness.workers.worker import COMPUTES_ON, Unit
+from evals.harness.workers.actor import Assignment, RayWorker
+from evals.harness.workers.worker import Unit
 
 IN_FLIGHT = 2  # units at a time for each worker: one that it computes, and one that it can begin at once
 GRACE = 3.0  # seconds that threads have to end
-
-
-class Assignment:
-    """What all workers do: a job and its arguments, see `Host.begin`.
-
-    `identity`: what the records depend on; every worker must have the same.
-    """
-
-    def __init__(self, job: str, arguments: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        self.job, self.arguments, self.identity = job, arguments, identity
-        self._kind: str | None = None  # of the first worker's device
-        self._lock = threading.Lock()
-
-    def check(self, name: str, identity: Mapping[str, Any], mixed: bool) -> None:
-        """Raise `BareloopError` if records of a worker of this identity would differ.
-
-        `mixed`: its device may be of another kind than the first one's.
-        """
-        with self._lock:
-            kind = self._kind = self._kind or identity[COMPUTES_ON]
-        expected = {**self.identity, COMPUTES_ON: kind}
-        for key in expected.keys() | identity.keys():
-            if expected.get(key) == identity.get(key) or (mixed and key == COMPUTES_ON):
-                continue
-            hint = "give all nodes the same model and data"
-            if key == COMPUTES_ON:
-                hint = "use machines of one kind, or --mixed-devices, which allows other last bits"
-            raise BareloopError(
-                f"{name} differs in {key} ({identity.get(key)}, expected was {expected.get(key)}); {hint}"
-            )
 
 
 class Pool:

@@ -11,8 +11,9 @@ import pytest
 
 from engine.runtime.errors import BareloopError, UsageError
 from evals.harness.workers import actor, cluster
+from evals.harness.workers.actor import Assignment
 from evals.harness.workers.cluster import load_ray, threads_of_each
-from evals.harness.workers.pool import Assignment, Pool
+from evals.harness.workers.pool import Pool
 from evals.harness.workers.worker import Unit
 from tests.evals.harness.workers.fake_ray import FakeRay, at_random
 
