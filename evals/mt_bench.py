@@ -24,6 +24,7 @@ from evals.judging.contestants import (
     choose_questions,
     list_contestants,
 )
+from evals.judging.judges import MAX_NEW_TOKENS as JUDGE_TOKENS
 from evals.judging.program import Selection, build_judge, save_data
 from evals.judging.results import conclude
 from evals.judging.servers import answer_key, only_model_of
@@ -103,6 +104,13 @@ def _add_judge_options(parser: Parser) -> None:
         help="judgments at a time (default: 4 of a server, else 16)",
     )
     judges.add_argument(
+        "--judge-max-tokens",
+        type=int,
+        default=JUDGE_TOKENS,
+        metavar="N",
+        help=f"the longest judgment (default: {JUDGE_TOKENS:,})",
+    )
+    judges.add_argument(
         "--judge-price",
         nargs=2,
         type=float,
@@ -150,7 +158,7 @@ def main(options: Any) -> None:
 def check_options(options: Any) -> None:
     """Raise `UsageError` for invalid numbers and combinations of flags, before anything is loaded."""
     numbers = ("limit", "max_new_tokens", "num_choices", "batch_size", "concurrency", "judge_concurrency", "passes")
-    require_at_least(1, options, *numbers)
+    require_at_least(1, options, *numbers, "judge_max_tokens")
     for flag, other in (("fresh", "rescore"), ("dry_run", "rescore"), ("retry", "rescore"), ("fresh", "retry")):
         if getattr(options, flag) and getattr(options, other):
             raise UsageError(f"--{flag.replace('_', '-')} and --{other} exclude each other; use one of them")

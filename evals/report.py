@@ -21,6 +21,7 @@ from engine.runtime.errors import UsageError
 from engine.runtime.files import local_path, write_atomic
 from evals.analysis.comparison import Comparison, compare
 from evals.analysis.findings import findings, notes, plural
+from evals.analysis.judgment_tables import cut_turns
 from evals.analysis.judgment_tables import findings as judged_findings
 from evals.analysis.judgments import analyse
 from evals.analysis.tables import has_letters
@@ -206,7 +207,7 @@ def _judged_section(folder: JudgedFolder, slug: str) -> dict[str, Any]:
     parts = []
     for index, analysis in enumerate(analyse(folder.judges, folder.categories), 1):
         name, prefix = f"by {analysis.judge}", f"judge{index}"
-        answers = [line.partition("? ")[::2] for line in judged_findings(analysis)]
+        answers = [line.partition("? ")[::2] for line in judged_findings(analysis, cut_turns(folder, analysis))]
         plots = [_embed(plot, slug) for _, plot in draw_judged(folder, [analysis]) if not isinstance(plot, str)]
         if analysis.models:
             score_tables = judgments.score_tables(analysis, slug, prefix)

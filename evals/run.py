@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def parser() -> Parser:
         result.add_argument(name, action="extend", nargs="+", metavar=metavar, help=text, **more)
 
     known = ", ".join(BENCHMARKS)
-    add_list("--tasks", "TASK", f"{known} (default: mmlu)", choices=tuple(BENCHMARKS))
+    add_list("--tasks", "TASK", f"{known} (default: mmlu)", choices=tuple(BENCHMARKS), type=_task)
     result.add_model_options(without=("quant",))
     add_list("--quant", "FORMAT", "weight formats: none, int8, int4 … (default: auto, as in python -m engine)")
     result.add_argument(
@@ -95,6 +96,12 @@ def main(options: Any) -> None:
     if failures:
         names = "; ".join(map(str, failures))
         raise BareloopError(f"{len(failures)} of {len(runs)} runs failed ({names}); the same command tries them again")
+
+
+def _task(name: str) -> str:
+    if name == "mt_bench":
+        raise ArgumentTypeError("mt_bench has a program of its own: python -m evals.mt_bench")
+    return name
 
 
 def choose_formats(options: Any) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from dataclasses import dataclass
 from ipaddress import ip_address
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import local_path
@@ -22,6 +23,7 @@ class Address:
     root: str
     shown: str
     password: str | None
+    secrets: tuple[str, ...]  # of the URL, in all forms in which a server may repeat them
     port: int | None
     is_local: bool  # on this machine, so that no proxy is asked
 
@@ -47,7 +49,7 @@ class Address:
             raise UsageError(f"{parts.scheme}://{host}…: the address of a server ends with its path, without ? and #")
         place = parts.netloc.rpartition("@")[2] + API_PATH.sub("", parts.path)
         root = f"{parts.scheme}://{parts.netloc}{API_PATH.sub('', parts.path)}"
-        return Address(root, f"{parts.scheme}://{place}", parts.password, port, _is_local(host))
+        return Address(root, f"{parts.scheme}://{place}", parts.password, _secrets(parts), port, _is_local(host))
 
 
 def read_key(file: str | None = None) -> str | None:
@@ -56,7 +58,8 @@ def read_key(file: str | None = None) -> str | None:
     Raises `BareloopError` for a file that cannot be read, or that has no key.
     """
     if file is None:
-        return next((key for name in KEY_VARIABLES if (key := os.environ.get(name, "").strip())), None)
+        name = key_variable()
+        return None if name is None else os.environ[name].strip()
     try:
         key = local_path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -67,11 +70,24 @@ def read_key(file: str | None = None) -> str | None:
     return key
 
 
+def key_variable() -> str | None:
+    """The environment variable that `read_key` takes the key from; None if none is set."""
+    return next((name for name in KEY_VARIABLES if os.environ.get(name, "").strip()), None)
+
+
 def check_key(key: str) -> str:
     """Return the key. Raises `UsageError`, which does not show it, if it cannot stand in a header."""
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError("the key has characters that no key has; it is one line of ASCII without spaces")
     return key
+
+
+def _secrets(parts: SplitResult) -> tuple[str, ...]:
+    user, password = (unquote(part or "") for part in (parts.username, parts.password))
+    if not user and not password:
+        return ()
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()  # as in the header Authorization
+    return tuple(secret for secret in (basic, parts.password, password) if secret)
 
 
 def _hidden(url: str) -> str:

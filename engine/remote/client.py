@@ -60,7 +60,7 @@ class RemoteModel:
         key = read_key() if api_key is None else api_key
         headers = {"User-Agent": "bareloop"} | ({"Authorization": f"Bearer {check_key(key)}"} if key else {})
         self._has_key = bool(key)
-        self._secrets = [secret for secret in (key, address.password) if secret]
+        self._secrets = [secret for secret in (key, *address.secrets) if secret]
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = httpx2.Client(
             headers=headers,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from evals.analysis.findings import MAX_NAMED, percent, plural
-from evals.analysis.judgments import SCALE, JudgeAnalysis, Mean, ScoreDifference
+from evals.analysis.judgments import MIN_QUESTIONS, SCALE, JudgeAnalysis, Mean, ScoreDifference
 from evals.analysis.tables import TextTable, markdown_blocks, percent_cell, print_tables
 from evals.analysis.verdicts import Agreement, PairResult
 from evals.data.mt_bench import CATEGORIES
@@ -17,14 +18,14 @@ MAX_UNSCORED = 0.2  # share of judgments without a score
 MIN_DEVIATION = 0.5  # points
 MIN_CLOSE = 0.8  # share of scores that a second pass repeats within one point
 MAX_CHANGED = 0.3  # share of comparisons whose verdict changes with the order of the answers
-INTERVALS = "95 % intervals: bootstrap over questions."
+INTERVALS = f"95 % intervals: bootstrap over questions; none for fewer than {MIN_QUESTIONS}, too few to tell."
 
 
-def findings(analysis: JudgeAnalysis) -> list[str]:
-    """Return questions, each followed by its answer."""
+def findings(analysis: JudgeAnalysis, cut: int = 0) -> list[str]:
+    """Return questions, each followed by its answer. `cut`: see `cut_turns`."""
     lines = []
     if analysis.models:
-        lines.append(f"What are the scores worth? {_worth(analysis)}")
+        lines.append(f"What are the scores worth? {_worth(analysis, cut)}")
     if analysis.differences:
         lines.append(f"Which models differ? {_differences(analysis)}")
     if analysis.judge in {*(row.model for row in analysis.models), *(row.model for row in analysis.wins)}:
@@ -34,7 +35,7 @@ def findings(analysis: JudgeAnalysis) -> list[str]:
     return lines
 
 
-def _worth(analysis: JudgeAnalysis) -> str:
+def _worth(analysis: JudgeAnalysis, cut: int) -> str:
     judged, unscored = sum(row.judged for row in analysis.models), sum(row.unscored for row in analysis.models)
     if unscored == judged:
         return f"Nothing: none of {plural(judged, 'judgment')} has a score."
@@ -57,8 +58,12 @@ def _worth(analysis: JudgeAnalysis) -> str:
     return (
         f"{verdict} Of {plural(judged, 'judgment')}, {unscored:,} ({percent(unscored / judged)}) have no score and are "
         f"left out of the means; the scores have {deviation}{plural(analysis.distinct, 'different value')}. "
-        f"{_repeated(agreement)}"
+        f"{_repeated(agreement)}{_cut(cut)}"
     )
+
+
+def _cut(turns: int) -> str:
+    return f" {plural(turns, 'judged turn')} {'was' if turns == 1 else 'were'} cut at the limit." if turns else ""
 
 
 def _repeated(agreement: Agreement) -> str:
@@ -107,7 +112,8 @@ def _preference(analysis: JudgeAnalysis) -> str:
     if preference is None:
         return f"Unknown. {told} Only another judge of the same answers can tell whether they are better."
     verdict = "Yes." if preference.low > 0 else "No, less than other judges do." if preference.high < 0 else "Unclear."
-    limits = f" (95 % interval {interval(preference, '+.2f')})" if interval(preference) else ""
+    few = ", too few questions to tell"
+    limits = f" (95 % interval {interval(preference, '+.2f')})" if interval(preference) else few
     return f"{verdict} {told} That is {preference.mean:+.2f} points against other judges of the same answers{limits}."
 
 
@@ -229,7 +235,36 @@ def markdown(folder: JudgedFolder, analyses: Sequence[JudgeAnalysis]) -> str:
 
 
 def _blocks(folder: JudgedFolder, one: JudgeAnalysis) -> tuple[str, list[str], list[TextTable]]:
-    return f"{folder.title}, judged by {one.judge}", findings(one), text_tables(one)
+    lines = [measured(folder, one), *findings(one, cut_turns(folder, one))]
+    return f"{folder.title}, judged by {one.judge}", lines, text_tables(one)
+
+
+def measured(folder: JudgedFolder, analysis: JudgeAnalysis) -> str:
+    """Return how many of the folder's questions were judged, and their categories: "2 of 80 questions (math)"."""
+    judged = {question for question, _, _ in _judged(folder, analysis)}
+    counts = Counter(folder.categories[number] for number in judged if number in folder.questions)
+    names = [*(name for name in CATEGORIES if name in counts), *sorted(counts.keys() - set(CATEGORIES))]
+    total = max(len(folder.questions), len(judged))
+    asked = f"{len(judged):,} of {plural(total, 'question')}" if folder.questions else plural(total, "question")
+    return f"{asked} ({', '.join(names)})" if names else asked
+
+
+def cut_turns(folder: JudgedFolder, analysis: JudgeAnalysis) -> int:
+    """Return how many of the judged turns ended at the limit of their length, as far as the answers tell."""
+    ends = [
+        folder.answers[model][question].usage[turn - 1 : turn]
+        for question, model, turn in _judged(folder, analysis)
+        if question in folder.answers.get(model, {})
+    ]
+    return sum(usage[0].get("finish_reason") == "length" for usage in ends if usage)
+
+
+def _judged(folder: JudgedFolder, analysis: JudgeAnalysis) -> set[tuple[int, str, int]]:
+    """Question, model and turn of all judgments of a judge's first pass."""
+    files = [files for files in folder.judges if files.judge == analysis.judge]
+    single = {row.key for each in files for rows in each.single[:1] for row in rows}
+    pair = [row for each in files for rows in each.pair[:1] for row in rows]
+    return single | {(row.question_id, model, row.turn) for row in pair for model in row.models}
 
 
 def number(value: float) -> str:

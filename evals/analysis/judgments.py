@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Array = ndarray[Any, Any]
 
 RESAMPLES, SEED = 10_000, 0
+MIN_QUESTIONS = 10  # with fewer, a bootstrap interval is too narrow, and no difference is certain
 SCALE = 1, 10  # that judges are asked for
 CLOSE = 1  # points between two scores that still agree
 Scores = Mapping[tuple[int, int], float]  # of one model, by question and turn
@@ -32,7 +33,7 @@ Scores = Mapping[tuple[int, int], float]  # of one model, by question and turn
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean of `count` scores and its 95 % interval; the interval is NaN for fewer than two questions."""
+    """Mean of `count` scores and its 95 % interval; the interval is NaN for fewer than `MIN_QUESTIONS`."""
 
     mean: float
     low: float
@@ -179,7 +180,7 @@ def mean_score(scores: Scores) -> Mean:
     sums: dict[int, float] = {}
     for (question, _), score in scores.items():
         sums[question] = sums.get(question, 0.0) + score
-    if len(sums) < 2:
+    if len(sums) < MIN_QUESTIONS:
         return Mean(mean, math.nan, math.nan, len(scores))
     import numpy as np
 

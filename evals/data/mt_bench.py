@@ -92,7 +92,9 @@ def _in_folder(folder: Path) -> dict[str, Path]:
         paths = {name: folder / path for name, path in layout.items()}
         if paths[QUESTIONS].exists() and paths[PROMPTS].exists():
             return paths
-    raise BareloopError(f"{folder} has no {QUESTIONS} with {PROMPTS}; {ALTERNATIVE}")
+    known = [name for name in (QUESTIONS, PROMPTS) if any((folder / layout[name]).exists() for layout in LAYOUTS)]
+    missing = PROMPTS if known == [QUESTIONS] else QUESTIONS if known == [PROMPTS] else f"{QUESTIONS} with {PROMPTS}"
+    raise BareloopError(f"{folder} has no {missing}; {ALTERNATIVE}")
 
 
 def _from_hub(name: str) -> dict[str, Path]:

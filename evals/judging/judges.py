@@ -79,15 +79,15 @@ class LocalJudge:
 
     concurrency = LOCAL_CONCURRENCY
 
-    def __init__(self, name: str, options: Any) -> None:
-        """`name`: a folder, file or hub id. Raises `UsageError` for the demo model."""
+    def __init__(self, name: str, options: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+        """`name`: a folder, file or hub id. `max_new_tokens`: of a judgment. Raises `UsageError` for the demo model."""
         if name == embedded.NAME:
             raise UsageError(
                 f"{name} cannot judge: it knows nothing beyond its own textbook, and its window of 1,024 tokens is too "
                 "short for most of the judge's prompts; use a larger model, or a server (--judge-url)"
             )
         self.name = file_name(name)
-        self._source = name
+        self._source, self._limit = name, max_new_tokens
         self._options = {flag: value for flag, value in model_options(options).items() if flag not in NOT_OF_JUDGES}
         self._thread: threading.Thread | None = None  # that computes, once it has started
 
@@ -117,7 +117,7 @@ class LocalJudge:
     def settings(self) -> dict[str, Any]:
         """Return the hashes of its files, and how it is computed."""
         opened, device = self._open()
-        return {**of_model(self._source, opened, device), **start(), "machine": machine(device)}
+        return {**of_model(self._source, opened, device), **_limit(self._limit), **start(), "machine": machine(device)}
 
     def _open(self) -> tuple[Opened, torch.device]:
         from engine.checkpoints.opening import open_model
@@ -136,7 +136,7 @@ class LocalJudge:
             self._thread.start()
 
     def judge(self, system: str, prompt: str, number: int) -> str:
-        """Return a judgment of up to 2,048 tokens, fewer if the window is smaller. Raises `JudgeError`."""
+        """Return a judgment, shorter than the limit if the window is smaller. Raises `JudgeError`."""
         from engine import SamplingParams
 
         llm = self._llm
@@ -149,7 +149,7 @@ class LocalJudge:
                     f"{MIN_NEW_TOKENS} are kept for the judgment"
                 )
             sampling: dict[str, Any] = {} if number == 1 else {"temperature": TEMPERATURE, "seed": number}
-            params = SamplingParams(max_new_tokens=min(MAX_NEW_TOKENS, room), **sampling)
+            params = SamplingParams(max_new_tokens=min(self._limit, room), **sampling)
             request = self._scheduler.submit(ids, params, continues=False)
             text = "".join(event.text for event in request)
         except JudgeError:
@@ -197,10 +197,17 @@ class RemoteJudge:
 
     concurrency = REMOTE_CONCURRENCY
 
-    def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        timeout: float = 600.0,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> None:
         """`key` None: that of the environment. `timeout`: seconds without any byte of an answer."""
         self.name = file_name(model)
-        self._source, self._address = model, Address.parse(url)
+        self._source, self._address, self._limit = model, Address.parse(url), max_new_tokens
         self._client = RemoteModel(url, model, key, timeout)
         self._refused: set[str] = set()  # fields, and SYSTEM for the role
         self._lock = threading.Lock()
@@ -228,7 +235,7 @@ class RemoteJudge:
         """Return the model's name and its server, whose port may change if it is on this machine."""
         url = self._address.shown
         server = "this machine" if self._address.is_local else url
-        return {"judge": self._source, "server": server, **of_server(url), **start()}
+        return {"judge": self._source, "server": server, **of_server(url), **_limit(self._limit), **start()}
 
     def start(self) -> None:
         """As `check`."""
@@ -260,7 +267,7 @@ class RemoteJudge:
                 fields[TEMPERATURE_FIELD] = 0
             limit = next((name for name in LIMITS if name not in refused), None)
             if limited and limit is not None:
-                fields[limit] = MAX_NEW_TOKENS
+                fields[limit] = self._limit
             try:
                 return self._client.chat(fields)
             except RemoteError as error:
@@ -302,6 +309,11 @@ def own_flags() -> Iterator[None]:
             raise
         text = str(error).replace(KEY_HINT, KEY_HINT.replace("--api-key-file", "--judge-api-key-file"))
         raise RemoteError(text, 401, error.details) from None
+
+
+def _limit(tokens: int) -> dict[str, int]:
+    """The setting for the longest judgment; none for the default, so that earlier judgments stand."""
+    return {} if tokens == MAX_NEW_TOKENS else {"judge_max_tokens": tokens}
 
 
 def _messages(system: str, prompt: str) -> list[dict[str, str]]:

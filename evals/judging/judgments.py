@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +18,9 @@ from engine.text.surrogates import without_surrogates
 from evals.analysis.findings import plural
 from evals.harness.dispatch import Dispatcher
 from evals.harness.evaluate import command_to_continue
+from evals.judging.failures import MAX_FAILURES, Failures
 from evals.judging.judge_settings import JudgeSettings
-from evals.judging.judges import Judge, JudgeError, PromptTooLongError
+from evals.judging.judges import Judge, JudgeError
 from evals.judging.matches import Key, Match, is_outside, make_judgment
 from evals.runs.judged import (
     FAILED_JUDGMENT,
@@ -31,8 +32,6 @@ from evals.runs.judged import (
     read_pair_judgments,
 )
 from evals.runs.judged_file import JudgedFile
-
-MAX_FAILURES = 5  # in a row, after which the run ends
 
 
 def judge_matches(
@@ -76,46 +75,20 @@ def plan(
     passes: int = 1,
     retry: bool = False,
     fresh: bool = False,
+    unanswered: Collection[Key] = (),
 ) -> list[JudgingPass]:
-    """What `judge_matches` would ask for in each pass, by the files of the judge with this name. Raises as it does."""
+    """What `judge_matches` would ask for in each pass, by the files of the judge with this name. Raises as it does.
+
+    `unanswered`: matches whose answers do not exist yet, so that no judgment can be compared with them.
+    """
     wanted = {match.key: match for match in matches}
-    return [
-        JudgingPass(judgments_path(folder, judge, mode, number), mode, number, wanted, retry, fresh)
-        for number in range(1, passes + 1)
-    ]
-
-
-class Failures:
-    """Judgments that have failed in this run."""
-
-    def __init__(self) -> None:
-        self.count = self._asked = self._too_long = self._in_a_row = 0
-        self.reason = ""
-
-    def add(self, error: JudgeError | None) -> None:
-        """Count the failure of a judgment, or its success (None)."""
-        self._asked += 1
-        if error is None:
-            self._in_a_row = 0
-            return
-        self.count += 1
-        self.reason = str(error)
-        is_too_long = isinstance(error, PromptTooLongError)
-        self._too_long += is_too_long
-        self._in_a_row += not is_too_long
-
-    @property
-    def are_too_many(self) -> bool:
-        """Whether so many have failed in a row that the next ones will, too."""
-        return self._in_a_row >= MAX_FAILURES
-
-    def describe(self) -> str:
-        """Describe how many failed, and which of them --retry may help."""
-        text = f"{self.count} of {self._asked} judgments failed (the last: {self.reason})"
-        if not self._too_long:
-            return f"{text}; --retry asks for them again"
-        rest = "; --retry asks for the others again" if self._too_long < self.count else ""
-        return f"{text}; too long for this judge: {plural(self._too_long, 'prompt')}{rest}"
+    result: list[JudgingPass] = []
+    for number in range(1, passes + 1):
+        path = judgments_path(folder, judge, mode, number)
+        result.append(JudgingPass(path, mode, number, wanted, retry, fresh, unanswered))
+    for part in result:
+        part.passes = result
+    return result
 
 
 class Game(NamedTuple):
@@ -138,11 +111,19 @@ class JudgingPass:
     """One pass: the judgments of its file that stand, and the matches that are missing."""
 
     def __init__(
-        self, path: Path, mode: str, number: int, wanted: Mapping[Key, Match], retry: bool, fresh: bool
+        self,
+        path: Path,
+        mode: str,
+        number: int,
+        wanted: Mapping[Key, Match],
+        retry: bool,
+        fresh: bool,
+        unanswered: Collection[Key] = (),
     ) -> None:
         """Raises `BareloopError` for a damaged file, and for judgments of other answers if they are not replaced."""
         self.path, self.number, self.wanted = path, number, wanted
-        self._mode, self._retry, self._fresh = mode, retry, fresh
+        self._mode, self._retry, self._fresh, self._unanswered = mode, retry, fresh, unanswered
+        self.passes: Sequence[JudgingPass] = [self]  # of the run
         self._unsaved: Judgment | PairJudgment | None = None  # while it is being written
         self._plan()
 
@@ -158,13 +139,14 @@ class JudgingPass:
             if not fresh:
                 raise
             self._is_damaged, entries = True, []
-        found = {entry.key: _in_order(entry, wanted.get(entry.key)) for entry in entries}
+        known = [entry for entry in entries if entry.key not in self._unanswered]
+        found = {entry.key: _in_order(entry, wanted.get(entry.key)) for entry in known}
         stale = [key for key, match in wanted.items() if key in found and _is_stale(match, found[key])]
         if stale and not (retry or fresh):
             question, model, turn = stale[0]
             raise BareloopError(
-                f"{path} has {len(stale)} judgments of other answers, or by another prompt, than there are now "
-                f"(question {question}, {model if isinstance(model, str) else ' and '.join(model)}, turn {turn}); "
+                f"{path} has {plural(len(stale), 'judgment')} of other answers, or by another prompt, than there are "
+                f"now (question {question}, {model if isinstance(model, str) else ' and '.join(model)}, turn {turn}); "
                 "--retry asks for them again, --fresh for all"
             )
         self._replaced = [key for key in wanted if key in found] if fresh else stale
@@ -196,6 +178,8 @@ class JudgingPass:
     def _run(self, judge: Judge, concurrency: int, failures: Failures, output: _Output) -> None:
         label = f"judge {judge.name}" + (f", pass {self.number}" if self.number > 1 else "")
         before = len(self.entries)
+        at_a_time = plural(min(concurrency, len(self.games())), "judgment")
+        print(f"{label}: {at_a_time} at a time; the first may take minutes", file=sys.stderr, flush=True)
         with Progress(label, len(self.wanted), before) as progress:
             try:
                 with contextlib.closing(self._outcomes(judge, concurrency)) as outcomes:
@@ -271,7 +255,13 @@ class JudgingPass:
         self.entries[entry.key] = entry
 
     def _saved(self) -> str:
-        return f"{len(self.entries)} of {len(self.wanted)} judgments are saved in {self.path}"
+        """How many judgments of all passes are saved, for messages."""
+        saved, total = (
+            sum(map(len, parts)) for parts in zip(*((p.entries, p.wanted) for p in self.passes), strict=True)
+        )
+        return (
+            f"{saved} of {plural(total, 'judgment')} are saved in {self.path.parent if self.passes[1:] else self.path}"
+        )
 
 
 @dataclass

@@ -12,13 +12,14 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
+from evals.analysis.findings import plural
 from evals.data.mt_bench import QUESTIONS, REFERENCES, JudgedQuestion, QuestionSet
 from evals.judging.contestants import SINGLE, Contestant, baseline_of, is_judged
 from evals.judging.judge_settings import JudgeSettings
-from evals.judging.judges import MAX_NEW_TOKENS, Judge, LocalJudge, RemoteJudge, own_flags
+from evals.judging.judges import Judge, LocalJudge, RemoteJudge, own_flags
 from evals.judging.judgments import judge_matches, plan
 from evals.judging.matches import Match, estimate, pair_matches, single_matches
-from evals.judging.servers import is_local, judge_key, only_model_of
+from evals.judging.servers import describe_judge, is_local, judge_key, only_model_of
 from evals.runs.judged import Answer, read_answers
 
 LONGEST_TOKEN = 5  # characters: an answer that does not exist yet is taken to have so many for each of its tokens
@@ -62,7 +63,7 @@ class Selection:
         """
         options, total = self.options, len(self.data.questions)
         lines = [
-            f"{each.id}: {len(each.missing)} of {total} questions are to be answered"
+            f"{each.id}: {len(each.missing)} of {plural(total, 'question')} are to be answered"
             for each in self.contestants
             if each.missing or options.dry_run
         ]
@@ -76,7 +77,7 @@ class Selection:
         if judge is None or not count or options.judge_url is None or is_local(options.judge_url):
             return
         if not options.dry_run and not options.yes:
-            _ask_user(judge)
+            _ask_user(judge, options)
 
     def _cost(self, judge: Judge) -> tuple[int, str]:
         """Return how many judgments are missing, and a line that tells what they cost."""
@@ -87,11 +88,16 @@ class Selection:
         }
         is_open = any(each.missing for each in self.contestants)
         options, matches = self.options, self.matches(answers)
-        passes = plan(matches, judge.name, self.folder, self.kind, options.passes, options.retry, options.fresh)
+        open_answers = {(each.id, question.id) for each in self.contestants for question in each.missing}
+        unanswered = {m.key for m in matches if any((name, m.question.id) in open_answers for name in m.models)}
+        number, retry, fresh = options.passes, options.retry, options.fresh
+        passes = plan(matches, judge.name, self.folder, self.kind, number, retry, fresh, unanswered)
         count, prompts, typical = estimate(game for part in passes for game in part.games())
-        limit, bound = count * MAX_NEW_TOKENS, "at most " if is_open else "some "
-        line = f"{judge.name}: {count:,} judgments are to be made, with {bound}{prompts:,} tokens of prompts and some "
-        line += f"{typical:,} of judgments (at most {limit:,})"
+        limit, bound = count * options.judge_max_tokens, "at most " if is_open else "some "
+        typical = min(typical, limit)
+        verb = "is" if count == 1 else "are"
+        line = f"{judge.name}: {plural(count, 'judgment')} {verb} to be made, with {bound}{prompts:,} tokens "
+        line += f"of prompts and some {typical:,} of judgments (at most {limit:,})"
         if self.options.judge_price is not None:
             price_in, price_out = (price / 1e6 for price in self.options.judge_price)
             low, high = (prompts * price_in + tokens * price_out for tokens in (typical, limit))
@@ -103,11 +109,11 @@ def _placeholder(question: JudgedQuestion, text: str) -> Answer:
     return Answer(question.id, "", ((text,) * len(question.turns),))
 
 
-def _ask_user(judge: Judge) -> None:
+def _ask_user(judge: Judge, options: Any) -> None:
     """Raise `BareloopError` unless the user agrees. Without a terminal nobody can."""
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise BareloopError(f"{judge.name} may cost money, and there is no terminal to ask you on; add --yes")
-    print("ask the judge? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"ask the judge {judge.name} at {describe_judge(options)}? [y/N] ", end="", file=sys.stderr, flush=True)
     if not sys.stdin.readline().strip().lower().startswith("y"):
         raise BareloopError("nothing was asked; for answers without judgments, leave out --judge-url")
 
@@ -133,12 +139,13 @@ def build_judge(options: Any) -> Iterator[LocalJudge | RemoteJudge | None]:
         return
     judge: LocalJudge | RemoteJudge
     if options.judge is not None:
-        judge = LocalJudge(options.judge, options)
+        judge = LocalJudge(options.judge, options, options.judge_max_tokens)
     else:
         url, key = options.judge_url, judge_key(options)
         with own_flags():
             name = options.judge_model or only_model_of(url, key, "--judge-model")
-        judge = RemoteJudge(url, name, key)
+        judge = RemoteJudge(url, name, key, max_new_tokens=options.judge_max_tokens)
     with judge:
-        judge.check()
+        if not (options.dry_run and options.judge_model):  # an estimate needs no server
+            judge.check()
         yield judge

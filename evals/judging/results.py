@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import write_atomic
+from evals.analysis.findings import plural
 from evals.harness.identity import file_name
 from evals.judging.contestants import choose_questions
 from evals.judging.settings import model_id
@@ -50,7 +51,7 @@ def conclude(folder: Path, options: Any, models: Collection[str] = (), judge: st
 
         write(plot.figure, folder / plot.name)
         plots += 1
-    print(f"results.md and {plots} plots as PNG and SVG in {folder}")
+    print(f"results.md and {plural(plots, 'plot')} as PNG and SVG in {folder}")
 
 
 def select(folder: JudgedFolder, options: Any, models: Collection[str] = ()) -> JudgedFolder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from engine.remote.address import Address, read_key
+from engine.remote.address import Address, key_variable, read_key
 
 
 def answer_key(options: Any) -> str:
@@ -21,6 +21,17 @@ def answer_key(options: Any) -> str:
 def judge_key(options: Any) -> str:
     """Return the key for the server of --judge-url; "" for none."""
     return read_key(options.judge_api_key_file) or ""
+
+
+def describe_judge(options: Any) -> str:
+    """Return the server of --judge-url, where its key is from, and whether that is sent without encryption."""
+    address, file = Address.parse(options.judge_url), options.judge_api_key_file
+    source = file if file is not None else key_variable()
+    without = "no key" if address.password is None else "password from the URL"
+    parts = [without if source is None else f"key from {source}"]
+    if address.root.startswith("http:") and not address.is_local:
+        parts.append("not encrypted")
+    return f"{address.shown} ({', '.join(parts)})"
 
 
 def only_model_of(url: str, key: str, flag: str) -> str:

@@ -40,6 +40,7 @@ MIN_SPOKES = 3
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # of models that share a colour
 FEW_CATEGORIES = f"there are fewer than {MIN_SPOKES} categories with scores"
 NO_SCORES = "there are no scores"
+FEW_QUESTIONS = "too few questions for intervals"
 INTERVALS = "line: 95 % interval (bootstrap over questions)"
 
 
@@ -87,7 +88,8 @@ def plot_scores(analysis: JudgeAnalysis, title: str, colours: Mapping[str, str])
     right = GAP + text_width("10.00  (10.0 to 10.0)", NAME_SIZE) + MARGIN
     height, end = block * len(headings), _scale_end([mean.mean for _, _, mean in rows])
     title = f"{title}: mean scores by {analysis.judge}"
-    figure = page(title, f"{SCALE[0]} to {SCALE[1]}; {INTERVALS}", left + AXIS_WIDTH + right, height + BELOW)
+    shown = INTERVALS if any(interval(mean) for _, _, mean in rows) else FEW_QUESTIONS
+    figure = page(title, f"{SCALE[0]} to {SCALE[1]}; {shown}", left + AXIS_WIDTH + right, height + BELOW)
     axes = add_axes(figure, left, BELOW, AXIS_WIDTH, height)
     ys = [block * (index // 3) + above + ROW * (index % 3 + 0.5) for index in range(len(rows))]
     for index, heading in enumerate(headings):

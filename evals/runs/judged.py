@@ -207,8 +207,8 @@ def _read(path: Path, parse: Callable[[Mapping[str, Any]], T | None], kind: str)
 def damaged(path: Path, number: int, kind: str) -> BareloopError:
     """The error about a line that is not what it should be, such as "an answer"."""
     return BareloopError(
-        f"{path}, line {number} is not {kind}: the file is damaged or belongs to another program; repair or move it, "
-        "or use --fresh, which renames it to *.old"
+        f"{path}, line {number} is not {kind}: the file is damaged or belongs to another program; repair or delete "
+        "the line (the same command asks for it again), or use --fresh, which renames it to *.old"
     )
 
 

@@ -56,6 +56,7 @@ DIFFERENCES = {  # how error messages name a header field that differs
     "data": "other data",
     "max_length": "another maximum length",
     "batch_tokens": "another --batch-tokens",
+    "judge_max_tokens": "another --judge-max-tokens",
 }
 Key = tuple[str, int]  # (subject, row index in the split)
 

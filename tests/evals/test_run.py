@@ -163,3 +163,9 @@ def test_a_gguf_model_is_run_in_its_own_format(draw_tiny, tmp_path, monkeypatch)
     files = [str(convert(folder, tmp_path / f"{kind}.gguf", kind)) for kind in ("F16", "Q8_0")]
     options = matrix.parser().parse_args(["--model", *files, str(tmp_path / "missing"), "--device", "cpu"])
     assert list(matrix.choose_formats(options).values()) == ["none", "gguf", "none"]
+
+
+def test_a_benchmark_with_a_program_of_its_own_is_named(capsys):
+    with pytest.raises(SystemExit):
+        matrix.parser().parse_args(["--tasks", "mt_bench"])
+    assert "mt_bench has a program of its own: python -m evals.mt_bench" in capsys.readouterr().err

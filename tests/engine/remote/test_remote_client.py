@@ -171,6 +171,18 @@ def test_a_password_in_the_url_is_sent_and_never_shown():
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_header_with_the_password_that_a_server_repeats_is_not_shown():
+    def repeat(asked):
+        return error(f"not allowed: {asked.headers['Authorization']}, p@ss", 403)
+
+    with serving(repeat) as server:
+        url = server.url.replace("http://", "http://me:p%40ss@")
+        with RemoteModel(url, "small") as model, pytest.raises(RemoteError) as caught:
+            model.complete({})
+        assert server.asked[0].headers["Authorization"] == "Basic bWU6cEBzcw=="
+        assert '"not allowed: Basic […], […]"' in str(caught.value)
+
+
 def test_an_unknown_model_is_answered_with_the_names_of_the_known_ones():
     def answer(asked):
         return Answer(LISTED) if asked.path == "/v1/models" else error("model not found", 404)

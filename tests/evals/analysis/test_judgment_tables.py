@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evals.analysis.judgment_tables import findings, markdown, print_judged, text_tables
-from evals.analysis.judgments import JudgeAnalysis, analyse
+from evals.analysis.judgments import MIN_QUESTIONS, JudgeAnalysis, analyse
 from evals.runs.judged import Judgment, PairJudgment
 from evals.runs.judged_folder import JudgeFiles, load_judged
 from tests.evals.synthetic_judged import write_judged
@@ -120,3 +120,24 @@ def test_unknown_questions_have_no_table_of_categories(tmp_path):
     assert titles == ["Scores by judge"]
     (empty,) = analyse([replace(folder.judges[0], single=[])], {})
     assert text_tables(empty) == findings(empty) == []
+
+
+@pytest.mark.parametrize(("questions", "is_told"), [(MIN_QUESTIONS - 1, False), (MIN_QUESTIONS, True)])
+def test_few_questions_tell_no_difference(questions, is_told):
+    analysis = only(judged({"a": [9.0] * questions, "b": [2.0] * questions}))
+    assert ("too few questions to tell" not in findings(analysis)[1]) == is_told
+    assert bool(text_tables(analysis)[1].rows[0][2]) == is_told
+
+
+def test_what_was_measured_and_cut_is_told(tmp_path):
+    write_judged(tmp_path, {"a": 7.0, "b": 5.0}, questions=1)
+    (folder,) = load_judged([str(tmp_path)])
+    rows = [row for row in folder.judges[0].single[0] if row.question_id in (81, 84)]
+    ends = ({"finish_reason": "length"}, {"finish_reason": "stop"})
+    answers = {"a": {number: replace(row, usage=ends) for number, row in folder.answers["a"].items()}}
+    folder = replace(folder, judges=[JudgeFiles("judge", [rows])], answers=answers)
+    _, measured, worth, *_ = markdown(folder, analyse(folder.judges, folder.categories)).split("\n\n")
+    assert measured == "2 of 8 questions (writing, math)"
+    assert worth.endswith(" 2 judged turns were cut at the limit.")
+    unknown = replace(folder, questions={})
+    assert "\n\n2 questions\n\n" in markdown(unknown, analyse(folder.judges, {}))

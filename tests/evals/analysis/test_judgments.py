@@ -80,7 +80,7 @@ def test_intervals_are_the_same_in_every_run():
     assert mean_score(scores) == first
 
 
-def test_one_question_has_no_interval_and_no_score_no_mean():
+def test_few_questions_have_no_interval_and_no_score_no_mean():
     one = mean_score({(1, 1): 7.0, (1, 2): 3.0})
     assert (one.mean, one.count) == (5.0, 2)
     assert math.isnan(one.low)

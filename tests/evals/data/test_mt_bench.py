@@ -116,6 +116,8 @@ def test_an_invalid_line_is_refused_with_its_number(flat, file, line, message):
 
 def test_what_is_missing_is_named(flat, tmp_path):
     assert "has no question.jsonl with judge_prompts.jsonl; name a folder" in refused(tmp_path)
+    (tmp_path / "question.jsonl").touch()
+    assert "has no judge_prompts.jsonl; name a folder" in refused(tmp_path)
     (flat / "reference_answer/gpt-4.jsonl").unlink()
     assert [len(question.references) for question in load_question_set(str(flat)).questions] == [0] * 4
     write_lines(flat / "question.jsonl", [row for row in question_rows() if row["category"] == "writing"])

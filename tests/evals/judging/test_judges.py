@@ -13,7 +13,6 @@ from engine.checkpoints import embedded
 from engine.remote import client
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError, TemplateError, UsageError
-from evals.judging import judges
 from evals.judging.judges import JudgeError, LocalJudge, PromptTooLongError, RemoteJudge
 from tests.engine.remote.fake_server import Answer, error
 from tests.evals.judging.judge_server import (
@@ -104,7 +103,7 @@ def test_a_judgment_has_the_rest_of_the_window(local, monkeypatch):
     ((prompt, longest),) = asked
     assert 500 < prompt < 600
     assert longest == 1_024 - prompt
-    monkeypatch.setattr(judges, "MAX_NEW_TOKENS", 9)
+    monkeypatch.setattr(local, "_limit", 9)
     local.judge("", "a " * 500, 1)
     assert asked[1] == (prompt, 9)
 

@@ -309,7 +309,18 @@ def test_progress_shows_the_verdicts_so_far(tmp_path, capsys, mode, said, status
     judge = Scripted(lambda prompt, number: said.get(prompt[1:3], default))
     judge_matches(singles() if mode == "single" else pairs(), judge, tmp_path, mode, passes=2)
     lines = capsys.readouterr().err.splitlines()
-    starts = ("judge scripted: 8/8, ", "judge scripted, pass 2: 8/8, ")
+    first = (": 4 judgments at a time; the first may take minutes", ": 8/8, ")
+    starts = [f"judge scripted{number}{text}" for number in ("", ", pass 2") for text in first]
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start)
-        assert line.endswith(f", {status}")
+        assert line.endswith((f", {status}", "may take minutes"))
+
+
+def test_an_interrupted_run_counts_all_passes(tmp_path):
+    def answer(_, number: int) -> str:
+        if number == 2:
+            raise KeyboardInterrupt
+        return "[[5]]"
+
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted: 8 of 16 judgments are saved in \S*model_judgment; to"):
+        judge_matches(singles(), Scripted(answer), tmp_path, "single", passes=2, concurrency=1)

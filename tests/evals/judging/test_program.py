@@ -11,9 +11,10 @@ import pytest
 from engine.remote import client
 from engine.runtime.errors import BareloopError
 from evals import mt_bench
+from evals.judging.servers import describe_judge
 from evals.runs.judged import as_line, read_answers
 from tests.chat.models.chat_server import ChatServer
-from tests.engine.remote.fake_server import serving
+from tests.engine.remote.fake_server import serving, unused_url
 from tests.evals.judging.judge_server import judging
 from tests.evals.question_set import QUESTIONS, write_question_set
 from tests.evals.synthetic_judged import write_judged
@@ -181,3 +182,60 @@ def test_a_pair_that_stands_in_other_positions_is_not_asked_for(run, results):
         run("-m", "b", "a", "--mode", "pairwise-all", "--judge-url", url)
         run("-m", "b", "--mode", "pairwise-baseline", "--baseline", "a", "--judge-url", url)
         assert len(server.bodies) == 16
+
+
+def test_an_answer_that_was_torn_is_given_again_and_not_called_another(run, results, capsys):
+    flags = ("-m", "demo", "--device", "cpu", "--limit", "1", "--categories", "math", "stem")
+    with judging(names=["judge"]) as (url, server):
+        run(*flags, "--judge-url", url)
+        path = results / "model_answer/demo.jsonl"
+        path.write_bytes(path.read_bytes()[:-40])
+        run(*flags, "--judge-url", url, "--batch-size", "1")
+        assert len(server.bodies) == 4
+    assert len(read_answers(path)) == 2
+    assert "demo: 1 of 2 questions are to be answered" in capsys.readouterr().err
+    assert "2 of 4 questions (math, stem)" in (results / "results.md").read_text().splitlines()
+
+
+def test_an_estimate_needs_no_server(run, results, capsys):
+    give_answers(results, "vicuna")
+    flags = ("-m", "vicuna", "--judge-url", unused_url(), "--judge-model", "judge", "--dry-run")
+    run(*flags, "--judge-max-tokens", "10")
+    assert "judge: 8 judgments are to be made" in (out := capsys.readouterr().out)
+    assert "(at most 80)" in out
+
+
+def test_the_question_names_who_is_asked_with_which_key(monkeypatch):
+    def described(*flags: str) -> str:
+        return describe_judge(mt_bench.parser().parse_args(flags))
+
+    assert (
+        described("--judge-url", "http://me:secret@ai.org/v1") == "http://ai.org (password from the URL, not encrypted)"
+    )
+    assert described("--judge-url", "https://judges.org") == "https://judges.org (no key)"
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-paid")
+    assert described("--judge-url", "https://judges.org") == "https://judges.org (key from OPENAI_API_KEY)"
+    local = ("--judge-url", "http://127.0.0.1:1", "--judge-api-key-file", "my.key")
+    assert described(*local) == "http://127.0.0.1:1 (key from my.key)"
+
+
+def test_a_user_on_a_terminal_is_asked_about_that_judge(run, results, monkeypatch, capsys):
+    give_answers(results, "vicuna")
+    monkeypatch.setattr("evals.judging.program.is_local", lambda _: False)
+    monkeypatch.setattr(sys, "stdin", answer := io.StringIO("n\n"))
+    for stream in (answer, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with judging(names=["judge"]) as (url, server), pytest.raises(BareloopError, match="nothing was asked"):
+        run("-m", "vicuna", "--judge-url", url)
+    assert server.bodies == []
+    assert f"ask the judge judge at {url} (no key)? [y/N] " in capsys.readouterr().err
+
+
+def test_another_limit_of_judgments_is_another_judge(run, results):
+    give_answers(results, "vicuna")
+    with judging(names=["judge"]) as (url, server):
+        flags = ("-m", "vicuna", "--judge-url", url)
+        run(*flags, "--categories", "math")
+        assert server.bodies[0]["max_tokens"] == 2048
+        with pytest.raises(BareloopError, match=r"another --judge-max-tokens \(None, now 100\)"):
+            run(*flags, "--judge-max-tokens", "100")
