@@ -1,4 +1,4 @@
-"""python -m engine: continue a text, answer a question, compare models, or show a model's shape with --inspect."""
+"""python -m engine: continue a text, answer a question, embed texts, compare models, or show a model's shape."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def parser() -> Parser:
         "--chat", action="store_true", help="send the prompt as a message, in the model's chat template"
     )
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
+    result.add_argument(
+        "--embed",
+        action="store_true",
+        help=f"print the vector of each line of stdin, as a JSON array (default model: {embedded.MINILM})",
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object per prompt, with ids and times")
     result.add_sampling_options()
     grammar = result.add_argument_group("grammar: what the text must match").add_mutually_exclusive_group()
@@ -54,6 +59,8 @@ def main(options: Any) -> None:
     options.prompt = options.text if options.prompt is None else options.prompt
     if options.system and not options.chat:
         raise UsageError("--system needs --chat")
+    if options.embed and (options.chat or options.json or options.draft is not None):
+        raise UsageError("--embed prints vectors; leave out --chat, --json and --draft")
     if options.families:
         from rich.console import Console
 
@@ -61,9 +68,14 @@ def main(options: Any) -> None:
 
         Console().print(families())
         return
-    choose_model(options, embedded.default_model())
+    choose_model(options, embedded.MINILM if options.embed else embedded.default_model())
     if options.save is not None or options.save_quantized is not None:
         save(options)
+        return
+    if options.embed and not options.inspect:
+        from engine.cli.embed import embed
+
+        embed(options)
         return
     if not options.inspect:
         from engine.cli.complete import complete

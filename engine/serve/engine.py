@@ -1,4 +1,4 @@
-"""Engine: one loaded model, and the thread that computes its replies."""
+"""Engine: one loaded model, and the thread that computes its replies; an encoder's has none, as it only embeds."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from engine.llm import LLM, PROMPT
 from engine.runtime.device import choose_device
 from engine.runtime.errors import BareloopError, TemplateError
 from engine.runtime.memory import free_memory
+from engine.serve.embedding import EmbeddingQueue, Turn
 from engine.text.chat_template import ChatTemplate
 
 USABLE_TOKENS = 4096  # a model is loaded where there is room for a row of so many
@@ -60,6 +61,8 @@ class EngineOptions:
         """
         opened = self._open(source, "adapter")
         draft = self.load.get("draft")
+        if opened.model.is_encoder:
+            return opened.nbytes
         weights = opened.nbytes + (0 if draft in (None, PROMPT) else self.weight_bytes(str(draft)))
         if self.cache_bytes is not None:
             return weights + self.cache_bytes
@@ -77,15 +80,16 @@ class EngineOptions:
 
 
 class _ObservedScheduler(Scheduler):
-    """Reports its steps."""
+    """Reports its steps, and computes them in turn with others."""
 
-    def __init__(self, *args: Any, observe: Callable[[int, Sequence[float]], None], **options: Any) -> None:
+    def __init__(self, *args: Any, observe: Callable[[int, Sequence[float]], None], turn: Turn, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._observe = observe
+        self._observe, self._turn = observe, turn
         self._last: WeakKeyDictionary[Request, float] = WeakKeyDictionary()  # when its last token came
 
     def step(self) -> Work | None:
-        work = super().step()
+        with self._turn:
+            work = super().step()
         if work is not None:
             now = time.perf_counter()
             gaps = []
@@ -115,6 +119,7 @@ class Engine:
         self._usage = 0.0
         self._template: tuple[date, ChatTemplate] | None = None
         self._adapter = None if llm.adapter is None else adapter_fingerprint(llm.adapter)
+        turn = Turn()
         rows = {} if options.max_rows is None else {"max_rows": options.max_rows}
         self.scheduler: Scheduler = _ObservedScheduler(
             llm,
@@ -123,9 +128,13 @@ class Engine:
             cache_bytes=self._cache_bytes(),
             exact=options.exact,
             prefill_chunk=options.prefill_chunk,
+            turn=turn,
             observe=lambda tokens, gaps: observe(name, tokens, gaps) if self._thread.is_alive() else None,  # warm
         )
         self.max_length = self._longest()
+        self.embeddings = EmbeddingQueue(
+            llm, turn, self.scheduler.prefill_chunk, options.max_queue, lambda tokens: observe(name, tokens, ())
+        )
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
     @staticmethod
@@ -141,6 +150,8 @@ class Engine:
             llm.pack()  # a second copy of weights, which is too much where models take turns
         elif llm.device.type == "cpu":
             kernels.wait()  # later they could only be adopted while nothing runs
+        if llm.is_encoder:
+            return EncoderEngine(name, llm, options, observe)
         engine = Engine(name, llm, options, observe, on_death)
         engine.warm_up()
         engine._thread.start()
@@ -261,3 +272,48 @@ class Engine:
                 "use a larger --cache-gb, or a smaller model"
             )
         return longest
+
+
+class EncoderEngine(Engine):
+    """An encoder: it has no scheduler, no cache and no thread of its own."""
+
+    def __init__(self, name: str, llm: LLM, options: EngineOptions, observe: StepObserver = lambda *_: None) -> None:
+        """Compute a text, as a test. Raises `BareloopError` if the model cannot do it."""
+        self.name, self.llm, self.options = name, llm, options
+        self.error, self._template, self._is_closed = None, None, False
+        self._adapter = None if llm.adapter is None else adapter_fingerprint(llm.adapter)
+        self.embeddings = EmbeddingQueue(llm, Turn(), None, options.max_queue, lambda tokens: observe(name, tokens, ()))
+        self.max_length = llm.embedder.max_length
+        llm.embedder.vectors([[0]])
+
+    @property
+    def scheduler(self) -> Scheduler:  # type: ignore[override]
+        """Raises `BareloopError`: there is none."""
+        raise BareloopError(f"{self.name} is an encoder, which embeds texts and generates none; use another model")
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_closed
+
+    @property
+    def running(self) -> int:
+        return min(1, self.embeddings.requests)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self.embeddings.requests - 1)
+
+    def cache_usage(self) -> float:
+        return 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.llm.model.parameters())
+
+    @property
+    def unallocated_bytes(self) -> int:
+        return 0
+
+    def close(self) -> bool:
+        self._is_closed = True
+        return True
