@@ -13,6 +13,7 @@ from engine.cli.parser import Parser, choose_model, require_at_least, run
 from engine.runtime.errors import UsageError
 from engine.runtime.files import local_path
 from evals.data.mt_bench import SPACE, load_question_set
+from evals.harness.evaluate import command_to_continue
 from evals.harness.program import check_remote_options
 from evals.harness.workers.driver import add_worker_options, check_worker_options
 from evals.judging.contestants import (
@@ -23,8 +24,9 @@ from evals.judging.contestants import (
     choose_questions,
     list_contestants,
 )
-from evals.judging.program import Run, build_judge, save_data
+from evals.judging.program import Selection, build_judge, save_data
 from evals.judging.results import conclude
+from evals.judging.servers import answer_key, only_model_of
 from evals.judging.settings import questions_digest
 
 MAX_NEW_TOKENS = 1024
@@ -51,7 +53,7 @@ def parser() -> Parser:
     files.add_argument("--fresh", action="store_true", help="start over; earlier answers are renamed to *.old")
     files.add_argument("--rescore", action="store_true", help="tables and plots from the files, without any model")
     result.add_argument("--dry-run", action="store_true", help="tell what would be asked, and what it costs")
-    result.add_argument("--yes", action="store_true", help="ask a server's judge without asking you before")
+    result.add_argument("--yes", action="store_true", help="ask another machine's judge without asking you before")
     return result
 
 
@@ -76,7 +78,9 @@ def _add_answer_options(parser: Parser) -> None:
         "--url", nargs=1, metavar="URL", help="ask the model -m of an OpenAI-compatible server for the answers"
     )
     answers.add_argument(
-        "--api-key-file", metavar="FILE", help="its key (default: from BARELOOP_API_KEY, else OPENAI_API_KEY)"
+        "--api-key-file",
+        metavar="FILE",
+        help="its key (default: from BARELOOP_API_KEY, else OPENAI_API_KEY; none if a judge on another host gets that)",
     )
     answers.add_argument(
         "--concurrency", type=int, metavar="N", help="conversations with it at the same time (default: 4)"
@@ -125,22 +129,21 @@ def main(options: Any) -> None:
     data = load_question_set(options.data)
     questions = choose_questions(data.questions, options)
     if options.url and not options.model:
-        from evals.harness.remote.connection import choose_remote_model
-
-        choose_remote_model(options)
+        options.model = [only_model_of(options.url[0], answer_key(options), "-m")]
     choose_model(options)
     contestants = list_contestants(options, folder, questions)
-    job = Run(options, folder, replace(data, questions=tuple(questions)), contestants)
+    selection = Selection(options, folder, replace(data, questions=tuple(questions)), contestants)
     with build_judge(options) as judge:
-        job.report(judge)
+        selection.report(judge)
         if options.dry_run:
             return
         save_data(data, folder)
         answer_all(contestants, options, folder, questions_digest(data.questions))
         if judge is None:
-            print(f"the answers are in {folder}; the same command with --judge MODEL or --judge-url URL judges them")
+            again = command_to_continue()
+            print(f"the answers are in {folder}; --judge MODEL or --judge-url URL judges them, added to: {again}")
             return
-        job.judge(judge)
+        selection.judge(judge)
     conclude(folder, options, [contestant.id for contestant in contestants], judge.name)
 
 

@@ -47,8 +47,8 @@ ABSENT = frozenset({200, 400, 403, 404, 405, 422, 501})  # answers to a request 
 class RemoteModel:
     """A model of a server. Several threads may use it at once.
 
-    `model` None leaves the choice to the server. `api_key` None: that of the environment. `timeout`: seconds without
-    any byte of an answer. All methods raise `RemoteError`.
+    `model` None leaves the choice to the server. `api_key` None: that of the environment; "": none. `timeout`: seconds
+    without any byte of an answer. All methods raise `RemoteError`.
     """
 
     def __init__(self, url: str, model: str | None = None, api_key: str | None = None, timeout: float = 600.0) -> None:
@@ -57,9 +57,9 @@ class RemoteModel:
         address = Address.parse(url)
         self.url, self.model, self.timeout = address.shown, model, timeout
         self._address = address
-        key = api_key or read_key()
+        key = read_key() if api_key is None else api_key
         headers = {"User-Agent": "bareloop"} | ({"Authorization": f"Bearer {check_key(key)}"} if key else {})
-        self._has_key = key is not None
+        self._has_key = bool(key)
         self._secrets = [secret for secret in (key, address.password) if secret]
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = httpx2.Client(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from evals.analysis.findings import MAX_NAMED, percent, plural
-from evals.analysis.judgments import SCALE, JudgeAnalysis, Mean, ScoreDifference, analyse
+from evals.analysis.judgments import SCALE, JudgeAnalysis, Mean, ScoreDifference
 from evals.analysis.tables import TextTable, markdown_blocks, percent_cell, print_tables
 from evals.analysis.verdicts import Agreement, PairResult
 from evals.data.mt_bench import CATEGORIES
@@ -71,7 +71,13 @@ def _repeated(agreement: Agreement) -> str:
 
 
 def _differences(analysis: JudgeAnalysis) -> str:
-    rows = analysis.differences
+    rows = [row for row in analysis.differences if interval(row.points)]
+    few = len(analysis.differences) - len(rows)
+    rest = f" {plural(few, 'pair')} with too few questions to tell." if rows and few else ""
+    return (_clear(rows) if rows else "Unknown: too few questions to tell.") + rest
+
+
+def _clear(rows: Sequence[ScoreDifference]) -> str:
     unclear = sorted((row for row in rows if not row.is_clear), key=lambda row: abs(row.points.mean))
     if not unclear:
         which = f"All {len(rows)} pairs" if len(rows) > 1 else _difference(rows[0])
@@ -211,22 +217,19 @@ def category_names(analysis: JudgeAnalysis) -> list[str]:
     return [*(name for name in CATEGORIES if name in found), *sorted(found.difference(CATEGORIES))]
 
 
-def print_judged(folder: JudgedFolder) -> None:
-    """Print findings and tables of each judge."""
-    for title, lines, tables in _judges(folder):
-        print_tables(title, lines, tables)
+def print_judged(folder: JudgedFolder, analyses: Sequence[JudgeAnalysis]) -> None:
+    """Print findings and tables of some of the folder's judges."""
+    for one in analyses:
+        print_tables(*_blocks(folder, one))
 
 
-def markdown(folder: JudgedFolder) -> str:
-    """Return findings and tables of each judge as Markdown."""
-    return "\n\n".join(block for part in _judges(folder) for block in markdown_blocks(*part))
+def markdown(folder: JudgedFolder, analyses: Sequence[JudgeAnalysis]) -> str:
+    """Return findings and tables of some of the folder's judges as Markdown."""
+    return "\n\n".join(block for one in analyses for block in markdown_blocks(*_blocks(folder, one)))
 
 
-def _judges(folder: JudgedFolder) -> list[tuple[str, list[str], list[TextTable]]]:
-    return [
-        (f"{folder.title}, judged by {one.judge}", findings(one), text_tables(one))
-        for one in analyse(folder.judges, folder.categories)
-    ]
+def _blocks(folder: JudgedFolder, one: JudgeAnalysis) -> tuple[str, list[str], list[TextTable]]:
+    return f"{folder.title}, judged by {one.judge}", findings(one), text_tables(one)
 
 
 def number(value: float) -> str:

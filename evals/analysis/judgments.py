@@ -136,7 +136,7 @@ def scores_by_model(judgments: Iterable[Judgment]) -> dict[str, dict[tuple[int, 
     """Return the scores by model, question and turn. Judgments without a score are left out."""
     result: dict[str, dict[tuple[int, int], float]] = {}
     for judgment in judgments:
-        if judgment.score != NO_SCORE and math.isfinite(judgment.score):
+        if judgment.score != NO_SCORE:
             result.setdefault(judgment.model, {})[judgment.question_id, judgment.turn] = judgment.score
     return result
 

@@ -89,9 +89,14 @@ class PairResult:
 
 def verdict_agreement(passes: Sequence[Sequence[PairJudgment]]) -> Agreement:
     """Count how often two passes give the same verdict, ties included."""
-    winners = [{row.key: row.winner for row in rows if "error" not in row.winners} for rows in passes]
+    winners = [{row.key: _winner(row) for row in rows if "error" not in row.winners} for rows in passes]
     same = [one[key] == other[key] for one, other in combinations(winners, 2) for key in one.keys() & other.keys()]
     return Agreement(len(same), sum(same), sum(same))
+
+
+def _winner(judgment: PairJudgment) -> str:
+    """The model that has won, or "tie"."""
+    return "tie" if judgment.winner == "tie" else judgment.models[POSITIONS.index(judgment.winner)]
 
 
 def win_rates(judgments: Iterable[PairJudgment]) -> list[WinRate]:
@@ -118,9 +123,7 @@ def pair_results(judgments: Iterable[PairJudgment]) -> list[PairResult]:
 
 def _pair_result(first: str, second: str, judgments: Sequence[PairJudgment]) -> PairResult:
     valid = [judgment for judgment in judgments if "error" not in judgment.winners]
-    winners = Counter(
-        "tie" if judgment.winner == "tie" else judgment.models[POSITIONS.index(judgment.winner)] for judgment in valid
-    )
+    winners = Counter(map(_winner, valid))
     # The first of the two orders shows model_1 first, the second model_2.
     shown_first = [
         winner == position

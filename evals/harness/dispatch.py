@@ -54,8 +54,8 @@ class Dispatcher(Generic[W, Q, R]):
     other workers' blocks are taken, from the end.
 
     A worker that raises `RemoteError` is given up, and its work goes to the others. One that raises `WorkerLostError`
-    goes on, but its work goes back, and from then on it is done with nothing beside it, so that the blame is its own:
-    after `MAX_DEATHS` such ends without any result in between, the run ends.
+    goes on, and its piece of work goes back. From then on its worker gets nothing beside it, so that it is known what
+    ends workers: after `MAX_DEATHS` ends without any result in between, the run ends.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Dispatcher(Generic[W, Q, R]):
         workers: Sequence[W],
         concurrency: int,
         do: Callable[[W, Q], Iterator[R]],
-        given_up: Callable[[W, RemoteError], None],
+        given_up: Callable[[W, RemoteError], None] | None = None,
         prepare: Callable[[W, Callable[[], bool]], None] | None = None,
     ) -> None:
         """`do` yields the results of a piece of work as they come.
@@ -108,7 +108,7 @@ class Dispatcher(Generic[W, Q, R]):
                     raise result
                 elif isinstance(result, _GivenUp):
                     failure = result
-                    if self._alive:
+                    if self._alive and self._given_up is not None:
                         self._given_up(self._workers[result.worker], result.error)
                 else:
                     yield result
@@ -122,6 +122,13 @@ class Dispatcher(Generic[W, Q, R]):
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the threads have ended, but no longer than this."""
+        end = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(end - time.monotonic(), 0.0))
 
     def _work(self, thread: int, worker: int) -> None:
         """Do one piece of work after the other until none is left."""

@@ -46,9 +46,14 @@ class ModelLoader:
 
         reset_peak_memory(choose_device(self.options.device))
         if self._llm is None:
-            copies = getattr(self.options, "workers", None) or 1
-            self._llm = LLM.load(self.name, **model_options(self.options), copies=copies)
+            self._llm = LLM.load(self.name, **model_options(self.options), copies=copies(self.options))
         return self._llm
+
+
+def copies(options: Any) -> int:
+    """Return how many processes on this machine load a model: as many as it has workers."""
+    is_shared = getattr(options, "workers", None) is not None and options.ray_address is None
+    return options.workers if is_shared else 1
 
 
 def load_template(folder: Path, now: datetime | None = None, tokenizer: Tokenizer | None = None) -> Render:
@@ -106,7 +111,12 @@ class LocalModel:
     """A model that is computed here. `get_model` is called only if a question is missing; it loads by default."""
 
     def __init__(
-        self, task: Task, options: Any, name: str, counter: CycleCounter, get_model: Callable[[], LLM] | None = None
+        self,
+        task: Task,
+        options: Any,
+        name: str,
+        counter: CycleCounter | None,
+        get_model: Callable[[], LLM] | None = None,
     ) -> None:
         from engine.checkpoints.opening import open_model
         from engine.decoding.scoring import BATCH_TOKENS

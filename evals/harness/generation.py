@@ -62,7 +62,7 @@ def generate_answers(
                 if not wanted:
                     continue
                 decoded = wanted if independent else group
-                yield from answers.until(max(rows - len(decoded), 0))
+                yield from answers.until(max(rows - len(decoded), 0) if independent else 0)
                 lengths = [len(prompts[index]) + params.max_new_tokens for index in group]
                 yield from answers.until_free(sum(map(scheduler.state.row_bytes, lengths)))
                 computed = 0

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from engine.runtime.files import local_path
 from evals.data.catalogue import run_stem
 from evals.harness.task import Task
 from evals.runs.collection import RUN_SUFFIX
-from evals.runs.run_file import REMOTE
+from evals.runs.run_file import INFORMATIONAL, REMOTE
 
 if TYPE_CHECKING:
     import torch
@@ -148,13 +148,21 @@ def machine(device: torch.device) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def computing_kind(device: torch.device) -> str:
-    """Describe what the bits of results depend on: the GPU's name, or the processor's with its instruction set."""
-    if device.type != "cpu":
-        return machine(device)
-    from engine.kernels.build import choose_isa
+def lasting(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a header that may not differ between the parts of a run."""
+    return {name: value for name, value in header.items() if name not in INFORMATIONAL}
 
-    return f"{cpu_name()}, {choose_isa()}"
+
+def computing_kind(device: torch.device) -> str:
+    """Describe what the bits of results depend on: the GPU's or the processor's name, the kernels, torch's version."""
+    import torch
+
+    from engine import kernels
+
+    if device.type != "cpu":
+        return f"{machine(device)}, torch {torch.__version__}"
+    kernels.wait()
+    return f"{cpu_name()}, {kernels.describe()}, torch {torch.__version__}"
 
 
 def cpu_name() -> str:

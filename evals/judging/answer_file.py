@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from engine.cli.progress import Progress
 from engine.runtime.errors import BareloopError
 from evals.analysis.findings import plural
 from evals.data.mt_bench import JudgedQuestion
-from evals.judging.settings import settings_path, write_settings
-from evals.runs.judged import Answer, JudgedFile, read_answers, rename_to_old
+from evals.judging.settings import AFFORDABLE, resume_settings, settings_path, write_settings
+from evals.runs.judged import Answer, read_answers
+from evals.runs.judged_file import JudgedFile, rename_to_old
 
 MAX_FAILURES = 8  # questions in a row; then nothing more is asked
 OVERFLOW, FAILED = "overflow", "error"  # finish_reason of a turn without an answer: too long for the window; any other
@@ -47,22 +49,43 @@ def describe(answers: Iterable[Answer]) -> str:
 
 
 class AnswerFile:
-    """A model's file of answers, with the settings beside it. Nothing is written before the first answer."""
+    """A model's file of answers, with the settings beside it. Nothing is written before the first answer.
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], fresh: bool = False) -> None:
-        """With `fresh`, start over: the old files are renamed to `*.old`. Raises as `JudgedFile`."""
-        self.path, self.settings, self.fresh = path, settings, fresh
-        self.written = 0
-        known = read_answers(path).values() if path.exists() and not fresh else ()
-        self.has_success = any(not answer.has_failed for answer in known)
+    `settings`: those of the first session. `answers`: those that stand, which nobody adds to while this is open.
+    """
+
+    def __init__(self, path: Path, wanted: Mapping[str, Any], fresh: bool = False) -> None:
+        """`wanted`: the settings of this session. With `fresh`, start over: the old files are renamed to `*.old`.
+
+        Raises as `JudgedFile` and `resume_settings`.
+        """
+        self.path, self.written = path, 0
         self._file = JudgedFile(path, fresh)
+        try:
+            self.settings = dict(wanted) if fresh else resume_settings(path, wanted)
+            self.answers = {} if fresh else read_answers(path)
+        except BaseException:
+            self._file.close()
+            raise
+        self.has_success = any(not answer.has_failed for answer in self.answers.values())
+
+    def warn(self, texts: Sequence[str], window: int | None) -> None:
+        """Print what a user should know of the model. `window`: tokens for which there is memory now, if known."""
+        if window is not None and (before := self.settings.setdefault(AFFORDABLE, window)) > window:
+            texts = [
+                *texts,
+                f"{self.path} was started with memory for a window of {before:,} tokens, and now there is for "
+                f"{window:,}: long conversations may be answered otherwise",
+            ]
+        for text in texts:
+            print(text, file=sys.stderr, flush=True)
 
     def append(self, *answers: Answer) -> None:
         """Append answers."""
-        settings = settings_path(self.path)
         for answer in answers:
             if self.written == 0:
-                if self.fresh and settings.exists():
+                self._file.rename_old()  # first the answers: a kill leaves none beside the settings of others
+                if not self.path.stat().st_size and (settings := settings_path(self.path)).exists():
                     rename_to_old(settings)
                 write_settings(self.path, self.settings)
             self._file.append(answer)

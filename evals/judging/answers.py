@@ -27,10 +27,12 @@ from engine.cli.parser import model_options
 from engine.remote.errors import RemoteError, UnreachableError
 from engine.runtime.errors import BareloopError, is_out_of_memory
 from evals.data.mt_bench import JudgedQuestion
-from evals.harness.evaluate import BATCH_SIZE, command_to_continue
-from evals.judging.answer_file import FAILED, OVERFLOW, AnswerFile, append_answers
-from evals.judging.settings import make_settings, model_id, resume_settings
-from evals.runs.judged import ERROR, Answer, answers_path, sort_file
+from evals.harness.evaluate import BATCH_SIZE, command_to_continue, copies
+from evals.judging.answer_file import FAILED, OVERFLOW, AnswerFile, append_answers, unanswered
+from evals.judging.servers import answer_key
+from evals.judging.settings import make_settings, model_id
+from evals.runs.judged import ERROR, Answer, answers_path
+from evals.runs.judged_file import sort_file
 
 TEMPERATURES = {
     **dict.fromkeys(("writing", "roleplay"), 0.7),
@@ -50,6 +52,9 @@ class _StoppedError(Exception):
 
 class Conversations:
     """Conversations with one model, several at a time, each in a session of its own."""
+
+    warnings: Sequence[str] = ()
+    window: int | None = None
 
     def __init__(
         self, model: str, new_model: Callable[[], ChatModel], settings: Mapping[str, Any], concurrency: int
@@ -105,6 +110,8 @@ class Conversations:
                         dropped = session.statistics.dropped_turns
                         reply = self._reply(session, text)
                         texts.append(reply.text.strip())
+                        # the next turn follows what the file has, and what a judge sees
+                        session.turns[-1][1] = {**session.turns[-1][1], "content": texts[-1]}
                         counts.append(
                             {
                                 "prompt_tokens": reply.prompt_tokens,
@@ -115,15 +122,17 @@ class Conversations:
                         )
                     break
                 except BareloopError as error:
-                    if _is_broken(error) and not last:
+                    # what the chat adds to a broken connection names commands of the chat
+                    reason = error.__cause__ if isinstance(error.__cause__, RemoteError) else error
+                    if _is_broken(reason) and not last:
                         continue
-                    if _is_general(error):
-                        raise
+                    if _is_general(reason):
+                        raise reason from None
                     if error.__cause__ is not None and is_out_of_memory(error.__cause__):
                         raise BareloopError(SHORTAGE) from error
                     missing = len(question.turns) - len(texts)
-                    reason = OVERFLOW if isinstance(error, ContextOverflowError) else FAILED
-                    counts += [{"finish_reason": reason, "error": str(error)}] * missing
+                    kind = OVERFLOW if isinstance(error, ContextOverflowError) else FAILED
+                    counts += [{"finish_reason": kind, "error": str(error)}] * missing
                     texts += [ERROR] * missing
                     break
         return tuple(texts), tuple(counts)
@@ -145,6 +154,8 @@ class Conversations:
 
     def _reply(self, session: Session, text: str) -> Reply:
         """The whole reply to a message. Raises `_StoppedError` when the run ends before it."""
+        if self._is_stopping.is_set():  # `Session.stop` ends a reply, and not the next one
+            raise _StoppedError
         reply = None
         for event in session.send(text):
             if isinstance(event, Reply):
@@ -158,10 +169,7 @@ class Conversations:
 
 def _is_broken(error: BareloopError) -> bool:
     """Whether a connection to a server broke, which may not happen again."""
-    reason = error if isinstance(error, RemoteError) else error.__cause__
-    if not isinstance(reason, RemoteError) or isinstance(reason, UnreachableError):
-        return False
-    return reason.status is None
+    return isinstance(error, RemoteError) and not isinstance(error, UnreachableError) and error.status is None
 
 
 def _is_general(error: BareloopError) -> bool:
@@ -170,11 +178,17 @@ def _is_general(error: BareloopError) -> bool:
 
     if isinstance(error, RemoteError):
         return error.status not in REFUSALS
-    return isinstance(error, ClosedError) or isinstance(error.__cause__, RemoteError)
+    return isinstance(error, ClosedError)
 
 
 class HasAnswers(Protocol):
-    """What answers questions: here, on a server, or in workers."""
+    """What answers questions: here, on a server, or in workers.
+
+    `warnings`: what a user should know before. `window`: tokens for which there is memory, if that is known.
+    """
+
+    warnings: Sequence[str]
+    window: int | None
 
     def answers(self, questions: Iterable[JudgedQuestion]) -> Generator[Answer]:
         """Yield the answers as they come."""
@@ -196,7 +210,7 @@ def _local(name: str, options: Any, settings: Mapping[str, Any]) -> Iterator[Con
     from engine.decoding.scheduling.scheduler import Scheduler
     from engine.decoding.sequence import PREFILL_CHUNK
 
-    llm = LLM.load(name, **model_options(options), copies=options.workers or 1)
+    llm = LLM.load(name, **model_options(options), copies=copies(options))
     if llm.device.type == "cpu":
         kernels.wait()  # all answers are computed by the same kernels
     rows = options.batch_size or BATCH_SIZE[llm.device.type]
@@ -211,7 +225,9 @@ def _local(name: str, options: Any, settings: Mapping[str, Any]) -> Iterator[Con
     with ThreadPoolExecutor(1) as thread:
         stepping = thread.submit(scheduler.run)
         try:
-            yield Conversations(model_id(name, options), new_model, settings, rows)
+            conversations = Conversations(model_id(name, options), new_model, settings, rows)
+            conversations.warnings, conversations.window = new_model().warnings(None), limit
+            yield conversations
         finally:
             scheduler.close()
             stepping.result()  # raises what ended the steps, from which other errors only follow
@@ -220,9 +236,8 @@ def _local(name: str, options: Any, settings: Mapping[str, Any]) -> Iterator[Con
 @contextmanager
 def _remote(name: str, options: Any, settings: Mapping[str, Any]) -> Iterator[Conversations]:
     from chat.models.remote import Server
-    from engine.remote.address import read_key
 
-    model = Server(options.url[0], read_key(options.api_key_file)).load(name)
+    model = Server(options.url[0], answer_key(options)).load(name)
     try:
         yield Conversations(model_id(name, options), lambda: model, settings, options.concurrency or CONCURRENCY)
     finally:
@@ -237,26 +252,28 @@ def answer_questions(
     data: str,
     opener: Callable[[str, Any, Mapping[str, Any]], AbstractContextManager[HasAnswers]] = open_conversations,
 ) -> Path:
-    """Answer these questions, and append each answer to the model's file as it comes. Return the path.
+    """Answer those of these questions that are missing, and append each answer to the model's file as it comes.
 
-    `data`: the digest of all questions. `opener` makes what answers them. Raises `BareloopError` if the file has other
-    settings.
+    `data`: the digest of all questions. `opener` makes what answers them. Returns the path. Raises `BareloopError` if
+    the file has other settings.
     """
     path = answers_path(folder, model_id(name, options))
-    wanted = make_settings(name, options, data)
-    settings = wanted if options.fresh else resume_settings(path, wanted)
-    with AnswerFile(path, settings, options.fresh) as file:
+    with AnswerFile(path, make_settings(name, options, data), options.fresh) as file:
+        missing = unanswered(questions, file.answers, options.retry)  # another process may have answered some
+        if not missing:
+            return path
         try:
             with (
-                opener(name, options, settings) as conversations,
-                closing(conversations.answers(questions)) as answers,
+                opener(name, options, file.settings) as conversations,
+                closing(conversations.answers(missing)) as answers,
             ):
-                append_answers(answers, file, len(questions))
+                file.warn(conversations.warnings, conversations.window)
+                append_answers(answers, file, len(missing))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted: {file.saved}; to continue: {command_to_continue()}") from None
         except BareloopError as error:
             if not file.written:
                 raise
-            raise BareloopError(f"{error}; {file.saved}, and the same command continues") from error
+            raise BareloopError(f"{error}; {file.saved}; to continue: {command_to_continue()}") from error
     sort_file(path)
     return path

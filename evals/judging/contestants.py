@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError, UsageError, quote
 from evals.data.mt_bench import SPACE, JudgedQuestion
 from evals.harness.identity import file_name
 from evals.judging.answer_file import describe, unanswered
 from evals.judging.answers import answer_questions, open_conversations
-from evals.judging.settings import make_settings, model_id, resume_settings, settings_path
+from evals.judging.servers import answer_key
+from evals.judging.settings import check_origin, make_settings, model_id, resume_settings, settings_path
 from evals.judging.workers import open_workers
 from evals.runs.judged import Answer, answers_path, read_answers
 
@@ -52,7 +54,7 @@ def list_contestants(options: Any, folder: Path, questions: Sequence[JudgedQuest
     """Return the models of -m, and the baseline if there is one. Raises `BareloopError` for one that cannot answer.
 
     Complete answers without settings, such as those that FastChat provides, are used as they are: no such model needs
-    to exist.
+    to exist. With --fresh, one that exists answers again.
     """
     names = list(dict.fromkeys(options.model))
     baseline = baseline_of(options)
@@ -70,7 +72,8 @@ def list_contestants(options: Any, folder: Path, questions: Sequence[JudgedQuest
             )
     for contestant in contestants.values():
         try:
-            _check_present(contestant, options)
+            if contestant.missing:
+                _check_present(contestant.name, options)
         except BareloopError as error:
             if contestant.name in options.model:
                 raise
@@ -96,29 +99,47 @@ def is_judged(options: Any) -> bool:
 
 def _contestant(name: str, options: Any, folder: Path, questions: Sequence[JudgedQuestion]) -> Contestant:
     given = answers_path(folder, file_name(name))
-    if not options.fresh and given.exists() and not settings_path(given).exists():
-        answers = read_answers(given)
+    if given.exists() and not settings_path(given).exists():
+        absence = _absence(name, options) if options.fresh else None
+        answers = read_answers(given) if absence is not None or not options.fresh else {}
         if not unanswered(questions, answers, options.retry):
+            if absence is not None:
+                _tell_kept(name, absence)
             return Contestant(name, file_name(name), given, [], answers)
     path = answers_path(folder, model_id(name, options))
     answers = read_answers(path) if path.exists() and not options.fresh else {}
-    return Contestant(name, path.stem, path, unanswered(questions, answers, options.retry), answers)
+    missing = unanswered(questions, answers, options.retry)
+    if answers and missing:
+        check_origin(path)
+    return Contestant(name, path.stem, path, missing, answers)
 
 
-def _check_present(contestant: Contestant, options: Any) -> None:
+def _check_present(name: str, options: Any) -> None:
     """Raise `BareloopError` before hours of work, and not after, if a model that is needed is not there."""
-    if not contestant.missing:
-        return
     if options.url:
-        from engine.remote.address import read_key
         from engine.remote.client import RemoteModel
 
-        with RemoteModel(options.url[0], contestant.name, read_key(options.api_key_file)) as model:
+        with RemoteModel(options.url[0], name, answer_key(options)) as model:
             model.check()
         return
     from engine.checkpoints.hub import locate
 
-    locate(contestant.name, options.allow_pickle, options.adapter)
+    locate(name, options.allow_pickle, options.adapter)
+
+
+def _absence(name: str, options: Any) -> BareloopError | None:
+    """Return why a model cannot answer again; None if it can. Raises `RemoteError` for a server that does not tell."""
+    try:
+        _check_present(name, options)
+    except BareloopError as error:
+        if isinstance(error, RemoteError) and error.status != 404:
+            raise
+        return error
+    return None
+
+
+def _tell_kept(name: str, reason: BareloopError) -> None:
+    print(f"the answers of {name} are taken as they are: {reason}", file=sys.stderr, flush=True)
 
 
 def answer_all(contestants: Sequence[Contestant], options: Any, folder: Path, data: str) -> None:
@@ -127,7 +148,7 @@ def answer_all(contestants: Sequence[Contestant], options: Any, folder: Path, da
     `data`: the digest of all questions. Raises `BareloopError` for answers that were given with other settings.
     """
     for contestant in contestants:
-        if not contestant.missing and settings_path(contestant.path).exists():
+        if settings_path(contestant.path).exists() and not (contestant.missing and options.fresh):
             _check_settings(contestant, options, data)
     for contestant in contestants:
         if contestant.missing:
@@ -141,6 +162,8 @@ def _check_settings(contestant: Contestant, options: Any, data: str) -> None:
     try:
         wanted = make_settings(contestant.name, options, data)
     except BareloopError as error:
-        print(f"the answers of {contestant.id} are taken as they are: {error}", file=sys.stderr, flush=True)
+        if contestant.missing:
+            raise
+        _tell_kept(contestant.id, error)
         return
     resume_settings(contestant.path, wanted)

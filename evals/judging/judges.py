@@ -6,20 +6,25 @@ import contextlib
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.checkpoints import embedded
 from engine.cli.parser import model_options
+from engine.remote.address import Address
 from engine.remote.client import RemoteModel
-from engine.remote.errors import RemoteError, UnreachableError
+from engine.remote.errors import KEY_HINT, RemoteError, UnreachableError
 from engine.runtime.errors import BareloopError, TemplateError, UsageError, quote
 from engine.text.reasoning import CLOSE, OPEN, opens_reasoning
-from evals.harness.identity import file_name
+from evals.harness.identity import file_name, machine, start
+from evals.judging.settings import of_model, of_server
 
 if TYPE_CHECKING:
+    import torch
+
     from engine import LLM
+    from engine.checkpoints.opening import Opened
     from engine.decoding.scheduling.scheduler import Scheduler
 
 MAX_NEW_TOKENS = 2_048  # of a judgment, as in FastChat
@@ -50,6 +55,10 @@ class Judge(Protocol):
 
     def check(self) -> None:
         """Raise `BareloopError` if it cannot judge anything. It takes no more than seconds: before other work."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return what its judgments depend on."""
         ...
 
     def start(self) -> None:
@@ -96,17 +105,27 @@ class LocalJudge:
 
     def check(self) -> None:
         """Raise `BareloopError` if there is no such model, or if it has no chat template. No weights are loaded."""
-        from engine.checkpoints.opening import open_model
-        from engine.runtime.device import choose_device
         from engine.text.chat_template import ChatTemplate
         from engine.text.tokenizer import Tokenizer
 
-        flags = {"device": "auto", "allow_pickle": False, **self._options}
-        opened = open_model(self._source, allow_pickle=flags["allow_pickle"], device=choose_device(flags["device"]))
+        opened, _ = self._open()
         try:
             ChatTemplate.load(opened.folder, Tokenizer.load(opened.folder))
         except BareloopError as error:
             raise BareloopError(f"{quote(self._source)} cannot judge: {error}") from None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the hashes of its files, and how it is computed."""
+        opened, device = self._open()
+        return {**of_model(self._source, opened, device), **start(), "machine": machine(device)}
+
+    def _open(self) -> tuple[Opened, torch.device]:
+        from engine.checkpoints.opening import open_model
+        from engine.runtime.device import choose_device
+
+        flags = {"device": "auto", "allow_pickle": False, **self._options}
+        device = choose_device(flags["device"])
+        return open_model(self._source, allow_pickle=flags["allow_pickle"], device=device), device
 
     def start(self) -> None:
         """Load the model, and start the thread that computes."""
@@ -181,6 +200,7 @@ class RemoteJudge:
     def __init__(self, url: str, model: str, key: str | None = None, timeout: float = 600.0) -> None:
         """`key` None: that of the environment. `timeout`: seconds without any byte of an answer."""
         self.name = file_name(model)
+        self._source, self._address = model, Address.parse(url)
         self._client = RemoteModel(url, model, key, timeout)
         self._refused: set[str] = set()  # fields, and SYSTEM for the role
         self._lock = threading.Lock()
@@ -198,10 +218,17 @@ class RemoteJudge:
     def check(self) -> None:
         """Raise `RemoteError` if the server cannot be reached, refuses the key, or does not have the model."""
         try:
-            self._client.check()
+            with own_flags():
+                self._client.check()
         except RemoteError as error:
             if error.status in (None, 401, 404):  # else it does not list models for us, and may have any
                 raise
+
+    def settings(self) -> dict[str, Any]:
+        """Return the model's name and its server, whose port may change if it is on this machine."""
+        url = self._address.shown
+        server = "this machine" if self._address.is_local else url
+        return {"judge": self._source, "server": server, **of_server(url), **start()}
 
     def start(self) -> None:
         """As `check`."""
@@ -213,7 +240,8 @@ class RemoteJudge:
         Raises `JudgeError`, but `RemoteError` if no other request can succeed either.
         """
         try:
-            return self._text(self._ask(system, prompt))
+            with own_flags():
+                return self._text(self._ask(system, prompt))
         except RemoteError as error:
             if error.status in FATAL or isinstance(error, UnreachableError):
                 raise
@@ -262,6 +290,18 @@ class RemoteJudge:
                 if text or thought:
                     return f"{OPEN}{thought}{CLOSE}{text}" if thought else text
         raise JudgeError(f"{self._client.url} answered without a text: {quote(answer)}")
+
+
+@contextlib.contextmanager
+def own_flags() -> Iterator[None]:
+    """Name the judge's own flag in a server's refusal of the key."""
+    try:
+        yield
+    except RemoteError as error:
+        if error.status != 401:
+            raise
+        text = str(error).replace(KEY_HINT, KEY_HINT.replace("--api-key-file", "--judge-api-key-file"))
+        raise RemoteError(text, 401, error.details) from None
 
 
 def _messages(system: str, prompt: str) -> list[dict[str, str]]:

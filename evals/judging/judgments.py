@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -16,22 +14,23 @@ from typing import NamedTuple
 from engine.cli.progress import Progress
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import write_atomic
 from engine.text.surrogates import without_surrogates
+from evals.analysis.findings import plural
 from evals.harness.dispatch import Dispatcher
 from evals.harness.evaluate import command_to_continue
+from evals.judging.judge_settings import JudgeSettings
 from evals.judging.judges import Judge, JudgeError, PromptTooLongError
 from evals.judging.matches import Key, Match, is_outside, make_judgment
 from evals.runs.judged import (
     FAILED_JUDGMENT,
     NO_SCORE,
-    JudgedFile,
     Judgment,
     PairJudgment,
     judgments_path,
     read_judgments,
     read_pair_judgments,
 )
+from evals.runs.judged_file import JudgedFile
 
 MAX_FAILURES = 5  # in a row, after which the run ends
 
@@ -53,23 +52,20 @@ def judge_matches(
     again for all matches. Lines that are replaced move to a file *.old, except those without a verdict.
 
     A judgment that fails is written as such, and a last line on stderr counts them. Raises `BareloopError` if nothing
-    can be judged any more, after `MAX_FAILURES` failures in a row, and for judgments of answers that have changed.
+    can be judged any more, after `MAX_FAILURES` failures in a row, and for judgments of answers that have changed, or
+    by another judge of this name.
     """
+    settings = JudgeSettings(folder, judge, fresh)
     todo = plan(matches, judge.name, folder, mode, passes, retry, fresh)
     if not any(part.missing for part in todo):
         return
     judge.start()
     failures = Failures()
-    total = sum(len(part.games()) for part in todo)
     for part in todo:
         if part.missing:
-            part.run(judge, concurrency or judge.concurrency, failures)
+            part.run(judge, concurrency or judge.concurrency, failures, settings)
     if failures.count:
-        print(
-            f"{failures.count} of {total} judgments failed (the last: {failures.reason}); --retry asks for them again",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(failures.describe(), file=sys.stderr, flush=True)
 
 
 def plan(
@@ -93,23 +89,33 @@ class Failures:
     """Judgments that have failed in this run."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self._asked = self._too_long = self._in_a_row = 0
         self.reason = ""
-        self._in_a_row = 0
 
     def add(self, error: JudgeError | None) -> None:
         """Count the failure of a judgment, or its success (None)."""
+        self._asked += 1
         if error is None:
             self._in_a_row = 0
             return
         self.count += 1
         self.reason = str(error)
-        self._in_a_row += not isinstance(error, PromptTooLongError)
+        is_too_long = isinstance(error, PromptTooLongError)
+        self._too_long += is_too_long
+        self._in_a_row += not is_too_long
 
     @property
     def are_too_many(self) -> bool:
         """Whether so many have failed in a row that the next ones will, too."""
         return self._in_a_row >= MAX_FAILURES
+
+    def describe(self) -> str:
+        """Describe how many failed, and which of them --retry may help."""
+        text = f"{self.count} of {self._asked} judgments failed (the last: {self.reason})"
+        if not self._too_long:
+            return f"{text}; --retry asks for them again"
+        rest = "; --retry asks for the others again" if self._too_long < self.count else ""
+        return f"{text}; too long for this judge: {plural(self._too_long, 'prompt')}{rest}"
 
 
 class Game(NamedTuple):
@@ -136,10 +142,23 @@ class JudgingPass:
     ) -> None:
         """Raises `BareloopError` for a damaged file, and for judgments of other answers if they are not replaced."""
         self.path, self.number, self.wanted = path, number, wanted
+        self._mode, self._retry, self._fresh = mode, retry, fresh
+        self._unsaved: Judgment | PairJudgment | None = None  # while it is being written
+        self._plan()
+
+    def _plan(self) -> None:
+        path, wanted, retry, fresh = self.path, self.wanted, self._retry, self._fresh
         self.entries: dict[Key, Judgment | PairJudgment] = {}  # that stand
         self.missing: list[Match] = []
         self._texts: dict[Key, list[str | None]] = {}  # of the missing, by order; None: to be asked for
-        found = {entry.key: entry for entry in _read(path, mode)}
+        self._is_damaged = False
+        try:
+            entries = _read(path, self._mode)
+        except BareloopError:
+            if not fresh:
+                raise
+            self._is_damaged, entries = True, []
+        found = {entry.key: _in_order(entry, wanted.get(entry.key)) for entry in entries}
         stale = [key for key, match in wanted.items() if key in found and _is_stale(match, found[key])]
         if stale and not (retry or fresh):
             question, model, turn = stale[0]
@@ -157,7 +176,6 @@ class JudgingPass:
                 self._texts[key] = texts
             else:
                 self.entries[key] = entry
-        self._unsaved: Judgment | PairJudgment | None = None  # while it is being written
 
     def games(self) -> list[Game]:
         """The questions to the judge."""
@@ -168,33 +186,36 @@ class JudgingPass:
             if text is None
         ]
 
-    def run(self, judge: Judge, concurrency: int, failures: Failures) -> None:
+    def run(self, judge: Judge, concurrency: int, failures: Failures, settings: JudgeSettings) -> None:
         """Judge the missing matches. Only this thread writes, one line after the other."""
-        if self._replaced:
-            _set_aside(self.path, self._replaced)
+        with JudgedFile(self.path, settings.is_other or self._is_damaged) as file:
+            self._plan()  # another process may have judged some
+            if self.missing:
+                self._run(judge, concurrency, failures, _Output(file, settings, self._replaced))
+
+    def _run(self, judge: Judge, concurrency: int, failures: Failures, output: _Output) -> None:
         label = f"judge {judge.name}" + (f", pass {self.number}" if self.number > 1 else "")
         before = len(self.entries)
-        with JudgedFile(self.path) as file, Progress(label, len(self.wanted), before) as progress:
+        with Progress(label, len(self.wanted), before) as progress:
             try:
                 with contextlib.closing(self._outcomes(judge, concurrency)) as outcomes:
                     for outcome in outcomes:
                         failures.add(outcome.error)
-                        if self._add(outcome, judge.name, file):
+                        if self._add(outcome, judge.name, output):
                             progress.advance(1, self.status())
                         if failures.are_too_many:
                             raise BareloopError(
-                                f"{MAX_FAILURES} judgments in a row failed ({failures.reason}); {self._saved()}, and "
-                                "the same command with --retry continues"
+                                f"{MAX_FAILURES} judgments in a row failed ({failures.reason}); {self._saved()}; to "
+                                f"continue: {_command_to_retry()}"
                             )
             except KeyboardInterrupt:
                 if self._unsaved is not None:
-                    file.append(self._unsaved)
-                    self.entries[self._unsaved.key] = self._unsaved
+                    self._save(self._unsaved, output)
                 raise KeyboardInterrupt(f"interrupted: {self._saved()}; to continue: {command_to_continue()}") from None
             except RemoteError as error:
                 if len(self.entries) == before:
                     raise
-                raise BareloopError(f"{error}; {self._saved()}, and the same command continues") from error
+                raise BareloopError(f"{error}; {self._saved()}; to continue: {command_to_continue()}") from error
 
     def status(self) -> str:
         """The mean score so far, or how often the first models of the pairs have won; and what has no verdict."""
@@ -232,7 +253,7 @@ class JudgingPass:
         except _Ended as ended:
             raise ended.error from None
 
-    def _add(self, outcome: Outcome, judge: str, file: JudgedFile) -> bool:
+    def _add(self, outcome: Outcome, judge: str, output: _Output) -> bool:
         """Keep a text. Return whether its match is complete, and now in the file."""
         match, order = outcome.game
         texts = self._texts[match.key]
@@ -240,14 +261,36 @@ class JudgingPass:
         complete = [text for text in texts if text is not None]
         if len(complete) < len(texts):
             return False
-        self._unsaved = entry = make_judgment(match, judge, complete, time.time())
-        file.append(entry)
-        self._unsaved = None
-        self.entries[match.key] = entry
+        self._unsaved = make_judgment(match, judge, complete, time.time())
+        self._save(self._unsaved, output)
         return True
+
+    def _save(self, entry: Judgment | PairJudgment, output: _Output) -> None:
+        output.append(entry)
+        self._unsaved = None
+        self.entries[entry.key] = entry
 
     def _saved(self) -> str:
         return f"{len(self.entries)} of {len(self.wanted)} judgments are saved in {self.path}"
+
+
+@dataclass
+class _Output:
+    """Where judgments are written. What they replace is moved away when the first one is there."""
+
+    file: JudgedFile
+    settings: JudgeSettings
+    replaced: Sequence[Key]
+    has_begun: bool = False
+
+    def append(self, entry: Judgment | PairJudgment) -> None:
+        if not self.has_begun:
+            self.file.rename_old()
+            if self.replaced:
+                self.file.set_aside(self.replaced)
+            self.settings.write(self.file.path)
+            self.has_begun = True
+        self.file.append(entry)
 
 
 class _Ended(Exception):  # noqa: N818
@@ -273,6 +316,13 @@ def _games_of(entry: Judgment | PairJudgment) -> list[tuple[str, str, bool]]:
     return [*zip(entry.user_prompts, entry.judgments, verdicts, strict=True)]
 
 
+def _in_order(entry: Judgment | PairJudgment, match: Match | None) -> Judgment | PairJudgment:
+    """A judgment with the models in the positions of the match."""
+    if isinstance(entry, PairJudgment) and match is not None and entry.models != match.models:
+        return entry.swapped()
+    return entry
+
+
 def _is_stale(match: Match, entry: Judgment | PairJudgment) -> bool:
     """Whether a judgment was made of other answers, or by another prompt."""
     prompts = tuple(prompt for prompt, _, _ in _games_of(entry))
@@ -286,15 +336,6 @@ def _standing_texts(match: Match, entry: Judgment | PairJudgment | None, retry: 
     return [text if has_verdict or not retry else None for _, text, has_verdict in _games_of(entry)]
 
 
-def _set_aside(path: Path, keys: Sequence[Key]) -> None:
-    """Move lines of these keys to a file *.old, so that readers that count every line do not count them."""
-    with JudgedFile(path):
-        kept: list[str] = []
-        old: list[str] = []
-        *lines, torn = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for line in lines:
-            row = json.loads(line) if line.strip() else {}
-            models = row.get("model") or (row.get("model_1"), row.get("model_2"))
-            (old if (row.get("question_id"), models, row.get("turn")) in keys else kept).append(f"{line}\n")
-        write_atomic(path.with_name(f"{path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S.%f}.old"), old)
-        write_atomic(path, [*kept, torn])
+def _command_to_retry() -> str:
+    command = command_to_continue()
+    return command if "--retry" in sys.argv else f"{command} --retry"

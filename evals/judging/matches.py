@@ -11,17 +11,17 @@ from dataclasses import dataclass
 
 from engine.runtime.errors import BareloopError, quote
 from engine.text.reasoning import CLOSE, OPEN, split
+from evals.analysis.judgments import SCALE
 from evals.data.mt_bench import NEEDS_REFERENCE, JudgedQuestion, JudgePrompt, QuestionSet
-from evals.runs.judged import NO_SCORE, POSITIONS, Answer, Judgment, PairJudgment
+from evals.runs.judged import MAX_SCORE, NO_SCORE, POSITIONS, Answer, Judgment, PairJudgment
 
-SINGLE, PAIR = "[[rating]]", "[[A]]"  # output formats
+RATING, WINNER = "[[rating]]", "[[A]]"  # output formats
 PROMPTS = {  # by output format: for all categories, for those that need a reference
-    SINGLE: ("single-v1", "single-math-v1"),
-    PAIR: ("pair-v2", "pair-math-v1"),
+    RATING: ("single-v1", "single-math-v1"),
+    WINNER: ("pair-v2", "pair-math-v1"),
 }
 RATINGS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
 VERDICTS = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie"}  # in the order in which they are looked for
-LOWEST, HIGHEST = 1, 10  # scores that a judge is asked for
 BYTES_PER_TOKEN = 3.9  # of the prompts, with SmolLM2's tokenizer; 3.6 where they show references
 TYPICAL_TOKENS = 300  # of a judgment
 Key = tuple[int, str, int] | tuple[int, tuple[str, str], int]
@@ -42,7 +42,8 @@ class Match:
         """What is judged: the key of its judgment."""
         if len(self.models) == 1:
             return self.question.id, self.models[0], self.turn
-        return self.question.id, (self.models[0], self.models[1]), self.turn
+        first, second = sorted(self.models)
+        return self.question.id, (first, second), self.turn
 
 
 def single_matches(question_set: QuestionSet, answers: Mapping[str, Mapping[int, Answer]]) -> list[Match]:
@@ -96,18 +97,18 @@ def verdict_text(text: str) -> str:
 def read_score(text: str) -> float:
     """The first [[rating]] of a judgment, else the first [rating]; -1 if there is none.
 
-    It may be outside the scale, as FastChat keeps such: see `is_outside`.
+    It may be outside the scale, as FastChat keeps such: see `is_outside`. A longer number than files may have is none.
     """
     for pattern in RATINGS:
         if match := pattern.search(text):
             score = float(match[1])
-            return score if score < float("inf") else NO_SCORE
+            return score if score < MAX_SCORE else NO_SCORE
     return NO_SCORE
 
 
 def is_outside(score: float) -> bool:
     """Whether a score is none that a judge was asked for: not from 1 to 10."""
-    return score != NO_SCORE and not LOWEST <= score <= HIGHEST
+    return score != NO_SCORE and not SCALE[0] <= score <= SCALE[1]
 
 
 def read_winner(text: str, output_format: str) -> str:
@@ -115,20 +116,21 @@ def read_winner(text: str, output_format: str) -> str:
 
     Raises `BareloopError` for an output format that has no winner.
     """
-    if output_format != PAIR:
-        raise BareloopError(f"the output format {quote(output_format)} has no winner; use a judge's prompt with {PAIR}")
+    if output_format != WINNER:
+        raise BareloopError(
+            f"the output format {quote(output_format)} has no winner; use a judge's prompt with {WINNER}"
+        )
     return next((verdict for mark, verdict in VERDICTS.items() if mark in text), "error")
 
 
-def estimate(matches: Iterable[Match], passes: int = 1) -> tuple[int, int, int]:
+def estimate(games: Iterable[tuple[Match, int]]) -> tuple[int, int, int]:
     """What judging costs: judgments that are asked for, tokens of their prompts, and tokens of typical judgments.
 
-    The tokens of the prompts are estimated from their bytes.
+    `games`: matches, each with one order of its models. The tokens of the prompts are estimated from their bytes.
     """
-    games = [(match.prompt.system_prompt, prompt) for match in matches for prompt in match.user_prompts]
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for texts in games for text in texts)
-    count = passes * len(games)
-    return count, round(passes * size / BYTES_PER_TOKEN), count * TYPICAL_TOKENS
+    asked = [(match.prompt.system_prompt, match.user_prompts[order]) for match, order in games]
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for texts in asked for text in texts)
+    return len(asked), round(size / BYTES_PER_TOKEN), len(asked) * TYPICAL_TOKENS
 
 
 def _turns(question_set: QuestionSet) -> Iterator[tuple[JudgedQuestion, int]]:
@@ -144,7 +146,7 @@ def _match(
     models: tuple[str, ...],
     answers: Mapping[str, Mapping[int, Answer]],
 ) -> Match:
-    prompt = _prompt(question_set, question, turn, SINGLE if len(models) == 1 else PAIR)
+    prompt = _prompt(question_set, question, turn, RATING if len(models) == 1 else WINNER)
     turns = [_answer(question, turn, model, answers) for model in models]
     orders = [turns] if len(models) == 1 else [turns, turns[::-1]]
     return Match(question, models, turn, prompt, tuple(_fill(prompt, question, turn, order) for order in orders))

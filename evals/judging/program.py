@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,18 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
 from evals.data.mt_bench import QUESTIONS, REFERENCES, JudgedQuestion, QuestionSet
 from evals.judging.contestants import SINGLE, Contestant, baseline_of, is_judged
-from evals.judging.judges import MAX_NEW_TOKENS, Judge, LocalJudge, RemoteJudge
+from evals.judging.judge_settings import JudgeSettings
+from evals.judging.judges import MAX_NEW_TOKENS, Judge, LocalJudge, RemoteJudge, own_flags
 from evals.judging.judgments import judge_matches, plan
 from evals.judging.matches import Match, estimate, pair_matches, single_matches
+from evals.judging.servers import is_local, judge_key, only_model_of
 from evals.runs.judged import Answer, read_answers
 
 LONGEST_TOKEN = 5  # characters: an answer that does not exist yet is taken to have so many for each of its tokens
 
 
 @dataclass(frozen=True)
-class Run:
+class Selection:
     """What the flags of a program select."""
 
     options: Any
@@ -54,9 +55,10 @@ class Run:
         judge_matches(matches, judge, self.folder, self.kind, number, limit, options.retry, options.fresh)
 
     def report(self, judge: Judge | None) -> None:
-        """Tell what is asked, and what a server's judge costs; on a terminal ask the user before that.
+        """Tell what is asked, and what a server's judge costs; ask the user before that, unless it is on this machine.
 
-        An answer that does not exist yet counts with its longest text. Raises `BareloopError` if the user declines.
+        An answer that does not exist yet counts with its longest text. Raises `BareloopError` if the user declines or
+        cannot be asked, for judgments of answers that have changed, and for those by another judge of this name.
         """
         options, total = self.options, len(self.data.questions)
         lines = [
@@ -66,12 +68,15 @@ class Run:
         ]
         count = 0
         if judge is not None:
+            JudgeSettings(self.folder, judge, options.fresh)  # raises for another judge of this name
             count, line = self._cost(judge)
             lines += [line] if count or options.dry_run else []
         for line in lines:
             print(line, file=sys.stdout if options.dry_run else sys.stderr, flush=True)
-        if count and options.judge_url and not options.dry_run and not options.yes:
-            _ask_user()
+        if judge is None or not count or options.judge_url is None or is_local(options.judge_url):
+            return
+        if not options.dry_run and not options.yes:
+            _ask_user(judge)
 
     def _cost(self, judge: Judge) -> tuple[int, str]:
         """Return how many judgments are missing, and a line that tells what they cost."""
@@ -81,18 +86,16 @@ class Run:
             for each in self.contestants
         }
         is_open = any(each.missing for each in self.contestants)
-        retry = self.options.retry or is_open
-        matches, number = self.matches(answers), self.options.passes
-        passes = plan(matches, judge.name, self.folder, self.kind, number, retry, self.options.fresh)
-        costs = [estimate(part.missing) for part in passes]
-        count, prompts, typical = (sum(part) for part in zip(*costs, strict=True))
+        options, matches = self.options, self.matches(answers)
+        passes = plan(matches, judge.name, self.folder, self.kind, options.passes, options.retry, options.fresh)
+        count, prompts, typical = estimate(game for part in passes for game in part.games())
         limit, bound = count * MAX_NEW_TOKENS, "at most " if is_open else "some "
         line = f"{judge.name}: {count:,} judgments are to be made, with {bound}{prompts:,} tokens of prompts and some "
         line += f"{typical:,} of judgments (at most {limit:,})"
         if self.options.judge_price is not None:
             price_in, price_out = (price / 1e6 for price in self.options.judge_price)
             low, high = (prompts * price_in + tokens * price_out for tokens in (typical, limit))
-            line += f": {bound}${low:,.2f}, with the longest judgments ${high:,.2f}"
+            line += f": some ${low:,.2f}, with the longest judgments ${high:,.2f}"
         return count, line
 
 
@@ -100,15 +103,13 @@ def _placeholder(question: JudgedQuestion, text: str) -> Answer:
     return Answer(question.id, "", ((text,) * len(question.turns),))
 
 
-def _ask_user() -> None:
-    """Raise `BareloopError` unless the user agrees; without a terminal nobody is asked."""
+def _ask_user(judge: Judge) -> None:
+    """Raise `BareloopError` unless the user agrees. Without a terminal nobody can."""
     if not sys.stdin.isatty() or not sys.stderr.isatty():
-        return
+        raise BareloopError(f"{judge.name} may cost money, and there is no terminal to ask you on; add --yes")
     print("ask the judge? [y/N] ", end="", file=sys.stderr, flush=True)
     if not sys.stdin.readline().strip().lower().startswith("y"):
-        raise BareloopError(
-            "nothing was asked; --yes asks without this question, and without a judge there are answers"
-        )
+        raise BareloopError("nothing was asked; for answers without judgments, leave out --judge-url")
 
 
 def save_data(data: QuestionSet, folder: Path) -> None:
@@ -134,19 +135,10 @@ def build_judge(options: Any) -> Iterator[LocalJudge | RemoteJudge | None]:
     if options.judge is not None:
         judge = LocalJudge(options.judge, options)
     else:
-        from engine.remote.address import read_key
-
-        url, key_file = options.judge_url, options.judge_api_key_file
-        judge = RemoteJudge(url, options.judge_model or _only_model(url, key_file), read_key(key_file))
+        url, key = options.judge_url, judge_key(options)
+        with own_flags():
+            name = options.judge_model or only_model_of(url, key, "--judge-model")
+        judge = RemoteJudge(url, name, key)
     with judge:
         judge.check()
         yield judge
-
-
-def _only_model(url: str, key_file: str | None) -> str:
-    """Return the name of the only model of a server. Raises `UsageError` if it has several."""
-    from evals.harness.remote.connection import choose_remote_model
-
-    server = Namespace(url=[url], api_key_file=key_file, model=None)
-    choose_remote_model(server)
-    return str(server.model[0])

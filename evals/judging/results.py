@@ -17,23 +17,32 @@ from evals.runs.judged_folder import JudgedFolder, JudgeFiles, load_judged
 
 
 def conclude(folder: Path, options: Any, models: Collection[str] = (), judge: str | None = None) -> None:
-    """Print tables, write them as Markdown, and draw plots: of these models and this judge, or else of all.
+    """Print tables of these models and this judge, or else of all; write tables and plots of the judge's models.
 
     Only the questions of --categories and --limit count. Raises `BareloopError` if none of them has been judged.
     """
     from evals.analysis.judgment_tables import markdown, print_judged
+    from evals.analysis.judgments import analyse
     from evals.plotting.judgments import draw_judged
 
     found = next((each for each in load_judged([str(folder)]) if each.path.resolve() == folder.resolve()), None)
-    selected = None if found is None else select(found, options, models, judge)
-    if selected is None or not selected.judges:
+    name = options.judge or options.judge_model
+    judge = judge or (name and file_name(name))
+    models = models or {name for model in options.model or () for name in (model_id(model, options), file_name(model))}
+    parts = [] if found is None else [select(found, options, models), select(found, options)]
+    # by all judges, as one of them tells how far another prefers its own answers
+    analyses = [
+        [each for each in analyse(part.judges, part.categories) if judge in (None, each.judge)] for part in parts
+    ]
+    if not analyses or not analyses[0]:
         raise BareloopError(
             f"{folder} has no judgments of these models and questions; judge them with --judge MODEL or --judge-url URL"
         )
-    print_judged(selected)
-    write_atomic(folder / "results.md", markdown(selected) + "\n")
+    (printed, written), (shown, all_shown) = parts, analyses
+    print_judged(printed, shown)
+    write_atomic(folder / "results.md", markdown(written, all_shown) + "\n")
     plots = 0
-    for topic, plot in draw_judged(selected):
+    for topic, plot in draw_judged(written, all_shown):
         if isinstance(plot, str):
             print(f"no plot of {topic}: {plot}", file=sys.stderr)
             continue
@@ -44,14 +53,11 @@ def conclude(folder: Path, options: Any, models: Collection[str] = (), judge: st
     print(f"results.md and {plots} plots as PNG and SVG in {folder}")
 
 
-def select(folder: JudgedFolder, options: Any, models: Collection[str] = (), judge: str | None = None) -> JudgedFolder:
-    """Return the part of a folder that the flags select: models, the judge, questions. Judges without any are left out.
+def select(folder: JudgedFolder, options: Any, models: Collection[str] = ()) -> JudgedFolder:
+    """Return a folder with the questions of the flags only, and with these models only, if any. Judges of none go, too.
 
     Raises `UsageError` for categories that are not there.
     """
-    models = models or {name for model in options.model or () for name in (model_id(model, options), file_name(model))}
-    name = options.judge or options.judge_model
-    judge = judge or (name and file_name(name))
     if not folder.questions and (options.categories or options.limit is not None):
         raise UsageError(f"{folder.path} has no question.jsonl, which --categories and --limit need")
     questions = {question.id for question in choose_questions([*folder.questions.values()], options)}
@@ -64,6 +70,6 @@ def select(folder: JudgedFolder, options: Any, models: Collection[str] = (), jud
         pair = [[row for row in rows if is_chosen(row.question_id, row.models)] for rows in files.pair]
         return JudgeFiles(files.judge, [rows for rows in single if rows], [rows for rows in pair if rows])
 
-    judges = [chosen(files) for files in folder.judges if judge in (None, files.judge)]
+    judges = [chosen(files) for files in folder.judges]
     answers = {name: rows for name, rows in folder.answers.items() if not models or name in models}
     return replace(folder, answers=answers, judges=[files for files in judges if files.single or files.pair])

@@ -1,4 +1,4 @@
-"""What a model's answers depend on, and the file beside them that says so."""
+"""What answers and judgments depend on, and the file beside them that says so. No torch until it is computed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import label
 from engine.quant import AUTO, GGUF
+from engine.remote.address import Address
+from engine.runtime.errors import BareloopError
 from engine.runtime.files import read_json, write_atomic
 from evals.data.mt_bench import JudgedQuestion
 from evals.harness.identity import file_name, hashes, machine, place, start
 from evals.runs.run_file import REMOTE, check_same_setting
 
-# FastChat samples at a temperature, and with nothing else; a model's generation_config.json does not count.
+if TYPE_CHECKING:
+    import torch
+
+    from engine.checkpoints.opening import Opened
+
+# FastChat passes only the temperature, but HF's generate, which it calls, adds what a checkpoint's
+# generation_config.json says: top_p, top_k (50 by default), repetition_penalty. Here they do not count.
 PLAIN_SAMPLING = {
     **{"top_k": 0, "top_p": 1.0, "min_p": 0.0},
     **{"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0},
 }
 REMOTE_SAMPLING = {"top_p": 1.0}  # the fields that every server takes; of others, only the server knows the defaults
+AFFORDABLE = "affordable_window"  # tokens for which there was memory when the answers were started
 
 
 def model_id(model: str, options: Any) -> str:
@@ -54,21 +63,16 @@ def make_settings(model: str, options: Any, data: str) -> dict[str, Any]:
         "data": data,
     }
     if options.url:
-        kind = dict.fromkeys(("device", "dtype", "quant"), REMOTE)
-        return {"model": model, "url": options.url, **kind, **protocol, "sampling": REMOTE_SAMPLING, **start()}
+        return {"model": model, **of_server(options.url[0]), **protocol, "sampling": REMOTE_SAMPLING, **start()}
 
     from engine.checkpoints.opening import open_model
-    from engine.runtime.device import choose_device, dtype_name
+    from engine.runtime.device import choose_device
 
     device = choose_device(options.device)
     opened = open_model(model, options.dtype, options.allow_pickle, options.quant, device, options.adapter)
     return {
-        "model": place(model),
+        **of_model(model, opened, device),
         **({} if options.adapter is None else {"adapter": place(options.adapter)}),
-        **hashes(opened),
-        "device": device.type,
-        "dtype": dtype_name(opened.dtype),
-        "quant": opened.quant,
         "window": opened.config.max_position_embeddings,
         **protocol,
         "sampling": PLAIN_SAMPLING,
@@ -77,17 +81,40 @@ def make_settings(model: str, options: Any, data: str) -> dict[str, Any]:
     }
 
 
-def resume_settings(answers: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a file of answers, which date from its first session, or the wanted ones without such.
+def of_model(name: str, opened: Opened, device: torch.device) -> dict[str, str]:
+    """Return what identifies a model that is computed here: the hashes of its files, and how it is computed."""
+    from engine.runtime.device import dtype_name
 
-    Raises `BareloopError` that names what differs between them.
+    kind = {"device": device.type, "dtype": dtype_name(opened.dtype), "quant": opened.quant}
+    return {"model": place(name), **hashes(opened), **kind}
+
+
+def of_server(url: str) -> dict[str, str]:
+    """Return what is known of a server's model. A password in the URL is left out."""
+    return {"url": Address.parse(url).shown, **dict.fromkeys(("device", "dtype", "quant"), REMOTE)}
+
+
+def resume_settings(answers: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file of answers, which date from its first session, or the wanted ones without answers.
+
+    Raises `BareloopError` that names what differs between them, and for answers of unknown origin.
     """
-    path = settings_path(answers)
-    if not path.exists() or not answers.exists():
+    if not answers.exists() or not answers.stat().st_size:
         return dict(wanted)
-    found = read_json(path)
-    check_same_setting(answers, found, wanted)
+    check_origin(answers)
+    found = read_json(settings_path(answers))
+    check_same_setting(answers, {name: value for name, value in found.items() if name != AFFORDABLE}, wanted)
     return found
+
+
+def check_origin(answers: Path) -> None:
+    """Raise `BareloopError` if there are no settings beside answers: others must not be added to them."""
+    if not settings_path(answers).exists():
+        raise BareloopError(
+            f"{answers} lacks answers, and nothing tells where the others are from, as it has no "
+            f"{settings_path(answers).name}; use --fresh, which renames it to *.old, another --output-dir, or only the "
+            "questions that it has (--categories, --limit)"
+        )
 
 
 def write_settings(answers: Path, settings: Mapping[str, Any]) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from evals.data.mt_bench import JudgedQuestion
 from evals.harness.evaluate import BATCH_SIZE
-from evals.harness.identity import computing_kind
-from evals.harness.workers.driver import check_memory, make_pool
-from evals.harness.workers.pool import Assignment, Pool
-from evals.harness.workers.worker import Records, Unit
+from evals.harness.identity import computing_kind, lasting, place
+from evals.harness.workers.actor import Assignment
+from evals.harness.workers.driver import check_memory, make_pool, portable
+from evals.harness.workers.pool import Pool
+from evals.harness.workers.worker import COMPUTES_ON, Records, Unit
 from evals.judging.settings import make_settings
 from evals.runs.judged import Answer
-from evals.runs.run_file import INFORMATIONAL
 
 SPARE = 4  # questions that wait in a worker beside those that it answers, so that it is never idle
 
@@ -35,8 +34,7 @@ class AnswerJob:
         if threads is not None:
             torch.set_num_threads(threads)
         own = make_settings(name, options, settings["data"])
-        kind = computing_kind(choose_device(options.device))
-        self.identity = {key: value for key, value in own.items() if key not in INFORMATIONAL} | {"computes on": kind}
+        self.identity = lasting(own) | {COMPUTES_ON: computing_kind(choose_device(options.device))}
         if "model" in cache:
             cache.pop("model").close()
         cache["model"] = opened = ExitStack()
@@ -50,6 +48,9 @@ class AnswerJob:
 
 class WorkerConversations:
     """Conversations that workers hold."""
+
+    warnings: Sequence[str] = ()
+    window: int | None = None  # each worker has its own
 
     def __init__(self, pool: Pool, assignment: Assignment) -> None:
         self.pool, self.assignment = pool, assignment
@@ -74,9 +75,10 @@ def open_workers(name: str, options: Any, settings: Mapping[str, Any]) -> Iterat
     with make_pool(options, device.type, rows + SPARE) as pool:
         pool.start()
         arguments = {
-            "name": name,
-            "options": Namespace(**vars(options)),
+            "name": place(name),
+            "options": portable(options, device.type),
             "settings": dict(settings),
             "threads": pool.threads if device.type == "cpu" else None,
         }
-        yield WorkerConversations(pool, Assignment("evals.judging.workers:AnswerJob", arguments))
+        identity = lasting(make_settings(name, options, settings["data"]))
+        yield WorkerConversations(pool, Assignment("evals.judging.workers:AnswerJob", arguments, identity))

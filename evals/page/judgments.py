@@ -170,7 +170,7 @@ def judged_columns(folder: JudgedFolder) -> dict[str, Any]:
     for judge in folder.judges:
         for index, (rows, pairs) in enumerate(zip_longest(judge.single, judge.pair)):
             for row in rows or ():
-                score = None if row.score == NO_SCORE or not math.isfinite(row.score) else row.score
+                score = None if row.score == NO_SCORE else row.score
                 entry = [row.turn, len(labels), score, row.judgment]
                 entry += [] if _is_known(folder, row.question_id, row.model) else [row.user_prompt]
                 judgments.setdefault((row.model, row.question_id), []).append(entry)
@@ -225,5 +225,6 @@ def _note(text: str, usage: Mapping[str, Any]) -> str:
     tokens, dropped = usage.get("completion_tokens"), usage.get("dropped_turns")
     notes = [plural(tokens, "token")] if isinstance(tokens, int) else []
     notes += ["cut off at the token limit"] if usage.get("finish_reason") == "length" else []
+    notes += ["stopped, as it repeats itself"] if usage.get("finish_reason") == "loop" else []
     notes += ["without the first turn, which did not fit"] if dropped else []
     return ", ".join(notes)

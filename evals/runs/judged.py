@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.runtime.errors import BareloopError
-from engine.runtime.files import AppendFile, write_atomic
 
+ANSWERS, JUDGMENTS = "model_answer", "model_judgment"  # folders
 ERROR = "ERROR"  # text of an answer that failed
 FAILED_JUDGMENT = "$ERROR$"  # text of a judgment that failed
 NO_SCORE = -1.0
+MAX_SCORE = 1e6  # a number that is not below it is no score
+TURNS = (1, 2)  # that are judged
+MAX_TIME = 1e15  # seconds; what is not below it is no time
 POSITIONS = ("model_1", "model_2")
 WINNERS = (*POSITIONS, "tie", "error")
 
@@ -89,8 +91,22 @@ class PairJudgment:
 
     @property
     def key(self) -> tuple[int, tuple[str, str], int]:
-        """What is judged."""
-        return self.question_id, self.models, self.turn
+        """What is judged: the same for both positions of the models, as both orders are judged."""
+        first, second = sorted(self.models)
+        return self.question_id, (first, second), self.turn
+
+    def swapped(self) -> PairJudgment:
+        """Return the same judgments with the models in the other positions."""
+        other = dict(zip(POSITIONS, POSITIONS[::-1], strict=True))
+        first, second = (other.get(winner, winner) for winner in self.winners[::-1])
+        (one, two), prompts, texts = self.models, self.user_prompts, self.judgments
+        return replace(
+            self,
+            models=(two, one),
+            winners=(first, second),
+            user_prompts=(prompts[1], prompts[0]),
+            judgments=(texts[1], texts[0]),
+        )
 
     @property
     def winner(self) -> str:
@@ -103,13 +119,13 @@ class PairJudgment:
 
 def answers_path(folder: Path, model: str) -> Path:
     """The path of a model's answers."""
-    return folder / "model_answer" / f"{model}.jsonl"
+    return folder / ANSWERS / f"{model}.jsonl"
 
 
 def judgments_path(folder: Path, judge: str, mode: str, number: int = 1) -> Path:
     """The path of a judge's judgments. `mode`: "single" or "pair"; `number`: the pass, from 1."""
     suffix = f".pass{number}" if number > 1 else ""
-    return folder / "model_judgment" / f"{judge}_{mode}{suffix}.jsonl"
+    return folder / JUDGMENTS / f"{judge}_{mode}{suffix}.jsonl"
 
 
 def read_answers(path: Path) -> dict[int, Answer]:
@@ -125,62 +141,6 @@ def read_judgments(path: Path) -> list[Judgment]:
 def read_pair_judgments(path: Path) -> list[PairJudgment]:
     """Read judgments of pairs. Raises as `read_answers`."""
     return [*{judgment.key: judgment for judgment in _read(path, _pair_judgment, "a judgment of a pair")}.values()]
-
-
-class JudgedFile:
-    """A file of answers or judgments, opened for appending. Only one process can have it open."""
-
-    def __init__(self, path: Path, fresh: bool = False) -> None:
-        """Open or create. With `fresh`, start over: the old file is renamed to `*.old` when a line is appended.
-
-        Raises `BareloopError` if another process has it open, or it cannot be written.
-        """
-        self.path = path
-        self._file = AppendFile(path)
-        self._replaces_file = fresh
-        if _object(self._file.torn) is not None:  # a whole line, whose end an editor has removed
-            self._file.append(self._file.torn + "\n")
-
-    def append(self, entry: Answer | Judgment | PairJudgment) -> None:
-        """Append a line. It is handed to the system when this returns."""
-        if self._replaces_file:
-            self._replaces_file = False
-            if self.path.stat().st_size:
-                rename_to_old(self.path)
-                old, self._file = self._file, AppendFile(self.path)
-                old.close()
-        self._file.append(as_line(entry))
-
-    def close(self) -> None:
-        """Close the file and release its lock. A file that is still empty is removed."""
-        self._file.close()
-
-    def __enter__(self) -> JudgedFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def rename_to_old(path: Path) -> None:
-    """Rename a file to `*.old`, with the time in between."""
-    path.rename(path.with_name(f"{path.name}.{datetime.now():%Y-%m-%dT%H-%M-%S.%f}.old"))
-
-
-def sort_file(path: Path) -> None:
-    """Sort a file of answers by question, the last line of each, atomically. Nothing is written if it is sorted.
-
-    Raises `BareloopError` if another process is writing it.
-    """
-    with JudgedFile(path):
-        lines = {}
-        for number, text, row in _lines(path):
-            if row is None or type(row.get("question_id")) is not int:
-                raise BareloopError(f"{path}, line {number} has no question_id; repair or move it")
-            lines[row["question_id"]] = text
-        content = "".join(f"{lines[question]}\n" for question in sorted(lines))
-        if path.read_text(encoding="utf-8") != content:
-            write_atomic(path, content)
 
 
 def as_line(entry: Answer | Judgment | PairJudgment) -> str:
@@ -214,7 +174,7 @@ def _fields(entry: Answer | Judgment | PairJudgment) -> dict[str, Any]:
     return {"question_id": entry.question_id, **names, **winners, "judge": judge, **games, **end}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
+def complete_lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
     """Yield the complete lines of a file: number, text, and the object, or None. Another process may be appending."""
     try:
         content = path.read_bytes()
@@ -222,12 +182,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any] | None]]:
         raise BareloopError(f"cannot read {path}: {error.strerror}") from error
     texts = content.decode("utf-8", errors="replace").split("\n")
     for number, text in enumerate(texts, 1):
-        row = _object(text)
+        row = object_in(text)
         if text.strip() and (row is not None or number < len(texts)):  # else torn, or being written
             yield number, text.rstrip("\r"), row
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def object_in(text: str) -> dict[str, Any] | None:
     """The object of a line; None if it is none."""
     try:
         value = json.loads(text)
@@ -236,18 +196,28 @@ def _object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], T | None], kind: str) -> Iterator[T]:
-    for number, _, row in _lines(path):
+def _read(path: Path, parse: Callable[[Mapping[str, Any]], T | None], kind: str) -> Iterator[T]:
+    for number, _, row in complete_lines(path):
         entry = None if row is None else parse(row)
         if entry is None:
-            raise BareloopError(
-                f"{path}, line {number} is not {kind}: the file is damaged or belongs to another program; repair or "
-                "move it, or use --fresh, which renames it to *.old"
-            )
+            raise damaged(path, number, kind)
         yield entry
 
 
-def _answer(row: dict[str, Any]) -> Answer | None:
+def damaged(path: Path, number: int, kind: str) -> BareloopError:
+    """The error about a line that is not what it should be, such as "an answer"."""
+    return BareloopError(
+        f"{path}, line {number} is not {kind}: the file is damaged or belongs to another program; repair or move it, "
+        "or use --fresh, which renames it to *.old"
+    )
+
+
+def judgment_in(row: Mapping[str, Any]) -> Judgment | PairJudgment | None:
+    """The judgment in the object of a line, of one answer or of two; None if it is none."""
+    return _judgment(row) or _pair_judgment(row)
+
+
+def _answer(row: Mapping[str, Any]) -> Answer | None:
     choices, usage = row.get("choices"), row.get("usage", [])
     if not isinstance(choices, list) or not choices or not isinstance(usage, list):
         return None
@@ -261,7 +231,7 @@ def _answer(row: dict[str, Any]) -> Answer | None:
     return Answer(question, model, texts, tuple(usage), str(row.get("answer_id", "")), _number(row.get("tstamp")))
 
 
-def _judgment(row: dict[str, Any]) -> Judgment | None:
+def _judgment(row: Mapping[str, Any]) -> Judgment | None:
     match row:
         case {
             "question_id": int(question),
@@ -271,20 +241,20 @@ def _judgment(row: dict[str, Any]) -> Judgment | None:
             "judgment": str(judgment),
             "score": int() | float() as score,
             "turn": int(turn),
-        }:
+        } if abs(score) < MAX_SCORE and turn in TURNS:
             tstamp = _number(row.get("tstamp"))
             return Judgment(question, model, judge, prompt, user_prompt, judgment, float(score), turn, tstamp)
     return None
 
 
-def _pair_judgment(row: dict[str, Any]) -> PairJudgment | None:
+def _pair_judgment(row: Mapping[str, Any]) -> PairJudgment | None:
     names = ("model_1", "model_2", "g1_winner", "g2_winner", "g1_user_prompt", "g2_user_prompt")
     texts = [row.get(name) for name in (*names, "g1_judgment", "g2_judgment")]
     winners = texts[2:4]
     match row:
-        case {"question_id": int(question), "judge": [str(judge), str(prompt), *_], "turn": int(turn)} if _are(
-            str, texts
-        ) and all(winner in WINNERS for winner in winners):
+        case {"question_id": int(question), "judge": [str(judge), str(prompt), *_], "turn": int(turn)} if (
+            _are(str, texts) and all(winner in WINNERS for winner in winners) and turn in TURNS
+        ):
             pairs = [(str(first), str(second)) for first, second in zip(texts[::2], texts[1::2], strict=True)]
             models, chosen, prompts, judgments = pairs
             tstamp = _number(row.get("tstamp"))
@@ -297,4 +267,5 @@ def _are(kind: type, values: Sequence[Any]) -> bool:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    """A time; 0 if it is none."""
+    return float(value) if isinstance(value, int | float) and abs(value) < MAX_TIME else 0.0

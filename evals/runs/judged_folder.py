@@ -13,9 +13,18 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path
 from engine.runtime.rows import json_lines
 from evals.data.mt_bench import QUESTIONS, JudgedQuestion
-from evals.runs.judged import Answer, Judgment, PairJudgment, read_answers, read_judgments, read_pair_judgments
+from evals.runs.judged import (
+    ANSWERS,
+    JUDGMENTS,
+    Answer,
+    Judgment,
+    PairJudgment,
+    read_answers,
+    read_judgments,
+    read_pair_judgments,
+)
 
-ANSWERS, JUDGMENTS, REFERENCES = "model_answer", "model_judgment", "reference_answer"  # folders
+REFERENCE_FOLDER = "reference_answer"
 JUDGMENT_FILE = re.compile(r"(?P<judge>.+)_(?P<mode>single|pair)(?:\.pass(?P<number>\d+))?\.jsonl")
 REFERENCE = re.compile(r"The Start of Reference Answer\S+\n(.*?)\n\S+The End of Reference Answer", re.DOTALL)
 
@@ -131,7 +140,7 @@ def _questions(
     The reference answers for judges are those in the prompts of the judgments, or else those in a folder of their own.
     """
     by_turn: dict[int, dict[int, str]] = {}
-    for path in _files(folder / REFERENCES):
+    for path in _files(folder / REFERENCE_FOLDER):
         for row in _rows(path):
             match row:
                 case {"question_id": int(number), "choices": [{"turns": list(turns)}, *_]}:

@@ -65,7 +65,7 @@ def no_model(monkeypatch) -> None:
 
 
 def no_plots(monkeypatch) -> None:
-    monkeypatch.setattr("evals.plotting.judgments.draw_judged", lambda _: iter(()))
+    monkeypatch.setattr("evals.plotting.judgments.draw_judged", lambda *_: iter(()))
 
 
 def give_answers(results, model: str) -> None:
@@ -123,7 +123,7 @@ def test_a_model_is_answered_judged_and_shown_and_nothing_twice(run, results, da
 def test_without_a_judge_there_are_only_answers(run, results, capsys):
     run("-m", "demo", "--limit", "1", "--categories", "math", "stem")
     assert [*read_answers(results / "model_answer/demo.jsonl")] == [111, 131]
-    assert "the same command with --judge MODEL or --judge-url URL judges them" in capsys.readouterr().out
+    assert "; --judge MODEL or --judge-url URL judges them, added to: python " in capsys.readouterr().out
     run("-m", "demo")
     assert [*read_answers(results / "model_answer/demo.jsonl")] == [number for number, *_ in QUESTIONS]
     assert not (results / "model_judgment").exists()
@@ -172,10 +172,13 @@ def test_on_a_terminal_a_server_is_asked_only_after_a_yes(run, results, monkeypa
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", terminal)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("evals.judging.program.is_local", lambda url: False)
     flags = ("-m", "vicuna", "--categories", "math", "stem")
     with judging(names=["judge"]) as (url, script):
         if not asked:
-            with pytest.raises(BareloopError, match="nothing was asked; --yes"):
+            with pytest.raises(
+                BareloopError, match="nothing was asked; for answers without judgments, leave out --judge-url"
+            ):
                 run(*flags, "--judge-url", url)
         else:
             run(*flags, "--judge-url", url)

@@ -46,12 +46,19 @@ def choose_remote_model(options: Any) -> None:
     if options.model:
         return
     clients = connect(options, None)
-    names = clients[0].names()
-    for client in clients:
-        client.close()
+    try:
+        options.model = [only_model(clients[0])]
+    finally:
+        for client in clients:
+            client.close()
+
+
+def only_model(client: RemoteModel, flag: str = "-m") -> str:
+    """Return the name of a server's only model. Raises `UsageError` if it has several; `flag` then names one."""
+    names = client.names()
     if len(names) != 1:
-        raise UsageError(f"{clients[0].url} has {len(names)} models; name one with -m: {', '.join(map(quote, names))}")
-    options.model = names
+        raise UsageError(f"{client.url} has {len(names)} models; name one with {flag}: {', '.join(map(quote, names))}")
+    return names[0]
 
 
 def load_remote_template(options: Any, name: str, now: datetime | None = None) -> Render:

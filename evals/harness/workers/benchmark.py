@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from evals.harness.evaluate import BLOCK, LocalModel, ModelLoader, blocks_to_do
-from evals.harness.identity import computing_kind
+from evals.harness.identity import computing_kind, lasting
 from evals.harness.task import Task
-from evals.harness.workers.worker import Records, Unit
-from evals.runs.run_file import INFORMATIONAL, Key
+from evals.harness.workers.worker import COMPUTES_ON, Records, Unit
+from evals.runs.run_file import Key
 
 
 def units_to_do(task: Task, missing: set[Key]) -> list[Unit]:
@@ -44,25 +44,27 @@ class BenchmarkJob:
         `date`: the start of the run (ISO 8601). `questions`: how many are missing in the whole run. `threads`: of the
         CPU, for this worker.
         """
-        from engine.runtime.cycles import CycleCounter
-
-        counter = cache.setdefault("counter", CycleCounter())  # must be created before torch starts its threads
         import torch
+
+        from engine.runtime.memory import release_freed_memory
 
         if threads is not None:
             torch.set_num_threads(threads)
         self.task: Task = importlib.import_module(f"evals.{program}").load_tasks(options)[number]
         if cache.get("model") != model:
-            cache.pop("get_model", None)  # frees the other model's memory
+            cache.clear()
+            release_freed_memory()
             cache |= {"model": model, "get_model": ModelLoader(model, options)}
-        self.local = LocalModel(self.task, options, model, counter, cache["get_model"])
+        self.local = LocalModel(self.task, options, model, None, cache["get_model"])
         self.render = self.local.render(datetime.fromisoformat(date))
         self.questions = questions
-        kind = computing_kind(self.local.device)
-        self.identity = {k: v for k, v in self.local.header.items() if k not in INFORMATIONAL} | {"computes on": kind}
+        self.identity = lasting(self.local.header) | {COMPUTES_ON: computing_kind(self.local.device)}
 
     def answer(self, units: Iterator[Unit]) -> Iterator[Records]:
         """Yield the records of the questions of the units."""
+        from engine.runtime.cycles import CycleCounter
+
+        self.local.counter = CycleCounter()  # of this thread, in which all is computed
         missing: set[Any] = set()
 
         def blocks() -> Iterator[Sequence[tuple[Any, Any]]]:

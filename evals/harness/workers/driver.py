@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 from engine.cli.parser import Parser
 from engine.runtime.errors import BareloopError, UsageError
 from evals.harness.evaluate import Blocks, LocalModel, answer_missing
+from evals.harness.identity import lasting, place
 from evals.harness.task import Task
+from evals.harness.workers.actor import Assignment
 from evals.harness.workers.benchmark import units_to_do
-from evals.harness.workers.pool import IN_FLIGHT, Assignment, Pool, load_ray
+from evals.harness.workers.cluster import load_ray
+from evals.harness.workers.pool import IN_FLIGHT, Pool
 
 if TYPE_CHECKING:
     from engine.checkpoints.opening import Opened
@@ -54,7 +57,8 @@ def check_worker_options(options: Any) -> None:
         raise UsageError("--workers: the servers of --url are the workers; name several with --url URL URL")
     if ":" in options.device:
         raise UsageError(f"--device {options.device}: with --workers each worker has its own; use cuda or cpu")
-    load_ray(options.ray_address)
+    if not (options.rescore or getattr(options, "requests_only", None)):
+        load_ray(options.ray_address)
 
 
 def open_pools(program: str, options: Any) -> AbstractContextManager[WorkerPools | None]:
@@ -95,10 +99,13 @@ class WorkerPools:
         local = LocalModel(task, self.options, model, counter)
         return answer_missing(task, self.options, WorkerModel(self, local, model, number))
 
-    def pool(self, kind: str) -> Pool:
-        """The workers, on this kind of device."""
+    def pool(self, local: LocalModel) -> Pool:
+        """The workers, started for this model if they were not for another one."""
         if self._pool is None:
+            kind = local.device.type
+            check_memory(local.opened, kind, self.options)
             self._pool = make_pool(self.options, kind)
+        self._pool.start()
         return self._pool
 
 
@@ -109,36 +116,43 @@ class WorkerModel:
         self.pools, self.local, self.model, self.number = pools, local, model, number
         self.path, self.max_length, self.tokenizer = local.path, local.max_length, local.tokenizer
         self.header = local.header | {"workers": pools.options.workers}
+        self._pool: Pool | None = None
 
     def render(self, now: datetime | None = None) -> Render | None:
         return self.local.render(now)
 
     def status(self) -> str:
-        return self.pools.pool(self.local.device.type).status()
+        return "" if self._pool is None else self._pool.status()
 
     def answer(self, blocks: Blocks) -> Iterator[Sequence[dict[str, Any]]]:
-        options = self.pools.options
-        check_memory(self.local.opened, self.local.device.type, options)
-        pool = self.pools.pool(self.local.device.type)
-        pool.start()
+        pool = self._pool = self.pools.pool(self.local)
         arguments = {
             "program": self.pools.program,
-            "options": Namespace(**vars(options)),
+            "options": portable(self.pools.options, self.local.device.type),
             "number": self.number,
-            "model": self.model,
+            "model": place(self.model),
             "date": blocks.started.isoformat(),
             "questions": len(blocks.missing),
             "threads": pool.threads if self.local.device.type == "cpu" else None,
         }
-        assignment = Assignment("evals.harness.workers.benchmark:BenchmarkJob", arguments)
-        for records in pool.run(assignment, units_to_do(blocks.task, blocks.missing)):
-            yield [self._share_time(record) for record in records]
+        job = "evals.harness.workers.benchmark:BenchmarkJob"
+        assignment = Assignment(job, arguments, lasting(self.local.header))
+        records = pool.run(assignment, units_to_do(blocks.task, blocks.missing))
+        return ([self._share_time(record) for record in some] for some in records)
 
     def _share_time(self, record: dict[str, Any]) -> dict[str, Any]:
         """Divide real seconds by the number of workers, which pass at the same time: their sum is that of the run."""
         times, workers = record["times"], self.pools.options.workers
         shared = {name: round(times[name] / workers, 6) for name in ("real", "prefill", "decode") if name in times}
         return {**record, "times": times | shared}
+
+
+def portable(options: Any, kind: str) -> Namespace:
+    """Return the flags for workers: with absolute paths, and with the device that was chosen here."""
+    paths = {name: getattr(options, name, None) for name in ("data", "adapter")}
+    return Namespace(
+        **{**vars(options), "device": kind, **{name: path and place(path) for name, path in paths.items()}}
+    )
 
 
 def check_memory(opened: Opened, kind: str, options: Any) -> None:
@@ -148,16 +162,18 @@ def check_memory(opened: Opened, kind: str, options: Any) -> None:
     from engine.checkpoints.loading import mappable, plan_loading
     from engine.runtime.memory import free_memory
 
+    if options.ray_address is not None or kind != "cpu":
+        return
     device = torch.device(kind)
     free = free_memory(device)
-    if options.ray_address is not None or kind != "cpu" or free is None:
-        return
-    shared = mappable(opened, plan_loading(opened), device)
+    shared = mappable(opened, plan_loading(opened), device) if opened.adapter is None else set()
     once = sum(parameter.nbytes for name, parameter in opened.model.named_parameters() if name in shared)
-    needed = options.workers * (opened.nbytes - once + PROCESS_BYTES) + once
-    if needed > free:
-        fitting = max(1, (free - once) // (opened.nbytes - once + PROCESS_BYTES))
-        raise BareloopError(
-            f"--workers {options.workers}: their models take {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            f"use --workers {fitting}, or a smaller weight format (--quant)"
-        )
+    each = opened.nbytes - once + PROCESS_BYTES
+    if free is None or options.workers * each + once <= free:
+        return
+    fitting = (free - once) // each
+    hint = f"use --workers {fitting}, or " if fitting > 0 else "use "
+    raise BareloopError(
+        f"--workers {options.workers}: their models take {(options.workers * each + once) / 1e9:.1f} GB and "
+        f"{free / 1e9:.1f} GB are free; {hint}a smaller weight format (--quant)"
+    )

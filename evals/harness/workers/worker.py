@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+COMPUTES_ON = "computes on"  # in a job's identity: the kind of device
+PAUSE = 0.1  # seconds that a worker waits for another unit before it ends those that it has
 Records = Sequence[tuple[Hashable, Any]]  # keys of questions, and what is written about them
 
 
@@ -33,7 +35,7 @@ class Job(Protocol):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the records depend on. It must be the same for all workers of a run."""
+        """What the records depend on, with the kind of device under `COMPUTES_ON`."""
         ...
 
     def answer(self, units: Iterator[Unit]) -> Iterator[Records]:
@@ -54,9 +56,10 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._units: queue.SimpleQueue[tuple[Unit, _Part]] = queue.SimpleQueue()
+        self._units: queue.SimpleQueue[tuple[Unit, _Part] | None] = queue.SimpleQueue()
         self._parts: dict[Hashable, _Part] = {}  # by key
-        threading.Thread(target=self._compute, daemon=True).start()
+        self._thread = threading.Thread(target=self._compute, daemon=True)
+        self._thread.start()
 
     def answer(self, unit: Unit) -> Iterator[Records]:
         """Compute a unit and yield its records as they come. May be called by several threads at once."""
@@ -69,9 +72,13 @@ class Worker:
                 raise records
             yield records
 
+    def close(self) -> None:
+        """End the thread, which holds the job, and wait for that."""
+        self._units.put(None)
+        self._thread.join()
+
     def _compute(self) -> None:
-        while True:
-            first = self._units.get()
+        while (first := self._units.get()) is not None:
             try:
                 for records in self.job.answer(self._waiting(first)):
                     self._hand_out(records)
@@ -84,16 +91,17 @@ class Worker:
                     part.records.put(error)
 
     def _waiting(self, first: tuple[Unit, _Part]) -> Iterator[Unit]:
-        """Yield this unit and those that wait now. It ends where waiting for another one would hold up answers."""
+        """Yield this unit and those that wait. It ends where waiting for another one would hold up answers."""
         pair: tuple[Unit, _Part] | None = first
         while pair is not None:
             unit, part = pair
             self._parts.update(dict.fromkeys(unit.keys, part))
             yield unit
             try:
-                pair = self._units.get_nowait()
+                pair = self._units.get(timeout=PAUSE)
             except queue.Empty:
-                pair = None
+                return
+        self._units.put(None)  # for `_compute`
 
     def _hand_out(self, records: Records) -> None:
         """Give records to the threads that wait for them."""
@@ -117,6 +125,9 @@ class Host:
 
     def begin(self, job: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Begin a job and return its identity. `job`: "module:name" of a function of (cache, **arguments)."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None  # frees what the last job had loaded, if this one does not need it
         module, _, name = job.partition(":")
         make: Callable[..., Job] = getattr(importlib.import_module(module), name)
         self._worker = Worker(make(self._cache, **arguments))

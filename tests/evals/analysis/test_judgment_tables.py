@@ -65,6 +65,14 @@ def test_models_differ_only_if_the_interval_of_the_difference_excludes_0():
     assert line.startswith("Which models differ? 2 of 3 pairs. ")
 
 
+def test_with_one_question_nobody_can_tell_which_models_differ():
+    line = findings(only(judged({"a": [3], "b": [2]})))[1]
+    assert line == "Which models differ? Unknown: too few questions to tell."
+    line = findings(only(judged({"a": GOOD, "b": [max(1, score - 2) for score in GOOD], "c": [5]})))[1]
+    assert line.startswith("Which models differ? a and b (+1.80; ")
+    assert line.endswith("includes 0. 2 pairs with too few questions to tell.")
+
+
 def test_a_judge_of_its_own_answers_is_compared_with_other_judges():
     own = judged({"judge": [score / 2 + 5 for score in GOOD], "b": GOOD})
     other = judged({"judge": GOOD, "b": GOOD}, judge="other")
@@ -93,11 +101,12 @@ def test_verdicts_that_change_with_the_order_are_worth_little():
 def test_tables_and_markdown_have_the_same_numbers(tmp_path, capsys):
     write_judged(tmp_path / "mt_bench", {"[bold]a": 7.0, "b": 5.0}, questions=1, passes=2, pairs=True)
     (folder,) = load_judged([str(tmp_path)])
-    print_judged(folder)
-    printed, written = capsys.readouterr().out, markdown(folder)
+    analyses = analyse(folder.judges, folder.categories)
+    print_judged(folder, analyses)
+    printed, written = capsys.readouterr().out, markdown(folder, analyses)
     assert printed.startswith("MT-Bench, judged by judge\n")
     assert written.startswith("# MT-Bench, judged by judge\n")
-    for table in text_tables(analyse(folder.judges, folder.categories)[0]):
+    for table in text_tables(analyses[0]):
         assert table.title in printed
         for _, *cells in table.rows:
             assert all(cell in printed for cell in cells)

@@ -120,8 +120,8 @@ def test_a_judge_that_raises_only_its_own_answers_prefers_them():
     assert self_preference("other", raised, [scores]) is None
 
 
-def test_judgments_without_a_finite_score_are_left_out_and_counted():
-    rows = [_judgment(1, "a", 4), _judgment(2, "a", -1), _judgment(3, "a", math.nan), _judgment(4, "a", 60)]
+def test_judgments_without_a_score_are_left_out_and_counted():
+    rows = [_judgment(1, "a", 4), _judgment(2, "a", -1), _judgment(3, "a", -1), _judgment(4, "a", 60)]
     (analysis,) = analyse([JudgeFiles("judge", [rows])], {1: "math"})
     (row,) = analysis.models
     assert (row.judged, row.unscored, row.outside, row.overall.mean) == (4, 2, 1, 32.0)

@@ -56,6 +56,11 @@ def test_a_pair_is_one_pair_in_both_positions():
     assert (result.first, result.second, result.wins, result.losses) == ("a", "b", 1, 1)
 
 
+def test_verdicts_of_two_passes_agree_on_models_and_not_on_positions():
+    passes = [[_pair("ab", "model_1", "model_1")], [_pair("ba", "model_2", "model_2")]]
+    assert verdict_agreement(passes) == Agreement(1, 1, 1)
+
+
 def test_comparisons_without_verdicts_have_no_shares():
     (result,) = pair_results([_pair("ab", "error", "error")])
     assert math.isnan(result.changed_share)

@@ -29,12 +29,16 @@ class Scripted:
     """A judge in this process. `script` gets a prompt and a pass's number, and says the judgment or raises."""
 
     name, concurrency = "scripted", 4
+    judge_model = "a model"
 
     def __init__(self, script=lambda prompt, number: "[[5]]"):
         self.script, self.asked, self.started = script, [], 0
 
     def check(self):
         pass
+
+    def settings(self):
+        return {"judge": self.judge_model}
 
     def start(self):
         self.started += 1

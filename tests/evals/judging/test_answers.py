@@ -36,7 +36,8 @@ LONG_AFTER = JudgedQuestion(151, "math", ("Who are you?", "word " * 2000))
 OPTIONS = Namespace(
     **{"quant": "auto", "dtype": "float32", "device": "cpu", "adapter": None, "allow_pickle": False},
     **{"no_history": False, "max_new_tokens": 24, "num_choices": 1, "batch_size": None, "concurrency": None},
-    **{"url": None, "api_key_file": None, "fresh": False, "workers": None},
+    **{"url": None, "api_key_file": None, "fresh": False, "workers": None, "retry": False},
+    **{"judge_url": None, "judge_api_key_file": None},
 )
 
 
@@ -148,6 +149,14 @@ def test_a_message_that_does_not_fit_is_an_error_and_only_that(tmp_path):
     assert "the message has 2,003 tokens" in answers[LONG.id].usage[0]["error"]
     assert ERROR not in answers[111].turns
     assert describe(answers.values()) == "3 answers; failed (--retry asks again): 2 answers"
+
+
+def test_a_window_for_which_memory_is_short_is_told_and_saved(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(LLM, "affordable_length", lambda _: 600)
+    ask(QUESTIONS[:2], tmp_path)
+    told = "memory is enough for a window of 600 tokens, not 1,024; use a smaller model or dtype\n"
+    assert capsys.readouterr().err.count(told) == 1
+    assert json.loads(settings_path(answers_path(tmp_path, "demo")).read_text())["affordable_window"] == 600
 
 
 def test_a_dropped_first_turn_is_counted(tmp_path):
@@ -279,6 +288,38 @@ def test_a_reply_that_breaks_off_is_asked_for_again(tmp_path):
     with serving(chat.answer) as server:
         path = answer_questions(QUESTIONS[1:2], "small", remote_options(server.url), tmp_path, "digest")
     assert read_answers(path)[101].turns == ("Yes.", "Yes.")
+
+
+def test_a_connection_that_stays_broken_is_told_without_hints_of_the_chat(tmp_path):
+    chat = ChatServer(reply=lambda body: Served(sse(*words("You ")[:2], end=False)))
+    with serving(chat.answer) as server, pytest.raises(RemoteError) as caught:
+        answer_questions(QUESTIONS[1:2], "small", remote_options(server.url), tmp_path, "digest")
+    assert str(caught.value).endswith("ended in the middle; ask again")
+    assert len(chat.bodies) == module.TRIES
+
+
+def test_the_second_turn_follows_the_answer_that_is_saved(tmp_path):
+    chat = ChatServer(reply=lambda body: words("\n Well: ", "yes. \n\n"))
+    with serving(chat.answer) as server:
+        path = answer_questions(QUESTIONS[1:2], "small", remote_options(server.url), tmp_path, "digest")
+    assert read_answers(path)[101].turns == ("Well: yes.", "Well: yes.")
+    assert chat.bodies[1]["messages"][1] == {"role": "assistant", "content": "Well: yes."}
+
+
+def test_after_ctrl_c_nothing_new_is_asked(tmp_path, monkeypatch):
+    chat, stopping = ChatServer(), []
+    converse = Conversations._reply
+
+    def interrupted(self, session, text):
+        reply = converse(self, session, text)
+        self._is_stopping.set()  # while its own conversation goes on to the second turn
+        stopping.append(text)
+        return reply
+
+    monkeypatch.setattr(Conversations, "_reply", interrupted)
+    with serving(chat.answer) as server, pytest.raises(module._StoppedError):
+        answer_questions(QUESTIONS[1:2], "small", remote_options(server.url, concurrency=1), tmp_path, "digest")
+    assert len(chat.bodies) == 1 == len(stopping)
 
 
 def test_settings_of_a_model_here_identify_its_files(demo):

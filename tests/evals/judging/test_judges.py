@@ -304,6 +304,13 @@ def test_a_reasoning_is_kept_between_its_tags(field):
         assert judge.judge("", "Which?", 1) == "<think>Hm</think>"
 
 
+def test_a_refused_key_names_the_judge_s_own_flag():
+    with judging(says={"Which?": NO_KEY}) as (url, _), RemoteJudge(url, "judge", "") as judge:
+        with pytest.raises(RemoteError, match=r"asks for a key: .*, or add --judge-api-key-file FILE") as caught:
+            judge.judge("", "Which?", 1)
+        assert " --api-key-file" not in str(caught.value)
+
+
 def test_the_key_is_never_shown():
     refusal = error("Incorrect API key provided: sk-secret", 401)
     with judging(says={"Which?": refusal}) as (url, server), RemoteJudge(url, "judge", "sk-secret") as judge:

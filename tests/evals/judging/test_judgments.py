@@ -78,6 +78,7 @@ def test_passes_have_files_and_numbers_of_their_own(tmp_path):
     assert Counter(number for number, _ in judge.asked) == {1: 8, 2: 8, 3: 8}
     assert [set(scores(tmp_path, number=number).values()) for number in (1, 2, 3)] == [{1}, {2}, {3}]
     assert sorted(path.name for path in (tmp_path / "model_judgment").iterdir()) == [
+        "scripted.settings.json",
         "scripted_single.jsonl",
         "scripted_single.pass2.jsonl",
         "scripted_single.pass3.jsonl",
@@ -138,7 +139,8 @@ def test_failures_of_a_server_do_not_end_the_run(tmp_path, capsys):
 
 def test_five_failures_in_a_row_end_the_run(tmp_path):
     judge = Scripted(failing_for("Q"))
-    with pytest.raises(BareloopError, match=r"^5 judgments in a row failed \(no answer came\); 5 of 8 .* --retry cont"):
+    line = r"^5 judgments in a row failed \(no answer came\); 5 of 8 .*; to continue: python .* --retry$"
+    with pytest.raises(BareloopError, match=line):
         judge_matches(singles(), judge, tmp_path, "single", concurrency=1)
     assert len(scores(tmp_path)) == 5
 
@@ -146,13 +148,15 @@ def test_five_failures_in_a_row_end_the_run(tmp_path):
 def test_prompts_that_are_too_long_do_not_end_the_run(tmp_path, capsys):
     judge_matches(singles(), Scripted(failing_for("Q", kind=PromptTooLongError)), tmp_path, "single")
     assert set(scores(tmp_path).values()) == {-1}
-    assert "8 of 8 judgments failed" in capsys.readouterr().err
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("; too long for this judge: 8 prompts")  # and --retry cannot help
+    assert line.startswith("8 of 8 judgments failed")
 
 
 def test_a_refused_key_ends_the_run_at_once_and_keeps_what_has_come(tmp_path):
     said = ["[[3]]", "[[3]]", NO_KEY]
     with judging(says={"Q": said}) as (url, server), RemoteJudge(url, "judge") as judge:
-        with pytest.raises(BareloopError, match=r"asks for a key: .*; 2 of 8 judgments are saved in .*command contin"):
+        with pytest.raises(BareloopError, match=r"asks for a key: .*; 2 of 8 judgments are saved in .*to continue: "):
             judge_matches(singles(), judge, tmp_path, "single", concurrency=1)
         assert (len(scores(tmp_path, "judge")), len(server.bodies)) == (2, 3)
         server.says = {}

@@ -91,11 +91,11 @@ def test_every_turn_of_every_answer_is_judged_with_the_prompt_of_its_category(qu
 def test_pairs_are_shown_in_both_orders(question_set):
     matches = pair_matches(question_set, ANSWERS, [("b", "a")])
     assert [(*match.key, match.prompt.name) for match in matches] == [
-        (81, ("b", "a"), 1, "pair-v2"),
-        (81, ("b", "a"), 2, "pair-v2-multi-turn"),
-        (111, ("b", "a"), 1, "pair-math-v1"),
-        (111, ("b", "a"), 2, "pair-math-v1-multi-turn"),
-        (200, ("b", "a"), 1, "pair-v2"),
+        (81, ("a", "b"), 1, "pair-v2"),
+        (81, ("a", "b"), 2, "pair-v2-multi-turn"),
+        (111, ("a", "b"), 1, "pair-math-v1"),
+        (111, ("a", "b"), 2, "pair-math-v1-multi-turn"),
+        (200, ("a", "b"), 1, "pair-v2"),
     ]
     assert matches[0].user_prompts == ("Write.|b 81.1|a 81.1", "Write.|a 81.1|b 81.1")
     assert matches[3].user_prompts == (
@@ -162,12 +162,14 @@ def test_what_is_missing_is_named(question_set, change, line):
         ("[[rating]]", -1),
         ("$ERROR$", -1),
         ("", -1),
+        ("[[999999]]", 999999),
+        ("[[1000000]]", -1),
         ("[[" + "9" * 400 + "]]", -1),
     ],
 )
 def test_scores_are_read_from_double_brackets_then_from_single_ones(text, score):
     assert read_score(text) == score
-    assert is_outside(score) == (score in (85, 0))
+    assert is_outside(score) == (score in (85, 0, 999999))
 
 
 @given(st.text(alphabet="[]0123456789. ab\n", max_size=40))
@@ -183,7 +185,8 @@ def test_a_score_is_that_of_a_plain_search(text):
         return None
 
     found = (number for number in (number_in("[[", "]]"), number_in("[", "]")) if number is not None)
-    assert read_score(text) == next(found, -1)
+    score = next(found, -1)
+    assert read_score(text) == (score if score < 1e6 else -1)
 
 
 @given(st.text(), st.floats(1, 10).map(lambda score: round(score, 1)), st.text())
@@ -261,9 +264,11 @@ def test_a_pair_is_won_where_both_orders_agree(question_set, texts, winners, win
 
 def test_the_cost_is_estimated(mt_bench):
     answers = {"m": {q.id: answer(q.id, "m", "word " * 200, "word " * 200) for q in mt_bench.questions}}
-    count, prompts, judgments = estimate(single_matches(mt_bench, answers), passes=2)
-    assert count == 2 * 160
+    count, prompts, judgments = estimate((match, 0) for match in single_matches(mt_bench, answers))
+    assert count == 160
     assert 400 < prompts / count < 1_500
     assert judgments == 300 * count
     pairs = pair_matches(mt_bench, {"a": answers["m"], "b": answers["m"]}, [("a", "b")])
-    assert estimate(pairs)[0] == 320
+    both, second = ([(match, order) for match in pairs for order in orders] for orders in ((0, 1), (1,)))
+    assert [estimate(games)[0] for games in (both, second)] == [320, 160]
+    assert estimate(both)[1] == pytest.approx(2 * estimate(second)[1], abs=1)

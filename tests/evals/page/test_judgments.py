@@ -16,12 +16,15 @@ from tests.evals.synthetic_judged import write_judged, write_lines
 MODELS = {"large": 7.5, "small": 5.0, "judge": 4.0}
 
 
+LOOP = {"finish_reason": "loop", "dropped_turns": 1}
+
+
 def replace_answers(path, texts):
     """Replace the first turn of the first answers of a file."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row, text in zip(rows, texts, strict=False):
         row["choices"][0]["turns"][0] = text
-        row["usage"] = [{"completion_tokens": 1024, "finish_reason": "length"}, {"dropped_turns": 1}]
+        row["usage"] = [{"completion_tokens": 1024, "finish_reason": "length"}, LOOP]
     write_lines(path, rows)
 
 
@@ -74,7 +77,7 @@ def test_texts_are_never_read_as_html(judged, dangerous_texts):
     answers = parsed.questions["mt-bench"]["runs"][2]["answers"]
     assert [turns[0][0] for turns in answers[: len(dangerous_texts)]] == dangerous_texts
     assert answers[0][0][1] == "1,024 tokens, cut off at the token limit"
-    assert answers[0][1][1] == "without the first turn, which did not fit"
+    assert answers[0][1][1] == "stopped, as it repeats itself, without the first turn, which did not fit"
     assert len(parsed.all("script")) == 2
     assert [text for _, text in parsed.all("b") if "bold" in text] == []
 

@@ -9,7 +9,6 @@ import pytest
 from engine.runtime.errors import BareloopError
 from evals.runs.judged import (
     Answer,
-    JudgedFile,
     Judgment,
     PairJudgment,
     answers_path,
@@ -18,8 +17,8 @@ from evals.runs.judged import (
     read_answers,
     read_judgments,
     read_pair_judgments,
-    sort_file,
 )
+from evals.runs.judged_file import JudgedFile, sort_file
 
 # Lines as FastChat writes them.
 ANSWER = (
@@ -100,6 +99,41 @@ def test_a_damaged_line_is_named_and_a_torn_one_is_not_there(tmp_path):
         read_judgments(write(path, ANSWER))
     with pytest.raises(BareloopError, match="line 1 is not a judgment of a pair"):
         read_pair_judgments(write(path, PAIR.replace('"tie"', '"nobody"')))
+
+
+@pytest.mark.parametrize("score", ["NaN", "1e999", "-Infinity", "1000000", "9" * 400])
+def test_only_scores_that_can_be_counted_with_are_read(tmp_path, score):
+    with pytest.raises(BareloopError, match="line 1 is not a judgment:"):
+        read_judgments(write(tmp_path / "a", JUDGMENT.replace('"score": 9', f'"score": {score}')))
+
+
+def test_only_the_turns_that_judges_see_are_read(tmp_path):
+    with pytest.raises(BareloopError, match="line 1 is not a judgment:"):
+        read_judgments(write(tmp_path / "a", JUDGMENT.replace('"turn": 1', '"turn": 1000000000')))
+    with pytest.raises(BareloopError, match="line 1 is not a judgment of a pair"):
+        read_pair_judgments(write(tmp_path / "a", PAIR.replace('"turn": 2', '"turn": 0')))
+    late = JUDGMENT.replace("1686945215.4", "9" * 400)
+    assert [entry.tstamp for entry in read_judgments(write(tmp_path / "a", late))] == [0.0]
+
+
+def test_a_pair_is_the_same_in_both_positions(tmp_path):
+    there = PairJudgment(81, ("m", "n"), ("model_1", "tie"), "j", "p", ("mn", "nm"), ("A", "C"), 1, 0.0)
+    back = PairJudgment(81, ("n", "m"), ("tie", "model_2"), "j", "p", ("nm", "mn"), ("C", "A"), 1, 0.0)
+    assert there.swapped() == back and back.swapped() == there
+    assert read_pair_judgments(write(tmp_path / "a", as_line(there), as_line(back))) == [back]
+
+
+def test_lines_that_are_set_aside_are_in_another_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", JUDGMENT, JUDGMENT.replace('"m"', '"n"'))
+    with JudgedFile(path) as file:
+        file.set_aside([(81, "n", 1)])
+        file.append(read_judgments(path)[0])
+    assert path.read_text() == JUDGMENT + JUDGMENT
+    (old,) = tmp_path.glob("a.jsonl.*.old")
+    assert old.read_text() == JUDGMENT.replace('"m"', '"n"')
+    write(path, JUDGMENT, "{\n")
+    with JudgedFile(path) as file, pytest.raises(BareloopError, match=r"a\.jsonl, line 2 is not a judgment"):
+        file.set_aside([])
 
 
 def test_appending_overwrites_a_torn_line_and_keeps_a_whole_one_without_its_end(tmp_path):

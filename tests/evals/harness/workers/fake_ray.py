@@ -28,15 +28,16 @@ class RayTaskError(RayError):
 
 
 class FakeRay(types.ModuleType):
-    """`dies(number)`: whether the call of this number ends its actor. `ready`: False while there is no room."""
+    """`dies(number)`: whether the call of this number ends its actor. `places`: how many actors have room at a time."""
 
-    def __init__(self, dies=lambda number: False):
+    def __init__(self, dies=lambda number: False, places=1_000):
         super().__init__("ray")
+        self.places, self.begins = places, []
         self.exceptions = types.ModuleType("ray.exceptions")
         for error in (RayError, ActorDiedError, RayTaskError):
             setattr(self.exceptions, error.__name__, error)
         self.dies, self.calls, self.actors, self.options, self.is_down = dies, 0, [], {}, False
-        self._lock = threading.Lock()
+        self._lock, self.changed = threading.Lock(), threading.Event()
 
     def install(self, monkeypatch):
         """Put it in the place of Ray."""
@@ -57,9 +58,15 @@ class FakeRay(types.ModuleType):
         return lambda kind: _Kind(self, kind)
 
     def wait(self, references, timeout):
+        (reference,) = references
+        if isinstance(reference, _Call):
+            reference.done.wait(min(timeout, 0.01))
+            return ([reference], []) if reference.done.is_set() else ([], [reference])
         return references, []
 
     def get(self, reference):
+        if isinstance(reference, _Call):
+            reference = reference.result
         if isinstance(reference, Exception):
             raise reference
         return reference[0]
@@ -88,10 +95,33 @@ class _Kind:
         return actor
 
 
+class _Call:
+    """A call that has begun in a thread of its own, as soon as its actor has a place."""
+
+    def __init__(self, actor, function, *arguments):
+        self.done, self.result = threading.Event(), None
+        threading.Thread(target=self._run, args=(actor, function, arguments), daemon=True).start()
+
+    def _run(self, actor, function, arguments):
+        while not actor.has_place() and not actor.is_dead:
+            actor.ray.changed.wait(0.005)
+        self.result = function(*arguments)
+        self.done.set()
+
+
 class _Actor:
     def __init__(self, ray, host):
         self.ray, self.host, self.is_dead = ray, host, False
-        self.begin, self.answer = _Method(self, self._begin), _Method(self, self._answer)
+        self.begin, self.answer = _Method(self, self._start), _Method(self, self._answer)
+        self.__ray_ready__ = _Method(self, lambda: _Call(self, lambda: (True,)))
+
+    def has_place(self):
+        alive = [actor for actor in self.ray.actors if not actor.is_dead]
+        return self in alive[: self.ray.places]
+
+    def _start(self, *arguments):
+        self.ray.begins.append(arguments)
+        return _Call(self, self._begin, *arguments)
 
     def _begin(self, *arguments):
         try:
@@ -134,6 +164,13 @@ class _Method:
 
 
 def at_random(seed, share):
-    """Deaths at random, seeded."""
-    random = Random(seed)
-    return lambda number: random.random() < share
+    """Deaths at random, seeded; at least three calls lie between two, as three in a row would end the run."""
+    random, deaths = Random(seed), [0]
+
+    def dies(number):
+        if number - deaths[-1] <= 3 or random.random() >= share:
+            return False
+        deaths.append(number)
+        return True
+
+    return dies

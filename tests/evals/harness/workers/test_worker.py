@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -74,3 +76,20 @@ def test_a_host_makes_the_job_that_is_named_and_keeps_what_the_last_one_loaded(m
     host.begin("pytest:make_squares", {"wrong": 1})
     assert host._worker.job.cache is first
     assert [key for records in host.answer(UNITS[1]) for key, _ in records] == [2, 3]
+
+
+def test_what_the_last_job_had_loaded_is_freed_before_the_next_one_begins(monkeypatch):
+    made = []
+
+    def make(cache, number):
+        gc.collect()
+        assert all(job() is None for job in made)
+        job = Squares()
+        made.append(weakref.ref(job))
+        return job
+
+    monkeypatch.setattr(pytest, "make_job", make, raising=False)
+    host = Host()
+    for number in range(3):
+        host.begin("pytest:make_job", {"number": number})
+        assert list(host.answer(UNITS[0]))

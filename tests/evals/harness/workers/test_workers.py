@@ -59,7 +59,7 @@ def test_a_killed_worker_costs_nothing_and_no_process_stays(alone, tmp_path, mon
     def killed_first(worker, unit):
         with contextlib.suppress(IndexError):  # several threads come here at once
             to_kill.pop()
-            killed.append(worker.pool.ray.get(worker._actor.__ray_call__.remote(lambda _: os.getpid())))
+            killed.append(worker.pool.ray.get(worker._process.actor.__ray_call__.remote(lambda _: os.getpid())))
             os.kill(killed[0], signal.SIGKILL)
         yield from answer(worker, unit)
 
