@@ -6,11 +6,15 @@ import sys
 from typing import Any
 
 from engine.checkpoints import embedded
-from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.parser import SAMPLING_HELP, Parser, choose_model, model_options, run
 from engine.quant import AUTO, GGUF
 from engine.runtime.errors import UsageError
 
 LOST_SHARE = 0.05  # of an adapter's change, by its norm, from which a line says what merging loses
+NOT_WITH_EMBED = (  # options of other parts
+    *("chat", "json", "draft", "save", "save_quantized", "json_schema", "regex", "lark"),
+    *(*SAMPLING_HELP, "stop"),
+)
 
 
 def parser() -> Parser:
@@ -59,8 +63,11 @@ def main(options: Any) -> None:
     options.prompt = options.text if options.prompt is None else options.prompt
     if options.system and not options.chat:
         raise UsageError("--system needs --chat")
-    if options.embed and (options.chat or options.json or options.draft is not None):
-        raise UsageError("--embed prints vectors; leave out --chat, --json and --draft")
+    given = {name: getattr(options, name) for name in NOT_WITH_EMBED}
+    unused = [name for name, value in given.items() if value is not None and value is not False]
+    if options.embed and unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UsageError(f"--embed prints vectors; leave out {names}")
     if options.families:
         from rich.console import Console
 

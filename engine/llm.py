@@ -181,8 +181,9 @@ class LLM:
     def check_draft(self) -> None:
         """Raise `BareloopError` if tokens cannot be drafted for this model, or not by the model in `draft`."""
         if self.draft is not None:
-            draft = (self.draft.model, self.draft.vocabulary) if isinstance(self.draft, LLM) else (None, 0)
-            check_draft(self.model, self.vocabulary, *draft)
+            draft = self.draft if isinstance(self.draft, LLM) else None
+            vocabularies = (0, 0) if draft is None else (self.vocabulary, draft.vocabulary)  # read only if they matter
+            check_draft(self.model, vocabularies[0], None if draft is None else draft.model, vocabularies[1])
 
     def speculator(self) -> Speculator | None:
         """What drafts tokens for the replies of one scheduler; None without `draft`."""

@@ -37,12 +37,12 @@ def read_pooling(folder: Path) -> Pooling:
     modules = parse_json(folder / MODULES)
     if not isinstance(modules, list):
         raise BareloopError(f"{folder / MODULES} has a {type(modules).__name__}, not a JSON list")
-    mode, normalizes = None, False
+    mode, normalizes, prefix = None, False, _prefix(folder)
     for module in modules:
         declared = module if isinstance(module, dict) else {}
         kind, path = str(declared.get("type", "")).rpartition(".")[2], str(declared.get("path", ""))
         if kind == "Pooling":
-            mode = _mode(folder / path / "config.json")
+            mode = _mode(folder / path / "config.json", prefix)
         elif kind == "Normalize":
             normalizes = True
         elif kind != "Transformer":
@@ -53,14 +53,20 @@ def read_pooling(folder: Path) -> Pooling:
     if mode is None:
         raise BareloopError(f"{folder / MODULES} names no Pooling, so texts cannot be embedded")
     settings = _settings(folder / LENGTH)
-    return Pooling(mode, normalizes, length, _prefix(folder), settings.get("do_lower_case") is True, True)
+    return Pooling(mode, normalizes, length, prefix, settings.get("do_lower_case") is True, True)
 
 
-def _mode(path: Path) -> str:
+def _mode(path: Path, prefix: str) -> str:
     """The pooling mode of a 1_Pooling/config.json: a name, or the only flag that is true."""
+    if not path.is_file():
+        raise BareloopError(f"{path} is missing, which {MODULES} names; download the model again, with all its files")
     config = read_json(path)
     named = config.get("pooling_mode")
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    if prefix and config.get("include_prompt") is False:
+        raise BareloopError(
+            f"{path}: include_prompt = false is not implemented, and texts get the prompt {quote(prefix)}"
+        )
     names = flags if named is None else named if isinstance(named, list) else [named]
     if len(names) != 1 or str(names[0]) not in MODES:
         shown = ", ".join(map(str, names)) or "none"
@@ -84,7 +90,12 @@ def _prefix(folder: Path) -> str:
     """The prompt that stands before every text, unless another is chosen; mostly none."""
     settings = _settings(folder / PROMPTS)
     prompts, name = settings.get("prompts"), settings.get("default_prompt_name")
-    return str(prompts.get(name, "")) if isinstance(prompts, dict) and name is not None else ""
+    if not isinstance(prompts, dict) or name is None:
+        return ""
+    prompt = prompts.get(name, "") if isinstance(name, str) else None
+    if not isinstance(prompt, str):
+        raise BareloopError(f"{folder / PROMPTS}: default_prompt_name = {quote(name)} names no text among the prompts")
+    return prompt
 
 
 def _settings(path: Path) -> Mapping[str, Any]:

@@ -27,13 +27,13 @@ def embed(options: Any) -> None:
     texts = read_texts(options)
     llm = LLM.load(options.model[0], **model_options(options) | {"draft": None})
     embedder = llm.embedder
-    if not embedder.is_trained:
+    if not embedder.is_trained and not llm.is_encoder:  # of an encoder, the embedder has said so
         print(untrained(options.model[0]), file=sys.stderr)
     tokens = cut = 0
     start = time.perf_counter()
     with Progress("embed", len(texts)) as progress:
         for first in range(0, len(texts), BLOCK):
-            encoded = embedder.encode(texts[first : first + BLOCK])
+            encoded = embedder.encode(texts[first : first + BLOCK], first, len(texts))
             for line in json_lines(embedder.vectors(encoded.rows, progress=progress.advance)):
                 print(line)
             sys.stdout.flush()

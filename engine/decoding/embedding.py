@@ -6,16 +6,19 @@ long one in pieces, as it does a prompt, and its vector is made of the hidden st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from engine import kernels
 from engine.cache.state import State, Step
 from engine.decoding.scoring import BATCH_TOKENS
 from engine.decoding.sequence import Sequence as TokenSequence
 from engine.decoding.sequence import check_ids, prefill
+from engine.layers.linear import formats_of
 from engine.models.family import Model
 from engine.models.pooling import Pooling
 from engine.runtime.device import dtype_name
@@ -52,6 +55,10 @@ class Embedder:
         self.model, self.pooling, self.tokenizer = model, pooling, tokenizer
         self.max_length = min(max_length, pooling.max_length or max_length)
         self._new_sequence = new_sequence
+        if model.is_encoder and not pooling.is_declared:
+            logging.getLogger("bareloop").warning(
+                "%s has no modules.json, so it is pooled by the mean", model.source or "the encoder"
+            )
 
     @property
     def size(self) -> int:
@@ -63,17 +70,23 @@ class Embedder:
         """Whether the checkpoint says how it embeds texts. If not, vectors are means of hidden states."""
         return self.pooling.is_declared
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], before: int = 0, count: int | None = None) -> Encoded:
         """Token ids of texts, with the tokenizer's special tokens, cut to the model's maximum.
 
-        Raises `BareloopError` for a text without tokens.
+        `before`, `count`: the number of texts before these, and of all, for messages. Raises `BareloopError` for what
+        is no text, and for a text without tokens.
         """
+        count = len(texts) if count is None else count
         if self.tokenizer is None:
             raise BareloopError("this model has no tokenizer, so texts cannot be embedded")
+        for number, text in enumerate(texts, before + 1):
+            if not isinstance(text, str):
+                raise BareloopError(f"text {number:,} of {count:,} is of type {type(text).__name__}, not text")
         prepared = [self.pooling.prepare(text) for text in texts]
         encoded = Encoded(*self.tokenizer.encode_truncated(prepared, self.max_length))
-        if (number := next((number for number, ids in enumerate(encoded.rows, 1) if not ids), 0)) > 0:
-            raise BareloopError(f"text {number} of {len(texts)} has no tokens, so it cannot be embedded")
+        for number, ids in enumerate(encoded.rows, before + 1):
+            if not ids:
+                raise BareloopError(f"text {number:,} of {count:,} has no tokens, so it cannot be embedded")
         return encoded
 
     def check(self, rows: Sequence[Sequence[int]]) -> None:
@@ -89,7 +102,7 @@ class Embedder:
         """Texts -> float32 [n, D] on the CPU. `progress` is told how many texts each step has finished."""
         vectors = torch.empty(len(texts), self.size)
         for start in range(0, len(texts), WINDOW):
-            rows = self.encode(texts[start : start + WINDOW]).rows
+            rows = self.encode(texts[start : start + WINDOW], start, len(texts)).rows
             vectors[start : start + len(rows)] = self.vectors(rows, batch_tokens, progress)
         return vectors
 
@@ -109,7 +122,7 @@ class Embedder:
 
     def steps(
         self, rows: Sequence[Sequence[int]], batch_tokens: int | None = None
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> Generator[tuple[list[int], Tensor]]:
         """Compute one step after the other: yield the indices of its texts, and their vectors [R, D] on the CPU.
 
         A step has up to `batch_tokens` tokens, or one longer text of an encoder. A decoder's longer text takes several
@@ -124,16 +137,26 @@ class Embedder:
             if self.model.is_encoder:
                 yield indices, self._finish(chosen, self._encode_step(chosen))
             else:
-                yield from self._decoder_steps(indices, chosen, limit)
+                yield indices, (yield from self._decoder_steps(chosen, limit))
 
     @torch.inference_mode()
     def _encode_step(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return self.model(Step.pack(rows, device=self.model.embed.weight.device))
+        """Hidden states of whole texts, end to end.
+
+        On a CPU, products of few rows with quantized weights round otherwise than those of many, so that a text alone
+        would have another vector than in a batch: copies of the last text, which are dropped, make them many.
+        """
+        device, tokens = self.model.embed.weight.device, sum(map(len, rows))
+        copies = 0
+        if device.type == "cpu" and tokens <= kernels.MAX_ROWS and formats_of(self.model):
+            copies = (kernels.MAX_ROWS - tokens) // len(rows[-1]) + 1
+        hidden: Tensor = self.model(Step.pack([*rows, *[rows[-1]] * copies], device=device))
+        return hidden[:tokens]
 
     def _decoder_steps(
-        self, indices: list[int], rows: Sequence[Sequence[int]], limit: int
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Several texts, or one in pieces of `limit` tokens, through a state that is released in the end."""
+        self, rows: Sequence[Sequence[int]], limit: int
+    ) -> Generator[tuple[list[int], Tensor], None, Tensor]:
+        """Several texts, or one in pieces of `limit` tokens: return their vectors when the state has been released."""
         state = self.model.new_state()
         sequences = [self._new_sequence(state) for _ in rows]
         pieces: list[Tensor] = []
@@ -145,7 +168,7 @@ class Embedder:
                 pieces += prefill(sequences, parts, [len(ids) - start for ids in parts], limit)[1]
                 if start + size < longest:
                     yield [], torch.empty(0, self.size)
-            yield indices, self._finish(rows, torch.cat(pieces))
+            return self._finish(rows, torch.cat(pieces))
         finally:
             for sequence in sequences:
                 sequence.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,42 +31,68 @@ class Turn:
         self._held.release()
 
 
+class Computed(NamedTuple):
+    """Vectors, float32 [n, D], the seconds before the first step began, and those until all vectors were there."""
+
+    vectors: Tensor
+    queue_seconds: float
+    seconds: float
+
+
 class EmbeddingQueue:
-    """Requests for embeddings of one model. They take turns, a step of a bounded number of tokens each."""
+    """Requests for embeddings of one model. They take turns, a step of a bounded number of tokens each.
+
+    A text that a decoder computes in several steps keeps others' texts waiting, as there is memory for one of its kind;
+    the replies of the scheduler go on meanwhile.
+    """
 
     def __init__(self, llm: LLM, turn: Turn, limit: int | None, max_queue: int, observe: Callable[[int], None]) -> None:
         """`limit`: tokens of a step; None: the embedder's default. `observe`: told the tokens of each request."""
         self._llm = llm
         self._turn, self._limit, self._max_queue, self._observe = turn, limit, max_queue, observe
-        self._order = asyncio.Lock()  # one step at a time, in the order of arrival: so they occupy one thread
+        self._order = asyncio.Lock()  # in the order of arrival, so that they occupy one thread
         self.requests = 0
 
-    async def compute(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, float]:
-        """Token ids of texts -> their vectors, float32 [n, D], and the seconds from the first step on.
-
-        Raises `QueueFullError` if too many requests wait.
-        """
+    async def compute(self, rows: Sequence[Sequence[int]]) -> Computed:
+        """Token ids of texts -> their vectors, and how long they took. Raises `QueueFullError` if too many wait."""
         if self.requests > self._max_queue:
             raise QueueFullError(f"{self._max_queue} requests for embeddings are waiting, as many as may; try later")
         self.requests += 1
-        began = 0.0
+        arrived = time.perf_counter()
+        began: list[float] = []
+        left = threading.Event()
         try:
             vectors = torch.empty(len(rows), self._llm.embedding_size)
             steps = self._llm.embedder.steps(rows, self._limit)
-            while (step := await self._next(steps)) is not None:
-                began = began or time.perf_counter()
-                vectors[step[0]] = step[1]
+            missing = len(rows)
+            while missing:
+                indices, some = await self._next(steps, began, left)
+                vectors[indices] = some
+                missing -= len(indices)
         finally:
             self.requests -= 1
+            left.set()
+        ended = time.perf_counter()
         self._observe(sum(map(len, rows)))
-        return vectors, time.perf_counter() - began
+        first = began[0] if began else ended
+        return Computed(vectors, first - arrived, ended - first)
 
-    async def _next(self, steps: Iterator[Step]) -> Step | None:
-        """Compute the next step in a thread; None: there is none. Another begins when this one has ended."""
+    async def _next(self, steps: Generator[Step], began: list[float], left: threading.Event) -> Step:
+        """Compute the next vectors in a thread, a step in each turn. Others begin when this has ended.
 
-        def compute() -> Step | None:
-            with self._turn:
-                return next(steps, None)
+        The time of the first step is added to `began`. `left`: the client has gone, so a text is not completed.
+        """
+
+        def compute() -> Step:
+            while True:
+                with self._turn:
+                    if not began:
+                        began.append(time.perf_counter())
+                    step = next(steps)
+                    if left.is_set():
+                        steps.close()
+                if step[0] or left.is_set():
+                    return step
 
         await self._order.acquire()
         running = asyncio.ensure_future(asyncio.to_thread(compute))

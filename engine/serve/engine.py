@@ -8,9 +8,11 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from datetime import time as time_of_day
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +20,7 @@ from weakref import WeakKeyDictionary
 from engine import kernels
 from engine.checkpoints.adapters.files import adapter_fingerprint
 from engine.checkpoints.opening import Opened, open_model
+from engine.decoding.embedding import Embedder
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
 from engine.decoding.scheduling.running import Work
@@ -68,6 +71,10 @@ class EngineOptions:
             return weights + self.cache_bytes
         longest = min(opened.config.max_position_embeddings, self.context or USABLE_TOKENS, USABLE_TOKENS)
         return weights + int(opened.model.new_state().row_bytes(longest) / MEMORY_SHARE)
+
+    def is_encoder(self, source: str) -> bool:
+        """Whether a model only embeds texts. Raises `BareloopError` as `needed_bytes`."""
+        return self._open(source, "adapter").model.is_encoder
 
     def weight_bytes(self, source: str) -> int:
         """Bytes of a model's weights once they are loaded. Raises `BareloopError` as `needed_bytes`."""
@@ -145,7 +152,10 @@ class Engine:
 
         Raises `BareloopError` if it cannot be loaded, or cannot compute a token.
         """
-        llm = LLM.load(source, **options.load)
+        load = dict(options.load)
+        if load.get("draft") is not None and options.is_encoder(source):
+            del load["draft"]  # it is for the other models
+        llm = LLM.load(source, **load)
         if options.models == 1:
             llm.pack()  # a second copy of weights, which is too much where models take turns
         elif llm.device.type == "cpu":
@@ -156,6 +166,13 @@ class Engine:
         engine.warm_up()
         engine._thread.start()
         return engine
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The model's, which cuts texts to the engine's window. Raises `BareloopError` as `LLM.embedder`."""
+        embedder = copy(self.llm.embedder)
+        embedder.max_length = min(embedder.max_length, self.max_length)
+        return embedder
 
     @property
     def is_alive(self) -> bool:

@@ -29,7 +29,8 @@ async def embeddings(request: Request) -> Response:
     async def work(client: Client, engine: Engine, served: Served) -> None:
         encoded = await prepare(request, lambda: encode(body, engine))
         served.prompt_tokens = encoded.tokens
-        vectors, served.prefill_seconds = await engine.embeddings.compute(encoded.rows)
+        computed = await engine.embeddings.compute(encoded.rows)
+        vectors, served.queue_seconds, served.prefill_seconds = computed
         written = await asyncio.to_thread(write, vectors, body.encoding_format)
         usage = {"prompt_tokens": encoded.tokens, "total_tokens": encoded.tokens}
         await client.send(
@@ -49,7 +50,7 @@ def encode(body: EmbeddingRequest, engine: Engine) -> Encoded:
 
     Raises `ApiError` or `BareloopError`.
     """
-    embedder, texts = engine.llm.embedder, body.texts
+    embedder, texts = engine.embedder, body.texts
     if body.dimensions not in (None, embedder.size):
         raise ApiError(
             400,

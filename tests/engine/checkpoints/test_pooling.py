@@ -79,6 +79,34 @@ def test_other_ways_are_refused_by_their_name(folder, config, kinds, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_prompt_that_is_not_pooled_is_refused(folder):
+    pooling = {"pooling_mode": "mean", "include_prompt": False}
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    path = folder(pooling, "Transformer", "Pooling", config_sentence_transformers=prompts)
+    with pytest.raises(BareloopError, match="include_prompt = false is not implemented"):
+        read_pooling(path)
+    (path / "config_sentence_transformers.json").unlink()
+    assert read_pooling(path).mode == MEAN
+
+
+@pytest.mark.parametrize("name", [["query"], {}, 3, "number"])
+def test_a_default_prompt_that_is_no_text_is_refused(folder, name):
+    prompts = {"prompts": {"query": "query: ", "number": 3}, "default_prompt_name": name}
+    path = folder({"pooling_mode": "mean"}, "Pooling", config_sentence_transformers=prompts)
+    with pytest.raises(BareloopError, match=r"default_prompt_name = .* names no text") as caught:
+        read_pooling(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_the_pooling_that_was_not_downloaded_is_named(folder):
+    path = folder({}, "Pooling")
+    (path / "1_Pooling/config.json").unlink()
+    with pytest.raises(
+        BareloopError, match=r"config\.json is missing, which modules\.json names; download the model again"
+    ):
+        read_pooling(path)
+
+
 @pytest.mark.parametrize("length", ["x", -1, 0, True, []])
 def test_a_maximum_that_is_no_number_of_tokens_is_refused(tmp_path, length):
     (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))

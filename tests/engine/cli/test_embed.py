@@ -59,7 +59,8 @@ def test_a_decoder_embeds_with_a_note(program):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("-m", "demo", "--chat"), "--embed prints vectors; leave out --chat, --json and --draft"),
+        (("-m", "demo", "--chat", "--json"), "--embed prints vectors; leave out --chat, --json"),
+        (("--regex", "a", "--temperature", "0", "--save", "b"), "vectors; leave out --save, --regex, --temperature"),
         (("-m", "demo", "demo"), "--embed takes one model"),
         (("-m", "demo"), "there are no texts to embed"),
         (("-m", "demo", "--prompt", "a", "--file", "b"), "give one of: a text, --file"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine import LLM
+from engine import LLM, kernels
 from engine.decoding.embedding import plan
 from engine.runtime.errors import BareloopError
 from tests.engine.encoders import make_encoder
@@ -49,6 +49,23 @@ def test_a_text_has_the_same_vector_in_every_batch_and_order(encoder, batch_toke
     assert (llm.embed(TEXTS[::-1], batch_tokens).flip(0) - alone).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_a_text_has_the_same_vector_alone_and_in_a_batch_with_quantized_weights(tmp_path, quant):
+    llm = LLM.load(make_encoder(tmp_path, hidden_size=64, intermediate_size=128).folder, "cpu", quant=quant)
+    kernels.wait()
+    alone = torch.cat([llm.embed([text]) for text in TEXTS])
+    assert (llm.embed(TEXTS * 3)[: len(TEXTS)] - alone).abs().max() < 1e-5
+
+
+def test_an_encoder_that_does_not_say_how_it_is_pooled_is_noted(tmp_path, caplog):
+    folder = make_encoder(tmp_path).folder
+    (folder / "modules.json").unlink()
+    LLM.load(folder, "cpu").embed(["a"])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder} has no modules.json, so it is pooled by the mean"
+    ]
+
+
 def test_a_text_that_is_too_long_is_cut_and_keeps_its_last_special_token(encoder):
     _, llm, _ = encoder
     encoded = llm.embedder.encode(["a " * 100, "b", "a " * 22])
@@ -71,6 +88,9 @@ def test_progress_counts_every_text_once(encoder):
     ("call", "message"),
     [
         (lambda llm: llm.embed("a"), "embed takes a list of texts"),
+        (lambda llm: llm.embed([None]), "text 1 of 1 is of type NoneType, not text"),
+        (lambda llm: llm.embed(["a", 3]), "text 2 of 2 is of type int, not text"),
+        (lambda llm: llm.embedder.encode(["a", b"b"], 7, 9), "text 9 of 9 is of type bytes, not text"),
         (lambda llm: llm.embed(["a"], 0), "batch_tokens is 0"),
         (lambda llm: llm.embed(["\ud800"]), "not valid Unicode"),
         (lambda llm: llm.embedder.vectors([[]]), "1 to 24 tokens, and one has 0"),

@@ -16,6 +16,9 @@ from engine import LLM
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import QueueFullError
 from engine.serve.embedding import EmbeddingQueue, Turn
+from engine.serve.endpoints.embeddings import encode
+from engine.serve.engine import Engine, EngineOptions
+from engine.serve.protocol.requests import EmbeddingRequest
 from engine.serve.state import Limits
 from tests.engine.encoders import make_encoder
 from tests.engine.serve.conftest import RunningServer
@@ -104,25 +107,95 @@ def test_a_reply_goes_on_while_texts_are_embedded(running, client):
     assert len(list(request)) == 150
 
 
-def test_turns_alternate_with_a_thread_that_takes_them_all_the_time():
-    turn, over, taken = Turn(), threading.Event(), []
+def test_a_thread_that_releases_its_turn_gets_no_other_before_one_that_waits():
+    turn, holds, taken = Turn(), threading.Event(), []
 
     def take():
-        while not over.is_set():
-            with turn:
-                taken.append(1)
+        with turn:
+            holds.set()
+            while not turn._next.locked():  # until the other one waits
                 time.sleep(0.001)
+        with turn:
+            taken.append(1)
 
     thread = threading.Thread(target=take)
     thread.start()
-    while not taken:
-        time.sleep(0.001)
-    for _ in range(5):
-        before = len(taken)
-        with turn:
-            assert len(taken) <= before + 2
-    over.set()
+    holds.wait()
+    with turn:
+        assert not taken
     thread.join()
+
+
+def test_the_wait_for_the_first_step_is_not_counted_as_computing(folder):
+    async def attempt():
+        llm, turn = LLM.load(folder, "cpu"), Turn()
+        steps = llm.embedder.steps
+
+        def slow(*arguments):
+            time.sleep(0.03)
+            yield from steps(*arguments)
+
+        llm.embedder.steps = slow
+        turn.__enter__()
+        asyncio.get_running_loop().call_later(0.05, turn.__exit__)
+        return await EmbeddingQueue(llm, turn, None, 0, lambda _: None).compute([[2, 5, 3]])
+
+    computed = asyncio.run(attempt())
+    assert computed.queue_seconds >= 0.04
+    assert computed.seconds >= 0.03
+
+
+def test_texts_of_a_decoder_in_pieces_are_open_one_at_a_time_and_closed_if_the_client_leaves(llm, monkeypatch):
+    opened, closed, turns, has_left = [], [], [], threading.Event()
+    new_sequence, leaving, loop = llm.embedder._new_sequence, None, None
+
+    def observed(state):
+        opened.append(len(opened) - len(closed))
+        sequence = new_sequence(state)
+        close = sequence.close
+        sequence.close = lambda: (closed.append(1), close())
+        return sequence
+
+    class Counted(Turn):
+        def __enter__(self):
+            turns.append(1)
+            super().__enter__()
+            if len(turns) == 20:  # in the second step of the long text its client leaves
+                leave()
+                has_left.wait()
+
+    monkeypatch.setattr(llm.embedder, "_new_sequence", observed)
+
+    def leave():
+        loop.call_soon_threadsafe(leaving.cancel)
+
+    async def attempt():
+        nonlocal leaving, loop
+        loop = asyncio.get_running_loop()
+        queue = EmbeddingQueue(llm, Counted(), 4, 9, lambda _: None)
+        await asyncio.gather(*(queue.compute([[5] * 10, [6] * 10]) for _ in range(3)))
+        leaving = asyncio.ensure_future(queue.compute([[5] * 500]))
+        leaving.add_done_callback(lambda _: has_left.set())
+        await asyncio.sleep(0)  # it is in the queue
+        await queue.compute([[5]])
+
+    asyncio.run(attempt())
+    assert opened == [0] * 8
+    assert len(closed) == 8
+    assert len(turns) == 3 * 6 + 2 + 1
+
+
+def test_texts_are_cut_to_the_window_of_the_server(llm):
+    engine = Engine("demo", llm, EngineOptions(context=16))
+    engine.scheduler.close()
+    assert (engine.embedder.max_length, llm.embedder.max_length) == (16, llm.max_length)
+    assert encode(EmbeddingRequest(input="The sea is blue. " * 40), engine).truncated == 1
+
+
+def test_an_encoder_is_served_beside_a_model_with_a_draft(folder):
+    engine = Engine.load("tiny", str(folder), EngineOptions({"draft": "prompt"}), lambda *_: None, lambda _: None)
+    assert engine.llm.draft is None
+    assert len(engine.embedder.vectors([[2, 5, 3]])) == 1
 
 
 def test_a_full_queue_is_refused(folder):
@@ -131,7 +204,7 @@ def test_a_full_queue_is_refused(folder):
         both = (queue.compute([[2, 5, 3]]), queue.compute([[2]]))
         first, second = await asyncio.gather(*both, return_exceptions=True)
         assert isinstance(second, QueueFullError)
-        assert first[0].shape == (1, 48)
+        assert first.vectors.shape == (1, 48)
         assert queue.requests == 0
 
     asyncio.run(attempt())
