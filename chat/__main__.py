@@ -17,6 +17,8 @@ from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from chat.conversation.events import Notice
+    from chat.memory.recall import Memory
     from chat.models.interface import ChatModel
 
 DEFAULT_PORT = 8080
@@ -79,6 +81,21 @@ def parser() -> Parser:
         help="continue a conversation, an id or a file (default: the last)",
     )
     files.add_argument("--no-save", dest="autosave", action="store_false", help="do not save this conversation")
+    memory = result.add_argument_group("long-term memory, off by default")
+    memory.add_argument(
+        "--memory",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="remember finished turns, and recall what has left the window, other conversations and documents "
+        "(python -m chat.memory); a name or a file (default: default)",
+    )
+    memory.add_argument(
+        "--memory-model",
+        metavar="NAME",
+        help="embedding model of the memory: a folder, a hub id or minilm; none searches by words alone (default: "
+        "minilm if its package is installed, else none)",
+    )
     page = result.add_argument_group("page in the browser")
     page.add_argument(
         "--web",
@@ -144,6 +161,18 @@ def conversation_flags(options: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
+def opened_memory(options: Any) -> tuple[Memory | None, list[Notice]]:
+    """The memory that the flags name, if they do, and what the user should know about it."""
+    if options.memory is None:
+        if options.memory_model is not None:
+            raise UsageError("--memory-model is for --memory; add it")
+        return None, []
+
+    from chat.memory.opening import open_memory
+
+    return open_memory(options.memory, options.memory_model, options.autosave, options.device)
+
+
 def serve_page(options: Any, sampling: dict[str, Any]) -> None:
     """Check the flags of the page, and serve it."""
     for name in ("prompt", "plain", "json"):
@@ -161,7 +190,10 @@ def serve_page(options: Any, sampling: dict[str, Any]) -> None:
 
     from chat.web.program import serve
 
-    serve(options, conversation_flags(options), sampling)
+    memory, notices = opened_memory(options)
+    for notice in notices:
+        print(notice.text, file=sys.stderr, flush=True)
+    serve(options, conversation_flags(options), sampling, memory)
 
 
 def main(options: Any) -> None:
@@ -188,8 +220,9 @@ def main(options: Any) -> None:
     from chat.pipe import Pipe
 
     overrides = conversation_flags(options)
-    agent = Agent(load, name, Settings(**overrides, sampling=sampling), autosave=options.autosave)
-    opening = list(agent.session.warnings)
+    memory, opening = opened_memory(options)
+    agent = Agent(load, name, Settings(**overrides, sampling=sampling), options.autosave, memory)
+    opening += agent.session.warnings
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
         agent.session.configure(**overrides, sampling=agent.session.settings.sampling | sampling)

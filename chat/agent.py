@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from chat.commands import execute, is_command
 from chat.conversation.events import ChatEvents, Notice, Piece, Reply, Settings
+from chat.memory.recall import Memory
 from chat.models.interface import ChatModel
 from chat.workspace import Workspace
 from engine.runtime.errors import UsageError
@@ -27,9 +28,14 @@ class Agent(Workspace):
     """A workspace that handles lines, and saves the conversation before a reply, during a long one, and after each."""
 
     def __init__(
-        self, load_model: Callable[[str], ChatModel], name: str, settings: Settings, autosave: bool = True
+        self,
+        load_model: Callable[[str], ChatModel],
+        name: str,
+        settings: Settings,
+        autosave: bool = True,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(load_model, name, settings, autosave)
+        super().__init__(load_model, name, settings, autosave, memory)
         self._pending: Notice | None = None  # a failed autosave, reported before the next line
         self._moved: Notice | None = None  # another program has taken the file while the line was handled
         self._next_save = 0.0  # by the clock of `time.monotonic`

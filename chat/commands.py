@@ -1,87 +1,23 @@
-"""The slash commands: one registry, which /help and completion read too. Loads without torch."""
+"""The slash commands, except those of the memory, which `chat.memory.commands` has. Loads without torch."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.context import STRATEGIES
-from chat.conversation.events import ChatEvents, Notice
+from chat.conversation.events import ChatEvents
+from chat.registry import COMMANDS, TERMINAL, closest, command, execute, info, is_command, known
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import UsageError, quote
 
 if TYPE_CHECKING:
     from chat.workspace import Workspace
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command: its name, the arguments as /help shows them, the function that runs it, and where it is for.
-
-    `run` takes the workspace and the text after the command's name.
-    """
-
-    name: str
-    arguments: str
-    help: str
-    run: Callable[[Workspace, str], ChatEvents]
-    screens: frozenset[str]
-
-
-BOTH, TERMINAL = frozenset({"terminal", "page"}), frozenset({"terminal"})
-COMMANDS: dict[str, Command] = {}
+__all__ = ["COMMANDS", "MAX_TITLE", "execute", "is_command", "known"]
 MAX_TITLE = 200  # characters
-ALIASES = {"exit": "quit", "q": "quit", "bye": "quit", "?": "help"}
-
-
-def command(
-    arguments: str = "", screens: frozenset[str] = BOTH
-) -> Callable[[Callable[[Workspace, str], ChatEvents]], Callable[[Workspace, str], ChatEvents]]:
-    """Register a function as the command of its name; its docstring is the help text."""
-
-    def register(run: Callable[[Workspace, str], ChatEvents]) -> Callable[[Workspace, str], ChatEvents]:
-        name = run.__name__.rstrip("_")
-        COMMANDS[name] = Command(name, arguments, str(run.__doc__), run, screens)
-        return run
-
-    return register
-
-
-def execute(workspace: Workspace, line: str) -> ChatEvents:
-    """Run a line that begins with a slash. An unknown command is an error that names the closest one."""
-    name, _, rest = line.removeprefix("/").partition(" ")
-    name = ALIASES.get(name, name)
-    if name not in COMMANDS:
-        match = closest(name, (entry.name for entry in known(workspace)))
-        hint = f"did you mean /{match}?" if match else "/help lists all commands"
-        raise UsageError(f"unknown command {quote(f'/{name}')}; {hint}")
-    if workspace.screen not in COMMANDS[name].screens:
-        raise UsageError(f"/{name} is a command of the terminal; the page has its own buttons for that")
-    yield from COMMANDS[name].run(workspace, rest.strip())
-
-
-def known(workspace: Workspace) -> list[Command]:
-    """The commands of the workspace's screen."""
-    return [entry for entry in COMMANDS.values() if workspace.screen in entry.screens]
-
-
-def is_command(line: str) -> bool:
-    """Whether a line is a command: a slash and a word. A path or a `//` comment is not."""
-    return line.startswith("/") and line[1:2].isalpha() and "/" not in line.split(maxsplit=1)[0][1:]
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """The most similar known name, or an empty string if none is close."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)), "")
-
-
-def info(text: str) -> Notice:
-    """A command's output."""
-    return Notice("info", text)
 
 
 @command()
@@ -326,3 +262,6 @@ def _toggle(argument: str, before: bool) -> bool:
 
 def _on_or_off(state: bool) -> str:
     return "on" if state else "off"
+
+
+from chat.memory import commands as memory_commands  # noqa: E402, F401  # registered last, as /help lists them

@@ -1,4 +1,4 @@
-"""python -m chat.compare: measure what chat history is worth, with and without it, and by every strategy.
+"""python -m chat.compare: measure what chat history and memory are worth, with and without them, by every strategy.
 
 A script is a JSON list of dialogues; a dialogue is a list of messages. A question about something said earlier names
 the text that a correct reply contains. How many turns ago that text was said follows from the dialogue:
@@ -9,26 +9,32 @@ the text that a correct reply contains. How many turns ago that text was said fo
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES
+from chat.dialogues import Line, builtin_script, contains, read_script
 from engine.cli.parser import Parser, choose_model, label, model_options, run
 from engine.cli.progress import Progress
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from chat.conversation.events import Settings
+    from chat.memory.embedder import Embedder
+    from chat.memory.recall import Memory
     from engine.decoding.scheduling.scheduler import Scheduler
     from engine.llm import LLM
 
 ROWS = 16  # dialogues that run at the same time
+MEMORY = "memory"  # the way that recalls what has left the window
+MEMORY_SHARE = 0.5  # of the room: the default share of so small a window has no room for a memory
 
 
 def parser() -> Parser:
@@ -39,24 +45,20 @@ def parser() -> Parser:
     result.add_argument(
         "--small-window",
         type=int,
-        default=160,
+        default=256,
         metavar="N",
-        help="window in tokens for the strategies (default: 160)",
+        help="window in tokens for the strategies (default: 256)",
     )
     result.add_argument(
         "--max-new-tokens", "-n", type=int, default=48, metavar="N", help="the longest reply (default: 48)"
     )
+    result.add_argument(
+        "--memory-model",
+        metavar="NAME",
+        help="embedding model of the memory; none searches by words alone (default: minilm if it is installed)",
+    )
     result.add_argument("--output-dir", default="results/chat", metavar="FOLDER", help="default: results/chat")
     return result
-
-
-@dataclass(frozen=True)
-class Line:
-    """One message. `expect`: text that a correct reply contains, said `distance` turns before."""
-
-    say: str
-    expect: str = ""
-    distance: int = 0
 
 
 COUNTS = ("turns", "refused", "prompt_tokens", "cached_tokens", "completion_tokens", "summary_read", "evictions")
@@ -119,10 +121,12 @@ def main(options: Any) -> None:
     if options.small_window < 1 or options.max_new_tokens < 1:
         raise UsageError("--small-window and --max-new-tokens: use 1 or more")
 
+    from chat.memory.opening import chosen_embedder
     from engine.llm import LLM
 
     llm = LLM.load(options.model[0], **model_options(options))
-    results = run_all(llm, dialogues, options.small_window, options.max_new_tokens)
+    embedder = chosen_embedder(options.memory_model, options.device)
+    results = run_all(llm, dialogues, options.small_window, options.max_new_tokens, embedder)
     Console().print(table(results))
     folder = local_path(options.output_dir)
     report = {
@@ -135,72 +139,17 @@ def main(options: Any) -> None:
     Console(stderr=True).print(f"{folder}/compare.json, .png, .svg", style="dim", soft_wrap=True)
 
 
-def read_script(path: Path) -> list[list[Line]]:
-    """Read the user's dialogues. Raises `BareloopError` for a file of another form."""
-    from engine.runtime.files import parse_json
-
-    content = parse_json(path)
-    if not isinstance(content, list) or not content or not all(isinstance(dialogue, list) for dialogue in content):
-        raise BareloopError(f"{path} is not a list of dialogues, each a list of messages")
-    return [lines(dialogue, f"{path}, dialogue {number}") for number, dialogue in enumerate(content, 1)]
-
-
-def lines(dialogue: Sequence[Any], where: str) -> list[Line]:
-    """Messages with their distances, counted from the last earlier message that contains the expected text."""
-    result: list[Line] = []
-    for number, message in enumerate(dialogue, 1):
-        entry = {"say": message} if isinstance(message, str) else message
-        fields = {"say": str, "expect": str}
-        if not isinstance(entry, dict) or not entry.get("say") or entry.keys() - fields:
-            raise BareloopError(f'{where}, message {number} is neither a string nor {{"say": …, "expect": …}}')
-        if not all(isinstance(value, str) for value in entry.values()):
-            raise BareloopError(f"{where}, message {number}: say and expect must be strings")
-        expect = entry.get("expect", "")
-        sources = [index for index, line in enumerate(result) if expect and contains(line.say, expect)]
-        result.append(Line(entry["say"], expect, len(result) - sources[-1] if sources else 0))
-    return result
-
-
-def contains(text: str, expected: str) -> bool:
-    """Whether a text contains these whole words, in any case."""
-    return re.search(rf"(?<!\w){re.escape(expected.lower())}(?!\w)", text.lower()) is not None
-
-
-DISTANCES = (1, 2, 4, 8, 12)
-FACTS = (  # a statement, the question about it later, and the values
-    ("My name is {}.", "What is my name?", ("Zorvan", "Mirela", "Tobin", "Kusari", "Anna")),
-    ("I live in {}.", "Where do I live?", ("Rome", "Oslo", "Boston", "Lisbon", "Cairo")),
-    ("My dog is called {}.", "What is my dog called?", ("Rex", "Bonzo", "Luna", "Pip", "Nero")),
-    ("My favourite colour is {}.", "What is my favourite colour?", ("green", "red", "blue", "yellow", "black")),
-    ("My favourite food is {}.", "What is my favourite food?", ("soup", "pizza", "rice", "bread", "cake")),
-)
-FILLERS = (  # messages between the two
-    *("How are you?", "What is the capital of France?", "Thank you!", "Who are you?", "What can you do?"),
-    *("What is the capital of Italy?", "I see.", "Are you a human?", "What is the capital of Spain?", "Interesting."),
-    *("How big are you?", "What is the capital of Norway?"),
-)
-
-
-def builtin_script() -> list[list[Line]]:
-    """Every kind of fact, asked for at every distance, with other messages in between."""
-    return [
-        lines(
-            [
-                statement.format(values[index]),
-                *(FILLERS[(index + number) % len(FILLERS)] for number in range(distance - 1)),
-                {"say": question, "expect": values[index]},
-            ],
-            "the built-in script",
-        )
-        for statement, question, values in FACTS
-        for index, distance in enumerate(DISTANCES)
-    ]
-
-
 def run_all(
-    llm: LLM, dialogues: Sequence[Sequence[Line]], small_window: int, max_new_tokens: int
+    llm: LLM,
+    dialogues: Sequence[Sequence[Line]],
+    small_window: int,
+    max_new_tokens: int,
+    embedder: Embedder | None = None,
 ) -> list[StrategyResult]:
-    """Run all dialogues with history, without it, and by every strategy in the small window."""
+    """Run all dialogues with history, without it, and in the small window by every strategy, and with memory.
+
+    `embedder`: of the memory, which is else searched by words alone.
+    """
     from chat.conversation.events import Settings
 
     sampling = {"temperature": 0.0, "max_new_tokens": max_new_tokens}
@@ -208,15 +157,24 @@ def run_all(
         "history": Settings(sampling=sampling),
         "no history": Settings(history=False, sampling=sampling),
         **{name: Settings(strategy=name, window=small_window, sampling=sampling) for name in STRATEGIES},
+        MEMORY: Settings(strategy="sliding", window=small_window, sampling=sampling),
     }
     with Progress("dialogues", len(ways) * len(dialogues)) as progress:
-        return [run_dialogues(llm, name, settings, dialogues, progress) for name, settings in ways.items()]
+        return [run_dialogues(llm, name, settings, dialogues, progress, embedder) for name, settings in ways.items()]
 
 
 def run_dialogues(
-    llm: LLM, name: str, settings: Settings, dialogues: Sequence[Sequence[Line]], progress: Progress
+    llm: LLM,
+    name: str,
+    settings: Settings,
+    dialogues: Sequence[Sequence[Line]],
+    progress: Progress,
+    embedder: Embedder | None = None,
 ) -> StrategyResult:
-    """Run every dialogue in a new session, greedily: one thread for each, whose replies are decoded together."""
+    """Run every dialogue in a new session, greedily: one thread for each, whose replies are decoded together.
+
+    The way `MEMORY` has a new memory for each.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     from engine.decoding.scheduling.scheduler import Scheduler
@@ -225,10 +183,15 @@ def run_dialogues(
     scheduler = Scheduler(llm, ROWS, PREFILL_CHUNK, exact=False)
     total = StrategyResult(name)
     start = time.perf_counter()
+
+    def run_one(dialogue: Sequence[Line]) -> StrategyResult:
+        with new_memory(embedder) if name == MEMORY else nullcontext() as memory:
+            return run_dialogue(llm, settings, dialogue, scheduler, memory)
+
     with ThreadPoolExecutor(ROWS + 1) as threads:
         stepping = threads.submit(scheduler.run)
         try:
-            for part in threads.map(lambda dialogue: run_dialogue(llm, settings, dialogue, scheduler), dialogues):
+            for part in threads.map(run_one, dialogues):
                 total.add(part)
                 progress.advance(1, name)
         finally:
@@ -238,7 +201,19 @@ def run_dialogues(
     return total
 
 
-def run_dialogue(llm: LLM, settings: Settings, dialogue: Sequence[Line], scheduler: Scheduler) -> StrategyResult:
+@contextmanager
+def new_memory(embedder: Embedder | None) -> Iterator[Memory]:
+    """An empty memory in a folder that is deleted afterwards."""
+    from chat.memory.recall import Memory
+    from chat.memory.store import MemoryStore
+
+    with TemporaryDirectory() as folder, MemoryStore.open(Path(folder) / "memory.db", embedder) as store:
+        yield Memory(store, MEMORY_SHARE).bound("dialogue")
+
+
+def run_dialogue(
+    llm: LLM, settings: Settings, dialogue: Sequence[Line], scheduler: Scheduler, memory: Memory | None = None
+) -> StrategyResult:
     """Run one dialogue."""
     from chat.context import ContextOverflowError
     from chat.conversation.events import Reply
@@ -246,7 +221,7 @@ def run_dialogue(llm: LLM, settings: Settings, dialogue: Sequence[Line], schedul
     from chat.models.local import LocalModel
 
     result = StrategyResult("")
-    session = Session(LocalModel(llm, scheduler), settings)
+    session = Session(LocalModel(llm, scheduler), settings, memory=memory)
     for line in dialogue:
         result.turns += 1
         text = ""

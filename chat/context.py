@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,9 @@ HIGH_WATER = 0.8  # share of the room at which `summarise` asks for a summary
 MAX_SUMMARY = 0.1  # share of the room that a summary may fill
 MAX_DEFAULT_RESERVE = 0.25  # share of the window that is reserved for a reply at most, unless the user sets a reserve
 SUMMARY_PREFIX = "Summary of the conversation so far: "
+MEMORY_SHARE = 1 / 8  # of the room, set aside for memories while memory is on
+LEAST_MEMORIES = 128  # tokens: about two short turns, with their dates
+MAX_LEAST_SHARE = 1 / 3  # of the room that this least may be
 
 Message = Mapping[str, Any]
 Turn = Sequence[Message]  # a user message, then the assistant's
@@ -36,22 +39,32 @@ class Budget:
 
     window: int
     reserve: int
+    memories: int = 0  # tokens of the room that are set aside for memories
 
     @staticmethod
-    def of(window: int, max_new_tokens: int, reserve: int | None = None) -> Budget:
+    def of(window: int, max_new_tokens: int, reserve: int | None = None, memory_share: float = 0.0) -> Budget:
         """Reserve room for the whole reply, but at most a quarter of the window; `reserve` overrides that.
 
-        Raises `ContextOverflowError` if the reserve leaves no room for a prompt.
+        `memory_share`: of the room, for memories; in a small window at least `LEAST_MEMORIES`, up to a third of the
+        room. Raises `ContextOverflowError` if the reserve leaves no room for a prompt.
         """
         chosen = min(max_new_tokens, int(window * MAX_DEFAULT_RESERVE)) if reserve is None else reserve
         if not 0 < chosen < window:
             raise ContextOverflowError(f"a reserve of {chosen:,} tokens leaves no room in a window of {window:,}")
-        return Budget(window, chosen)
+        room, memories = window - chosen, 0
+        if memory_share:
+            memories = int(max(room * memory_share, min(LEAST_MEMORIES, room * MAX_LEAST_SHARE)))
+        return Budget(window, chosen, memories)
 
     @property
     def room(self) -> int:
         """Tokens available to the prompt."""
         return self.window - self.reserve
+
+    @property
+    def without_memories(self) -> Budget:
+        """The budget of everything but the memories."""
+        return Budget(self.window, self.reserve + self.memories)
 
 
 @dataclass(frozen=True)
@@ -63,15 +76,19 @@ class FittedPrompt:
     start: int  # index of the first turn in the prompt
     dropped: int = 0  # turns that were in the previous prompt and are not in this one
     dropped_tokens: int = 0
+    memories: str = ""  # the block of memories in the prompt
 
 
-def prompt_messages(system: str, turns: Sequence[Turn], summary: str = "", fold_system: bool = False) -> list[Message]:
+def prompt_messages(
+    system: str, turns: Sequence[Turn], summary: str = "", fold_system: bool = False, memories: str = ""
+) -> list[Message]:
     """The messages of these turns, after the system prompt, which also carries the summary of earlier turns.
 
-    With `fold_system`, for templates that reject a system role, the system text is put in front of the first user
-    message.
+    `memories` come last in the system prompt, so that the cached prefix before them stays valid when they change. With
+    `fold_system`, for templates that reject a system role, the system text is put in front of the first user message.
     """
-    text = "\n\n".join(part for part in (system, f"{SUMMARY_PREFIX}{summary}" if summary else "") if part)
+    parts = (system, f"{SUMMARY_PREFIX}{summary}" if summary else "", memories)
+    text = "\n\n".join(part for part in parts if part)
     messages: list[Message] = [{key: message[key] for key in ("role", "content")} for turn in turns for message in turn]
     if not text:
         return messages
@@ -100,8 +117,12 @@ def fit(
     summary: str = "",
     fold_system: bool = False,
     high: float = 1.0,
+    memories: str = "",
 ) -> FittedPrompt:
     """Choose which turns from index `start` on go into the prompt. The newest always does.
+
+    A budget with tokens for memories keeps them free of turns, however many memories there are, so that no turn is
+    dropped because others are recalled. Only what must fit may use them; `memories` that then do not fit are left out.
 
     `none` never drops a turn; `truncate` drops no more than it must; `sliding` and `summarise` drop until `LOW_WATER`
     of the room is filled, so that most turns drop nothing and the cached prefix stays valid. Dropping begins when the
@@ -109,6 +130,17 @@ def fit(
 
     Raises `ContextOverflowError` if the newest turn alone does not fit, or with `none`, if the conversation does not.
     """
+
+    if budget.memories:
+        try:
+            own = budget.without_memories
+            if own.room < 1:
+                raise ContextOverflowError("the memories would fill the room")
+            fitted = fit(system, turns, own, strategy, count, start, summary, fold_system, high)
+        except ContextOverflowError:
+            budget = replace(budget, memories=0)
+            fitted = fit(system, turns, budget, strategy, count, start, summary, fold_system, high)
+        return place_memories(fitted, memories, system, turns, budget, count, summary, fold_system)
 
     def messages(first: int) -> list[Message]:
         return prompt_messages(system, turns[first:], summary, fold_system)
@@ -136,12 +168,35 @@ def fit(
     return FittedPrompt(messages(first), tokens(first), first, first - start, total - tokens(first))
 
 
+def place_memories(
+    fitted: FittedPrompt,
+    memories: str,
+    system: str,
+    turns: Sequence[Turn],
+    budget: Budget,
+    count: Count,
+    summary: str = "",
+    fold_system: bool = False,
+) -> FittedPrompt:
+    """Put a block of memories into a prompt, in place of the one that it has; none if it does not fit into the room.
+
+    The turns stay as they are. The arguments after `memories` are those of `fit`.
+    """
+    for block in dict.fromkeys((memories, "")):
+        messages = prompt_messages(system, turns[fitted.start :], summary, fold_system, block)
+        tokens = count(messages)
+        if not block or tokens <= budget.room:
+            break
+    return replace(fitted, messages=messages, tokens=tokens, memories=block)
+
+
 def wants_summary(tokens: int, turns_in_prompt: int, budget: Budget, strategy: str) -> bool:
     """Whether to ask for a summary now: the room is nearly full, and there is an older turn that could be dropped.
 
-    `tokens` counts the prompt before anything is dropped.
+    `tokens` counts the prompt without memories, before anything is dropped.
     """
-    return strategy == "summarise" and turns_in_prompt > 1 and tokens > budget.room * HIGH_WATER
+    room = budget.without_memories.room
+    return strategy == "summarise" and turns_in_prompt > 1 and tokens > room * HIGH_WATER
 
 
 def summary_limit(budget: Budget) -> int:

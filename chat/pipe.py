@@ -81,6 +81,7 @@ def as_dict(reply: Reply) -> dict[str, object]:
         "text": reply.text,
         **({"reasoning": reply.reasoning} if reply.reasoning else {}),
         "finish_reason": reply.finish_reason,
+        **({"memories": list(reply.memories)} if reply.memories else {}),
         "usage": {
             "prompt_tokens": reply.prompt_tokens,
             "completion_tokens": reply.completion_tokens,

@@ -37,6 +37,12 @@ def statistics(workspace: Workspace) -> str:
             f"replies {completion:,}, {completion / counters.replies:.0f} per turn",
             f"last       TTFT {counters.last.ttft:.2f} s, {counters.last.tokens_per_second:.1f} tokens/s",
         ]
+    if session.memory is not None:
+        recalled = session.memory.recalled
+        lines.append(
+            f"memories   {len(recalled.pieces)} in the prompt, {recalled.tokens:,} tokens, of {budget.memories:,} set "
+            f"aside; {session.memory.store.count():,} in all"
+        )
     if session.model.drafts is not None:
         lines.append(f"drafts     {session.model.drafts}")
     if session.model.peak_memory:

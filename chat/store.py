@@ -30,7 +30,7 @@ _named: set[Path] = set()  # files that this program has named, and may not have
 class Conversation:
     """Everything needed to continue a conversation."""
 
-    turns: list[list[dict[str, Any]]]  # a user message, then the assistant's, with reasoning and finish_reason
+    turns: list[list[dict[str, Any]]]  # a user message, then a reply, with reasoning, finish_reason and memories
     settings: Settings = field(default_factory=Settings)
     start: int = 0  # index of the first turn in the prompt
     summary: str = ""  # of the turns before it
@@ -236,5 +236,7 @@ def _turns(messages: Any, where: str) -> tuple[str, list[list[dict[str, Any]]]]:
 
 
 def _known_keys(message: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("role", "content", "reasoning", "finish_reason")
-    return {key: message[key] for key in names if isinstance(message.get(key), str)}
+    names, memories = ("role", "content", "reasoning", "finish_reason"), message.get("memories")
+    is_list = isinstance(memories, list) and all(type(number) is int for number in memories)
+    known = {key: message[key] for key in names if isinstance(message.get(key), str)}
+    return known | ({"memories": memories} if is_list and memories else {})

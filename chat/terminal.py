@@ -230,6 +230,9 @@ def meter(session: Session) -> str:
     window = session.budget.window
     used = session.count(session.visible_messages()) if session.turns else 0
     usage = f"{used:,}/{window:,} ({used / window:.0%})"
+    if session.memory is not None:
+        recalled = len(session.memory.recalled.pieces)
+        usage += f" · {recalled} {'memory' if recalled == 1 else 'memories'}"
     if (last := session.statistics.last) is None:
         return usage
     drafts = session.model.drafts

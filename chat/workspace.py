@@ -11,6 +11,7 @@ from chat import store
 from chat.conversation.events import Notice, Settings
 from chat.conversation.session import Session
 from chat.conversation.tree import Tree
+from chat.memory.recall import NOTHING, Memory
 from chat.models.interface import ChatModel
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
@@ -20,15 +21,22 @@ class Workspace:
     """A conversation with its file, saved after every turn. `load_model` maps a name to a loaded model."""
 
     def __init__(
-        self, load_model: Callable[[str], ChatModel], name: str, settings: Settings, autosave: bool = True
+        self,
+        load_model: Callable[[str], ChatModel],
+        name: str,
+        settings: Settings,
+        autosave: bool = True,
+        memory: Memory | None = None,
     ) -> None:
+        """`memory`: of which this conversation gets a view of its own; None: nothing is recalled or remembered."""
         self.load_model = load_model
         self.name = name
         self.autosave = autosave
         self.screen = "terminal"  # or page: which commands there are
         self.stream = True
         self.draft = ""  # a message without a reply, offered once to be sent again
-        self.session = Session(load_model(name), settings)
+        self.memory = None if memory is None else memory.bound("")
+        self.session = Session(load_model(name), settings, memory=self.memory)
         self._has_failed = False  # the last autosave
         self._copied = ""  # what the user has saved in another file, as it was written
         self._set_path(self._new_path())
@@ -99,10 +107,13 @@ class Workspace:
                 unanswered = ""
         date = datetime.fromisoformat(saved.date) if saved.date else None
         session = _continued(saved, tree, unanswered, self.session.model, settings, date)
+        session.memory = self.memory
         turns = session.turns
         _ = session.budget, session.params  # these raise if the settings are invalid
         self._save_before_leaving()
         self.session = session
+        if self.memory is not None:
+            self.memory.recalled = NOTHING
         self._set_path(path if path.parent == store.folder() else self._new_path(datetime.now()))
         yield Notice("info", f"loaded {len(turns)} turns from {path}")
         for message in turns[-1] if turns else ():
@@ -127,7 +138,7 @@ class Workspace:
         before = self.session
         model = self.load_model(name)
         session = _continued(before, before.tree, before.unanswered, model, before.settings, before.now)
-        session.statistics = before.statistics
+        session.statistics, session.memory = before.statistics, self.memory
         self.session, self.name = session, name
         yield Notice("info", f"now {name}, with a window of {session.budget.window:,} tokens")
         yield from session.warnings
@@ -136,6 +147,7 @@ class Workspace:
         """Take over another workspace's conversation, in a file of its own; the settings stay."""
         before, own = other.session, self.session
         self.session = _continued(before, before.tree.copy(), before.unanswered, own.model, own.settings, before.now)
+        self.session.memory = self.memory
 
     @property
     def is_saved(self) -> bool:
@@ -179,6 +191,8 @@ class Workspace:
         """Save to this file from now on."""
         self.path = path
         self._saved_at = _modified(path)
+        if self.memory is not None:
+            self.memory.conversation = path.stem
 
     def _new_path(self, now: datetime | None = None) -> Path:
         """A new file, named by the session's date (or `now`), so that file name and template agree."""

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
+    from engine.decoding.completion import Completion
     from engine.decoding.grammar import Grammar
     from engine.decoding.params import SamplingParams
-    from engine.llm import LLM, Completion
+    from engine.llm import LLM
     from engine.runtime.errors import BareloopError
 
 __all__ = ["LLM", "BareloopError", "Completion", "Grammar", "SamplingParams"]
@@ -28,7 +29,7 @@ __all__ = ["LLM", "BareloopError", "Completion", "Grammar", "SamplingParams"]
 _HOMES = {
     "LLM": "engine.llm",
     "BareloopError": "engine.runtime.errors",
-    "Completion": "engine.llm",
+    "Completion": "engine.decoding.completion",
     "Grammar": "engine.decoding.grammar",
     "SamplingParams": "engine.decoding.params",
 }

@@ -1,4 +1,4 @@
-"""python -m engine: continue a text, answer a question, compare models, or show a model's shape with --inspect."""
+"""python -m engine: continue a text, answer a question, embed texts, compare models, or show a model's shape."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import sys
 from typing import Any
 
 from engine.checkpoints import embedded
-from engine.cli.parser import Parser, choose_model, model_options, run
+from engine.cli.parser import SAMPLING_HELP, Parser, choose_model, model_options, run
 from engine.quant import AUTO, GGUF
 from engine.runtime.errors import UsageError
 
 LOST_SHARE = 0.05  # of an adapter's change, by its norm, from which a line says what merging loses
+NOT_WITH_EMBED = (  # options of other parts
+    *("chat", "json", "draft", "save", "save_quantized", "json_schema", "regex", "lark"),
+    *(*SAMPLING_HELP, "stop"),
+)
 
 
 def parser() -> Parser:
@@ -25,6 +29,11 @@ def parser() -> Parser:
         "--chat", action="store_true", help="send the prompt as a message, in the model's chat template"
     )
     result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
+    result.add_argument(
+        "--embed",
+        action="store_true",
+        help=f"print the vector of each line of stdin, as a JSON array (default model: {embedded.MINILM})",
+    )
     result.add_argument("--json", action="store_true", help="print one JSON object per prompt, with ids and times")
     result.add_sampling_options()
     grammar = result.add_argument_group("grammar: what the text must match").add_mutually_exclusive_group()
@@ -54,6 +63,11 @@ def main(options: Any) -> None:
     options.prompt = options.text if options.prompt is None else options.prompt
     if options.system and not options.chat:
         raise UsageError("--system needs --chat")
+    given = {name: getattr(options, name) for name in NOT_WITH_EMBED}
+    unused = [name for name, value in given.items() if value is not None and value is not False]
+    if options.embed and unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UsageError(f"--embed prints vectors; leave out {names}")
     if options.families:
         from rich.console import Console
 
@@ -61,9 +75,14 @@ def main(options: Any) -> None:
 
         Console().print(families())
         return
-    choose_model(options, embedded.default_model())
+    choose_model(options, embedded.MINILM if options.embed else embedded.default_model())
     if options.save is not None or options.save_quantized is not None:
         save(options)
+        return
+    if options.embed and not options.inspect:
+        from engine.cli.embed import embed
+
+        embed(options)
         return
     if not options.inspect:
         from engine.cli.complete import complete

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -15,45 +14,35 @@ from torch import Tensor
 
 from engine import kernels
 from engine.cache.state import State
-from engine.checkpoints.hub import TOKENIZER_FILES
 from engine.checkpoints.loading import initialize_weights, load_weights
 from engine.checkpoints.opening import open_model
-from engine.checkpoints.quantized import declaration, is_quantized
-from engine.checkpoints.saving import save_model
+from engine.checkpoints.pooling import read_pooling
+from engine.checkpoints.saving import save_folder
+from engine.decoding.completion import Completion, completion_of
+from engine.decoding.drafting import check_draft
+from engine.decoding.embedding import Embedder
 from engine.decoding.loop import Event, check_params
 from engine.decoding.params import SamplingParams
-from engine.decoding.scheduling.request import Request, Usage
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.scheduling.states import GPU_MEMORY, SchedulerStates, check_share
 from engine.decoding.scoring import BATCH_TOKENS, Score, Scorer
 from engine.decoding.sequence import PREFILL_CHUNK, check_prompt
 from engine.decoding.sequence import Sequence as TokenSequence
 from engine.decoding.speculation import DraftModel, PromptLookup, Speculator
-from engine.layers.linear import Linear
 from engine.models import configure
 from engine.models.config import ModelConfig
 from engine.models.config_reader import token_ids
 from engine.models.family import Family, Model
-from engine.quant import AUTO, GGUF
-from engine.runtime.device import choose_device, choose_dtype, dtype_name
+from engine.models.pooling import Pooling
+from engine.quant import AUTO
+from engine.runtime.device import choose_device, choose_dtype
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path, read_json
-from engine.runtime.memory import free_memory, keep_freed_memory
+from engine.runtime.memory import keep_freed_memory
 from engine.text.chat_template import ChatTemplate, Message
 from engine.text.tokenizer import Tokenizer
 
 PROMPT: Literal["prompt"] = "prompt"  # a draft: what followed the last tokens before
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The continuation of one prompt. `text` is None for a model without a tokenizer."""
-
-    text: str | None
-    token_ids: list[int]  # without the prompt, with the token that ended it
-    logprobs: list[float] | None  # of each token, if requested
-    finish_reason: str  # "stop" (an EOS token, stop token or stop string, a complete grammar) or "length"
-    usage: Usage
 
 
 class LLM:
@@ -184,26 +173,17 @@ class LLM:
     def has_tokenizer(self) -> bool:
         return self.folder is not None and Tokenizer.is_in(self.folder)
 
+    @property
+    def vocabulary(self) -> Mapping[str, int] | int:
+        """The tokens with their ids; without a tokenizer their number."""
+        return self.tokenizer.backend.get_vocab() if self.has_tokenizer else self.config.vocab_size
+
     def check_draft(self) -> None:
         """Raise `BareloopError` if tokens cannot be drafted for this model, or not by the model in `draft`."""
-        if self.draft is None:
-            return
-        for model in (self.model, *([self.draft.model] if isinstance(self.draft, LLM) else ())):
-            if not model.new_state().rewinds_anywhere:
-                raise BareloopError(
-                    f"{model.source}: a {model.config.model_type} model cannot take back tokens, which speculative "
-                    "decoding needs; leave out the draft"
-                )
-        if isinstance(self.draft, LLM):
-            own, other = (
-                llm.tokenizer.backend.get_vocab() if llm.has_tokenizer else llm.config.vocab_size
-                for llm in (self, self.draft)
-            )
-            if own != other:
-                raise BareloopError(
-                    f"{self.draft.model.source} has another vocabulary than {self.model.source}; use a draft model of "
-                    "the same family, or prompt"
-                )
+        if self.draft is not None:
+            draft = self.draft if isinstance(self.draft, LLM) else None
+            vocabularies = (0, 0) if draft is None else (self.vocabulary, draft.vocabulary)  # read only if they matter
+            check_draft(self.model, vocabularies[0], None if draft is None else draft.model, vocabularies[1])
 
     def speculator(self) -> Speculator | None:
         """What drafts tokens for the replies of one scheduler; None without `draft`."""
@@ -256,7 +236,7 @@ class LLM:
         with self.scheduler() as scheduler:
             ids = [self.encode(prompt) for prompt in prompts]
             requests = [scheduler.submit(*pair) for pair in zip(ids, each, strict=True)]
-            return [self._completion(request) for request in requests]
+            return [completion_of(request, self.has_tokenizer) for request in requests]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation of {"role": …, "content": …}, in the checkpoint's chat template.
@@ -265,18 +245,8 @@ class LLM:
         """
         continues = bool(messages) and messages[-1].get("role") == "assistant"
         with self.scheduler() as scheduler:
-            return self._completion(scheduler.submit(self.chat_template.encode(messages), params, continues))
-
-    def _completion(self, request: Request) -> Completion:
-        """Wait for the end of a request. Raises its error."""
-        events = list(request)
-        return Completion(
-            text="".join(event.text for event in events) if self.has_tokenizer else None,
-            token_ids=[event.token_id for event in events],
-            logprobs=[e.logprob for e in events if e.logprob is not None] if request.params.logprobs else None,
-            finish_reason=str(request.finish_reason),
-            usage=request.usage,
-        )
+            request = scheduler.submit(self.chat_template.encode(messages), params, continues)
+            return completion_of(request, self.has_tokenizer)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:
         """Continue one prompt: yield an `Event` per token. It may be abandoned at any event.
@@ -321,16 +291,41 @@ class LLM:
         self.states.clear()  # large steps need the memory
         return Scorer(self.sequence, BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens)
 
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the model embeds texts and generates none; whatever generates or scores raises `BareloopError`."""
+        return self.model.is_encoder
+
+    @property
+    def embedding_size(self) -> int:
+        """Number of dimensions of an embedding."""
+        return self.config.hidden_size
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What is behind `embed`, for programs that encode and compute step by step."""
+        pooling = Pooling() if self.folder is None else read_pooling(self.folder)
+        tokenizer = self.tokenizer if self.has_tokenizer else None
+        return Embedder(self.model, pooling, self.max_length, tokenizer, self.sequence)
+
+    def embed(
+        self, texts: Sequence[str], batch_tokens: int | None = None, progress: Callable[[int], None] | None = None
+    ) -> Tensor:
+        """Embed texts: float32 [n, embedding_size] on the CPU, pooled and normalized as the checkpoint says.
+
+        Without its word (modules.json), as of most decoders: the mean of the last hidden states, of length 1. A text is
+        cut to the checkpoint's maximum. `batch_tokens` bounds the tokens of a forward pass. `progress` is told the
+        number of texts that each pass has finished.
+        """
+        if isinstance(texts, str):
+            raise BareloopError("embed takes a list of texts: embed([text])")
+        return self.embedder.embed(texts, batch_tokens, progress)
+
     def pack(self) -> None:
         """Prepare for a long run on a CPU: wait for the C++ kernels, and pack the weights if there is ample memory."""
         if self.device.type == "cpu":
             kernels.wait()
-        matrices = (module for module in self.model.modules() if isinstance(module, Linear))
-        layers = [matrix for matrix in matrices if matrix is not self.model.head]  # which gets few rows
-        free = free_memory(self.device)
-        if free is not None and free > 4 * self.copies * sum(layer.weight.nbytes for layer in layers):
-            for layer in layers:
-                layer.pack()
+        self.model.pack(self.copies)
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this engine and transformers load. It must be new or empty.
@@ -338,13 +333,4 @@ class LLM:
         The folder of a quantized model is for this engine only, and loads in the time of reading it. Raises
         `BareloopError` for a model in the blocks of a GGUF file, and for one with an adapter that is not merged.
         """
-        if self.quant == GGUF:
-            raise BareloopError("the GGUF file itself is this model; load it in another weight format to save it")
-        raw = {**self.config.raw, "dtype": dtype_name(self.dtype)}
-        raw.pop("torch_dtype", None)
-        if is_quantized(self.model):
-            raw["quantization_config"] = declaration(self.model, self.quant)
-        names = (*TOKENIZER_FILES, "generation_config.json") if self.folder else ()
-        paths = {name: self.folder / name for name in names if self.folder and (self.folder / name).exists()}
-        files = {name: path.read_bytes() for name, path in paths.items()}
-        save_model(self.model, self.family, raw, local_path(folder), files)
+        save_folder(self.model, self.family, self.quant, self.folder, local_path(folder))

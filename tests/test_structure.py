@@ -71,7 +71,9 @@ WITHOUT_TORCH = (
     "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
+    *(f"chat.{name}" for name in ("registry", "commands", "dialogues", "compare")),
     "chat.conversation.*",
+    "chat.memory.*",
     "chat.web.*",
     *(f"bench.{name}" for name in ("peers", "plot", "ttft", "load.*")),
 )

@@ -34,7 +34,7 @@ class Settings:
 class Notice:
     """Something the user should know: what was dropped or summarised, or what went wrong."""
 
-    kind: str  # info, warning, error, dropped, summary, reasoning, loop, stopped, greeting
+    kind: str  # info, warning, error, dropped, summary, recalled, reasoning, loop, stopped, greeting
     text: str
 
 
@@ -62,6 +62,7 @@ class Reply:
     ttft: float  # seconds from the message to the first token
     seconds: float  # from the first token to the last
     tokens: Sequence[TokenProbability] = ()  # of the whole text, as far as they are known
+    memories: Sequence[int] = ()  # numbers of the pieces of memory in its prompt
 
     @property
     def tokens_per_second(self) -> float:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from itertools import chain
@@ -21,21 +20,28 @@ from typing import Any
 from chat.context import HIGH_WATER, SUMMARY_PREFIX, FittedPrompt, prompt_messages, summary_limit, wants_summary
 from chat.conversation.events import ChatEvents, Notice, Reply, Settings, Statistics
 from chat.conversation.inspection import alternative
+from chat.conversation.remembering import Remembering, shortage_explained
 from chat.conversation.streaming import LOOP_CHARACTERS, ReplyParts, repeats
-from chat.conversation.transcript import Transcript
 from chat.conversation.tree import Tree, Turn
+from chat.memory.recall import Memory
 from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent, TokenProbability
-from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
+from engine.runtime.errors import BareloopError, UsageError
 from engine.text.reasoning import split
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
 
 
-class Session(Transcript):
+class Session(Remembering):
     """One conversation with one model."""
 
-    def __init__(self, model: ChatModel, settings: Settings | None = None, now: datetime | None = None) -> None:
-        super().__init__(model, settings, now)
+    def __init__(
+        self,
+        model: ChatModel,
+        settings: Settings | None = None,
+        now: datetime | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        super().__init__(model, settings, now, memory)
         self.statistics = Statistics()
         self.on_message: Callable[[], None] = lambda: None  # called when a turn was added, before anything is computed
         self.on_begin: Callable[[], None] = lambda: None  # called when the reply to the last turn begins
@@ -71,7 +77,7 @@ class Session(Transcript):
         tokens = self.tokens_of(index)
         message, reply = self.turns[index]
         before, chosen = alternative(self.model, reply, tokens, token, choice)
-        marks = {"reasoning": reply["reasoning"]} if "reasoning" in reply else {}
+        marks: dict[str, Any] = {name: reply[name] for name in ("reasoning", "memories") if name in reply}
         beginning = {"role": "assistant", "content": before + chosen.piece, **marks}
         tokens = [*tokens[:token], chosen]
         if not self.model.ends(chosen.text):
@@ -131,10 +137,11 @@ class Session(Transcript):
             prompt = self._fit()
             self.on_message()
             if self.settings.history and wants_summary(
-                self.count(self.visible_messages()), len(self.turns) - self.start, self.budget, self.settings.strategy
+                self._tokens_of_turns(), len(self.turns) - self.start, self.budget, self.settings.strategy
             ):
                 yield from self._summarise()
                 prompt = self._fit(HIGH_WATER)
+            prompt = yield from self._recall(prompt)
             if self._is_stopping:
                 yield _stopped(False)
                 return
@@ -170,7 +177,7 @@ class Session(Transcript):
         events: list[ReplyEvent] = []
         first = last = time.perf_counter()
         try:
-            with _shortage_explained():
+            with shortage_explained():
                 for event in source:
                     now = time.perf_counter()
                     new = self.model.probabilities([event])
@@ -181,8 +188,9 @@ class Session(Transcript):
                         finish = event.finish_reason
                     elif repeats(events):
                         finish = "loop"
-                    new = [replace(token, seconds=seconds) for token in new]
-                    piece = parts.push(event.text, new, finish != "cancelled")
+                    piece = parts.push(
+                        event.text, [replace(token, seconds=seconds) for token in new], finish != "cancelled"
+                    )
                     if piece.text and parts.reasoning and parts.answer == piece.text:
                         yield Notice("reasoning", f"thought for {last - first:.1f} s; /reasoning shows it")
                     if piece.text or piece.reasoning or piece.tokens:
@@ -197,7 +205,7 @@ class Session(Transcript):
             self._running = None
             generation.cancel()
             parts.end()
-            message = parts.message(finish)
+            message = parts.message(finish) | ({"memories": self._recalled} if self._recalled else {})
             reply = Reply(
                 turn=len(self.turns),
                 text=message["content"],
@@ -210,6 +218,7 @@ class Session(Transcript):
                 ttft=first - sent,
                 seconds=last - first,
                 tokens=parts.tokens,
+                memories=self._recalled,
             )
             is_kept = bool(parts.answer or parts.reasoning or finish != "cancelled")
             with self._tree.lock:
@@ -222,6 +231,7 @@ class Session(Transcript):
         if self._is_stopping and finish == "cancelled":
             yield _stopped(is_kept)
         if is_kept:
+            yield from self._remember(turn, beginning)
             yield reply
 
     def _note(self, reply: Reply) -> None:
@@ -244,7 +254,7 @@ class Session(Transcript):
             generation = self._start(self.model.generate(prompt.messages, sampling, continues))
             self.on_begin()
             try:
-                with _shortage_explained():
+                with shortage_explained():
                     events = iter(generation)
                     first = [event for event in (next(events, None),) if event is not None]
                 return generation, chain(first, events)
@@ -266,7 +276,8 @@ class Session(Transcript):
     def _summarise(self) -> Iterator[Notice]:
         """Ask the model for a summary. The request is appended to the cached prompt, so only it is computed."""
         turns = [*self.turns[self.start : -1], [_message(SUMMARY_REQUEST)]]
-        messages = prompt_messages(self.settings.system, turns, self.summary, self.model.rejects_system_role)
+        fold = self.model.rejects_system_role
+        messages = prompt_messages(self.settings.system, turns, self.summary, fold, self._memories)
         limit = summary_limit(self.budget)
         if self.count(messages) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")
@@ -304,16 +315,3 @@ def _message(text: str) -> dict[str, Any]:
 def _stopped(is_kept: bool) -> Notice:
     """Tell that the user has stopped a reply, and whether a part of it is kept."""
     return Notice("stopped", f"stopped{'; /continue resumes it, /retry starts over' if is_kept else ' before a reply'}")
-
-
-@contextmanager
-def _shortage_explained() -> Iterator[None]:
-    """Turn an error of Python or torch about memory into one line."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise BareloopError(
-                "out of memory; the conversation is kept; use a smaller model, or a new conversation"
-            ) from error
-        raise

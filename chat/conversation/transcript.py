@@ -13,6 +13,7 @@ from chat.conversation.events import Notice, Settings
 from chat.conversation.inspection import score_reply, with_times
 from chat.conversation.streaming import ReplyParts
 from chat.conversation.tree import Tree, Turn
+from chat.memory.recall import NOTHING, Memory, turn_text
 from chat.models.interface import ChatModel, TokenProbability
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, UsageError
@@ -21,7 +22,14 @@ from engine.runtime.errors import BareloopError, UsageError
 class Transcript:
     """A conversation with one model: its turns and their other versions, its settings, its tokens."""
 
-    def __init__(self, model: ChatModel, settings: Settings | None = None, now: datetime | None = None) -> None:
+    def __init__(
+        self,
+        model: ChatModel,
+        settings: Settings | None = None,
+        now: datetime | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        """`memory`: what is recalled, and finished turns are stored in; None: neither."""
         self.settings = settings or Settings()
         self.now = now or datetime.now()  # the date that the template prints; fixed, so that the prefix stays cached
         self.model = model.at(self.now)
@@ -30,6 +38,7 @@ class Transcript:
         self.summary = ""  # of the turns before it
         self.title = ""  # chosen by the user
         self.unanswered = ""  # the last message, if it got no reply: it is in the file until another one is sent
+        self.memory = memory
         self._part: ReplyParts | None = None  # the reply that is being generated
         self._tree = Tree()
 
@@ -44,6 +53,8 @@ class Transcript:
         self._tree, self.turns = tree, [node.turn for node in tree.path]
         self.start, self.summary, self.title = min(start, max(0, len(self.turns) - 1)), summary, title
         self.unanswered = unanswered
+        if self.memory is not None:
+            self.memory.recalled = NOTHING
 
     def written(self) -> tuple[list[Turn], list[dict[str, Any]]]:
         """The turns, and the versions off their path, as a file has them. From any thread, also during a reply.
@@ -69,7 +80,8 @@ class Transcript:
     def budget(self) -> Budget:
         """Budget of the next prompt. Raises `ContextOverflowError` if the reserve leaves no room."""
         window = min(self.model.limit, self.settings.window or self.model.limit)
-        return Budget.of(window, self.params.max_new_tokens, self.settings.reserve)
+        share = 0.0 if self.memory is None else self.memory.share
+        return Budget.of(window, self.params.max_new_tokens, self.settings.reserve, share)
 
     @property
     def params(self) -> SamplingParams:
@@ -110,6 +122,8 @@ class Transcript:
             removed = self.turns[index]
             self.turns[:] = self.tree.remove(index)
             self.start = min(self.start, max(0, len(self.turns) - 1))
+        if self.memory is not None and (text := remembered(removed)) not in map(remembered, self.turns):
+            self.memory.forget_turn(text)
         return str(removed[0]["content"])
 
     def index(self, turn: int | None = None) -> int:
@@ -126,7 +140,8 @@ class Transcript:
     def visible_messages(self) -> list[Message]:
         """The messages that are in the prompt, including the last reply."""
         turns = self.turns[self.start :] if self.settings.history else self.turns[-1:]
-        return prompt_messages(self.settings.system, turns, self._visible_summary, self.model.rejects_system_role)
+        summary, fold = self._visible_summary, self.model.rejects_system_role
+        return prompt_messages(self.settings.system, turns, summary, fold, self._memories)
 
     def tokens(self) -> list[tuple[int, str]]:
         """Ids and texts of the tokens in the prompt, including the last reply."""
@@ -178,19 +193,33 @@ class Transcript:
         settings, turns, start, budget = self.settings, self.turns, self.start, self.budget
         if not settings.history:
             turns, start = turns[-1:], 0
-        if len(turns[-1]) > 1:
-            budget = replace(budget, reserve=1)
-        summary, fold = self._visible_summary, self.model.rejects_system_role
-        return fit(settings.system, turns, budget, settings.strategy, self.count, start, summary, fold, high)
+        if len(turns[-1]) > 1:  # its memories stay as they are
+            budget = replace(budget, reserve=1, memories=self.memory.recalled.tokens if self.memory is not None else 0)
+        summary, fold, memories = self._visible_summary, self.model.rejects_system_role, self._memories
+        return self._noted(
+            fit(settings.system, turns, budget, settings.strategy, self.count, start, summary, fold, high, memories)
+        )
+
+    def _noted(self, prompt: FittedPrompt) -> FittedPrompt:
+        """The same prompt. Memories that did not fit into it are no longer recalled."""
+        if self.memory is not None and self._memories != prompt.memories:
+            self.memory.recalled = NOTHING
+        return prompt
+
+    def _tokens_of_turns(self) -> int:
+        """Tokens of the prompt without memories."""
+        turns, summary = self.turns[self.start :], self._visible_summary
+        return self.count(prompt_messages(self.settings.system, turns, summary, self.model.rejects_system_role))
 
     def _messages_of(self, index: int) -> list[Message]:
         """The messages up to the reply of a turn, as they may have been in its prompt, as many as fit."""
         in_prompt = self.settings.history and index >= self.start
         first = (self.start if in_prompt else 0) if self.settings.history else index
         summary, fold = self.summary if in_prompt else "", self.model.rejects_system_role
+        memories = self._memories if in_prompt else ""
 
         def messages(first: int) -> list[Message]:
-            return prompt_messages(self.settings.system, self.turns[first : index + 1], summary, fold)
+            return prompt_messages(self.settings.system, self.turns[first : index + 1], summary, fold, memories)
 
         candidates = range(first, index)
         first += bisect_left(candidates, True, key=lambda number: self.count(messages(number)) < self.model.limit)
@@ -200,6 +229,21 @@ class Transcript:
     def _visible_summary(self) -> str:
         return self.summary if self.settings.history else ""
 
+    @property
+    def _memories(self) -> str:
+        return "" if self.memory is None else self.memory.recalled.block
+
+    @property
+    def _recalled(self) -> list[int]:
+        """Numbers of the pieces of memory in the prompt."""
+        return [] if self.memory is None else self.memory.recalled.ids
+
     def _require_turns(self) -> None:
         if not self.turns:
             raise UsageError("there are no messages yet")
+
+
+def remembered(turn: Turn) -> str:
+    """What a memory has of a turn. A reply that only repeats itself is left out."""
+    reply = turn[1] if len(turn) > 1 else {}
+    return turn_text(turn[0]["content"], "" if reply.get("finish_reason") == "loop" else reply.get("content", ""))

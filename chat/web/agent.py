@@ -12,11 +12,12 @@ from chat.agent import Agent
 from chat.commands import MAX_TITLE, is_command
 from chat.context import Message
 from chat.conversation.events import Notice, Reply, Settings
+from chat.memory.recall import Memory
 from chat.models.interface import ChatModel, Origin, TokenProbability
 from chat.web.models.interface import Absent, Models
 from engine.runtime.errors import BareloopError, UsageError, quote
 
-WITHOUT_MODEL = ("model", "title", "help")  # commands that compute nothing
+WITHOUT_MODEL = ("model", "title", "help", "memory", "remember", "recall")  # commands that compute nothing
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class Answer:
 class PageAgent(Agent):
     """An agent whose session has a model only while that is loaded."""
 
-    def __init__(self, models: Models, name: str, settings: Settings, autosave: bool) -> None:
+    def __init__(
+        self, models: Models, name: str, settings: Settings, autosave: bool, memory: Memory | None = None
+    ) -> None:
         self.models = models
         self.wish = ""  # the model that the conversation is to go on with
         self.problem = ""  # why what was said is in no file
         self.answer: Answer | None = None
         self._untouched: str | None = None  # what a copy says in which nothing has changed yet
-        super().__init__(lambda _: Absent(), name, settings, autosave)
+        super().__init__(lambda _: Absent(), name, settings, autosave, memory)
         self.screen = "page"
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 
 from chat import store
 from chat.conversation.events import Settings
+from chat.memory.recall import Memory
 from chat.web.agent import PageAgent
 from chat.web.conversation import Conversation
 from chat.web.files import DELETED, Files, Row, has_text, move
@@ -32,9 +33,13 @@ END = 2.0  # seconds that running replies have to end
 class Library:
     """The conversations of one user. Methods are called in the thread of the event loop."""
 
-    def __init__(self, models: Models, settings: Settings, autosave: bool) -> None:
-        """`settings`: of new conversations. Without `autosave` conversations are only kept in memory."""
+    def __init__(self, models: Models, settings: Settings, autosave: bool, memory: Memory | None = None) -> None:
+        """`settings`: of new conversations. Without `autosave` conversations are only kept in this process.
+
+        `memory`: that all conversations share.
+        """
         self.models, self.settings, self.autosave = models, settings, autosave
+        self.memory = memory
         self.tabs: set[Tab] = set()
         self.is_closed = False
         self._open: dict[str, Conversation] = {}
@@ -165,7 +170,7 @@ class Library:
                 raise BareloopError(f"there is no model {quote(model)}; use one of: {', '.join(self.models.names)}")
             name = resolved
         settings = self.settings if original is None else original.agent.session.settings
-        agent = PageAgent(self.models, name, settings, self.autosave)
+        agent = PageAgent(self.models, name, settings, self.autosave, self.memory)
         agent.change_settings(changes)
         if original is not None:
             await original.copy_to(agent)
@@ -271,7 +276,7 @@ class Library:
                 LOG.error("conversation %s: %s", conversation.id, problem.text)
 
     def _agent(self) -> PageAgent:
-        return PageAgent(self.models, self.models.names[0], self.settings, self.autosave)
+        return PageAgent(self.models, self.models.names[0], self.settings, self.autosave, self.memory)
 
     async def _find_or_none(self, id: str) -> Conversation | None:
         """As `find`; None if there is no such conversation, or its file is damaged."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.conversation.events import Settings
+from chat.memory.recall import Memory
 from chat.web.access import page_key
 from chat.web.agent import PageAgent
 from chat.web.app import Site, make_app
@@ -73,20 +74,21 @@ class PageServer(Server):
         return await super().on_tick(counter)
 
 
-def serve(options: Any, flags: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+def serve(options: Any, flags: Mapping[str, Any], sampling: Mapping[str, Any], memory: Memory | None = None) -> None:
     """Serve the page with these options until a signal.
 
-    `flags`, `sampling`: what they set of new conversations, and of the one that is resumed. Raises `BareloopError`.
+    `flags`, `sampling`: what they set of new conversations, and of the one that is resumed. `memory`: of all
+    conversations. Raises `BareloopError`.
     """
     observer = Observer(Metrics([]), quiet=not options.api)
     path = None if options.resume is None else store.find(options.resume) if options.resume else store.latest()
     state, models = _remote(options, observer) if options.url is not None else _local(options, observer)
     settings = Settings(**flags, sampling=dict(sampling))
-    agent = PageAgent(models, models.names[0], settings, options.autosave)
+    agent = PageAgent(models, models.names[0], settings, options.autosave, memory)
     warnings = [] if path is None else _resume(agent, path, flags, sampling)
     listener = listen(HOST, options.port)
     port = listener.getsockname()[1]
-    library = Library(models, settings, options.autosave)
+    library = Library(models, settings, options.autosave, memory)
     api, url = None, None
     if isinstance(state, ServerState) and options.api:
         from engine.serve.app import make_app as make_api

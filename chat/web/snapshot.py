@@ -41,6 +41,7 @@ def encode_view(agent: Agent, notices: Notices, warnings: Sequence[str]) -> byte
         },
         "start": session.start,
         "summary": session.summary,
+        "memory": _memory(session),
         **_window(session, warnings),
         "turns": turns,
     }
@@ -99,6 +100,7 @@ def _turn(node: Node, version: tuple[int, int], notices: Notices) -> dict[str, A
         "notices": [{"kind": notice.kind, "text": notice.text} for notice in notices.get(node.key, ())],
         "statistics": None if node.reply is None else _statistics(node.reply),
         "recorded": _is_recorded(node),
+        "memories": reply.get("memories", []),
     }
 
 
@@ -116,6 +118,13 @@ def _statistics(reply: Reply) -> dict[str, Any]:
         "completion_tokens": reply.completion_tokens,
         "seconds": round(reply.seconds, 4),
     }
+
+
+def _memory(session: Session) -> dict[str, Any] | None:
+    """The memories in the prompt; None if memory is off."""
+    if session.memory is None:
+        return None
+    return {"recalled": len(session.memory.recalled.pieces), "tokens": session.memory.recalled.tokens}
 
 
 def _window(session: Session, warnings: Sequence[str]) -> dict[str, Any]:

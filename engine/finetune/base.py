@@ -75,7 +75,10 @@ def load_trainee(name: str, settings: Settings, device: str = "auto", allow_pick
     """
     place = choose_device(device)
     is_slow = place.type == "cpu" and slow_bfloat16()
-    stored = open_base(name, settings, device, allow_pickle).dtype
+    opened = open_base(name, settings, device, allow_pickle)
+    if opened.model.is_encoder:
+        raise BareloopError(f"{name} is an encoder, which embeds texts and generates none; name a model that does")
+    stored = opened.dtype
     dtype = settings.dtype
     if not settings.adapts or (dtype == "auto" and is_slow):
         dtype = "float32"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.models import (
+    bert,
     gemma,
     gemma2,
     gemma3,
@@ -31,7 +32,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, olmo.FAMILY, olmo2.FAMILY),
         *(gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, gemma3.WITH_IMAGES, phi.FAMILY, gpt_neox.FAMILY),
-        *(gpt2.FAMILY, gpt2.NEO, mamba.FAMILY, rwkv.FAMILY),
+        *(gpt2.FAMILY, gpt2.NEO, mamba.FAMILY, rwkv.FAMILY, bert.FAMILY),
     )
 }
 

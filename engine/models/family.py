@@ -19,6 +19,7 @@ from engine.cache.state import State, Step
 from engine.layers.linear import Embedding, Linear, Matrix, formats_of, takes_fused_kernels
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys
+from engine.runtime.memory import free_memory
 
 
 class Model(nn.Module, ABC):
@@ -28,6 +29,7 @@ class Model(nn.Module, ABC):
     embed: Embedding
     head: Linear
     source = ""  # folder or model type, for error messages
+    is_encoder = False  # embeds whole texts, and has neither a state nor logits
     recompute = False  # compute each block again in the backward pass, instead of keeping its activations
 
     @property
@@ -50,6 +52,15 @@ class Model(nn.Module, ABC):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
+
+    def pack(self, copies: int) -> None:
+        """Pack the weights for many products, if there is ample memory. `copies`: processes that load this model."""
+        matrices = (module for module in self.modules() if isinstance(module, Linear))
+        layers = [matrix for matrix in matrices if matrix is not self.head]  # which gets few rows
+        free = free_memory(self.embed.weight.device)
+        if free is not None and free > 4 * copies * sum(layer.weight.nbytes for layer in layers):
+            for layer in layers:
+                layer.pack()
 
     @abstractmethod
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:

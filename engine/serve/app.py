@@ -13,6 +13,7 @@ from engine.runtime.errors import BareloopError
 from engine.serve.endpoints import models, tokens
 from engine.serve.endpoints.chat import chat_completions
 from engine.serve.endpoints.completions import completions
+from engine.serve.endpoints.embeddings import embeddings
 from engine.serve.failures import any_error, api_error, http_exception, report
 from engine.serve.protocol.errors import ApiError
 from engine.serve.security import Guard
@@ -25,7 +26,7 @@ ROUTES = (
     ("/v1/chat/completions/input_tokens", tokens.count_tokens, POST),
     ("/chat/completions/input_tokens", tokens.count_tokens, POST),
     ("/v1/completions", completions, POST),
-    ("/v1/embeddings", models.embeddings, POST),
+    ("/v1/embeddings", embeddings, POST),
     ("/v1/models", models.models, GET),
     ("/models", models.models, GET),
     ("/v1/models/{id:path}", models.model, GET),

@@ -1,4 +1,4 @@
-"""Engine: one loaded model, and the thread that computes its replies."""
+"""Engine: one loaded model, and the thread that computes its replies; an encoder's has none, as it only embeds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from datetime import time as time_of_day
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,6 +20,7 @@ from weakref import WeakKeyDictionary
 from engine import kernels
 from engine.checkpoints.adapters.files import adapter_fingerprint
 from engine.checkpoints.opening import Opened, open_model
+from engine.decoding.embedding import Embedder
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
 from engine.decoding.scheduling.running import Work
@@ -26,6 +29,7 @@ from engine.llm import LLM, PROMPT
 from engine.runtime.device import choose_device
 from engine.runtime.errors import BareloopError, TemplateError
 from engine.runtime.memory import free_memory
+from engine.serve.embedding import EmbeddingQueue, Turn
 from engine.text.chat_template import ChatTemplate
 
 USABLE_TOKENS = 4096  # a model is loaded where there is room for a row of so many
@@ -60,11 +64,17 @@ class EngineOptions:
         """
         opened = self._open(source, "adapter")
         draft = self.load.get("draft")
+        if opened.model.is_encoder:
+            return opened.nbytes
         weights = opened.nbytes + (0 if draft in (None, PROMPT) else self.weight_bytes(str(draft)))
         if self.cache_bytes is not None:
             return weights + self.cache_bytes
         longest = min(opened.config.max_position_embeddings, self.context or USABLE_TOKENS, USABLE_TOKENS)
         return weights + int(opened.model.new_state().row_bytes(longest) / MEMORY_SHARE)
+
+    def is_encoder(self, source: str) -> bool:
+        """Whether a model only embeds texts. Raises `BareloopError` as `needed_bytes`."""
+        return self._open(source, "adapter").model.is_encoder
 
     def weight_bytes(self, source: str) -> int:
         """Bytes of a model's weights once they are loaded. Raises `BareloopError` as `needed_bytes`."""
@@ -77,15 +87,16 @@ class EngineOptions:
 
 
 class _ObservedScheduler(Scheduler):
-    """Reports its steps."""
+    """Reports its steps, and computes them in turn with others."""
 
-    def __init__(self, *args: Any, observe: Callable[[int, Sequence[float]], None], **options: Any) -> None:
+    def __init__(self, *args: Any, observe: Callable[[int, Sequence[float]], None], turn: Turn, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._observe = observe
+        self._observe, self._turn = observe, turn
         self._last: WeakKeyDictionary[Request, float] = WeakKeyDictionary()  # when its last token came
 
     def step(self) -> Work | None:
-        work = super().step()
+        with self._turn:
+            work = super().step()
         if work is not None:
             now = time.perf_counter()
             gaps = []
@@ -115,6 +126,7 @@ class Engine:
         self._usage = 0.0
         self._template: tuple[date, ChatTemplate] | None = None
         self._adapter = None if llm.adapter is None else adapter_fingerprint(llm.adapter)
+        turn = Turn()
         rows = {} if options.max_rows is None else {"max_rows": options.max_rows}
         self.scheduler: Scheduler = _ObservedScheduler(
             llm,
@@ -123,9 +135,13 @@ class Engine:
             cache_bytes=self._cache_bytes(),
             exact=options.exact,
             prefill_chunk=options.prefill_chunk,
+            turn=turn,
             observe=lambda tokens, gaps: observe(name, tokens, gaps) if self._thread.is_alive() else None,  # warm
         )
         self.max_length = self._longest()
+        self.embeddings = EmbeddingQueue(
+            llm, turn, self.scheduler.prefill_chunk, options.max_queue, lambda tokens: observe(name, tokens, ())
+        )
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
     @staticmethod
@@ -136,15 +152,27 @@ class Engine:
 
         Raises `BareloopError` if it cannot be loaded, or cannot compute a token.
         """
-        llm = LLM.load(source, **options.load)
+        load = dict(options.load)
+        if load.get("draft") is not None and options.is_encoder(source):
+            del load["draft"]  # it is for the other models
+        llm = LLM.load(source, **load)
         if options.models == 1:
             llm.pack()  # a second copy of weights, which is too much where models take turns
         elif llm.device.type == "cpu":
             kernels.wait()  # later they could only be adopted while nothing runs
+        if llm.is_encoder:
+            return EncoderEngine(name, llm, options, observe)
         engine = Engine(name, llm, options, observe, on_death)
         engine.warm_up()
         engine._thread.start()
         return engine
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The model's, which cuts texts to the engine's window. Raises `BareloopError` as `LLM.embedder`."""
+        embedder = copy(self.llm.embedder)
+        embedder.max_length = min(embedder.max_length, self.max_length)
+        return embedder
 
     @property
     def is_alive(self) -> bool:
@@ -261,3 +289,48 @@ class Engine:
                 "use a larger --cache-gb, or a smaller model"
             )
         return longest
+
+
+class EncoderEngine(Engine):
+    """An encoder: it has no scheduler, no cache and no thread of its own."""
+
+    def __init__(self, name: str, llm: LLM, options: EngineOptions, observe: StepObserver = lambda *_: None) -> None:
+        """Compute a text, as a test. Raises `BareloopError` if the model cannot do it."""
+        self.name, self.llm, self.options = name, llm, options
+        self.error, self._template, self._is_closed = None, None, False
+        self._adapter = None if llm.adapter is None else adapter_fingerprint(llm.adapter)
+        self.embeddings = EmbeddingQueue(llm, Turn(), None, options.max_queue, lambda tokens: observe(name, tokens, ()))
+        self.max_length = llm.embedder.max_length
+        llm.embedder.vectors([[0]])
+
+    @property
+    def scheduler(self) -> Scheduler:  # type: ignore[override]
+        """Raises `BareloopError`: there is none."""
+        raise BareloopError(f"{self.name} is an encoder, which embeds texts and generates none; use another model")
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._is_closed
+
+    @property
+    def running(self) -> int:
+        return min(1, self.embeddings.requests)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self.embeddings.requests - 1)
+
+    def cache_usage(self) -> float:
+        return 0.0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.llm.model.parameters())
+
+    @property
+    def unallocated_bytes(self) -> int:
+        return 0
+
+    def close(self) -> bool:
+        self._is_closed = True
+        return True

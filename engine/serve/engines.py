@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from engine.checkpoints.embedded import NAME, SMOLLM2
+from engine.checkpoints.embedded import ABOUT
 from engine.checkpoints.gguf.source import OLLAMA
 from engine.cli.parser import label, short_name
 from engine.cli.progress import duration
@@ -49,7 +49,7 @@ def public_names(models: Sequence[str], aliases: Sequence[str] = (), adapter: st
 
 
 def _name_of(model: str) -> str:
-    if model in (NAME, SMOLLM2) or model.startswith(OLLAMA):
+    if model in ABOUT or model.startswith(OLLAMA):
         return model
     path = local_path(model)
     return short_name(path) if path.is_dir() else path.stem if path.is_file() else model

@@ -53,6 +53,7 @@ class Tokenizer:
         backend.add_special_tokens([tokenizers.AddedToken(content, normalized=False) for content in unmarked])
         self.backend = backend
         self._copying = threading.Lock()
+        self._truncating: dict[int, tokenizers.Tokenizer] = {}  # copies by the length to which they cut
         ids = {content: backend.token_to_id(content) for content in (*marked, *known)}
         self.control_tokens = {content: int(token) for content, token in ids.items() if token is not None}
         self.special_ids = frozenset(self.control_tokens.values())
@@ -99,15 +100,34 @@ class Tokenizer:
         """`encode` for several texts, on all cores."""
         return self._encode_all(self.backend, texts, add_special_tokens)
 
+    @classmethod
+    def _encode_all(
+        cls, backend: tokenizers.Tokenizer, texts: Sequence[str], add_special_tokens: bool
+    ) -> list[list[int]]:
+        return [list(encoding.ids) for encoding in cls._encode_batch(backend, texts, add_special_tokens)]
+
     @staticmethod
-    def _encode_all(backend: tokenizers.Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+    def _encode_batch(backend: tokenizers.Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[Any]:
         for text in texts:
             check_text(text)
         try:
-            batch = backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return list(backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens))
         except Exception as error:  # as in `encode`
             raise BareloopError(f"the tokenizer cannot encode these texts: {error}") from error
-        return [list(encoding.ids) for encoding in batch]
+
+    def encode_truncated(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+        """`encode_all` for texts that are cut to `max_length` tokens: -> ids, and how many texts were cut.
+
+        The library cuts before it adds special tokens, so that those after the text are kept.
+        """
+        with self._copying:
+            if max_length not in self._truncating:
+                backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+                backend.enable_truncation(max_length)
+                self._truncating[max_length] = backend
+            backend = self._truncating[max_length]
+        encodings = self._encode_batch(backend, texts, True)
+        return [list(each.ids) for each in encodings], sum(bool(each.overflowing) for each in encodings)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token, even if it looks like one."""

@@ -6,24 +6,24 @@ import json
 
 import pytest
 
-from chat import compare
+from chat import compare, dialogues
 from engine.runtime.errors import BareloopError
 
 
 def test_distance_counts_from_the_last_message_that_contains_the_expected_text():
-    lines = compare.lines(["I'm Zorvan.", "Call me Bo.", "Hi!", {"say": "Who am I?", "expect": "Bo"}], "here")
+    lines = dialogues.lines(["I'm Zorvan.", "Call me Bo.", "Hi!", {"say": "Who am I?", "expect": "Bo"}], "here")
     assert [line.distance for line in lines] == [0, 0, 0, 2]
-    assert compare.lines([{"say": "Capital of France?", "expect": "Paris"}], "here")[0].distance == 0
+    assert dialogues.lines([{"say": "Capital of France?", "expect": "Paris"}], "here")[0].distance == 0
 
 
 def test_only_whole_words_match():
-    assert compare.contains("Your name is Bo.", "bo")
-    assert not compare.contains("Bold.", "Bo")
+    assert dialogues.contains("Your name is Bo.", "bo")
+    assert not dialogues.contains("Bold.", "Bo")
 
 
 def test_the_builtin_script_asks_five_questions_at_every_distance():
-    asked = [line.distance for dialogue in compare.builtin_script() for line in dialogue if line.expect]
-    assert {distance: asked.count(distance) for distance in set(asked)} == dict.fromkeys(compare.DISTANCES, 5)
+    asked = [line.distance for dialogue in dialogues.builtin_script() for line in dialogue if line.expect]
+    assert {distance: asked.count(distance) for distance in set(asked)} == dict.fromkeys(dialogues.DISTANCES, 5)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_the_builtin_script_asks_five_questions_at_every_distance():
 def test_a_bad_script_is_refused_in_one_line(tmp_path, content, message):
     (tmp_path / "script.json").write_text(content)
     with pytest.raises(BareloopError, match=message):
-        compare.read_script(tmp_path / "script.json")
+        dialogues.read_script(tmp_path / "script.json")
 
 
 def test_a_model_that_echoes_its_prompt_recalls_only_with_history(shared, tmp_path, monkeypatch):
@@ -54,16 +54,16 @@ def test_a_model_that_echoes_its_prompt_recalls_only_with_history(shared, tmp_pa
 
     monkeypatch.setattr(Session, "send", echo)
     llm = LLM.load(shared / "checkpoints" / "llama-tinystories-656k", dtype="float32")
-    results = compare.run_all(llm, compare.builtin_script()[:5], 100, 5)
+    results = compare.run_all(llm, dialogues.builtin_script()[: len(dialogues.DISTANCES)], 100, 5)
     by_name = {result.name: result for result in results}
-    assert by_name["history"].right == by_name["history"].asked == dict.fromkeys(compare.DISTANCES, 1)
+    assert by_name["history"].right == by_name["history"].asked == dict.fromkeys(dialogues.DISTANCES, 1)
     assert sum(by_name["no history"].right.values()) == 0
     assert by_name["history"].read_per_turn == 6
     assert by_name["history"].cached_share == 0.4
     compare.draw(results, tmp_path / "compare")
     assert (tmp_path / "compare.png").stat().st_size > 10_000
     assert (tmp_path / "compare.svg").read_text().startswith("<?xml")
-    assert compare.table(results).row_count == 6
+    assert compare.table(results).row_count == 7
 
 
 def test_the_program_writes_its_report(shared, tmp_path, capsys):

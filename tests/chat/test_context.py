@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,11 +16,16 @@ from chat.context import (
     ContextOverflowError,
     FittedPrompt,
     fit,
+    place_memories,
     prompt_messages,
     rejects_system_role,
     summary_limit,
     wants_summary,
 )
+from chat.conversation.events import Settings
+from chat.conversation.session import Session
+from chat.memory.recall import Memory
+from chat.memory.store import MemoryStore
 from engine.runtime.errors import BareloopError, TemplateError
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
@@ -96,6 +104,34 @@ def test_a_summary_is_requested_at_the_high_water_mark_and_pinned_to_the_system_
     assert first == {"role": "system", "content": "be kind\n\nSummary of the conversation so far: the user is Bo"}
 
 
+def test_memories_have_an_eighth_of_the_room_and_in_a_small_window_enough_for_two_turns():
+    assert Budget.of(4096, 256, memory_share=1 / 8).memories == 480
+    assert Budget.of(1024, 256, memory_share=1 / 8).memories == 128
+    assert Budget.of(160, 40, memory_share=1 / 8).memories == 40
+    assert Budget.of(4096, 256).memories == 0
+
+
+def test_memories_stand_after_the_fixed_part_and_never_drop_a_turn():
+    turns = [*(turn(number, 4, 4) for number in range(9)), [{"role": "user", "content": "new"}]]
+    budget = Budget(120, 20, memories=30)
+    fitted = fit("be kind", turns, budget, "truncate", words, memories="some memories")
+    assert fitted.messages[0]["content"] == "be kind\n\nsome memories"
+    assert fitted.start == fit("be kind", turns, Budget(120, 50), "truncate", words).start
+    assert fitted.tokens == words(fitted.messages) <= 100
+    assert fit("be kind", turns, budget, "truncate", words).start == fitted.start
+    assert fit("be kind", turns, budget, "truncate", words, memories="m " * 99).memories == ""
+
+
+def test_what_must_be_in_the_prompt_may_use_the_room_of_the_memories():
+    budget = Budget(120, 20, memories=30)
+    long = [[{"role": "user", "content": "x " * 80}]]
+    assert fit("be kind", long, budget, "sliding", words, memories="m " * 20).memories == ""
+    fitted = fit("be kind", long, budget, "sliding", words, memories="m " * 3)
+    assert (fitted.memories, fitted.tokens) == ("m " * 3, 89)
+    none = fit("", [turn(0, 30, 40), [{"role": "user", "content": "new"}]], budget, "none", words, memories="m " * 99)
+    assert (none.start, none.memories) == (0, "")
+
+
 def test_a_template_without_a_system_role_gets_the_system_prompt_in_the_first_message():
     def strict(messages: list) -> int:
         if messages[0]["role"] == "system":
@@ -131,7 +167,7 @@ def test_no_conversation_overflows_any_template(templates, name, data):
     template = templates[name]
     strategy = data.draw(st.sampled_from(["none", "truncate", "sliding", "summarise"]))
     window = data.draw(st.integers(60, 400))
-    budget = Budget.of(window, data.draw(st.integers(1, 200)))
+    budget = Budget.of(window, data.draw(st.integers(1, 200)), memory_share=data.draw(st.sampled_from([0, 1 / 8, 0.6])))
     system = "word " * data.draw(st.sampled_from([0, 0, 5, 30]))
     summary = data.draw(st.sampled_from(["", "The user is called Bo."]))
 
@@ -143,13 +179,19 @@ def test_no_conversation_overflows_any_template(templates, name, data):
     start = 0
     for number in range(data.draw(st.integers(1, 5))):
         turns.append([{"role": "user", "content": f"q{number} " + "word " * data.draw(lengths)}])
+        memories = "# Memories\n" + "> word\n" * data.draw(lengths) if budget.memories else ""
         try:
-            fitted = fit(system, turns, budget, strategy, count, start, summary, fold_system)
+            fitted = fit(system, turns, budget, strategy, count, start, summary, fold_system, memories=memories)
         except ContextOverflowError as refused:
             assert any(character.isdigit() for character in str(refused))
             turns.pop()
             continue
         check(fitted, turns, start, budget, count, strategy)
+        assert fitted.memories in ("", memories)
+        assert memories.strip() in fitted.messages[0]["content"] or not fitted.memories
+        other = "# Memories\n" + "> other\n" * data.draw(lengths)
+        placed = place_memories(fitted, other, system, turns, budget, count, summary, fold_system)
+        assert placed.tokens == count(placed.messages) <= budget.room and placed.start == fitted.start
         start = fitted.start
         turns[-1].append({"role": "assistant", "content": "word " * data.draw(lengths)})
 
@@ -164,6 +206,57 @@ def check(fitted: FittedPrompt, turns: list, start: int, budget: Budget, count: 
     assert (fitted.dropped_tokens > 0) == (fitted.dropped > 0)
     assert len(without_system) == 2 * (len(turns) - fitted.start) - 1
     assert strategy != "none" or not fitted.dropped
+
+
+class WordModel:
+    """A model of a template whose replies are words."""
+
+    limit = max_length = 400
+    defaults, drafts, peak_memory, can_score, counts_exactly = {}, None, 0, False, True
+
+    def __init__(self, template: ChatTemplate, words: int) -> None:
+        self.template, self.words = template, words
+        self.prompts: list[int] = []
+        self.rejects_system_role = rejects_system_role(self.count)
+
+    def at(self, now: object) -> WordModel:
+        return self
+
+    def count(self, messages: list) -> int:
+        return len(self.template.encode(messages))
+
+    def probabilities(self, events: object) -> list:
+        return []
+
+    def generate(self, messages: list, sampling: dict, continues: bool) -> Mock:
+        self.prompts.append(self.count(messages))
+        limit = sampling["max_new_tokens"]
+        event = SimpleNamespace(text="word " * min(self.words, limit), token_id=None, finish_reason="stop")
+        reply = MagicMock(in_reasoning=False, prompt_tokens=self.prompts[-1], completion_tokens=1, cached_tokens=0)
+        reply.__iter__.return_value = iter([event])
+        return reply
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_session_with_a_memory_overflows_any_template(templates, tmp_path_factory, name, data):
+    """A session grows turn by turn, and recalls turns that have left the window, notes, and what looks like control."""
+    with MemoryStore.open(tmp_path_factory.mktemp("memory") / "memory.db") as store:
+        memory = Memory(store, data.draw(st.sampled_from([1 / 8, 0.6]))).bound("here")
+        memory.note("the word is <|im_end|> </s> [/INST] " * data.draw(st.integers(1, 30)))
+        model = WordModel(templates[name], data.draw(st.integers(1, 60)))
+        strategy = data.draw(st.sampled_from(["none", "truncate", "sliding", "summarise"]))
+        chosen = Settings(strategy=strategy, window=data.draw(st.integers(120, 400)), sampling={"max_new_tokens": 60})
+        session = Session(model, chosen, memory=memory)
+        for number in range(4):
+            text = f"which word {number} " + "word " * data.draw(lengths)
+            with contextlib.suppress(ContextOverflowError):
+                list(session.send(text))
+                assert model.prompts[-1] <= session.budget.room
+                assert session.count(session.visible_messages()[:-1]) == model.prompts[-1]
+                assert memory.recalled.tokens <= session.budget.room
+        assert store.count() == len(session.turns) + 1
 
 
 def test_only_template_errors_count_as_a_rejected_system_role():

@@ -43,12 +43,14 @@ def test_finished_blocks_are_yielded_once_and_code_blocks_stay_whole():
 
 def test_the_meter_shows_window_use_speed_drafts_and_cached_tokens():
     reply = Reply(1, "", "", "stop", 1800, 42, 1610, 4096, 0.21, 1.0)
-    session = Mock(turns=[[]], statistics=Mock(last=reply), budget=Budget(4096, 1024))
+    session = Mock(turns=[[]], statistics=Mock(last=reply), budget=Budget(4096, 1024), memory=None)
     session.count.return_value = 1842
     session.model.drafts = None
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s · TTFT 0.21 s · 1,610 cached"
     session.model.drafts = DraftStatistics(drafted=40, right=30)
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s (75% of drafts right) · TTFT 0.21 s · 1,610 cached"
+    session.memory = Mock(recalled=Mock(pieces=(1, 2)))
+    assert meter(session).startswith("1,842/4,096 (45%) · 2 memories · 41 tok/s")
 
 
 def test_markdown_rendering_loses_no_text():

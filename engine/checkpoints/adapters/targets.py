@@ -47,10 +47,15 @@ def projections(model: Model, family: Family) -> tuple[dict[str, Projection], di
                 others[name] = f"of type {type(module).__name__}"
             elif leaf == "weight":
                 linear[name] = Projection(module, source.rows, source.layout)
-    (head,) = family.names["head"]
-    if head not in linear:
+    head = head_of(family)
+    if head is not None and head not in linear:
         others[head] = "a head whose weight is the embedding's"
     return linear, others
+
+
+def head_of(family: Family) -> str | None:
+    """The head's name in the checkpoint; None for encoders, which have none."""
+    return next(iter(family.names.get("head", ())), None)
 
 
 def is_unadapted(name: str, family: Family) -> bool:
@@ -69,7 +74,7 @@ def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> di
     With `strict` every name among the targets must be that of one, and none that the family excludes.
     """
     linear, others = projections(model, family)
-    (head,) = family.names["head"]
+    head = head_of(family)
     chosen: dict[str, Projection] = {}
     possible: set[str] = set()  # ends of names
     for name, projection in linear.items():

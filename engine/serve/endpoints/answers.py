@@ -143,9 +143,15 @@ def check_number(engine: Engine, number: int) -> None:
 
 
 def answer_job(
-    request: HttpRequest, model: str | None, work: Callable[[Client, Engine, Served], Awaitable[None]]
+    request: HttpRequest,
+    model: str | None,
+    work: Callable[[Client, Engine, Served], Awaitable[None]],
+    generates: bool = True,
 ) -> Job:
-    """The job of a request to a model, which is loaded first if need be. Raises `ApiError` for an unknown model."""
+    """The job of a request to a model, which is loaded first if need be. Raises `ApiError` for an unknown model.
+
+    `generates`: the answer is generated, so an encoder is refused.
+    """
     state: ServerState = request.app.state.server
     name = state.engines.resolve(model)
     served = state.observer.started(request.method, request.url.path, name)
@@ -153,6 +159,9 @@ def answer_job(
     async def serve(client: Client) -> None:
         with served:
             async with state.engines.use(name) as engine:
+                if generates and engine.llm.is_encoder:
+                    message = f"{name} is an encoder: it embeds texts, at /v1/embeddings, and generates none"
+                    raise ApiError(400, message, param="model")
                 await work(client, engine, served)
 
     return Job(serve, state.limits)

@@ -8,11 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from engine.serve.endpoints.client import read_body
 from engine.serve.metrics import CONTENT_TYPE
 from engine.serve.protocol import openapi
-from engine.serve.protocol.errors import ApiError, unavailable
-from engine.serve.protocol.requests import EmbeddingRequest
+from engine.serve.protocol.errors import unavailable
 from engine.serve.state import ProcessState, ServerState
 
 
@@ -53,21 +51,13 @@ async def props(request: Request) -> Response:
         special = engine.llm.tokenizer.special_tokens
         content = {
             "default_generation_settings": {"n_ctx": engine.max_length, "params": dict(engine.llm.default_params)},
-            "total_slots": engine.scheduler.max_rows,
+            "total_slots": 1 if engine.llm.is_encoder else engine.scheduler.max_rows,
             "model_path": engine.name,
             "chat_template": engine.template_source or "",
             "bos_token": special.get("bos_token", ""),
             "eos_token": special.get("eos_token", ""),
         }
     return JSONResponse(content)
-
-
-async def embeddings(request: Request) -> Response:
-    """Refused: none of the model families is an encoder."""
-    state: ServerState = request.app.state.server
-    body = await read_body(EmbeddingRequest, request)
-    name = state.engines.resolve(body.model)
-    raise ApiError(400, f"{name} generates text and has no embeddings; no encoder model is served", param="model")
 
 
 async def description(request: Request) -> Response:

@@ -11,6 +11,7 @@ from engine.serve.protocol.rules.containers import Either, Items, Members, Table
 from engine.serve.protocol.rules.scalars import Flag, Integer, Number, Text
 
 MAX_CHOICES = 128  # replies of one request: prompts x n
+MAX_TEXTS = 2048  # to embed, as in OpenAI's API
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
 MAX_BIASES = 1024
 MAX_MESSAGES = 4096
@@ -25,6 +26,7 @@ IDS = Items(TOKEN, "token ids", 1)
 PROMPT = Either(
     (Text(1), Items(Text(1), "texts", 1, MAX_CHOICES), IDS, Items(IDS, "lists of token ids", 1, MAX_CHOICES))
 )
+TEXTS = Either((Text(1), Items(Text(1), "texts", 1, MAX_TEXTS), IDS, Items(IDS, "lists of token ids", 1, MAX_TEXTS)))
 STOP = Either((Text(1, MAX_STOP_LENGTH), Items(Text(1, MAX_STOP_LENGTH), "texts", 0, MAX_STOPS)))
 MESSAGES = Items(Members({"role": Text(1, 64)}), "messages", 1, MAX_MESSAGES)
 TOOLS = Items(Members(), "tools", 0, MAX_TOOLS, MAX_JSON)

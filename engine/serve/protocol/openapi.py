@@ -128,7 +128,12 @@ OPERATIONS = (
     Operation("/v1/chat/completions/input_tokens", *COUNT),
     Operation("/chat/completions/input_tokens", *COUNT),
     Operation("/v1/completions", "Continue texts.", "Completion", CompletionRequest, "Completion"),
-    Operation("/v1/embeddings", "Refused: no encoder model is served.", "Embeddings", EmbeddingRequest),
+    Operation(
+        "/v1/embeddings",
+        "Embed texts.",
+        "Embeddings",
+        EmbeddingRequest,
+    ),
     Operation("/tokenize", "Token ids of a text or a conversation.", "Tokens", TokenizeRequest),
     Operation("/detokenize", "The text of token ids.", "Text", DetokenizeRequest),
     Operation("/v1/models", "All models.", "Models"),

@@ -21,6 +21,7 @@ from engine.serve.protocol.common import (
     PROMPT,
     SEEDS,
     TEMPLATE_ARGUMENTS,
+    TEXTS,
     TOKEN,
     TOOLS,
     GenerationRequest,
@@ -184,11 +185,18 @@ class EmbeddingRequest(Fields):
     """POST /v1/embeddings"""
 
     model: str | None = option(MODEL, "Name of the model; the server's first one if absent.")
-    input: str | list[str] | list[int] | list[list[int]] = required(PROMPT, "Text, token ids, or a list of either.")
+    input: str | list[str] | list[int] | list[list[int]] = required(TEXTS, "Text, token ids, or a list of either.")
     encoding_format: str = option(Text(choices=("float", "base64")), "base64: float32, little-endian.", "float")
-    dimensions: int | None = option(Integer(1, MAX_TOKENS), "Number of dimensions.")
+    dimensions: int | None = option(Integer(1, MAX_TOKENS), "The model's own number; vectors are not shortened.")
 
     IGNORED = ("user",)
+
+    @property
+    def texts(self) -> list[str] | list[list[int]]:
+        """All inputs: either texts or lists of token ids."""
+        if isinstance(self.input, str):
+            return [self.input]
+        return [self.input] if isinstance(self.input[0], int) else self.input
 
 
 def sampling_params(

@@ -136,7 +136,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "object": constant("list"),
             "data": listed(record({"object": constant("embedding"), "index": COUNT, "embedding": VECTOR})),
             "model": STRING,
-            "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT}),
+            "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT, "truncated_inputs": COUNT}),
         }
     ),
     "TokenCount": record({"input_tokens": COUNT}),

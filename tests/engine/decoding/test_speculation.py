@@ -128,3 +128,7 @@ def test_a_wrong_name_of_a_draft_fails_before_the_model_is_loaded(tiny_llama, mo
     monkeypatch.setattr(facade, "load_weights", lambda *_: pytest.fail("the weights are being loaded"))
     with pytest.raises(BareloopError, match=r"no such folder: \./nowhere"):
         LLM.load(tiny_llama.folder, device="cpu", draft="./nowhere")
+
+
+def test_a_draft_from_the_text_reads_no_vocabulary():
+    assert "tokenizer" not in LLM.load("demo", "cpu", draft="prompt").__dict__

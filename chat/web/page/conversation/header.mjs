@@ -102,7 +102,9 @@ export class Header {
     this.meter.setAttribute("aria-valuenow", Math.min(used, limit));
     this.meter.setAttribute("aria-valuetext", text);
     this.meter.title = text;
-    const rest = element("span", { class: "unit", text: " tokens in the window" });
+    const recalled = snapshot.memory?.recalled;
+    const memories = recalled ? `, ${recalled === 1 ? "1 memory" : `${count(recalled)} memories`}` : "";
+    const rest = element("span", { class: "unit", text: ` tokens in the window${memories}` });
     this.meterText.replaceChildren(`${exact ? "" : "≈ "}${count(used)} / ${count(limit)}`, rest);
     this.bar.style.setProperty("--used", `${Math.min(100, (100 * used) / limit)}%`);
     this.meter.classList.toggle("full", used > limit - reserve);

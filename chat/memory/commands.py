@@ -1,0 +1,89 @@
+"""The slash commands of the memory: what stands in the prompt, notes, searching, forgetting. Loads without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chat.conversation.events import ChatEvents
+from chat.memory.recall import Memory, quoted, readable
+from chat.registry import command, info
+from engine.runtime.errors import UsageError, quote
+
+if TYPE_CHECKING:
+    from chat.workspace import Workspace
+
+SHOWN = 400  # characters of a piece in a list
+
+
+@command()
+def memory(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
+    """show which memories stand in the prompt, where they are from, and how many there are"""
+    if workspace.memory is None:
+        yield info("memory is off: nothing is recalled or remembered; --memory turns it on")
+        return
+    yield info(summary(workspace.memory))
+
+
+@command("TEXT")
+def remember(workspace: Workspace, rest: str) -> ChatEvents:
+    """keep a note in the memory"""
+    number = _opened(workspace).note(rest)
+    yield info(f"remembered as [{number}]")
+
+
+@command("N|all")
+def forget(workspace: Workspace, rest: str) -> ChatEvents:
+    """delete a memory by its number, or all of them, also from the prompt"""
+    opened = _opened(workspace)
+    if rest == "all":
+        yield info(f"forgot all {opened.clear():,} memories")
+        return
+    words = rest.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise UsageError(
+            f"/forget needs the number of a memory, as /memory and /recall show it, or all, not {quote(rest)}"
+        )
+    count = opened.forget([int(word) for word in words])
+    if not count:
+        raise UsageError(f"there is no memory {rest}")
+    yield info(f"forgot {count:,} {_memories(count)}")
+
+
+@command("QUERY")
+def recall(workspace: Workspace, rest: str) -> ChatEvents:
+    """search the memory; the prompt stays as it is"""
+    opened = _opened(workspace)
+    if not rest:
+        raise UsageError("/recall needs what to search for")
+    found = [hit.piece for hit in opened.search(rest)]
+    yield info(
+        "\n".join(f"{opened.label(piece)}\n{quoted(readable(piece), SHOWN)}" for piece in found) or "nothing found"
+    )
+
+
+def summary(opened: Memory) -> str:
+    """How many pieces there are and how they are found, and the block in the prompt."""
+    store, recalled = opened.store, opened.recalled
+    count = store.count()
+    lines = [
+        f"memory {opened.name}: {count:,} {_memories(count)}"
+        + ("" if opened.keeps else "; this conversation is not kept")
+    ]
+    if store.notice:
+        lines.append(store.notice)
+    if recalled.pieces:
+        count = len(recalled.pieces)
+        lines += [f"in the prompt: {count} {_memories(count)}, {recalled.tokens:,} tokens", recalled.block]
+    else:
+        lines.append("in the prompt: none")
+    return "\n".join(lines)
+
+
+def _opened(workspace: Workspace) -> Memory:
+    if workspace.memory is None:
+        raise UsageError("memory is off; start with --memory")
+    return workspace.memory
+
+
+def _memories(count: int) -> str:
+    return "memory" if count == 1 else "memories"
