@@ -90,6 +90,7 @@ class Session(Remembering):
         text, reasoning, window = beginning["content"], marks.get("reasoning", ""), self.budget.window
         ended = Reply(index + 1, text, reasoning, "stop", 0, 0, 0, window, 0.0, 0.0, tokens=tokens)
         self._note(ended)
+        yield from self._remember(self.turns[-1], None)
         yield ended
 
     def proceed(self) -> ChatEvents:
@@ -274,10 +275,13 @@ class Session(Remembering):
         return generation
 
     def _summarise(self) -> Iterator[Notice]:
-        """Ask the model for a summary. The request is appended to the cached prompt, so only it is computed."""
+        """Ask the model for a summary. The request is appended to the cached prompt, so only it is computed.
+
+        Memories are left out: what a summary took from them could not be forgotten any more.
+        """
         turns = [*self.turns[self.start : -1], [_message(SUMMARY_REQUEST)]]
         fold = self.model.rejects_system_role
-        messages = prompt_messages(self.settings.system, turns, self.summary, fold, self._memories)
+        messages = prompt_messages(self.settings.system, turns, self.summary, fold)
         limit = summary_limit(self.budget)
         if self.count(messages) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")

@@ -118,12 +118,12 @@ class Transcript:
         shown is ever removed.
         """
         index = self.index()
+        removed = self.turns[index]
+        if self.memory is not None and (text := remembered(removed)) not in map(remembered, self.turns[:index]):
+            self.memory.forget_turn(text)  # first, as it may fail
         with self._tree.lock:
-            removed = self.turns[index]
             self.turns[:] = self.tree.remove(index)
             self.start = min(self.start, max(0, len(self.turns) - 1))
-        if self.memory is not None and (text := remembered(removed)) not in map(remembered, self.turns):
-            self.memory.forget_turn(text)
         return str(removed[0]["content"])
 
     def index(self, turn: int | None = None) -> int:

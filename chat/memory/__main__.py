@@ -106,7 +106,7 @@ def forget(store: MemoryStore, options: Any) -> None:
         count = sum(store.forget_source(name) for name in names)
     else:
         count = store.forget(options.ids)
-    print(f"forgot {count} memories; {store.count()} are left")
+    print(f"forgot {count} memories; {store.count()} are left{store.unpurged}")
 
 
 def reembed(store: MemoryStore) -> None:

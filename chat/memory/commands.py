@@ -36,17 +36,17 @@ def forget(workspace: Workspace, rest: str) -> ChatEvents:
     """delete a memory by its number, or all of them, also from the prompt"""
     opened = _opened(workspace)
     if rest == "all":
-        yield info(f"forgot all {opened.clear():,} memories")
+        yield info(f"forgot all {opened.clear():,} memories{opened.store.unpurged}")
         return
     words = rest.replace("[", " ").replace("]", " ").replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
+    if not words or not all(word.isdecimal() and len(word) < 19 for word in words):
         raise UsageError(
             f"/forget needs the number of a memory, as /memory and /recall show it, or all, not {quote(rest)}"
         )
     count = opened.forget([int(word) for word in words])
     if not count:
         raise UsageError(f"there is no memory {rest}")
-    yield info(f"forgot {count:,} {_memories(count)}")
+    yield info(f"forgot {count:,} {_memories(count)}{opened.store.unpurged}")
 
 
 @command("QUERY")

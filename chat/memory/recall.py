@@ -132,9 +132,10 @@ class Memory:
         """
         if not self.keeps:
             return None
-        if before:
+        number = self.store.add([NewPiece(text, "turn", self.conversation, conversation=self.conversation)])[0]
+        if before and before != text:
             self.forget_turn(before)
-        return self.store.add([NewPiece(text, "turn", self.conversation, conversation=self.conversation)])[0]
+        return number
 
     def forget_turn(self, text: str) -> None:
         """Delete a turn of this conversation, if it was stored."""

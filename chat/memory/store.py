@@ -6,6 +6,7 @@ bytes afterwards.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = ["Hit", "MemoryStore", "NewPiece", "Piece", "Source", "memory_path"]
 Mode = Literal["hybrid", "bm25", "vector"]
 MODES = get_args(Mode)
 BATCH = 256  # pieces of a transaction
+MAX_ID = 2**63 - 1  # that SQLite has
+UNPURGED = "; their bytes go when no other program reads the memory"
 
 
 def memory_path(name: str = "default") -> Path:
@@ -200,7 +203,7 @@ class MemoryStore:
 
     def get(self, ids: Iterable[int]) -> list[Piece]:
         """Pieces by their ids, in this order; those that there are."""
-        numbers = list(ids)
+        numbers = [number for number in ids if 0 < number <= MAX_ID]
         found: dict[int, Piece] = {}
         for start in range(0, len(numbers), BATCH):
             batch = numbers[start : start + BATCH]
@@ -272,10 +275,24 @@ class MemoryStore:
         """Record, inside a transaction, that the file has bytes of deleted texts, and that vectors are gone."""
         self.database.run("UPDATE meta SET value = value + 1 WHERE key IN ('generation', 'purge')")
 
+    @property
+    def is_purged(self) -> bool:
+        """Whether nothing that was deleted is left in the bytes of the file."""
+        return not self.database.one("SELECT value FROM meta WHERE key = 'purge'")
+
+    @property
+    def unpurged(self) -> str:
+        """What a message about deleted pieces ends with: nothing, or that their bytes are still there."""
+        return "" if self.is_purged else UNPURGED
+
     def purge(self) -> None:
-        """Remove what was deleted from the bytes of the file, if anything was."""
-        if self.database.one("SELECT value FROM meta WHERE key = 'purge'"):
-            self.database.purge()
+        """Remove what was deleted from the bytes of the file, if anything was.
+
+        If that fails (another program reads, the disk is full), the next deletion or opening does it: see `is_purged`.
+        """
+        if not self.is_purged:
+            with contextlib.suppress(BareloopError):  # what was deleted is deleted
+                self.database.purge()
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,7 @@ from chat.models.interface import ChatModel, Origin, TokenProbability
 from chat.web.models.interface import Absent, Models
 from engine.runtime.errors import BareloopError, UsageError, quote
 
-WITHOUT_MODEL = ("model", "title", "help", "memory", "remember", "recall")  # commands that compute nothing
+WITHOUT_MODEL = ("model", "title", "help", "memory", "remember", "recall", "forget")  # commands that compute nothing
 
 
 @dataclass(frozen=True)

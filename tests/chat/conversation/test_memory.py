@@ -7,7 +7,8 @@ import pytest
 from chat import store
 from chat.agent import Agent
 from chat.conversation.events import Notice, Reply, Settings
-from chat.conversation.session import Session
+from chat.conversation.session import SUMMARY_REQUEST, Session
+from chat.conversation.transcript import remembered
 from chat.dialogues import FILLERS
 from chat.memory.recall import Memory
 from chat.memory.store import MemoryStore
@@ -155,3 +156,45 @@ def test_a_reply_knows_its_memories_also_in_the_file_and_other_conversations_rec
     assert 1 not in agent.session.turns[-1][1].get("memories", [])  # it is in the prompt as a turn
     list(agent.change_model(agent.name))
     assert agent.session.memory is agent.memory
+
+
+def test_what_is_recalled_is_not_summarised_as_it_could_not_be_forgotten(demo, memory, monkeypatch):
+    memory.note("My dog is called Zembla.")
+    settings = Settings(strategy="summarise", window=400, sampling={"temperature": 0.0, "max_new_tokens": 16})
+    session = Session(LocalModel(demo), settings, memory=memory)
+    asked: list[str] = []
+    generate = LocalModel.generate
+
+    def noted(model, messages, *rest):
+        asked.append(str(messages))
+        return generate(model, messages, *rest)
+
+    monkeypatch.setattr(LocalModel, "generate", noted)
+    say(session, "What is the name of my dog?")
+    assert "Zembla" in asked[-1]
+    for text in FILLERS * 2:
+        say(session, text)
+        say(session, "What is the name of my dog?")
+    requests = [text for text in asked if SUMMARY_REQUEST in text]
+    assert requests
+    assert not [text for text in requests if "called Zembla" in text]
+
+
+def test_a_fork_that_ends_at_once_is_stored_and_undo_changes_nothing_if_the_memory_fails(demo, memory, monkeypatch):
+    session = Session(LocalModel(demo, record=5), SMALL, memory=memory)
+    say(session, "What is the capital of Norway?")
+    tokens = session.tokens_of(0)
+    for index, token in enumerate(tokens):
+        ends = [place for place, (text, _) in enumerate(token.alternatives) if session.model.ends(text)]
+        if index and ends:
+            list(session.fork(0, index, ends[0]))
+            break
+    assert remembered(session.turns[0]) in [piece.text for piece in memory.store.pieces()]
+
+    def locked(*_):
+        raise BareloopError("database is locked")
+
+    monkeypatch.setattr(memory.store, "forget", locked)
+    with pytest.raises(BareloopError, match="locked"):
+        session.undo()
+    assert len(session.turns) == 1

@@ -199,3 +199,29 @@ def test_a_memory_is_found_by_its_name(monkeypatch, tmp_path):
     assert memory_path("work") == tmp_path / "bareloop" / "memory" / "work.db"
     assert memory_path("a/b") == Path("a/b")
     assert memory_path("mine.db") == Path("mine.db")
+
+
+def test_a_number_that_sqlite_does_not_have_is_no_piece(tmp_path):
+    with MemoryStore.open(tmp_path / "memory.db") as store:
+        store.add([NewPiece("Rex", "note", "note")])
+        assert store.get([10**20, 0, -1]) == []
+        assert store.forget([10**20]) == 0
+        assert store.count() == 1
+
+
+def test_a_purge_that_fails_is_said_and_done_later(tmp_path, monkeypatch):
+    path = tmp_path / "memory.db"
+    with MemoryStore.open(path) as store:
+        (number,) = store.add([NewPiece("The dog is called Rexinald.", "note", "note")])
+
+        def full(_):
+            raise BareloopError("memory: database or disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(store.database), "purge", full)
+            assert store.forget([number]) == 1
+            assert store.unpurged
+        assert store.count() == 0
+    with MemoryStore.open(path) as store:
+        assert store.unpurged == ""
+    assert b"Rexinald" not in path.read_bytes()
