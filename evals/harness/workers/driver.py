@@ -45,10 +45,10 @@ def add_worker_options(parser: Parser) -> None:
 
 
 def check_worker_options(options: Any) -> None:
-    """Raise `UsageError` for invalid flags, before anything is loaded."""
-    if options.workers is None:
+    """Raise `UsageError` for invalid flags, before anything is loaded. Some programs have none of them."""
+    if getattr(options, "workers", None) is None:
         for name in ("ray_address", "mixed_devices"):
-            if getattr(options, name):
+            if getattr(options, name, None):
                 raise UsageError(f"--{name.replace('_', '-')} is for workers; add --workers N")
         return
     if options.workers < 1:
