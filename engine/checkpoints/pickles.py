@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoints.safetensors import INDEX, SINGLE, abbreviate, write_tensors
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, first_line
 from engine.runtime.files import draft_folder, files_key, read_json, user_cache
 
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -88,7 +88,7 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
                 if tensor.nbytes > tensor.untyped_storage().nbytes() or tensor.device.type != "cpu":
                     raise TypeError(f"{name} is larger than its storage")
         except Exception as error:  # a damaged pickle can raise anything
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = first_line(error)
             raise BareloopError(f"{path} is damaged, or has more than tensors: {reason}") from error
         for name, tensor in content.items():
             yield name, tensor.contiguous().clone()

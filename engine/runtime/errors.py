@@ -35,6 +35,16 @@ def clip_quotes(message: str) -> str:
     return re.sub(rf"'[^']{{{MAX_QUOTE},}}'", lambda match: f"{match[0][: MAX_QUOTE - 1]}…", message)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type if it has none. Other libraries write pages."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def describe(error: BaseException) -> str:
+    """An unexpected exception in one line: its type and the first line of its text, or that memory has run out."""
+    return "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {first_line(error)}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory has run out, in Python, torch's CPU allocator or CUDA."""
     is_memory_error = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

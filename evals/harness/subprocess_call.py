@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from engine.runtime.errors import BareloopError, is_out_of_memory
+from engine.runtime.errors import BareloopError, describe
 
 
 def run_in_subprocess(function: Callable[..., Any], *arguments: Any, debug: bool = False) -> Any:
@@ -48,9 +48,7 @@ def _serve(sender: Connection, debug: bool, function: Callable[..., Any], argume
     except Exception as error:
         if debug:
             traceback.print_exc()
-        first_line = str(error).strip().partition("\n")[0]
-        message = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {first_line}"
-        result = error if isinstance(error, BareloopError) else BareloopError(message)
+        result = error if isinstance(error, BareloopError) else BareloopError(describe(error))
     with contextlib.suppress(OSError):
         sender.send(result)
 

@@ -13,7 +13,7 @@ from evals.harness.workers.actor import Assignment
 from evals.harness.workers.driver import check_memory, make_pool, portable
 from evals.harness.workers.pool import Pool
 from evals.harness.workers.worker import COMPUTES_ON, Records, Unit
-from evals.judging.settings import make_settings
+from evals.judging.settings import AFFORDABLE, make_settings
 from evals.runs.judged import Answer
 
 SPARE = 4  # questions that wait in a worker beside those that it answers, so that it is never idle
@@ -80,5 +80,5 @@ def open_workers(name: str, options: Any, settings: Mapping[str, Any]) -> Iterat
             "settings": dict(settings),
             "threads": pool.threads if device.type == "cpu" else None,
         }
-        identity = lasting(make_settings(name, options, settings["data"]))
+        identity = {key: value for key, value in lasting(settings).items() if key != AFFORDABLE}
         yield WorkerConversations(pool, Assignment("evals.judging.workers:AnswerJob", arguments, identity))

@@ -8,9 +8,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from engine.runtime.errors import BareloopError, UsageError, is_out_of_memory
+from engine.runtime.errors import BareloopError, UsageError, describe, first_line
 from evals.harness.dispatch import MAX_DEATHS, WorkerLostError
-from evals.harness.workers.cluster import first_line
 from evals.harness.workers.worker import COMPUTES_ON, Host, Records, Unit
 
 PATIENCE = 30  # seconds without a place for a worker before the user is told
@@ -208,5 +207,4 @@ class RayWorker:
             where = "" if self.pool.address is None else f"{self.name}: "
             kind = UsageError if isinstance(cause, UsageError) else BareloopError
             return kind(f"{where}{cause.args[0]}")
-        what = "out of memory" if is_out_of_memory(cause) else f"{type(cause).__name__}: {first_line(cause)}"
-        return BareloopError(f"{self.name}: {what}")
+        return BareloopError(f"{self.name}: {describe(cause)}")

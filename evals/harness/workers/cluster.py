@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.errors import BareloopError, UsageError, first_line
 
 OBJECT_STORE = 2**27  # bytes; records are small
 ENVIRONMENT = {  # read when Ray is imported
@@ -88,12 +88,6 @@ def threads_of_each(workers: int, cores: Sequence[int]) -> int:
         if sum(node // threads for node in cores) >= workers:
             return threads
     return 1
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _has_token() -> bool:

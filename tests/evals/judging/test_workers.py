@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
 
 from evals import mt_bench
 from evals.runs.judged import read_answers
 from tests.evals.harness.workers.fake_ray import FakeRay, at_random
 from tests.evals.question_set import write_question_set
 
-
-@pytest.fixture(autouse=True)
-def restored():
-    environment, threads = {**os.environ}, torch.get_num_threads()
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("restored")
 
 
 def test_workers_answer_as_one_process_does_although_they_end_at_random(tmp_path, monkeypatch):

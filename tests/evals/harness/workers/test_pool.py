@@ -51,13 +51,9 @@ class Doubles:
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
+def importable(monkeypatch, restored):
     monkeypatch.setattr(pytest, "Doubles", Doubles, raising=False)
     monkeypatch.setattr(Doubles, "made", 0)
-    environment = {**os.environ}
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 def run_once(pool, assignment=None):

@@ -24,13 +24,7 @@ from tests.evals.harness.workers.fake_ray import FakeRay, at_random
 MMLU = ("-m", "demo", "--device", "cpu", "--shots", "1", "--limit", "20")
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    environment, threads = {**os.environ}, torch.get_num_threads()
-    yield
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("restored")
 
 
 @pytest.fixture(scope="module")
