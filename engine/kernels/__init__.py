@@ -1,8 +1,8 @@
 """C++ operators for a CPU, built on first use.
 
 Nothing waits for the build: PyTorch's own operators serve until it is done, and always where there is no compiler.
-The environment variable `BARELOOP_ISA` selects an instruction set: avx512, avx2, portable (NEON on ARM), or torch for
-PyTorch's operators.
+The environment variable `BARELOOP_ISA` selects an instruction set: amx, avx512, avx2, portable (NEON on ARM), or torch
+for PyTorch's operators.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels import build
+from engine.runtime.errors import UsageError
 
 MAX_ROWS = 32  # as in cpu/linear.h; beyond that matrix products for many rows are faster
 FEW_NUMBERS = 2**20  # that one thread computes as fast as several, or nearly
@@ -124,6 +125,11 @@ def available() -> bool:
     return _active_ops is not None
 
 
+def has_tiles(dtype: torch.dtype) -> bool:
+    """Whether the operators multiply this dtype by AMX tiles."""
+    return _active_ops is not None and _active_ops.name == build.namespace("amx") and dtype == torch.bfloat16
+
+
 def rows_are_independent(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether each of up to `MAX_ROWS` rows is computed as if it were alone."""
     return _active_ops is not None and device.type == "cpu" and dtype in DTYPES
@@ -138,6 +144,8 @@ def describe(dtype: torch.dtype = torch.bfloat16) -> str:
 
 def load(isa: str) -> Any:
     """The operators for one instruction set, built now if need be."""
+    if isa not in build.supported_isas():
+        raise UsageError(f"the instruction set {isa} is not supported by this CPU")
     build.build(isa)
     return _operators(isa)
 

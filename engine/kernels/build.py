@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ VARIABLE = "BARELOOP_ISA"
 # Compiler flags for each instruction set. CPU_CAPABILITY selects the width of ATen's vectors.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+AMX = (*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-DBARELOOP_AMX")
 FLAGS = {
+    "amx": (*AMX, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     "avx512": (*AVX512, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     "avx2": (*AVX2, "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"),
     "portable": ("-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"),
@@ -51,8 +54,16 @@ def supported_isas() -> list[str]:
     `portable` has vectors only on ARM; elsewhere PyTorch's operators ("torch") are faster.
     """
     vectors = {"AVX512": ["avx512", "avx2"], "AVX2": ["avx2"]}.get(torch.backends.cpu.get_cpu_capability(), [])
+    if vectors[:1] == ["avx512"] and _can_use_amx():
+        vectors.insert(0, "amx")
     arm = platform.machine().lower() in ("arm64", "aarch64")
     return [*vectors, *(("portable", "torch") if arm else ("torch", "portable"))]
+
+
+@cache
+def _can_use_amx() -> bool:
+    """Whether this CPU has AMX tiles, and the system lets this process use them, which it asks for."""
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 def namespace(isa: str) -> str:

@@ -20,6 +20,7 @@ ROW_MULTIPLE = 64  # `fill` takes rows from any multiple of this on, in every fo
 # GPU only the largest matrices are in pieces, to save memory.
 DENSE_BLOCK, GPU_DENSE_BLOCK = 16 * 2**20, 256 * 2**20
 LARGE_ROWS = 1024  # of x, from which writing a weight in float32 to memory pays, as PyTorch's product then needs it
+LARGE_TILE_ROWS = 256  # the same for AMX, in bfloat16
 
 Tensors = Mapping[str, Tensor | None]  # a matrix's tensors by name, as its module has them: "weight", …, "bias"
 
@@ -96,10 +97,11 @@ def kernel_multiply(x: Tensor) -> Any:
 def many_rows_ops(x: Tensor) -> Any:
     """The operators if their `gemm` is the fastest product of this many rows of x, else None.
 
-    It converts or dequantizes the weight to float32 in cache; for PyTorch's product it is written to memory. A float32
-    model keeps PyTorch's, so that a prompt has the same bits with quantized weights and with the dequantized ones.
+    It converts or dequantizes the weight in cache; for PyTorch's product it is written to memory. A float32 model keeps
+    PyTorch's, so that a prompt has the same bits with quantized weights and with the dequantized ones.
     """
-    return kernels.for_rows(x) if needs_float32(x) and 0 < len(x) < LARGE_ROWS else None
+    large = LARGE_ROWS if needs_float32(x) else LARGE_TILE_ROWS if kernels.has_tiles(x.dtype) else 0
+    return kernels.for_rows(x) if 0 < len(x) < large else None
 
 
 def product_by_blocks(

@@ -1,16 +1,18 @@
 // y = x Wᵀ + b for a few rows of x and a dense W, plus an adapter's branch: one pass over W, at the speed of the memory for
-// up to some 8 rows.
+// up to some 8 rows, or 32 with AMX.
 //
-// Products and sums are float32, also for bfloat16: on Intel's processors that is faster than their bfloat16 dot product
+// Without AMX products and sums are float32, also for bfloat16: on Intel's processors that is faster than their bfloat16 dot product
 // once a loaded weight serves several rows, and as fast with one row, which waits for the memory.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "panels.h"
 #include "parallel.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -70,6 +72,26 @@ __attribute__((noinline)) void tile(const T* weight, int64_t k, const float* x, 
   all_sums<M * R>(sums, out);
 }
 
+#if defined(BARELOOP_AMX)
+// x [rows, k] packed for AMX: one tile of up to 16 rows, or two of the same height.
+struct PackedRows {
+  int64_t tiles, of_tile, stride;  // rows of a tile, and numbers from one to the next
+  const BFloat16* numbers;
+  std::unique_ptr<BFloat16[]> memory;
+
+  PackedRows(const BFloat16* x, int64_t x_stride, int64_t rows, int64_t k)
+      : tiles((rows + TILE_ROWS - 1) / TILE_ROWS), of_tile((rows + tiles - 1) / tiles), stride(round_up(k, TILE_COLUMNS) * of_tile), numbers(x) {
+    if (rows == 1 && k % TILE_COLUMNS == 0) return;  // one row is packed as it is
+    memory = std::make_unique_for_overwrite<BFloat16[]>(tiles * stride + TILE_COLUMNS);
+    for (int64_t tile = 0; tile < tiles; tile++)
+      pack_tile(x + tile * of_tile * x_stride, x_stride, std::min(of_tile, rows - tile * of_tile), of_tile, k, memory.get() + tile * stride);
+    numbers = memory.get();
+  }
+};
+#else
+struct PackedRows;
+#endif
+
 template <typename T>
 struct Branch;  // adapter.h
 
@@ -79,10 +101,11 @@ struct Product {
   Y* y;
   int64_t rows, n, k;
   const FloatRows& x;
-  const Branch<T>* branch = nullptr;  // null: none
+  const Branch<T>* branch = nullptr;     // null: none
+  const PackedRows* packed = nullptr;  // x once more, if AMX is to be used
 
   void run() const {
-    parallel_rows(n, k * static_cast<int64_t>(sizeof(T)), STREAMS, [&](int64_t begin, int64_t end) {
+    parallel_rows(n, k * static_cast<int64_t>(sizeof(T)), packed == nullptr ? STREAMS : PANEL, [&](int64_t begin, int64_t end) {
       if (branch == nullptr) return multiply_range(begin, end);
       branch->compute_hidden();
       for (int64_t last; begin < end; begin = last) {
@@ -98,6 +121,8 @@ struct Product {
   void multiply_range(int64_t row, int64_t end, const float* added = nullptr) const {
     const int64_t first = row, bytes = k * static_cast<int64_t>(sizeof(T)), ahead = (AHEAD / (STREAMS * bytes) + 1) * STREAMS * bytes;
     const auto of = [&] { return added == nullptr ? nullptr : added + row - first; };
+    if constexpr (HAS_TILES<T>)
+      if (packed != nullptr) return this->multiply_tiles(row, end, added);
     for (; row + STREAMS <= end; row += STREAMS) multiply<STREAMS>(row, ahead, of());
     for (; row < end; row++) multiply<1>(row, ahead, of());
   }
@@ -121,6 +146,38 @@ struct Product {
       });
     }
   }
+
+#if defined(BARELOOP_AMX)
+  static constexpr int64_t FETCHED = 1024;  // columns up to which the next rows are fetched: the hardware follows long rows better itself
+
+  // Rows `row` to `end` of the weight, a range that begins at a multiple of 32, with all rows of x.
+  void multiply_tiles(int64_t row, int64_t end, const float* added) const {
+    const TileRegisters registers(packed->of_tile);
+    const int64_t wide = round_up(k, TILE_COLUMNS);
+    std::vector<T> edge;
+    for (; row < end; row += PANEL) {
+      const int64_t count = std::min(PANEL, end - row);
+      const T* lines = weight + row * k;
+      if (count < PANEL || wide != k) {  // a copy that is followed by zeros
+        edge.assign(PANEL * wide, T(0.0f));
+        for (int64_t i = 0; i < count; i++) std::copy_n(lines + i * k, k, edge.data() + i * wide);
+        lines = edge.data();
+      }
+      alignas(64) float sums[PANEL * PANEL], turned[PANEL * PANEL];
+      const T* const next = k <= FETCHED && row + 2 * PANEL <= n ? weight + (row + PANEL) * k : nullptr;
+      with_row_count<2>(packed->tiles, [&](auto tiles) {
+        add_tiles<2, decltype(tiles)::value>(lines, 2 * wide, packed->numbers, packed->of_tile, packed->stride, wide / TILE_COLUMNS, sums, PANEL, true, next);
+      });
+      transpose(sums, PANEL, PANEL, round_up(rows, 16), turned, PANEL);
+      for (int64_t m = 0; m < rows; m++) {
+        float* const numbers = turned + m * PANEL;
+        for (int64_t i = 0; i < count && bias != nullptr; i++) numbers[i] += static_cast<float>(bias[row + i]);
+        for (int64_t i = 0; i < count && added != nullptr; i++) numbers[i] += added[m * PANEL + i];
+        at::vec::convert(numbers, y + m * n + row, count);
+      }
+    }
+  }
+#endif
 };
 
 }  // namespace

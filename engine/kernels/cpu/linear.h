@@ -78,10 +78,16 @@ struct Writer {
 // x [rows, k], with rows `x_stride` apart -> y [rows, n].
 template <typename T>
 void multiply(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_stride, T* y) {
-  const FloatRows wide_x(x, x_stride, w.weight != nullptr || w.adapter != nullptr ? rows : 0, w.k);
+  const bool is_dense = w.weight != nullptr;
+  const FloatRows wide_x(x, x_stride, (is_dense && !HAS_TILES<T>) || w.adapter != nullptr ? rows : 0, w.k);
   std::optional<Branch<T>> maybe;
   const Branch<T>* const branch = w.adapter != nullptr ? &maybe.emplace(*w.adapter, rows, wide_x) : nullptr;
-  if (w.weight != nullptr) return Product<T>{w.weight, w.bias, y, rows, w.n, w.k, wide_x, branch}.run();
+  if constexpr (HAS_TILES<T>)
+    if (is_dense) {
+      const PackedRows packed_x(x, x_stride, rows, w.k);
+      return Product<T>{w.weight, w.bias, y, rows, w.n, w.k, wide_x, branch, &packed_x}.run();
+    }
+  if (is_dense) return Product<T>{w.weight, w.bias, y, rows, w.n, w.k, wide_x, branch}.run();
   const Writer<T> write{w, branch, y};
   if (w.records.bytes != nullptr) return w.records.run(x, x_stride, rows, write);
   const auto run = [&](const auto& quantized_x) { multiply_panels(w.panels, w.panels, quantized_x, rows, write); };

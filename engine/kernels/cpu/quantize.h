@@ -110,17 +110,10 @@ void quantize(const at::Tensor& part, const at::Tensor& weight, const at::Tensor
 // Transpose 16 lines of 16 rows (32 bits each): -> 16 rows of 16 lines.
 #if defined(CPU_CAPABILITY_AVX512)
 inline void transpose(const uint8_t* lines, int32_t (&rows)[16][16]) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(lines + i * LINE);
-  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; j++) a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]), a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
-  for (int i = 0; i < 16; i += 8)
-    for (int j = 0; j < 4; j++) b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88), b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
-  for (int j = 0; j < 8; j++) {
-    _mm512_storeu_si512(rows[j], _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88));
-    _mm512_storeu_si512(rows[j + 8], _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd));
-  }
+  __m512i words[16];
+  for (int i = 0; i < 16; i++) words[i] = _mm512_loadu_si512(lines + i * LINE);
+  transpose_words(words);
+  std::memcpy(rows, words, sizeof rows);
 }
 #else
 inline void transpose(const uint8_t* lines, int32_t (&rows)[16][16]) {
@@ -145,9 +138,10 @@ inline void unpack_codes(const int32_t* row, uint8_t* codes) {
 }
 
 // Dequantize up to 16 rows of a matrix from `row`, a multiple of 16, on, and of them columns `first`, a multiple of 128, to
-// `last` -> y, with rows `stride` apart. STEP columns have the same scale.
+// `last` -> y, with rows `stride` apart. STEP columns have the same scale. `scaled`: else the integers of 8 bits
+// themselves, which are exact in every type.
 template <int BITS, int STEP, typename T>
-__attribute__((noinline)) void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride) {
+__attribute__((noinline)) void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride, bool scaled) {
   constexpr int64_t COLUMNS = 32 / BITS, ALL = 16 * COLUMNS;  // of a line, and of the lines that are transposed
   const int64_t panel = row / PANEL, of_panel = row % PANEL;
   const uint8_t* lines = weight.codes + panel * weight.bytes() + first / COLUMNS * LINE;
@@ -164,7 +158,7 @@ __attribute__((noinline)) void dequantize_rows(const Panels& weight, int64_t row
       for (int64_t begin = 0; begin < total; begin += STEP) {
         const int64_t group = BITS == 8 ? row + i : (panel * (weight.k / STEP) + (column + begin) / STEP) * PANEL + of_panel + i;
         const bool wide = BITS == 8 || STEP == 64;
-        const float scale = wide ? static_cast<const float*>(weight.scales)[group] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
+        const float scale = !scaled ? 1.0f : wide ? static_cast<const float*>(weight.scales)[group] : static_cast<float>(static_cast<const BFloat16*>(weight.scales)[group]);
         if constexpr (BITS == 4 && STEP == 64)
           for (int64_t j = begin; j < begin + STEP; j++) numbers[j] = weight.table[codes[j]] * scale;
         else
@@ -176,11 +170,11 @@ __attribute__((noinline)) void dequantize_rows(const Panels& weight, int64_t row
 }
 
 template <typename T>
-void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride) {
-  if (weight.bits == 8) dequantize_rows<8, 64>(weight, row, rows, first, last, y, stride);
-  else if (weight.group == 16) dequantize_rows<4, 16>(weight, row, rows, first, last, y, stride);
-  else if (weight.group == 32) dequantize_rows<4, 32>(weight, row, rows, first, last, y, stride);
-  else dequantize_rows<4, 64>(weight, row, rows, first, last, y, stride);
+void dequantize_rows(const Panels& weight, int64_t row, int64_t rows, int64_t first, int64_t last, T* y, int64_t stride, bool scaled = true) {
+  if (weight.bits == 8) dequantize_rows<8, 64>(weight, row, rows, first, last, y, stride, scaled);
+  else if (weight.group == 16) dequantize_rows<4, 16>(weight, row, rows, first, last, y, stride, scaled);
+  else if (weight.group == 32) dequantize_rows<4, 32>(weight, row, rows, first, last, y, stride, scaled);
+  else dequantize_rows<4, 64>(weight, row, rows, first, last, y, stride, scaled);
 }
 
 // Dequantize rows `first`, the first row of a panel, to `last` -> [last - first, k], in the dtype of `like`.

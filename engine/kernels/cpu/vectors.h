@@ -173,10 +173,32 @@ inline Vec exp2(Vec x) {
 #endif
 }
 
+#if defined(CPU_CAPABILITY_AVX512)
+// Transpose 16 rows of 16 words (32 bits each).
+inline __attribute__((always_inline)) void transpose_words(__m512i (&a)[16]) {
+  __m512i b[16];
+  for (int i = 0; i < 16; i += 2) b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]), b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; j++) a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + j + 2]), a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + j + 2]);
+  for (int i = 0; i < 16; i += 8)
+    for (int j = 0; j < 4; j++) b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0x88), b[i + j + 4] = _mm512_shuffle_i32x4(a[i + j], a[i + j + 4], 0xdd);
+  for (int j = 0; j < 8; j++) a[j] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0x88), a[j + 8] = _mm512_shuffle_i32x4(b[j], b[j + 8], 0xdd);
+}
+#endif
+
 // Transpose a [rows, columns], in blocks of 16 by 16 -> b [columns, rows].
 inline void transpose(const float* a, int64_t a_row, int64_t rows, int64_t columns, float* b, int64_t b_row) {
   for (int64_t i = 0; i < rows; i += 16)
-    for (int64_t j = 0; j < columns; j += 16) at::vec::transpose_mxn<float, 16, 16>(a + i * a_row + j, a_row, b + j * b_row + i, b_row);
+    for (int64_t j = 0; j < columns; j += 16) {
+#if defined(CPU_CAPABILITY_AVX512)
+      __m512i words[16];
+      for (int64_t r = 0; r < 16; r++) words[r] = _mm512_loadu_si512(a + (i + r) * a_row + j);
+      transpose_words(words);
+      for (int64_t r = 0; r < 16; r++) _mm512_storeu_si512(b + (j + r) * b_row + i, words[r]);
+#else
+      at::vec::transpose_mxn<float, 16, 16>(a + i * a_row + j, a_row, b + j * b_row + i, b_row);
+#endif
+    }
 }
 
 inline int64_t round_up(int64_t x, int64_t multiple) {

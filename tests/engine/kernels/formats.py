@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 
 from engine import kernels
+from engine.kernels import build
 from engine.quant import gguf
 from engine.quant.base import Format, Tensors
 from engine.quant.panels import Panels, to_panels
@@ -62,3 +64,13 @@ def dense(weight_format: Format, tensors: Tensors) -> torch.Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_active_ops", None)
         return weight_format.dense(tensors, 0, weight_format.rows, torch.float32).double()
+
+
+def multiplied(ops: Any, name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The values of a matrix as `gemm` multiplies them: with AMX in bfloat16, but for int8's exact integers."""
+    rounded = is_amx(ops) and dtype == torch.bfloat16 and name not in ("dense", "int8")
+    return values.to(dtype).double() if rounded else values
+
+
+def is_amx(ops: Any) -> bool:
+    return bool(ops.name == build.namespace("amx"))

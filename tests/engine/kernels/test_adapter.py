@@ -9,7 +9,7 @@ import torch
 
 from engine import kernels
 from engine.layers.lora import Adapter, Pair
-from tests.engine.kernels.formats import FORMATS, matrix
+from tests.engine.kernels.formats import FORMATS, matrix, multiplied
 
 CPU = torch.device("cpu")
 # First row, height and rank of each pair. The first fills panels of 32 rows, the others neither begin nor end with one.
@@ -66,7 +66,7 @@ def test_the_branch_is_added_before_rounding(active, name, dtype):
         if operator is active.linear and name != "dense":  # which rounds x to integers
             base = operator(x.float(), weight, scales, bias.float()).double()
         else:
-            base = x.double() @ values.T + bias.double()
+            base = x.double() @ multiplied(active, name, values, dtype).T + bias.double()
         added, magnitudes = branch(made, x, len(bias), dtype)
         bound = SUM * (magnitudes + x.double().abs() @ values.abs().T + bias.double().abs())
         assert ((y - base - added).abs() <= bound + ROUNDING[dtype] * (base + added).abs()).all(), (name, rows)

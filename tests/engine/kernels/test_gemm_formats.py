@@ -10,7 +10,7 @@ import torch
 from engine import kernels
 from engine.quant import base
 from engine.quant.base import Format, Tensors
-from tests.engine.kernels.formats import COLUMNS, FORMATS, matrix
+from tests.engine.kernels.formats import COLUMNS, FORMATS, is_amx, matrix, multiplied
 
 
 def multiply(ops: Any, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -24,7 +24,8 @@ def multiply(ops: Any, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", FORMATS)
 def test_products_are_those_of_the_dequantized_weights(ops: Any, name: str, dtype: torch.dtype) -> None:
     for columns in COLUMNS.get(name, (256,) if name == "mixed" else (32, 288, 608)):
-        _, tensors, weight = matrix(name, columns)
+        _, tensors, values = matrix(name, columns)
+        weight = multiplied(ops, name, values, dtype)
         for rows in (33, 100, 257):
             x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).to(dtype)
             bias = tensors["bias"].to(dtype).double()
@@ -49,6 +50,19 @@ def test_a_row_has_its_bits_however_a_prompt_is_cut_and_on_any_number_of_threads
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("columns", [32, 100, 896, 1312])
+def test_amx_gives_a_row_its_bits_among_any_number_of_others(ops: Any, columns: int) -> None:
+    if not is_amx(ops):
+        pytest.skip("other instruction sets have another order of sums for few rows")
+    generator = torch.Generator().manual_seed(columns)
+    sizes = ((150, columns), (150,), (70, columns))
+    weight, bias, x = (torch.randn(*size, generator=generator).bfloat16() for size in sizes)
+    together = ops.gemm(x, weight, None, bias)
+    for first, last in ((0, 1), (3, 5), (8, 25), (37, 69)):
+        assert torch.equal(ops.linear(x[first:last], weight, None, bias), together[first:last])
+        assert torch.equal(ops.gemm(x[first:last], weight, None, bias), together[first:last])
+
+
 @pytest.mark.parametrize("name", ["int8", "nf4", "Q4_1"])
 def test_prompts_in_bfloat16_are_multiplied_by_the_kernel(ops: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From few rows to those from which PyTorch's product of the dequantized matrix is faster."""
@@ -57,7 +71,8 @@ def test_prompts_in_bfloat16_are_multiplied_by_the_kernel(ops: Any, name: str, m
     monkeypatch.setattr(base, "slow_bfloat16", lambda: True)
     by_blocks = []
     monkeypatch.setattr(Format, "product_by_blocks", lambda self, tensors, x: by_blocks.append(len(x)))
-    weight_format, tensors, weight = matrix(name, 320)
+    weight_format, tensors, values = matrix(name, 320)
+    weight = multiplied(ops, name, values, dtype)
     tensors = {**tensors, "bias": tensors["bias"].to(dtype)}
     for rows in (kernels.MAX_ROWS + 1, base.LARGE_ROWS - 1):
         x = torch.randn(rows, 320).to(dtype)
