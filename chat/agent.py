@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from chat.commands import execute, is_command
 from chat.conversation.events import ChatEvents, Notice, Piece, Reply, Settings
-from chat.memory.recall import Memory
+from chat.conversation.recall import Memory
 from chat.models.interface import ChatModel
 from chat.workspace import Workspace
 from engine.runtime.errors import UsageError

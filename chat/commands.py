@@ -1,4 +1,4 @@
-"""The slash commands, except those of the memory, which `chat.memory.commands` has. Loads without torch."""
+"""The slash commands, except those of the memory, which `chat.memory_commands` has. Loads without torch."""
 
 from __future__ import annotations
 
@@ -264,4 +264,4 @@ def _on_or_off(state: bool) -> str:
     return "on" if state else "off"
 
 
-from chat.memory import commands as memory_commands  # noqa: E402, F401  # registered last, as /help lists them
+from chat import memory_commands  # noqa: E402, F401  # registered last, as /help lists them

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from chat.conversation.events import Settings
+    from chat.conversation.recall import Memory
     from chat.memory.embedder import Embedder
-    from chat.memory.recall import Memory
     from engine.decoding.scheduling.scheduler import Scheduler
     from engine.llm import LLM
 
@@ -61,7 +61,10 @@ def parser() -> Parser:
     return result
 
 
-COUNTS = ("turns", "refused", "prompt_tokens", "cached_tokens", "completion_tokens", "summary_read", "evictions")
+COUNTS = (
+    *("turns", "refused", "visible", "prompt_tokens", "cached_tokens", "completion_tokens", "summary_read"),
+    "evictions",
+)
 
 
 @dataclass
@@ -73,6 +76,7 @@ class StrategyResult:
     right: dict[int, int] = field(default_factory=dict)  # correct replies by distance
     turns: int = 0
     refused: int = 0  # turns that did not fit into the window (strategy `none`)
+    visible: int = 0  # questions whose answer stood in the prompt anyway, without memories: replies may repeat it
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
@@ -103,6 +107,11 @@ class StrategyResult:
         """Share of the prompt tokens that came from the cache."""
         return self.cached_tokens / max(self.prompt_tokens, 1)
 
+    @property
+    def visible_share(self) -> float:
+        """Share of the questions whose answer stood in the prompt, without memories."""
+        return self.visible / max(sum(self.asked.values()), 1)
+
     def recall(self, distance: int) -> float:
         """Share of the questions at this distance that were answered correctly."""
         return self.right.get(distance, 0) / self.asked[distance]
@@ -121,7 +130,7 @@ def main(options: Any) -> None:
     if options.small_window < 1 or options.max_new_tokens < 1:
         raise UsageError("--small-window and --max-new-tokens: use 1 or more")
 
-    from chat.memory.opening import chosen_embedder
+    from chat.memory.embedder import chosen_embedder
     from engine.llm import LLM
 
     llm = LLM.load(options.model[0], **model_options(options))
@@ -204,7 +213,7 @@ def run_dialogues(
 @contextmanager
 def new_memory(embedder: Embedder | None) -> Iterator[Memory]:
     """An empty memory in a folder that is deleted afterwards."""
-    from chat.memory.recall import Memory
+    from chat.conversation.recall import Memory
     from chat.memory.store import MemoryStore
 
     with TemporaryDirectory() as folder, MemoryStore.open(Path(folder) / "memory.db", embedder) as store:
@@ -235,6 +244,8 @@ def run_dialogue(
             result.prompt_tokens += reply.prompt_tokens
             result.cached_tokens += reply.cached_tokens
             result.completion_tokens += reply.completion_tokens
+            shown = session.visible_messages(memories=False)[:-1]
+            result.visible += bool(line.expect) and any(contains(each["content"], line.expect) for each in shown)
         if line.expect:
             result.asked[line.distance] = result.asked.get(line.distance, 0) + 1
             result.right[line.distance] = result.right.get(line.distance, 0) + contains(text, line.expect)
@@ -257,12 +268,13 @@ def table(results: Sequence[StrategyResult]) -> Table:
     rows = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     rows.add_column("way", no_wrap=True)
     columns = distances(results)
-    for name in (*map(str, columns), "read", "saved", "s/turn", "drops", "refused"):
+    for name in (*map(str, columns), "visible", "read", "saved", "s/turn", "drops", "refused"):
         rows.add_column(name, justify="right", no_wrap=True)
     for result in results:
         rows.add_row(
             result.name,
             *(f"{result.recall(distance):.0%}" for distance in columns),
+            f"{result.visible_share:.0%}",
             f"{result.read_per_turn:.0f}",
             f"{result.cached_share:.0%}",
             f"{result.seconds / result.answered:.2f}",
@@ -272,6 +284,7 @@ def table(results: Sequence[StrategyResult]) -> Table:
         if result.name == "no history":
             rows.add_section()
     rows.caption = (
+        "visible: share of the questions whose answer stood in the prompt, without memories; "
         "read: prompt tokens computed per turn; saved: share of the prompts that was cached; "
         f"s/turn: with {ROWS} dialogues at a time"
     )

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from engine.runtime.errors import BareloopError, TemplateError
 
@@ -27,6 +27,7 @@ MAX_LEAST_SHARE = 1 / 3  # of the room that this least may be
 Message = Mapping[str, Any]
 Turn = Sequence[Message]  # a user message, then the assistant's
 Count = Callable[[Sequence[Message]], int]  # messages -> tokens by the model's template; raises if it rejects them
+SystemRole = Literal["none", "first", "anywhere"]  # where a template takes a system message; see `system_role`
 
 
 class ContextOverflowError(BareloopError):
@@ -80,31 +81,58 @@ class FittedPrompt:
 
 
 def prompt_messages(
-    system: str, turns: Sequence[Turn], summary: str = "", fold_system: bool = False, memories: str = ""
+    system: str,
+    turns: Sequence[Turn],
+    summary: str = "",
+    system_role: SystemRole = "first",
+    memories: str = "",
 ) -> list[Message]:
     """The messages of these turns, after the system prompt, which also carries the summary of earlier turns.
 
-    `memories` come last in the system prompt, so that the cached prefix before them stays valid when they change. With
-    `fold_system`, for templates that reject a system role, the system text is put in front of the first user message.
+    `memories` stand right before the newest message, so that all that is cached before it stays valid when they change:
+    in a system message of their own, or in front of the newest message's text, if the template does not take a system
+    message there, or this one would be the first: many templates add a system prompt of their own if there is none.
+    Likewise the system text is put in front of the first message, if the template takes no system message at all.
     """
-    parts = (system, f"{SUMMARY_PREFIX}{summary}" if summary else "", memories)
-    text = "\n\n".join(part for part in parts if part)
+    text = "\n\n".join(part for part in (system, f"{SUMMARY_PREFIX}{summary}" if summary else "") if part)
     messages: list[Message] = [{key: message[key] for key in ("role", "content")} for turn in turns for message in turn]
+    if memories and messages:
+        newest = len(messages) - len(turns[-1])
+        if system_role == "anywhere" and (text or newest):
+            messages.insert(newest, _system_message(memories))
+        else:
+            messages[newest] = _with_text_before(messages[newest], memories)
     if not text:
         return messages
-    if not fold_system or not messages:
-        return [{"role": "system", "content": text}, *messages]
-    first, *rest = messages
-    return [{**first, "content": f"{text}\n\n{first['content']}"}, *rest]
+    if system_role == "none" and messages:
+        return [_with_text_before(messages[0], text), *messages[1:]]
+    return [_system_message(text), *messages]
 
 
-def rejects_system_role(count: Count) -> bool:
-    """Whether the chat template raises an error for a system message."""
+def system_role(count: Count, text: Callable[[Sequence[Message]], str]) -> SystemRole:
+    """Where a chat template takes a system message: nowhere, as the first message, or also before any user message.
+
+    `text`: the text of a prompt, with control tokens; raises as `count`. Templates may reject a later system message,
+    leave it out, move it, or write it twice, so the texts with and without one are compared: it has to be inserted,
+    once, between the messages around it, which stay as they are.
+    """
+    question, reply = {"role": "user", "content": "alpha"}, {"role": "assistant", "content": "bravo"}
+    first, inserted, newest = _system_message("charlie"), _system_message("delta"), {"role": "user", "content": "echo"}
     try:
-        count([{"role": "system", "content": "."}, {"role": "user", "content": "."}])
+        count([first, newest])
     except TemplateError:
-        return True
-    return False
+        return "none"
+    try:
+        for before in ([first], [question, reply], [first, question, reply]):
+            whole, without = text([*before, inserted, newest]), text([*before, newest])
+            places = [whole.find(message["content"]) for message in (before[-1], inserted, newest)]
+            start, end = (_common_prefix(whole[::step], without[::step]) for step in (1, -1))
+            is_between = -1 < places[0] < places[1] < places[2] and whole.count(inserted["content"]) == 1
+            if not is_between or start + end < len(without):
+                return "first"
+    except TemplateError:
+        return "first"
+    return "anywhere"
 
 
 def fit(
@@ -115,7 +143,7 @@ def fit(
     count: Count,
     start: int = 0,
     summary: str = "",
-    fold_system: bool = False,
+    system_role: SystemRole = "first",
     high: float = 1.0,
     memories: str = "",
 ) -> FittedPrompt:
@@ -136,14 +164,14 @@ def fit(
             own = budget.without_memories
             if own.room < 1:
                 raise ContextOverflowError("the memories would fill the room")
-            fitted = fit(system, turns, own, strategy, count, start, summary, fold_system, high)
+            fitted = fit(system, turns, own, strategy, count, start, summary, system_role, high)
         except ContextOverflowError:
             budget = replace(budget, memories=0)
-            fitted = fit(system, turns, budget, strategy, count, start, summary, fold_system, high)
-        return place_memories(fitted, memories, system, turns, budget, count, summary, fold_system)
+            fitted = fit(system, turns, budget, strategy, count, start, summary, system_role, high)
+        return place_memories(fitted, memories, system, turns, budget, count, summary, system_role)
 
     def messages(first: int) -> list[Message]:
-        return prompt_messages(system, turns[first:], summary, fold_system)
+        return prompt_messages(system, turns[first:], summary, system_role)
 
     @cache
     def tokens(first: int) -> int:
@@ -154,7 +182,7 @@ def fit(
     if total <= room * high or (total <= room and start == last):
         return FittedPrompt(messages(start), total, start)
     if tokens(last) > room:
-        raise _overflow(system, turns[last], summary, fold_system, budget, count, tokens(last))
+        raise _overflow(system, turns[last], summary, system_role, budget, count, tokens(last))
     if strategy == "none":
         raise ContextOverflowError(
             f"the conversation has {total:,} tokens, and there is room for {room:,} "
@@ -176,18 +204,33 @@ def place_memories(
     budget: Budget,
     count: Count,
     summary: str = "",
-    fold_system: bool = False,
+    system_role: SystemRole = "first",
 ) -> FittedPrompt:
     """Put a block of memories into a prompt, in place of the one that it has; none if it does not fit into the room.
 
     The turns stay as they are. The arguments after `memories` are those of `fit`.
     """
     for block in dict.fromkeys((memories, "")):
-        messages = prompt_messages(system, turns[fitted.start :], summary, fold_system, block)
+        messages = prompt_messages(system, turns[fitted.start :], summary, system_role, block)
         tokens = count(messages)
         if not block or tokens <= budget.room:
             break
     return replace(fitted, messages=messages, tokens=tokens, memories=block)
+
+
+def _system_message(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def _with_text_before(message: Message, text: str) -> Message:
+    """The same message with a text in front of its own."""
+    return {**message, "content": f"{text}\n\n{message['content']}"}
+
+
+def _common_prefix(left: str, right: str) -> int:
+    """Length of the longest common prefix."""
+    pairs = zip(left, right, strict=False)
+    return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def wants_summary(tokens: int, turns_in_prompt: int, budget: Budget, strategy: str) -> bool:
@@ -205,11 +248,11 @@ def summary_limit(budget: Budget) -> int:
 
 
 def _overflow(
-    system: str, turn: Turn, summary: str, fold_system: bool, budget: Budget, count: Count, tokens: int
+    system: str, turn: Turn, summary: str, system_role: SystemRole, budget: Budget, count: Count, tokens: int
 ) -> ContextOverflowError:
     """The error that says what is too long: the message, the system prompt before it, or a reply to be continued."""
     empty = [{**turn[0], "content": ""}]
-    pinned = count(prompt_messages(system, [empty], summary, fold_system))
+    pinned = count(prompt_messages(system, [empty], summary, system_role))
     limits = f"there is room for {budget.room:,} ({budget.window:,} minus {budget.reserve:,} for the reply)"
     if pinned > budget.room:
         return ContextOverflowError(f"the system prompt has {pinned:,} tokens, and {limits}; shorten it with /system")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from chat.conversation.session import Session
+from chat.memory.pieces import counted
 from chat.workspace import Workspace
 
 SCORED = "the tokens of the text, as the model reads it, with their probabilities now; it may have generated others"
@@ -40,8 +41,8 @@ def statistics(workspace: Workspace) -> str:
     if session.memory is not None:
         recalled = session.memory.recalled
         lines.append(
-            f"memories   {len(recalled.pieces)} in the prompt, {recalled.tokens:,} tokens, of {budget.memories:,} set "
-            f"aside; {session.memory.store.count():,} in all"
+            f"memories   {len(recalled.pieces)} in the prompt, {counted(recalled.tokens, 'token')}, of "
+            f"{budget.memories:,} set aside; {session.memory.store.count():,} in all"
         )
     if session.model.drafts is not None:
         lines.append(f"drafts     {session.model.drafts}")

@@ -24,6 +24,7 @@ from chat.commands import COMMANDS, is_command
 from chat.context import STRATEGIES
 from chat.conversation.events import Notice, Piece, Reply
 from chat.conversation.session import Session
+from chat.memory.pieces import counted
 from engine.cli.parser import printable
 from engine.runtime.errors import BareloopError
 
@@ -232,7 +233,7 @@ def meter(session: Session) -> str:
     usage = f"{used:,}/{window:,} ({used / window:.0%})"
     if session.memory is not None:
         recalled = len(session.memory.recalled.pieces)
-        usage += f" · {recalled} {'memory' if recalled == 1 else 'memories'}"
+        usage += f" · {counted(recalled, 'memory')}"
     if (last := session.statistics.last) is None:
         return usage
     drafts = session.model.drafts

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from chat import store
 from chat.conversation.events import Notice, Settings
+from chat.conversation.recall import NOTHING, Memory
 from chat.conversation.session import Session
 from chat.conversation.tree import Tree
-from chat.memory.recall import NOTHING, Memory
 from chat.models.interface import ChatModel
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
@@ -139,6 +139,7 @@ class Workspace:
         model = self.load_model(name)
         session = _continued(before, before.tree, before.unanswered, model, before.settings, before.now)
         session.statistics, session.memory = before.statistics, self.memory
+        session.recount_memories()
         self.session, self.name = session, name
         yield Notice("info", f"now {name}, with a window of {session.budget.window:,} tokens")
         yield from session.warnings

@@ -37,6 +37,14 @@ EVALS_LAYERS = (
     ("evals.studies", "evals.judging"),
     ("evals",),  # the programs
 )
+CHAT_LAYERS = (
+    ("chat.context",),
+    ("chat.memory", "chat.models"),
+    ("chat.conversation",),
+    ("chat",),  # the agent, its commands and files, the terminal
+    ("chat.web",),
+    ("chat.__main__",),
+)
 
 # These load without torch, so that `--help` is instant and files can be analysed anywhere: they and all that they
 # import at module level.
@@ -71,7 +79,7 @@ WITHOUT_TORCH = (
     "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
-    *(f"chat.{name}" for name in ("registry", "commands", "dialogues", "compare")),
+    *(f"chat.{name}" for name in ("registry", "commands", "memory_commands", "dialogues", "compare")),
     "chat.conversation.*",
     "chat.memory.*",
     "chat.web.*",
@@ -167,7 +175,7 @@ def test_there_is_no_circle_of_imports():
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-@pytest.mark.parametrize("layers", [ENGINE_LAYERS, EVALS_LAYERS], ids=["engine", "evals"])
+@pytest.mark.parametrize("layers", [ENGINE_LAYERS, EVALS_LAYERS, CHAT_LAYERS], ids=["engine", "evals", "chat"])
 def test_layers_import_only_from_layers_below(layers):
     height = {name: number for number, layer in enumerate(layers) for name in layer}
     top = layers[-1][0].split(".")[0]

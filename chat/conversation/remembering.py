@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from chat.context import FittedPrompt, place_memories, prompt_messages
+from chat.context import FittedPrompt, place_memories
 from chat.conversation.events import Notice
 from chat.conversation.transcript import Transcript, remembered
 from chat.conversation.tree import Turn
+from chat.memory.pieces import counted
 from engine.runtime.errors import BareloopError, is_out_of_memory
 
 
@@ -31,9 +33,8 @@ class Remembering(Transcript):
             yield Notice("warning", f"nothing was looked up: {error}")
         recalled = self.memory.recalled
         if recalled.pieces and recalled.block != before:
-            number = len(recalled.pieces)
-            text = f"recalled {number} {'memory' if number == 1 else 'memories'}, {recalled.tokens:,} tokens"
-            yield Notice("recalled", text)
+            number = counted(len(recalled.pieces), "memory")
+            yield Notice("recalled", f"recalled {number}, {counted(recalled.tokens, 'token')}")
         return prompt
 
     def _remember(self, turn: Turn, beginning: dict[str, Any] | None) -> Iterator[Notice]:
@@ -53,20 +54,28 @@ class Remembering(Transcript):
         Turns in it are not recalled. Raises `BareloopError` if the memory cannot be read.
         """
         assert self.memory is not None
-        budget, system, history = self.budget, self.settings.system, self.settings.history
-        summary, fold = self._visible_summary, self.model.rejects_system_role
-        turns = self.turns if history else self.turns[-1:]
+        budget, history = self.budget, self.settings.history
         first = prompt.start if history else len(self.turns) - 1
-        shown, left = ([remembered(turn) for turn in part] for part in (self.turns[first:-1], self.turns[:first]))
-        probe = [[{"role": "user", "content": "."}]]
-        empty = self.count(prompt_messages(system, probe, summary, fold))
+        turns, message = self.turns[first:], self.turns[-1][0]["content"]
+        shown, left = ([remembered(turn) for turn in part] for part in (turns[:-1], self.turns[:first]))
+        # A block adds about as many tokens to a short prompt, in which it stands in the same place.
+        short = [[_dot("user"), _dot("assistant")]] * (len(turns) > 1) + [[_dot("user")]]
+        empty, used = self.count(self._messages(short)), self.count(self._messages(turns))
 
         def count(block: str) -> int:
-            return self.count(prompt_messages(system, probe, summary, fold, block)) - empty
+            return self.count(self._messages(short, block)) - empty
 
-        used = self.count(prompt_messages(system, turns[prompt.start :], summary, fold))
-        self.memory.recall(turns[-1][0]["content"], shown, min(budget.memories, budget.room - used), count, left)
-        return self._noted(place_memories(prompt, self._memories, system, turns, budget, self.count, summary, fold))
+        self.memory.recall(message, shown, min(budget.memories, budget.room - used), count, left)
+        system, summary, role = self.settings.system, self._visible_summary, self.model.system_role
+        turns = self.turns if history else turns
+        placed = place_memories(prompt, self._memories, system, turns, budget, self.count, summary, role)
+        if placed.memories:
+            self.memory.recalled = replace(self.memory.recalled, tokens=placed.tokens - used)
+        return self._noted(placed)
+
+
+def _dot(role: str) -> dict[str, Any]:
+    return {"role": role, "content": "."}
 
 
 @contextmanager

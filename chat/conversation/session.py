@@ -17,13 +17,14 @@ from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from chat.context import HIGH_WATER, SUMMARY_PREFIX, FittedPrompt, prompt_messages, summary_limit, wants_summary
+from chat.context import HIGH_WATER, SUMMARY_PREFIX, FittedPrompt, summary_limit, wants_summary
 from chat.conversation.events import ChatEvents, Notice, Reply, Settings, Statistics
 from chat.conversation.inspection import alternative
+from chat.conversation.recall import Memory
 from chat.conversation.remembering import Remembering, shortage_explained
 from chat.conversation.streaming import LOOP_CHARACTERS, ReplyParts, repeats
 from chat.conversation.tree import Tree, Turn
-from chat.memory.recall import Memory
+from chat.memory.pieces import counted
 from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent, TokenProbability
 from engine.runtime.errors import BareloopError, UsageError
 from engine.text.reasoning import split
@@ -161,9 +162,9 @@ class Session(Remembering):
         self.statistics.evictions += 1
         self.statistics.dropped_turns += prompt.dropped
         self.statistics.dropped_tokens += prompt.dropped_tokens
-        turns = f"{prompt.dropped} turn{'s' * (prompt.dropped > 1)}"
+        dropped = f"dropped {counted(prompt.dropped, 'turn')}, {counted(prompt.dropped_tokens, 'token')}"
         filled = prompt.tokens / self.budget.window
-        return Notice("dropped", f"dropped {turns}, {prompt.dropped_tokens:,} tokens; window {filled:.0%} full")
+        return Notice("dropped", f"{dropped}; window {filled:.0%} full")
 
     def _reply(self, prompt: FittedPrompt, sent: float, tokens: Sequence[TokenProbability]) -> ChatEvents:
         """Generate the last turn's reply, or continue it. However this generator ends, the text so far is kept.
@@ -280,8 +281,7 @@ class Session(Remembering):
         Memories are left out: what a summary took from them could not be forgotten any more.
         """
         turns = [*self.turns[self.start : -1], [_message(SUMMARY_REQUEST)]]
-        fold = self.model.rejects_system_role
-        messages = prompt_messages(self.settings.system, turns, self.summary, fold)
+        messages = self._messages(turns)
         limit = summary_limit(self.budget)
         if self.count(messages) + limit > self.budget.window:
             yield Notice("warning", "no room to ask for a summary; old turns are dropped without one")

@@ -11,9 +11,10 @@ from typing import Any
 from chat.context import Budget, FittedPrompt, Message, fit, prompt_messages
 from chat.conversation.events import Notice, Settings
 from chat.conversation.inspection import score_reply, with_times
+from chat.conversation.recall import NOTHING, Memory
 from chat.conversation.streaming import ReplyParts
 from chat.conversation.tree import Tree, Turn
-from chat.memory.recall import NOTHING, Memory, turn_text
+from chat.memory.pieces import turn_text
 from chat.models.interface import ChatModel, TokenProbability
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, UsageError
@@ -137,11 +138,16 @@ class Transcript:
         """Number of tokens of these messages in the model's template."""
         return self.model.count(messages)
 
-    def visible_messages(self) -> list[Message]:
-        """The messages that are in the prompt, including the last reply."""
+    def recount_memories(self) -> None:
+        """Count the tokens of the memories in the prompt again: for another model, they are others."""
+        if self.memory is not None and self._memories and self.turns:
+            with_memories, without = (self.count(self.visible_messages(memories)) for memories in (True, False))
+            self.memory.recalled = replace(self.memory.recalled, tokens=with_memories - without)
+
+    def visible_messages(self, memories: bool = True) -> list[Message]:
+        """The messages that are in the prompt, including the last reply, with the memories or without them."""
         turns = self.turns[self.start :] if self.settings.history else self.turns[-1:]
-        summary, fold = self._visible_summary, self.model.rejects_system_role
-        return prompt_messages(self.settings.system, turns, summary, fold, self._memories)
+        return self._messages(turns, self._memories if memories else "")
 
     def tokens(self) -> list[tuple[int, str]]:
         """Ids and texts of the tokens in the prompt, including the last reply."""
@@ -195,9 +201,9 @@ class Transcript:
             turns, start = turns[-1:], 0
         if len(turns[-1]) > 1:  # its memories stay as they are
             budget = replace(budget, reserve=1, memories=self.memory.recalled.tokens if self.memory is not None else 0)
-        summary, fold, memories = self._visible_summary, self.model.rejects_system_role, self._memories
+        summary, role, memories = self._visible_summary, self.model.system_role, self._memories
         return self._noted(
-            fit(settings.system, turns, budget, settings.strategy, self.count, start, summary, fold, high, memories)
+            fit(settings.system, turns, budget, settings.strategy, self.count, start, summary, role, high, memories)
         )
 
     def _noted(self, prompt: FittedPrompt) -> FittedPrompt:
@@ -208,18 +214,22 @@ class Transcript:
 
     def _tokens_of_turns(self) -> int:
         """Tokens of the prompt without memories."""
-        turns, summary = self.turns[self.start :], self._visible_summary
-        return self.count(prompt_messages(self.settings.system, turns, summary, self.model.rejects_system_role))
+        return self.count(self._messages(self.turns[self.start :]))
+
+    def _messages(self, turns: Sequence[Turn], memories: str = "") -> list[Message]:
+        """The messages of a prompt with these turns."""
+        return prompt_messages(self.settings.system, turns, self._visible_summary, self.model.system_role, memories)
 
     def _messages_of(self, index: int) -> list[Message]:
         """The messages up to the reply of a turn, as they may have been in its prompt, as many as fit."""
         in_prompt = self.settings.history and index >= self.start
         first = (self.start if in_prompt else 0) if self.settings.history else index
-        summary, fold = self.summary if in_prompt else "", self.model.rejects_system_role
-        memories = self._memories if in_prompt else ""
+        summary, role = self.summary if in_prompt else "", self.model.system_role
+        has_block = in_prompt and self.turns[index][1].get("memories", []) == self._recalled
+        memories = self._memories if has_block else ""
 
         def messages(first: int) -> list[Message]:
-            return prompt_messages(self.settings.system, self.turns[first : index + 1], summary, fold, memories)
+            return prompt_messages(self.settings.system, self.turns[first : index + 1], summary, role, memories)
 
         candidates = range(first, index)
         first += bisect_left(candidates, True, key=lambda number: self.count(messages(number)) < self.model.limit)

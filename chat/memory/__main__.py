@@ -6,17 +6,16 @@ import contextlib
 import sys
 from typing import Any
 
-from chat.memory.documents import absolute, add_files
-from chat.memory.embedder import EngineEmbedder, default_embedder, load_embedder
-from chat.memory.pieces import Piece
-from chat.memory.splitting import count_words
-from chat.memory.store import MODES, MemoryStore, memory_path
+from chat.memory.documents.adding import absolute, add_files
+from chat.memory.documents.splitting import count_words
+from chat.memory.embedder import NONE, EngineEmbedder, chosen_embedder
+from chat.memory.pieces import Piece, counted
+from chat.memory.store import DEFAULT, MODES, MemoryStore, memory_path
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, printable, require_at_least, run
 from engine.cli.progress import Progress
 from engine.runtime.errors import BareloopError, UsageError
 
-DEFAULT, NONE = "default", "none"
 LINE = 100  # characters of a text in a list
 
 
@@ -48,8 +47,11 @@ def parser() -> Parser:
     search.add_argument("--mode", choices=MODES, default="hybrid", help="(default: hybrid)")
     forget = command("forget", "delete pieces, also from the bytes of the file")
     forget.add_argument("ids", nargs="*", type=int, metavar="ID")
-    forget.add_argument("--source", metavar="PATH", help="all pieces of a document")
+    forget.add_argument(
+        "--source", help="all pieces of a document (its path), of a conversation (its id) or all notes (note)"
+    )
     forget.add_argument("--all", action="store_true", help="everything")
+    forget.add_argument("--yes", action="store_true", help="do not ask before --source or --all forgets several")
     command("reembed", "compute all vectors with this embedding model; continues if it was interrupted")
     return result
 
@@ -68,19 +70,19 @@ def add(store: MemoryStore, options: Any) -> None:
         added = add_files(store, [absolute(path) for path in options.paths], progress, count)
     for path, reason in added.skipped:
         print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
-    print(f"{added}; {store.count()} memories in {store.path}")
+    print(f"{added}; {counted(store.count(), 'memory')} in {store.path}")
     named = {str(absolute(path)) for path in options.paths}
     if refused := [path for path, _ in added.skipped if path in named]:
-        raise BareloopError(f"{len(refused)} of the files that were named were not added")
+        raise BareloopError(f"not added: {len(refused)} of the files that were named")
 
 
 def show(store: MemoryStore, options: Any) -> None:
     """Print the documents and the newest pieces."""
     require_at_least(0, options, "limit")
-    print(f"{store.count()} memories in {store.path}")
+    print(f"{counted(store.count(), 'memory')} in {store.path}")
     for source in store.sources():
         state = "" if source.hash else ", not completely added"
-        print(printable(f"document {source.path}: {source.pieces} pieces{state}"))
+        print(printable(f"document {source.path}: {counted(source.pieces, 'piece')}{state}"))
     for piece in store.pieces(limit=options.limit):
         print(printable(_line(piece)))
 
@@ -96,17 +98,32 @@ def search(store: MemoryStore, options: Any) -> None:
 
 
 def forget(store: MemoryStore, options: Any) -> None:
-    """Delete pieces, those of a document, or everything."""
+    """Delete pieces, those of a source, or everything; ask first if those are several. Raises `UsageError`."""
     if bool(options.ids) + (options.source is not None) + options.all != 1:
         raise UsageError("forget needs either IDs, or --source, or --all")
     if options.all:
+        _confirm(store.count(), "", options.yes)
         count = store.clear()
     elif options.source is not None:
         names = {options.source, str(absolute(options.source))}
+        _confirm(sum(len(store.pieces(source=name)) for name in names), f" of {options.source}", options.yes)
         count = sum(store.forget_source(name) for name in names)
     else:
         count = store.forget(options.ids)
-    print(f"forgot {count} memories; {store.count()} are left{store.unpurged}")
+    left = store.count()
+    print(f"forgot {counted(count, 'memory')}; {left:,} {'is' if left == 1 else 'are'} left{store.unpurged}")
+
+
+def _confirm(count: int, whose: str, is_confirmed: bool) -> None:
+    """Raise `BareloopError` unless the user agrees to forget several memories. Without a terminal nobody can."""
+    if count < 2 or is_confirmed:
+        return
+    what = printable(f"{counted(count, 'memory')}{whose}")
+    if not sys.stdin.isatty() or not sys.stderr.isatty():
+        raise BareloopError(f"this forgets {what}, and there is no terminal to ask you on; add --yes")
+    print(f"forget {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline().strip().lower().startswith("y"):
+        raise BareloopError("nothing was forgotten")
 
 
 def reembed(store: MemoryStore) -> None:
@@ -114,7 +131,7 @@ def reembed(store: MemoryStore) -> None:
     missing = store.missing()
     with Progress("embed", missing) as progress:
         done = store.reembed(progress.advance)
-    print(f"computed {done} vectors")
+    print(f"computed {counted(done, 'vector')}")
 
 
 def main(options: Any) -> None:
@@ -123,8 +140,7 @@ def main(options: Any) -> None:
     if options.command != "add" and not path.exists():
         raise BareloopError(f"there is no memory {path}")
     needs_vectors = options.command in ("add", "search", "reembed")
-    name = options.memory_model or default_embedder()
-    embedder = load_embedder(name, device=options.device) if needs_vectors and name and name != NONE else None
+    embedder = chosen_embedder(options.memory_model, options.device) if needs_vectors else None
     if isinstance(embedder, EngineEmbedder) and not embedder.llm.is_encoder:
         print(f"note: {embedder.name} was not trained to embed texts; {embedded.MINILM} was", file=sys.stderr)
     with MemoryStore.open(path, embedder) as store:

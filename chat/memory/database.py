@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from chat.memory.pieces import message_of
 from engine.runtime.errors import BareloopError
 
 APPLICATION_ID, VERSION = 0x626C6D6D, 1  # "blmm"
@@ -40,6 +41,10 @@ CREATE TABLE embedders(
     active INTEGER NOT NULL
 );
 CREATE TABLE documents(path TEXT PRIMARY KEY, hash TEXT NOT NULL) WITHOUT ROWID;
+"""
+# Finds all versions of a turn: they have the same message in the same conversation.
+VERSIONS = f"""
+CREATE INDEX IF NOT EXISTS pieces_said ON pieces(conversation, {message_of("text")}, date) WHERE kind = 'turn'
 """
 # Scripts that are written without spaces: each character is a word of the index.
 UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -105,6 +110,7 @@ class Database:
                     self.connection.execute(statement)
                 self.connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 self.connection.execute(f"PRAGMA user_version={VERSION}")
+            self.run(VERSIONS)
         if self.one("SELECT value FROM meta WHERE key = 'purge'"):  # a program was killed before it had purged
             with contextlib.suppress(BareloopError):  # another program may be busy; there will be a next time
                 self.purge()

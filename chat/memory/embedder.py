@@ -19,7 +19,7 @@ from engine.runtime.files import read_json
 if TYPE_CHECKING:
     from engine.llm import LLM
 
-MINILM = embedded.MINILM
+MINILM, NONE = embedded.MINILM, "none"
 # Files of sentence-transformers that decide, beside the weights, which vector a text gets.
 SETTINGS = ("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
 
@@ -68,6 +68,15 @@ class EngineEmbedder:
 def default_embedder() -> str | None:
     """The name of the embedding model that needs no download; None if its package is not installed."""
     return embedded.MINILM if find_spec(embedded.MINILM_PACKAGE) is not None else None
+
+
+def chosen_embedder(name: str | None, device: str = "auto") -> EngineEmbedder | None:
+    """Load the embedding model of this name; None for `none`.
+
+    Without a name it is MiniLM if its package is installed, else none, so that nothing is downloaded unasked.
+    """
+    chosen = default_embedder() if name is None else name
+    return None if chosen is None or chosen == NONE else load_embedder(chosen, device=device)
 
 
 def load_embedder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ Kind = Literal["turn", "note", "document"]
 KINDS = get_args(Kind)
 COLUMNS = "id, text, kind, source, place, conversation, date"  # of a row that is a `Piece`
 EPOCH = datetime(1970, 1, 1)
+ARROW = "\n→ "  # in a turn, between the message and the reply
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,28 @@ class Piece:
     date: datetime
 
 
+def turn_text(message: str, reply: str) -> str:
+    """A turn as it is stored: the message and the reply, in the words in which they were said."""
+    return f"{message.strip()}{ARROW}{reply.strip()}" if reply.strip() else message.strip()
+
+
+def message_of(text: str) -> str:
+    """The message of a turn, as an SQL expression, from an expression of its text."""
+    return f"substr({text}, 1, instr({text} || '{ARROW}', '{ARROW}') - 1)"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, as messages say it: 1 memory, 1,234 files."""
+    plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 @dataclass(frozen=True)
 class Hit:
     """A piece that was found.
 
-    `score`: the sum of 1 / (60 + rank) over the two lists. Ranks count from 1, and are None where a list does not have
-    the piece. `similarity`: the cosine to the query, if the piece is among the nearest.
+    `score`: see `search.fuse`. Ranks count from 1, and are None where a list does not have the piece. `similarity`: the
+    cosine to the query, if the piece has a vector.
     """
 
     piece: Piece
@@ -119,6 +136,10 @@ class Filter:
                 values.append(value)
         query = f"SELECT id FROM pieces WHERE {' AND '.join(clauses)}" if clauses else ""
         return Filter(query, tuple(values), tuple(exclude))
+
+    def without(self, ids: Collection[int]) -> Filter:
+        """The same without further pieces."""
+        return replace(self, exclude=(*self.exclude, *ids))
 
     def condition(self, column: str) -> tuple[str, list[Any]]:
         """The filter as an SQL condition on a column of ids, with its values.

@@ -1,16 +1,17 @@
-"""Hybrid search: the words of a query for FTS5, and the fusion of ranked lists."""
+"""Hybrid search: the words of a query for FTS5, and the fusion of both lists."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from chat.memory.database import UNSPACED, Database
-from chat.memory.pieces import Filter
+from chat.memory.pieces import Filter, message_of
 
-RRF = 60  # constant of reciprocal rank fusion: Cormack, Clarke and Büttcher, 2009
+WORDS = 0.3  # weight of the words beside the meaning: the best of 0.2 to 0.8 for half of 1,000 paragraphs of SQuAD
 DEPTH = 100  # candidates of each list
 MAX_FOUND = 10_000  # pieces that BM25 is computed for, at one to two microseconds each
 MAX_WORDS = 64  # of a query: those of a long message are enough, and each costs time
@@ -87,13 +88,36 @@ def rank(scores: Mapping[int, float], dates: Mapping[int, int], depth: int) -> d
     return {piece: place for place, piece in enumerate(order[:depth], 1)}
 
 
-def fuse(lists: Sequence[Mapping[int, int]], dates: Mapping[int, int]) -> list[tuple[int, float]]:
-    """Reciprocal rank fusion: ids with Σ 1 / (60 + rank) over the lists that have them, best first, ties newest first.
+def fuse(
+    by_words: Mapping[int, float], cosines: Mapping[int, float], dates: Mapping[int, int]
+) -> list[tuple[int, float]]:
+    """Ids of all candidates with their scores, best first, ties newest first.
 
-    `lists`: ranks by id. `dates`: of every id.
+    A score is the weighted mean of the piece's BM25, as a share of the best one of the query, and its cosine; what a
+    piece does not have counts as 0. `by_words`: BM25 by id. `dates`: of every id.
     """
-    scores: dict[int, float] = {}
-    for ranks in lists:
-        for piece, place in ranks.items():
-            scores[piece] = scores.get(piece, 0.0) + 1 / (RRF + place)
+    best = max(by_words.values(), default=1.0)
+    scores = {
+        piece: WORDS * by_words.get(piece, 0.0) / best + (1 - WORDS) * cosines.get(piece, 0.0)
+        for piece in {**by_words, **cosines}
+    }
     return sorted(scores.items(), key=lambda item: (-item[1], -dates[item[0]], -item[0]))
+
+
+def superseded(database: Database, ids: Collection[int], allowed: Filter) -> list[int]:
+    """All versions but the newest of the turns among these pieces. Those that are not allowed do not count."""
+    rows = database.rows(
+        f"""
+        WITH found AS (
+            SELECT DISTINCT conversation, {message_of("text")} AS message FROM pieces
+            WHERE id IN (SELECT value FROM json_each(?)) AND kind = 'turn'
+        ), versions AS (
+            SELECT id, row_number() OVER (PARTITION BY conversation, message ORDER BY date DESC, id DESC) AS place
+            FROM found CROSS JOIN pieces USING (conversation)
+            WHERE kind = 'turn' AND {message_of("text")} = message AND id NOT IN (SELECT value FROM json_each(?))
+        )
+        SELECT id FROM versions WHERE place > 1
+        """,
+        [json.dumps([*ids]), json.dumps(allowed.exclude)],
+    )
+    return [number for (number,) in rows]

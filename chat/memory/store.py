@@ -29,12 +29,13 @@ __all__ = ["Hit", "MemoryStore", "NewPiece", "Piece", "Source", "memory_path"]
 
 Mode = Literal["hybrid", "bm25", "vector"]
 MODES = get_args(Mode)
+DEFAULT = "default"  # the name of a memory
 BATCH = 256  # pieces of a transaction
 MAX_ID = 2**63 - 1  # that SQLite has
 UNPURGED = "; their bytes go when no other program reads the memory"
 
 
-def memory_path(name: str = "default") -> Path:
+def memory_path(name: str = DEFAULT) -> Path:
     """The file of a memory by its name, in the user's data folder. A name with a slash or a suffix is a path."""
     path = local_path(name)
     if len(path.parts) != 1 or path.suffix:
@@ -156,6 +157,9 @@ class MemoryStore:
     ) -> list[Hit]:
         """The best pieces for a query, best first, ties newest first; of equal texts only the first.
 
+        Of all versions of a turn, which are replies to the same message in the same conversation, only the newest one
+        that is not in `exclude` is found.
+
         `kinds`, `conversation`, `since`: only such pieces. `exclude`: ids that are not wanted. `mode`: by words (bm25),
         by meaning (vector), or both (hybrid), which is bm25 where there are no vectors. Raises `BareloopError` for the
         mode vector without vectors of our embedder.
@@ -173,16 +177,23 @@ class MemoryStore:
         depth = max(search.DEPTH, 4 * limit)
         by_words, by_meaning = dict[int, float](), dict[int, float]()
         with self.database.reading():
-            if mode != "vector":
-                by_words = search.bm25(self.database, query, depth, allowed)
             recorded = self.vectors.usable()  # again: another program may have replaced the vectors
-            if vector is not None and recorded is not None:
-                by_meaning = self._search.nearest(recorded.id, vector, depth, allowed)
+            while True:
+                if mode != "vector":
+                    by_words = search.bm25(self.database, query, depth, allowed)
+                if vector is not None and recorded is not None:
+                    by_meaning = self._search.nearest(recorded.id, vector, depth, allowed, by_words)
+                if not (older := search.superseded(self.database, {**by_words, **by_meaning}, allowed)):
+                    break
+                allowed = allowed.without(older)  # and others in their place
             pieces = {piece.id: piece for piece in self.get({**by_words, **by_meaning})}
         dates = {number: encode_date(piece.date) for number, piece in pieces.items()}
         ranks = [search.rank(scores, dates, depth) for scores in (by_words, by_meaning)]
         hits: dict[str, Hit] = {}
-        for number, score in search.fuse(ranks, dates):
+        candidates = {**ranks[0], **ranks[1]}
+        for number, score in search.fuse(by_words, by_meaning, dates):
+            if number not in candidates:
+                continue
             piece = pieces[number]
             hit = Hit(piece, score, ranks[0].get(number), ranks[1].get(number), by_meaning.get(number))
             hits.setdefault(piece.text, hit)
@@ -230,14 +241,19 @@ class MemoryStore:
             "INSERT INTO documents VALUES (?, ?) ON CONFLICT(path) DO UPDATE SET hash = excluded.hash", [path, content]
         )
 
-    def forget(self, ids: Iterable[int]) -> int:
-        """Delete pieces, and remove them from the bytes of the file. Returns how many there were."""
+    def forget(self, ids: Iterable[int], compact: bool = True) -> int:
+        """Delete pieces, and remove them from the bytes of the file. Returns how many there were.
+
+        Without `compact` some of their bytes may stay until the next deletion, or until the memory is closed: for a
+        large memory, rewriting the file takes seconds.
+        """
         with self.database.writing():
             count = self.delete(ids)
             self.database.run(
                 "DELETE FROM documents WHERE hash != '' AND NOT EXISTS (SELECT 1 FROM pieces WHERE source = path)"
             )
-        self.purge()
+        if compact:
+            self.purge()
         return count
 
     def forget_source(self, source: str) -> int:
@@ -295,7 +311,9 @@ class MemoryStore:
                 self.database.purge()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and remove what was deleted from its bytes."""
+        with contextlib.suppress(BareloopError):  # it is closed already
+            self.purge()
         self.database.close()
 
     def __enter__(self) -> MemoryStore:

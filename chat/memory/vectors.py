@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Collection
 from typing import Any, Literal
 
 import numpy as np
@@ -57,10 +58,12 @@ class VectorSearch:
         self._matrix: Vectors = np.empty((0, 0), np.float32)
         self._count = 0
 
-    def nearest(self, embedder: int, query: Vectors, depth: int, allowed: Filter) -> dict[int, float]:
+    def nearest(
+        self, embedder: int, query: Vectors, depth: int, allowed: Filter, others: Collection[int] = ()
+    ) -> dict[int, float]:
         """Ids and cosines of at least the `depth` nearest pieces to a vector [size] of length 1, if there are as many.
 
-        Call it inside a transaction.
+        `others`: pieces whose cosines are computed, too, as far as they have vectors. Call it inside a transaction.
         """
         size = len(query)
         fast = self._with_numpy
@@ -68,7 +71,7 @@ class VectorSearch:
             total = self.database.one(f"SELECT count(*) FROM vectors_{embedder}") if self.backend == "auto" else 0
             if self.backend == "sqlite-vec" or 4 * size * total > MEMORY:
                 fast = self._with_sqlite_vec
-        ids = fast(embedder, query, depth + MARGIN, allowed)
+        ids = [*{*fast(embedder, query, depth + MARGIN, allowed), *others}]
         if not ids:
             return {}
         rows = self.database.rows(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chat.context import Message, rejects_system_role
+from chat.context import Message
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import TemplateError
 
@@ -62,11 +62,6 @@ class TokenCounter:
     def takes_text(self) -> bool:
         """Whether /tokenize takes text."""
         return _if_answered(lambda: self.client.tokenize(".", False)) is not None
-
-    @cached_property
-    def rejects_system_role(self) -> bool:
-        """Whether the model's template rejects a system message, as far as the server tells."""
-        return self.takes_messages and rejects_system_role(self.count)
 
     @property
     def is_exact(self) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from chat.context import Message
+from chat.context import Message, SystemRole
 from engine.runtime.errors import BareloopError
 
 
@@ -109,8 +109,8 @@ class ChatModel(Protocol):
         """Sampling parameters where the user sets none; None if only the server knows them."""
 
     @property
-    def rejects_system_role(self) -> bool:
-        """Whether the chat template raises an error for a system message."""
+    def system_role(self) -> SystemRole:
+        """Where the chat template takes a system message."""
 
     @property
     def counts_exactly(self) -> bool:

@@ -11,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from chat.context import Message, rejects_system_role
+from chat.context import Message, SystemRole, system_role
 from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
 from engine.checkpoints.opening import weights_fingerprint
@@ -56,7 +56,6 @@ class LocalModel:
         cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
         self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
         self._encoded: tuple[Sequence[Message], list[int]] | None = None
-        self.rejects_system_role = rejects_system_role(self.count)
 
     @staticmethod
     def load(name: str | Path, **options: Any) -> LocalModel:
@@ -66,7 +65,7 @@ class LocalModel:
     def at(self, now: datetime) -> LocalModel:
         """The same model for a conversation that began at this time. What is cached can be used again."""
         other = LocalModel(self.llm, self.scheduler, now, self.record)
-        other.limit, other.scope = self.limit, self.scope
+        other.limit, other.scope, other.system_role = self.limit, self.scope, self.system_role
         return other
 
     @property
@@ -81,6 +80,11 @@ class LocalModel:
     @cached_property
     def defaults(self) -> Mapping[str, Any]:
         return defaults(self.llm.default_params)
+
+    @cached_property
+    def system_role(self) -> SystemRole:
+        """Where the chat template takes a system message; found by trying it, once."""
+        return system_role(self.count, self.prompt_text)
 
     @property
     def drafts(self) -> DraftStatistics | None:

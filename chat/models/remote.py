@@ -8,14 +8,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from chat.context import Message
+from chat.context import Message, SystemRole, system_role
 from chat.models.counting import TokenCounter
 from chat.models.interface import Origin, PromptTooLongError, ReplyEvent, TokenProbability
 from chat.models.remote_reply import RemoteEvent, RemoteGeneration
 from engine.remote.cancellation import Cancellation
 from engine.remote.client import RemoteModel
 from engine.remote.errors import RemoteError
-from engine.runtime.errors import BareloopError
+from engine.runtime.errors import BareloopError, TemplateError
 
 ASSUMED_WINDOW = 4096  # tokens, if neither the server nor the user tells
 SMALLER = 0.75  # factor of the window after a refusal without numbers
@@ -108,9 +108,21 @@ class RemoteChat:
         except RemoteError:
             return "the name of a model of the server"
 
-    @property
-    def rejects_system_role(self) -> bool:
-        return self.counter.rejects_system_role
+    @cached_property
+    def system_role(self) -> SystemRole:
+        """Where the model's template takes a system message, as far as the server tells: else only the first."""
+        if not self.counter.takes_messages:
+            return "first"
+
+        def text(messages: Sequence[Message]) -> str:
+            try:
+                return self.prompt_text(messages)
+            except BareloopError as error:
+                if isinstance(error, RemoteError) and error.status is None:
+                    raise
+                raise TemplateError(str(error)) from None  # the server rejects them, or does not show its prompts
+
+        return system_role(self.count, text)
 
     @property
     def counts_exactly(self) -> bool:

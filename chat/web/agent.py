@@ -12,7 +12,7 @@ from chat.agent import Agent
 from chat.commands import MAX_TITLE, is_command
 from chat.context import Message
 from chat.conversation.events import Notice, Reply, Settings
-from chat.memory.recall import Memory
+from chat.conversation.recall import Memory
 from chat.models.interface import ChatModel, Origin, TokenProbability
 from chat.web.models.interface import Absent, Models
 from engine.runtime.errors import BareloopError, UsageError, quote

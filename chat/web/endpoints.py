@@ -138,9 +138,8 @@ async def stop(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """Delete a conversation."""
-    await _library(request).delete(request.path_params["id"])
-    return JSONResponse({})
+    """Delete a conversation. The answer has the number of its turns that the memory has forgotten."""
+    return JSONResponse({"forgotten": await _library(request).delete(request.path_params["id"])})
 
 
 async def restore(request: Request) -> Response:

@@ -14,7 +14,7 @@ from typing import Any
 
 from chat import store
 from chat.conversation.events import Settings
-from chat.memory.recall import Memory
+from chat.conversation.recall import Memory
 from chat.web.agent import PageAgent
 from chat.web.conversation import Conversation
 from chat.web.files import DELETED, Files, Row, has_text, move
@@ -200,8 +200,11 @@ class Library:
         self._open[conversation.id] = conversation
         return conversation
 
-    async def delete(self, id: str) -> None:
-        """Delete a conversation, so that it can be restored. Raises `ApiError`, `BareloopError`."""
+    async def delete(self, id: str) -> int:
+        """Delete a conversation, so that it can be restored. Raises `ApiError`, `BareloopError`.
+
+        -> how many of its turns the memory has forgotten: they are not restored
+        """
         conversation = await self._find_or_none(id)
         path = await in_thread(lambda: self._files.find(id), "list")
         if path is None and conversation is None:
@@ -209,13 +212,13 @@ class Library:
         if path is not None and not self.autosave:
             raise ApiError(409, "the program runs with --no-save, so files stay as they are")
         if conversation is None:
-            await self._move_away(id)
+            forgotten = await self._move_away(id)
         else:
             conversation.is_leaving = True
             try:
                 await conversation.end()
                 is_whole = conversation.is_in_file
-                await self._move_away(id)  # the end may have saved it
+                forgotten = await self._move_away(id)  # the end may have saved it
             finally:
                 conversation.is_leaving = False
             self._open.pop(id, None)
@@ -224,15 +227,18 @@ class Library:
             conversation.audience.tell(replace(event("deleted", id), is_lasting=True))
             conversation.tabs.clear()
         self._changed.set()
+        return forgotten
 
-    async def _move_away(self, id: str) -> None:
-        """Move the file of a conversation, if there is one, to those that were deleted."""
+    async def _move_away(self, id: str) -> int:
+        """Move the file of a conversation, if there is one, to those that were deleted. -> turns that are forgotten"""
 
-        def work() -> None:
+        def work() -> int:
+            forgotten = 0 if self.memory is None else self.memory.forget_conversation(id)  # first, as it may fail
             if (path := self._files.find(id)) is not None:
                 move(path, self._deleted_files.folder / path.name)
+            return forgotten
 
-        await in_thread(work, "delete")
+        return await in_thread(work, "delete")
 
     async def restore(self, id: str) -> None:
         """Take a deletion back. Raises `ApiError` 404 for a conversation that was not deleted."""

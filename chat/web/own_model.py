@@ -34,8 +34,13 @@ class OwnModel:
         self.agent.name = name
         try:
             async with self.use(progress):
-                return await in_thread(lambda: self.agent.session.budget.window, "model")
+                return await in_thread(self._window, "model")
         except BaseException:
             self.agent.detach()
             self.agent.name = before
             raise
+
+    def _window(self) -> int:
+        """The window of a model that is new in the session, which counts the memories in its prompt. In a thread."""
+        self.agent.session.recount_memories()
+        return self.agent.session.budget.window

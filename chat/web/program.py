@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat import store
 from chat.conversation.events import Settings
-from chat.memory.recall import Memory
+from chat.conversation.recall import Memory
 from chat.web.access import page_key
 from chat.web.agent import PageAgent
 from chat.web.app import Site, make_app

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.checkpoints.embedded import MINILM
 from engine.cli.complete import read_text
 from engine.cli.parser import model_options
 from engine.cli.progress import Progress
+from engine.decoding.embedding import json_arrays
 from engine.llm import LLM
 from engine.runtime.errors import BareloopError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLOCK = 1024  # texts whose vectors are printed at once
 
@@ -34,7 +31,7 @@ def embed(options: Any) -> None:
     with Progress("embed", len(texts)) as progress:
         for first in range(0, len(texts), BLOCK):
             encoded = embedder.encode(texts[first : first + BLOCK], first, len(texts))
-            for line in json_lines(embedder.vectors(encoded.rows, progress=progress.advance)):
+            for line in json_arrays(embedder.vectors(encoded.rows, progress=progress.advance)):
                 print(line)
             sys.stdout.flush()
             tokens, cut = tokens + encoded.tokens, cut + encoded.truncated
@@ -71,8 +68,3 @@ def read_texts(options: Any) -> list[str]:
     if not texts:
         raise BareloopError("there are no texts to embed")
     return texts
-
-
-def json_lines(vectors: Tensor) -> Sequence[str]:
-    """One JSON array for each vector, with the digits that give the same float32 again."""
-    return [f"[{', '.join(f'{value:.9g}' for value in vector)}]" for vector in vectors.tolist()]

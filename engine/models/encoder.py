@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from engine.cache.blocks import Budget
 from engine.cache.state import State, Step
-from engine.layers.bidirectional import Batch, BidirectionalAttention, batches
+from engine.layers.bidirectional import Batch, BidirectionalAttention, pad_rows
 from engine.layers.linear import Embedding, Linear
 from engine.layers.mlp import MLP
 from engine.layers.norms import LayerNorm, add_and_norm
@@ -56,9 +56,9 @@ class EncoderBlock(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.activation, bias=True)
         self.mlp_norm = LayerNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, grouped: Sequence[Batch]) -> Tensor:
-        """x [N, hidden] -> [N, hidden]. `grouped`: the rows of the step."""
-        attended = self.attention(x, grouped)
+    def forward(self, x: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """x [P, hidden] -> [P, hidden]. `batches`: the padded rows of the step."""
+        attended = self.attention(x, batches)
         x = add_and_norm(x, attended, self.attention_norm)[1]
         return add_and_norm(x, self.mlp(x), self.mlp_norm)[1]
 
@@ -81,12 +81,12 @@ class Encoder(Model):
 
     def forward(self, step: Step, state: State | None = None, last: Sequence[int] | None = None) -> Tensor:  # noqa: ARG002
         """Hidden states [N, hidden] of whole texts; `state` and `last` are None."""
-        types = self.types(torch.zeros_like(step.tokens))
-        x = self.norm(self.embed(step.tokens) + self.positions(step.positions) + types)
-        grouped = batches(step.lengths.tolist(), x.device)
+        rows = pad_rows(step.lengths.tolist(), step.tokens.device)
+        tokens, positions = rows.pad(step.tokens), rows.pad(step.positions)
+        x = self.norm(self.embed(tokens) + self.positions(positions) + self.types(torch.zeros_like(tokens)))
         for block in self.layers:
-            x = self.run_block(block, x, grouped)
-        return x
+            x = self.run_block(block, x, rows.batches)
+        return rows.unpad(x)
 
     def logits(self, hidden: Tensor) -> Tensor:  # noqa: ARG002
         self._refuse()

@@ -27,6 +27,8 @@ from engine.text.surrogates import SURROGATE
 BPE_FILES = ("vocab.json", "merges.txt")  # GPT-2's format, older than tokenizer.json
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 LAST_WORD = 40  # characters of a text that decide how what follows is encoded
+CHARACTERS_PER_TOKEN = 16  # of the beginning of a text that is encoded first to be cut; English has 4 to 5
+SPACES = (" ", "\n")
 LONG = 2_000  # characters of a text from which the library's function for several texts takes less time for one
 
 
@@ -118,7 +120,8 @@ class Tokenizer:
     def encode_truncated(self, texts: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
         """`encode_all` for texts that are cut to `max_length` tokens: -> ids, and how many texts were cut.
 
-        The library cuts before it adds special tokens, so that those after the text are kept.
+        The library cuts before it adds special tokens, so that those after the text are kept. It cuts after it has
+        encoded all of a text; so of a long one only a beginning is encoded, where that gives the same tokens.
         """
         with self._copying:
             if max_length not in self._truncating:
@@ -126,8 +129,42 @@ class Tokenizer:
                 backend.enable_truncation(max_length)
                 self._truncating[max_length] = backend
             backend = self._truncating[max_length]
-        encodings = self._encode_batch(backend, texts, True)
+        for text in texts:
+            check_text(text)
+        encodings: list[Any] = [None] * len(texts)
+        pending = [(index, max_length * CHARACTERS_PER_TOKEN) for index in range(len(texts))]
+        while pending:
+            starts = [self._start_of(texts[index], size) for index, size in pending]
+            longer = []
+            for (index, size), start, each in zip(
+                pending, starts, self._encode_batch(backend, starts, True), strict=True
+            ):
+                encodings[index] = each
+                if not each.overflowing and len(start) < len(texts[index]):
+                    longer.append((index, 4 * max(size, len(start))))
+            pending = longer
         return [list(each.ids) for each in encodings], sum(bool(each.overflowing) for each in encodings)
+
+    def _start_of(self, text: str, size: int) -> str:
+        """A beginning of some `size` characters, whose tokens are the first ones of the text; else the text."""
+        if len(text) <= size or not self._splits_at_spaces:
+            return text
+        end = max(text.rfind(space, 0, size) for space in SPACES)
+        if end < 0:
+            end = min((place for space in SPACES if (place := text.find(space, size)) >= 0), default=len(text))
+        return text[:end]
+
+    @cached_property
+    def _splits_at_spaces(self) -> bool:
+        """Whether the tokens before a space depend on nothing after it. BERT's tokenizer splits there, before it looks
+        at words; that of a byte-level BPE also looks at what follows a space.
+        """
+        content = json.loads(self.backend.to_str())
+        kinds = [(content[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+        added = [token.content for token in self.backend.get_added_tokens_decoder().values()]
+        return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and all(
+            token.split() == [token] for token in added
+        )
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text in which nothing is a control token, even if it looks like one."""

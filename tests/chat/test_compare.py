@@ -58,6 +58,7 @@ def test_a_model_that_echoes_its_prompt_recalls_only_with_history(shared, tmp_pa
     by_name = {result.name: result for result in results}
     assert by_name["history"].right == by_name["history"].asked == dict.fromkeys(dialogues.DISTANCES, 1)
     assert sum(by_name["no history"].right.values()) == 0
+    assert by_name["history"].visible_share == 1 and by_name["no history"].visible_share == 0
     assert by_name["history"].read_per_turn == 6
     assert by_name["history"].cached_share == 0.4
     compare.draw(results, tmp_path / "compare")

@@ -18,13 +18,13 @@ from chat.context import (
     fit,
     place_memories,
     prompt_messages,
-    rejects_system_role,
     summary_limit,
+    system_role,
     wants_summary,
 )
 from chat.conversation.events import Settings
+from chat.conversation.recall import Memory
 from chat.conversation.session import Session
-from chat.memory.recall import Memory
 from chat.memory.store import MemoryStore
 from engine.runtime.errors import BareloopError, TemplateError
 from engine.text.chat_template import ChatTemplate
@@ -111,11 +111,12 @@ def test_memories_have_an_eighth_of_the_room_and_in_a_small_window_enough_for_tw
     assert Budget.of(4096, 256).memories == 0
 
 
-def test_memories_stand_after_the_fixed_part_and_never_drop_a_turn():
+def test_memories_stand_before_the_newest_message_and_never_drop_a_turn():
     turns = [*(turn(number, 4, 4) for number in range(9)), [{"role": "user", "content": "new"}]]
     budget = Budget(120, 20, memories=30)
     fitted = fit("be kind", turns, budget, "truncate", words, memories="some memories")
-    assert fitted.messages[0]["content"] == "be kind\n\nsome memories"
+    assert [message["role"] for message in fitted.messages][-2:] == ["assistant", "user"]
+    assert fitted.messages[-1]["content"] == "some memories\n\nnew"
     assert fitted.start == fit("be kind", turns, Budget(120, 50), "truncate", words).start
     assert fitted.tokens == words(fitted.messages) <= 100
     assert fit("be kind", turns, budget, "truncate", words).start == fitted.start
@@ -138,9 +139,63 @@ def test_a_template_without_a_system_role_gets_the_system_prompt_in_the_first_me
             raise TemplateError("no system role")
         return words(messages)
 
-    assert rejects_system_role(strict)
-    assert not rejects_system_role(words)
-    assert prompt_messages("be kind", [turn(0, 0, 0)], fold_system=True)[0]["content"] == "be kind\n\nu0 "
+    assert system_role(strict, rendered) == "none"
+    assert prompt_messages("be kind", [turn(0, 0, 0)], system_role="none")[0]["content"] == "be kind\n\nu0 "
+
+
+def rendered(messages: list) -> str:
+    return "".join(f"<{message['role']}>{message['content']}</>" for message in messages) + "<assistant>"
+
+
+def hoisting(messages: list) -> str:
+    return rendered(sorted(messages, key=lambda message: message["role"] != "system"))
+
+
+def dropping(messages: list) -> str:
+    return rendered([message for message in messages if message is messages[0] or message["role"] != "system"])
+
+
+def repeating(messages: list) -> str:
+    return rendered([copy for message in messages for copy in [message] * (1 + (message["role"] == "system"))])
+
+
+def raising(messages: list) -> str:
+    if any(message["role"] == "system" for message in messages[1:]):
+        raise TemplateError("roles must alternate")
+    return rendered(messages)
+
+
+def changing(messages: list) -> str:
+    """What stands before a later system message is written in another way."""
+    text = rendered(messages)
+    return text.replace("bravo", "Bravo") if "<system>delta" in text else text
+
+
+def shortening(messages: list) -> str:
+    """A later system message ends what is shown of the turns before it."""
+    roles = [message["role"] for message in messages]
+    return rendered(messages[2 * ("assistant" in roles and "system" in roles[1:]) :])
+
+
+@pytest.mark.parametrize("template", [hoisting, dropping, repeating, raising, changing, shortening])
+def test_a_system_message_that_is_not_simply_inserted_may_only_be_the_first(template):
+    assert system_role(words, rendered) == "anywhere"
+    assert system_role(words, template) == "first"
+
+
+def test_memories_get_a_message_of_their_own_where_the_template_takes_it_unless_it_would_be_the_first():
+    turns = [turn(0, 0, 0), [{"role": "user", "content": "new"}]]
+    block, new = {"role": "system", "content": "memories"}, {"role": "user", "content": "new"}
+    in_front = {"role": "user", "content": "memories\n\nnew"}
+    system = {"role": "system", "content": "be kind"}
+    for text, first in (("", []), ("be kind", [system])):
+        for shown in (turns, turns[1:]):
+            before = [*first, *(message for each in shown[:-1] for message in each)]
+            own = prompt_messages(text, shown, system_role="anywhere", memories="memories")
+            assert own == ([*before, block, new] if before else [in_front])
+            assert prompt_messages(text, shown, memories="memories") == [*before, in_front]
+    answered = [*turns[:1], [new, {"role": "assistant", "content": "reply"}]]
+    assert prompt_messages("", answered, system_role="anywhere", memories="m")[2:3] == [block | {"content": "m"}]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +209,27 @@ def templates(shared) -> dict[str, ChatTemplate]:
         source = (shared / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
         templates[name] = ChatTemplate(source, tokenizer)
     return templates
+
+
+ANYWHERE = ("Qwen-", "chujiezheng-qwen", "meta-llama", "microsoft-Phi", "olmo-2")  # how the names begin
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_memories_replace_nothing_that_any_template_writes_without_them(templates, name):
+    """Many write a system prompt of their own where no message before has one."""
+    template, question = templates[name], [{"role": "user", "content": "alpha"}]
+    role = system_role(lambda messages: len(template.encode(messages)), template.render)
+    assert (role == "anywhere") == name.startswith(ANYWHERE)
+    assert (role == "none") == name.startswith("google-gemma")
+    for turns in ([question], [turn(0, 1, 1), question]):
+        for system in ("", "Be kind."):
+            bare, whole = (
+                template.render(prompt_messages(system, turns, system_role=role, memories=memories))
+                for memories in ("", "> bravo")
+            )
+            inserted = range(len(whole) - len(bare), len(whole) + 1)
+            assert any(whole[: end - len(whole) + len(bare)] + whole[end:] == bare for end in inserted)
+            assert whole.count("> bravo") == 1 and whole.index("> bravo") < whole.index("alpha")
 
 
 lengths = st.integers(0, 60)
@@ -174,23 +250,24 @@ def test_no_conversation_overflows_any_template(templates, name, data):
     def count(messages: list) -> int:
         return len(template.encode(messages))
 
-    fold_system = rejects_system_role(count)
+    role = system_role(count, template.render)
     turns: list = []
     start = 0
     for number in range(data.draw(st.integers(1, 5))):
         turns.append([{"role": "user", "content": f"q{number} " + "word " * data.draw(lengths)}])
         memories = "# Memories\n" + "> word\n" * data.draw(lengths) if budget.memories else ""
         try:
-            fitted = fit(system, turns, budget, strategy, count, start, summary, fold_system, memories=memories)
+            fitted = fit(system, turns, budget, strategy, count, start, summary, role, memories=memories)
         except ContextOverflowError as refused:
             assert any(character.isdigit() for character in str(refused))
             turns.pop()
             continue
         check(fitted, turns, start, budget, count, strategy)
         assert fitted.memories in ("", memories)
-        assert memories.strip() in fitted.messages[0]["content"] or not fitted.memories
+        last = [message["content"] for message in fitted.messages[-2:]]
+        assert not fitted.memories or memories in last or memories in last[-1]
         other = "# Memories\n" + "> other\n" * data.draw(lengths)
-        placed = place_memories(fitted, other, system, turns, budget, count, summary, fold_system)
+        placed = place_memories(fitted, other, system, turns, budget, count, summary, role)
         assert placed.tokens == count(placed.messages) <= budget.room and placed.start == fitted.start
         start = fitted.start
         turns[-1].append({"role": "assistant", "content": "word " * data.draw(lengths)})
@@ -200,7 +277,7 @@ def check(fitted: FittedPrompt, turns: list, start: int, budget: Budget, count: 
     assert fitted.tokens == count(fitted.messages) <= budget.window - budget.reserve  # type: ignore[operator]
     assert fitted.messages[-1]["content"].endswith(turns[-1][0]["content"])
     roles = [message["role"] for message in fitted.messages]
-    without_system = roles[1:] if roles[0] == "system" else roles
+    without_system = [role for role in roles if role != "system"]
     assert without_system == ["user", "assistant"] * (len(without_system) // 2) + ["user"]
     assert fitted.dropped == fitted.start - start
     assert (fitted.dropped_tokens > 0) == (fitted.dropped > 0)
@@ -217,7 +294,7 @@ class WordModel:
     def __init__(self, template: ChatTemplate, words: int) -> None:
         self.template, self.words = template, words
         self.prompts: list[int] = []
-        self.rejects_system_role = rejects_system_role(self.count)
+        self.system_role = system_role(self.count, template.render)
 
     def at(self, now: object) -> WordModel:
         return self
@@ -264,4 +341,4 @@ def test_only_template_errors_count_as_a_rejected_system_role():
         raise BareloopError("out of memory")
 
     with pytest.raises(BareloopError, match="out of memory"):
-        rejects_system_role(broken)
+        system_role(broken, rendered)

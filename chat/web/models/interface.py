@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn, Protocol
 
-from chat.context import Message
+from chat.context import Message, SystemRole
 from chat.models.interface import ChatModel, Generation, Origin, ReplyEvent, TokenProbability
 from engine.runtime.errors import BareloopError
 
@@ -55,7 +55,7 @@ class Absent:
     others = "the name of a model"
     max_length = limit = 2**31
     defaults: Mapping[str, Any] | None = None
-    rejects_system_role = False
+    system_role: SystemRole = "first"
     counts_exactly = False
     drafts = None
     peak_memory = 0

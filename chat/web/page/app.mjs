@@ -82,8 +82,9 @@ class App {
   async deleteConversation(id, title) {
     const pane = this.pane?.id === id ? this.pane : null;
     pane?.keepDrafts();
+    let forgotten;
     try {
-      await api.remove(id);
+      ({ forgotten } = await api.remove(id));
     } catch (error) {
       return toast("error", error.message);
     }
@@ -97,7 +98,9 @@ class App {
       keepDrafts();
       await this.restore(id, pane !== null);
     };
-    return toast("info", `Deleted “${title}”. It is kept in “Deleted conversations”.`, ["Undo", restore]);
+    const turns = forgotten === 1 ? "turn" : `${forgotten} turns`;
+    const memory = forgotten ? ` The memory has forgotten its ${turns}.` : "";
+    return toast("info", `Deleted “${title}”. It is kept in “Deleted conversations”.${memory}`, ["Undo", restore]);
   }
 
   /** Take the deletion of a conversation back. Resolves to whether that went well. */

@@ -154,8 +154,9 @@ def open_adapter(model: Model, family: Family, folder: Path) -> AdapterFiles:
     return AdapterFiles(folder, family, config, chosen, tensors)
 
 
+@torch.no_grad()  # views of A that record gradients cannot be written to in pieces, as they are converted
 def attach_adapter(model: Model, files: AdapterFiles) -> None:
-    """Attach the adapter that `open_adapter` has matched with this model, and read its tensors.
+    """Attach the adapter that `open_adapter` has matched with this model, and read its tensors, of any dtype.
 
     Raises `BareloopError` if a value is not finite.
     """
@@ -167,9 +168,8 @@ def attach_adapter(model: Model, files: AdapterFiles) -> None:
         target_a, target_b = next((a, b) for pair, a, b in adapter if pair.rows == projection.rows)
         b = torch.empty(stored_b.shape)
         stored_b.read_into(b)
-        with torch.no_grad():
-            stored_a.read_into(target_a.detach())
-            target_b.copy_(projection.load_b(b, model))
+        stored_a.read_into(target_a)
+        target_b.copy_(projection.load_b(b, model))
         if not (target_a.isfinite().all() and target_b.isfinite().all()):
             raise BareloopError(f"{files.folder / WEIGHTS}: the tensors of {name} have values that are not finite")
 

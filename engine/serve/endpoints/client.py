@@ -63,7 +63,10 @@ def encode(content: Any) -> bytes:
 
 
 async def encode_large(content: Any) -> bytes:
-    """The same for what may be megabytes. Others are served after every slice of a long list."""
+    """The same for what may be megabytes. Others are served after every slice of a long list.
+
+    A value of a mapping may be bytes: JSON that has been encoded, in another thread.
+    """
     parts = []
     for part in _json_parts(content):
         parts.append(part)
@@ -74,7 +77,9 @@ async def encode_large(content: Any) -> bytes:
 
 def _json_parts(content: Any) -> Iterator[bytes]:
     """The JSON text in parts, none of which takes long."""
-    if isinstance(content, Mapping):
+    if isinstance(content, bytes):
+        yield content
+    elif isinstance(content, Mapping):
         for number, (key, value) in enumerate(content.items()):
             yield (b"," if number else b"{") + encode(key) + b":"
             yield from _json_parts(value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.decoding.embedding import Encoded
+from engine.decoding.embedding import Encoded, json_arrays
 from engine.serve.endpoints.answers import answer_job
 from engine.serve.endpoints.client import Client, prepare, read_body
 from engine.serve.protocol.errors import ApiError
@@ -31,12 +33,12 @@ async def embeddings(request: Request) -> Response:
         served.prompt_tokens = encoded.tokens
         computed = await engine.embeddings.compute(encoded.rows)
         vectors, served.queue_seconds, served.prefill_seconds = computed
-        written = await asyncio.to_thread(write, vectors, body.encoding_format)
+        data = await asyncio.to_thread(write, vectors, body.encoding_format)
         usage = {"prompt_tokens": encoded.tokens, "total_tokens": encoded.tokens}
         await client.send(
             {
                 "object": "list",
-                "data": [{"object": "embedding", "index": i, "embedding": each} for i, each in enumerate(written)],
+                "data": data,
                 "model": engine.name,
                 "usage": {**usage, "truncated_inputs": encoded.truncated},
             }
@@ -74,8 +76,17 @@ def encode(body: EmbeddingRequest, engine: Engine) -> Encoded:
     return Encoded(rows, 0)
 
 
-def write(vectors: Tensor, encoding: str) -> list[Any]:
-    """Vectors [n, D] for JSON: lists of numbers, or float32, little-endian, in base64."""
+def write(vectors: Tensor, encoding: str) -> bytes:
+    """The JSON array of an answer's objects, one for each of the vectors [n, D]."""
+    entries = []
+    for index, value in enumerate(_values(vectors, encoding)):
+        entries.append(f'{{"object":"embedding","index":{index},"embedding":{value}}}')
+        time.sleep(0)  # other threads get the interpreter, above all the event loop's
+    return f"[{','.join(entries)}]".encode()
+
+
+def _values(vectors: Tensor, encoding: str) -> Iterator[str]:
+    """Each vector as JSON: a list of numbers, or float32, little-endian, in base64."""
     if encoding == "float":
-        return list(vectors.tolist())
-    return [base64.b64encode(row.tobytes()).decode() for row in vectors.numpy().astype("<f4")]
+        return json_arrays(vectors)
+    return (f'"{base64.b64encode(row.tobytes()).decode()}"' for row in vectors.numpy().astype("<f4"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine import LLM
+from tests.chat.memory.conftest import bag, open_store, path
+
+__all__ = ["bag", "open_store", "path"]  # fixtures
 
 
 @pytest.fixture(scope="module")

@@ -145,7 +145,7 @@ def test_what_a_killed_program_has_deleted_is_removed_by_the_next_one(store, pat
     monkeypatch.setattr(store.database, "purge", killed)
     with pytest.raises(KeyboardInterrupt):
         store.forget([number])
-    store.close()
+    store.database.close()
     assert word in content(path)
     MemoryStore.open(path).close()
     assert word not in content(path)

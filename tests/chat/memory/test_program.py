@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 
 from chat.memory import __main__ as program
+from chat.memory import embedder
+from chat.memory.store import MemoryStore, NewPiece, memory_path
 from engine.cli.parser import run
 from tests.chat.memory.conftest import Bag
 
@@ -13,8 +18,8 @@ from tests.chat.memory.conftest import Bag
 def call(tmp_path, monkeypatch, capsys):
     """Run the program: call("list") -> exit code, stdout, stderr."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(program, "default_embedder", lambda: "bag")
-    monkeypatch.setattr(program, "load_embedder", lambda name, device: Bag(name))
+    monkeypatch.setattr(embedder, "default_embedder", lambda: "bag")
+    monkeypatch.setattr(embedder, "load_embedder", lambda name, device: Bag(name))
 
     def caller(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -43,8 +48,8 @@ def test_documents_are_added_listed_found_and_forgotten(call, files):
     assert (code, err) == (0, "")
     assert f"document {files[0]} · Cats · words 1, meaning" in out
     assert "Cats sleep all day." in out
-    assert call("forget", "--source", files[0])[1] == "forgot 1 memories; 1 are left\n"
-    assert call("forget", "2", "77")[1] == "forgot 1 memories; 0 are left\n"
+    assert call("forget", "--source", files[0])[1] == "forgot 1 memory; 1 is left\n"
+    assert call("forget", "2", "77")[1] == "forgot 1 memory; 0 are left\n"
 
 
 def test_another_memory_and_another_model(call, files, tmp_path):
@@ -52,11 +57,11 @@ def test_another_memory_and_another_model(call, files, tmp_path):
     code, _, err = call("add", *files, *memory, "--memory-model", "none")
     assert code == 0
     assert "words alone (BM25)" in err
-    assert "no vectors yet" in call("search", "cats", *memory)[2]
+    assert "without vectors" in call("search", "cats", *memory)[2]
     assert call("reembed", *memory)[1] == "computed 2 vectors\n"
     assert call("search", "cats", *memory)[2] == ""
     assert "of bag, not of other" in call("search", "cats", *memory, "--memory-model", "other")[2]
-    assert call("forget", "--all", *memory)[1] == "forgot 2 memories; 0 are left\n"
+    assert call("forget", "--all", "--yes", *memory)[1] == "forgot 2 memories; 0 are left\n"
     assert (tmp_path / "data" / "bareloop" / "memory" / "work.db").exists()
 
 
@@ -64,7 +69,39 @@ def test_a_file_that_cannot_be_added_is_told_and_the_others_are_added(call, file
     code, out, err = call("add", tmp_path / "gone.md", files[1])
     assert code == 1
     assert f"skipped {tmp_path / 'gone.md'}: No such file or directory" in err
-    assert "1 files added with 1 new pieces, 1 skipped" in out
+    assert "not added: 1 of the files that were named" in err
+    assert "1 file added with 1 new piece, 1 skipped" in out
+
+
+def note(count: int) -> None:
+    with MemoryStore.open(memory_path()) as store:
+        store.add([NewPiece(f"note {number}", "note", "note") for number in range(count)])
+
+
+@pytest.mark.parametrize("what", [("--source", "note"), ("--all",)])
+def test_several_memories_are_only_forgotten_if_the_user_agrees(call, monkeypatch, what):
+    note(3)
+    code, out, err = call("forget", *what)
+    assert (code, out) == (1, "") and "forgets 3 memories" in err and "add --yes" in err and len(err.splitlines()) == 1
+    for answer, left in (("no\n", 3), ("", 3), ("y\n", 0)):
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+        code, out, err = call("forget", *what)
+        assert err.startswith("forget 3 memories") and "? [y/N] " in err
+        assert (code, out) == ((0, "forgot 3 memories; 0 are left\n") if not left else (1, ""))
+        with MemoryStore.open(memory_path()) as store:
+            assert store.count() == left
+
+
+def test_one_memory_or_those_that_are_named_are_forgotten_without_a_question(call):
+    note(1)
+    assert call("forget", "--source", "note")[:2] == (0, "forgot 1 memory; 0 are left\n")
+    note(3)
+    assert call("forget", 2, 3, 4)[:2] == (0, "forgot 3 memories; 0 are left\n")
+    note(2)
+    assert call("forget", "--source", "note", "--yes")[:2] == (0, "forgot 2 memories; 0 are left\n")
 
 
 @pytest.mark.parametrize(

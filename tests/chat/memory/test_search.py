@@ -1,4 +1,4 @@
-"""Hybrid search: any text is a query, and the order is that of reciprocal rank fusion."""
+"""Hybrid search: any text is a query, and the order is that of the scores of words and meaning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chat.memory.search import fuse, match_words, rarest
+from chat.memory.pieces import Filter
+from chat.memory.search import WORDS, bm25, fuse, match_words, rarest
 from chat.memory.store import MemoryStore, NewPiece
 from tests.chat.memory.conftest import Bag
 
@@ -78,13 +79,17 @@ def test_a_large_memory_is_searched_for_the_rarest_words(store, monkeypatch):
     assert rarest(store.database, match_words("unknown")) == []
 
 
-def test_the_score_is_that_of_reciprocal_rank_fusion(store):
+def test_the_score_is_the_weighted_mean_of_the_share_of_the_best_bm25_and_the_cosine(store):
     add(store, *(f"{'cat ' * (number % 3)}{'sleeps ' * (number % 4)}n{number}" for number in range(60)))
     lists = {mode: found(store, "cat sleeps n7", mode) for mode in ("bm25", "vector")}
     hits = store.search("cat sleeps n7", limit=60)
+    scores = bm25(store.database, "cat sleeps n7", 60, Filter())
+    (query,) = store.embedder.embed(["cat sleeps n7"]).astype(float)
     for hit in hits:
-        ranks = [rank for rank in (hit.bm25_rank, hit.vector_rank) if rank is not None]
-        assert hit.score == sum(1 / (60 + rank) for rank in ranks)
+        cosine = float(store.embedder.embed([hit.piece.text])[0].astype(float) @ query)
+        assert hit.similarity == pytest.approx(cosine, abs=1e-6)  # float32
+        share = scores.get(hit.piece.id, 0.0) / max(scores.values())
+        assert hit.score == pytest.approx(WORDS * share + (1 - WORDS) * hit.similarity, abs=1e-12)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
     by_rank = [
         sorted((hit for hit in hits if rank(hit)), key=rank)
@@ -95,8 +100,21 @@ def test_the_score_is_that_of_reciprocal_rank_fusion(store):
 
 
 def test_ties_of_the_fusion_are_newest_first():
-    assert fuse([{1: 1, 2: 2}, {2: 1, 1: 2}, {3: 9}], {1: 5, 2: 6, 3: 9}) == [
-        (2, 1 / 62 + 1 / 61),
-        (1, 1 / 61 + 1 / 62),
-        (3, 1 / 69),
-    ]
+    ranked = fuse({1: 4.0, 2: 4.0, 3: 1.0}, {1: 0.5, 2: 0.5, 4: 0.5}, {1: 5, 2: 6, 3: 9, 4: 9})
+    assert [piece for piece, _ in ranked] == [2, 1, 4, 3]
+    assert ranked[0][1] == WORDS + (1 - WORDS) / 2
+
+
+def test_what_is_found_by_words_alone_has_its_cosine_too(store, monkeypatch):
+    monkeypatch.setattr("chat.memory.search.DEPTH", 4)
+    monkeypatch.setattr("chat.memory.vectors.MARGIN", 0)
+    (zebra, *_) = add(store, "zebra with black stripes", *(f"cat cat cat {number}" for number in range(20)))
+    cosines: list[dict[int, float]] = []
+
+    def noted(by_words, found, dates):
+        cosines.append(found)
+        return fuse(by_words, found, dates)
+
+    monkeypatch.setattr("chat.memory.search.fuse", noted)
+    store.search("cat cat zebra", limit=1)
+    assert len(cosines[0]) > 4 and zebra in cosines[0]

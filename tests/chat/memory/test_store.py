@@ -87,7 +87,7 @@ def test_without_an_embedder_words_are_searched_and_the_memory_says_so(open_stor
     store.add([note("the cat sleeps"), note("dogs bark")])
     assert "words alone (BM25)" in store.notice
     assert texts(store.search("cats")) == ["the cat sleeps"]
-    assert open_store(bag).notice == "2 memories have no vectors yet: python -m chat.memory reembed"
+    assert open_store(bag).notice == "2 memories without vectors: python -m chat.memory reembed"
     with pytest.raises(BareloopError, match="no embedding model"):
         store.search("cats", mode="vector")
     with pytest.raises(BareloopError, match="no embedding model"):

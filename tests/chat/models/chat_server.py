@@ -48,6 +48,7 @@ class ChatServer:
     tokenizes: str = "messages"  # or text, or nothing
     refusal: str = "vllm"
     rejects_system: bool = False
+    rejects_later_system: int = 0  # the status of the answer
     reply: Callable[[dict[str, Any]], Any] = lambda body: words("You ", "said: ", body["messages"][-1]["content"])
     bodies: list[dict[str, Any]] = field(default_factory=list)  # of the chat completions that were asked for
     refused: int = 0
@@ -77,6 +78,8 @@ class ChatServer:
             return Answer({"tokens": []})  # as llama.cpp
         if self.rejects_system and body["messages"][0]["role"] == "system":
             return error("System role not supported", 400)
+        if self.rejects_later_system and any(message["role"] == "system" for message in body["messages"][1:]):
+            return error("Conversation roles must alternate", self.rejects_later_system)
         count = self.tokens(body)
         length = {"max_model_len": self.window} if self.tells_window else {}
         return Answer({"count": count, "tokens": list(range(count)), **length})

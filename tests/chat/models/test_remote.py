@@ -128,9 +128,9 @@ def test_the_user_s_window_is_taken_where_the_server_tells_none():
         assert session.warnings[0].text == "the model's window is 300 tokens, not 500"
 
 
-@pytest.mark.parametrize(("tokenizes", "requests"), [("messages", 2 + 5), ("text", 2 + 9), ("nothing", 3)])
+@pytest.mark.parametrize(("tokenizes", "requests"), [("messages", 4 + 5), ("text", 2 + 9), ("nothing", 3)])
 def test_nothing_is_counted_twice(tokenizes, requests):
-    """After the two or three that find out what the server can do: a request for each prompt, or for each text."""
+    """After two to four that find out what the server and its template can do: a request per prompt, or per text."""
     with chatting(ChatServer(tokenizes=tokenizes)) as (session, server):
         for number in range(5):
             collect(session.send(f"message {number}"))
@@ -225,13 +225,6 @@ def test_retry_and_edit_replace_the_last_message():
         with pytest.raises(BareloopError, match='answered 400: "no"'):
             list(session.edit("Three."))
         assert session.turns[0][0]["content"] == "Two."
-
-
-def test_a_system_prompt_is_folded_into_the_first_message_if_the_template_rejects_it():
-    chat = ChatServer(rejects_system=True)
-    with chatting(chat, Settings(system="Be kind.")) as (session, _):
-        collect(session.send("Hi!"))
-    assert chat.bodies[-1]["messages"] == [{"role": "user", "content": "Be kind.\n\nHi!"}]
 
 
 def test_a_summary_that_fails_is_reported_and_the_conversation_goes_on():

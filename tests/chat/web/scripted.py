@@ -132,7 +132,7 @@ class ScriptedModel:
 
     description = "scripted"
     others = "the name of a model"
-    rejects_system_role = False
+    system_role = "anywhere"
     counts_exactly = True
     drafts = None
     peak_memory = 0

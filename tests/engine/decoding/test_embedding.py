@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from engine import LLM, kernels
-from engine.decoding.embedding import plan
+from engine.decoding.embedding import json_arrays, plan
 from engine.runtime.errors import BareloopError
 from tests.engine.encoders import make_encoder
 
@@ -62,7 +64,8 @@ def test_an_encoder_that_does_not_say_how_it_is_pooled_is_noted(tmp_path, caplog
     (folder / "modules.json").unlink()
     LLM.load(folder, "cpu").embed(["a"])
     assert [record.getMessage() for record in caplog.records] == [
-        f"{folder} has no modules.json, so it is pooled by the mean"
+        f"{folder} has no modules.json, which says how texts are pooled: a vector is the mean over all tokens; if the "
+        "model was published with that file, download it again, with all its files"
     ]
 
 
@@ -138,3 +141,10 @@ def test_steps_have_a_bounded_number_of_tokens_and_the_longest_first():
     steps = list(plan(lengths, 10))
     assert steps == [[3], [1], [4, 5], [0, 2]]
     assert list(plan([], 10)) == []
+
+
+def test_json_has_every_bit_of_a_float32():
+    vectors = torch.randn(20, 7, generator=torch.Generator().manual_seed(0)) * torch.logspace(-40, 38, 20)[:, None]
+    vectors[0] = torch.tensor([0.0, -0.0, 1.0, -1.0, 0.1, 3.4028235e38, 1e-45])
+    assert torch.equal(torch.tensor([json.loads(line) for line in json_arrays(vectors)]), vectors)
+    assert list(json_arrays(torch.empty(0, 7))) == []

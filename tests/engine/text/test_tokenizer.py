@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ import pytest
 import tokenizers
 
 from engine.runtime.errors import BareloopError
+from engine.text import tokenizer as module
 from engine.text.tokenizer import LONG, Tokenizer
+from tests.engine.encoders import write_tokenizer
 
 TEXTS = [
     "Hello world",
@@ -176,3 +179,66 @@ def test_a_long_text_in_one_thread_holds_up_no_other():
         assert not long.done()
         may_end.set()
         assert long.result() == [1]
+
+
+PIECES = [
+    "a",
+    "b c",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "x" * 120,
+    "é",
+    "e\u0301",
+    " \u0301b",
+    "[MASK]",
+    "[ MASK]",
+    "你好",
+    "Σ",
+    "\x00",
+    "\x85",
+    "-",
+]
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 9, 40])
+def test_a_text_that_is_cut_has_the_ids_of_one_that_was_encoded_as_a_whole(tmp_path, monkeypatch, max_length):
+    monkeypatch.setattr(module, "CHARACTERS_PER_TOKEN", 1)
+    write_tokenizer(tmp_path)
+    tokenizer, generator = Tokenizer.load(tmp_path), random.Random(0)
+    texts = ["".join(generator.choices(PIECES, k=generator.randrange(60))) for _ in range(500)]
+    rows, truncated = tokenizer.encode_truncated(texts, max_length)
+    whole = tokenizer.encode_all(texts)
+    assert rows == [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in whole]
+    assert truncated == sum(len(ids) > max_length for ids in whole)
+    assert truncated > 10
+
+
+@pytest.mark.parametrize("kind", ["words", "one word", "spaces", "a space and a word"])
+def test_of_a_long_text_only_a_beginning_is_encoded(tmp_path, monkeypatch, kind):
+    write_tokenizer(tmp_path)
+    tokenizer, lengths = Tokenizer.load(tmp_path), []
+    encode = tokenizer._encode_batch
+
+    def observed(backend, texts, add_special_tokens):
+        lengths.append([len(text) for text in texts])
+        return encode(backend, texts, add_special_tokens)
+
+    monkeypatch.setattr(tokenizer, "_encode_batch", observed)
+    text = {
+        "words": "a b " * 10_000,
+        "one word": "a" * 40_000 + " b",
+        "a space and a word": " " + "a" * 40_000,
+        "spaces": "\n" * 500 + "a " * 10_000,
+    }[kind]
+    rows, truncated = tokenizer.encode_truncated([text, "a b"], 8)
+    assert rows[1] == [2, 5, 6, 3]
+    assert (len(rows[0]), truncated) == {"one word": (4, 0), "a space and a word": (3, 0)}.get(kind, (8, 1))
+    assert sum(map(sum, lengths)) < (4_000 if truncated else 100_000)
+
+
+def test_a_byte_level_tokenizer_encodes_the_whole_text(load_tokenizer):
+    tokenizer, text = load_tokenizer("tokenizers/gpt2"), "a  b " * 2_000
+    assert tokenizer.encode_truncated([text], 10) == ([tokenizer.encode(text)[:10]], 1)
+    assert not tokenizer._splits_at_spaces

@@ -46,7 +46,7 @@ export const line = (id, text, tab) => post(path(id, "line"), { line: text, tab 
 /** Stop the reply that is running; its part is kept. */
 export const stop = (id) => post(path(id, "stop"));
 
-/** Delete a conversation; `restore` takes it back. */
+/** Delete a conversation; `restore` takes it back. Returns {forgotten}: the number of its turns that the memory had. */
 export const remove = (id) => post(path(id, "delete"));
 
 /** Take a deletion back. */

@@ -232,6 +232,16 @@ def test_the_identity_of_weights_depends_on_what_an_adapter_computes(adapter, ed
     assert same == adapter_fingerprint(edit(target_modules=r".*(gate|q)_proj"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_of_any_floating_point_type_are_converted(dtype, adapter, prompt):
+    rounded = {name: tensor.to(dtype) for name, tensor in load_file(adapter / WEIGHTS).items()}
+    save_file({name: tensor.float() for name, tensor in rounded.items()}, adapter / WEIGHTS)
+    expected = [LLM.load(adapter, "cpu", each).logits(prompt(20)) for each in ("float32", "bfloat16")]
+    save_file(rounded, adapter / WEIGHTS)
+    for each, logits_of_float32 in zip(("float32", "bfloat16"), expected, strict=True):
+        assert torch.equal(LLM.load(adapter, "cpu", each).logits(prompt(20)), logits_of_float32)
+
+
 def test_tensors_that_are_no_numbers_are_refused_in_one_line(adapter):
     tensors = load_file(adapter / WEIGHTS)
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

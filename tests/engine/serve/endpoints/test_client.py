@@ -68,6 +68,11 @@ def test_a_large_answer_is_the_same_json_in_parts(content):
     assert asyncio.run(encode_large(content)) == encode(content)
 
 
+def test_a_value_that_has_been_encoded_is_a_part_of_the_answer():
+    content = {"data": [{"index": 0}], "model": "é"}
+    assert asyncio.run(encode_large({"data": b'[{"index":0}]', "model": "é"})) == encode(content)
+
+
 def test_others_are_served_while_a_large_answer_is_encoded():
     async def turns() -> int:
         encoding = asyncio.ensure_future(encode_large({"a": [{"text": "x" * 100, "values": [1.5] * 20}] * 2000}))

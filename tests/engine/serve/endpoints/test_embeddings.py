@@ -52,6 +52,7 @@ def test_texts_and_their_token_ids_have_the_vectors_that_embed_gives(encoder, fo
     answer = encoder.post(PATH, json={"model": "tiny", "input": ["a b", "c", "a " * 50], "user": "me"})
     expected = llm.embed(["a b", "c", "a " * 50])
     assert torch.equal(vectors_of(answer), expected)
+    assert (vectors_of(encoder.post(PATH, json={"input": ["a b"] * 70})) - expected[0]).abs().max() < 1e-6
     assert answer.json()["model"] == "tiny"
     assert answer.json()["usage"] == {"prompt_tokens": 31, "total_tokens": 31, "truncated_inputs": 1}
     assert torch.equal(vectors_of(encoder.post(PATH, json={"input": "c"}))[0], llm.embed(["c"])[0])

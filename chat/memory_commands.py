@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chat.conversation.events import ChatEvents
-from chat.memory.recall import Memory, quoted, readable
+from chat.conversation.memory_block import quotation
+from chat.conversation.recall import Memory
+from chat.memory.pieces import counted
 from chat.registry import command, info
 from engine.runtime.errors import UsageError, quote
 
@@ -36,7 +38,7 @@ def forget(workspace: Workspace, rest: str) -> ChatEvents:
     """delete a memory by its number, or all of them, also from the prompt"""
     opened = _opened(workspace)
     if rest == "all":
-        yield info(f"forgot all {opened.clear():,} memories{opened.store.unpurged}")
+        yield info(f"forgot all {counted(opened.clear(), 'memory')}{opened.store.unpurged}")
         return
     words = rest.replace("[", " ").replace("]", " ").replace(",", " ").split()
     if not words or not all(word.isdecimal() and len(word) < 19 for word in words):
@@ -46,7 +48,7 @@ def forget(workspace: Workspace, rest: str) -> ChatEvents:
     count = opened.forget([int(word) for word in words])
     if not count:
         raise UsageError(f"there is no memory {rest}")
-    yield info(f"forgot {count:,} {_memories(count)}{opened.store.unpurged}")
+    yield info(f"forgot {counted(count, 'memory')}{opened.store.unpurged}")
 
 
 @command("QUERY")
@@ -56,9 +58,7 @@ def recall(workspace: Workspace, rest: str) -> ChatEvents:
     if not rest:
         raise UsageError("/recall needs what to search for")
     found = [hit.piece for hit in opened.search(rest)]
-    yield info(
-        "\n".join(f"{opened.label(piece)}\n{quoted(readable(piece), SHOWN)}" for piece in found) or "nothing found"
-    )
+    yield info("\n".join(f"{opened.label(piece)}\n{quotation(piece, SHOWN)}" for piece in found) or "nothing found")
 
 
 def summary(opened: Memory) -> str:
@@ -66,14 +66,14 @@ def summary(opened: Memory) -> str:
     store, recalled = opened.store, opened.recalled
     count = store.count()
     lines = [
-        f"memory {opened.name}: {count:,} {_memories(count)}"
+        f"memory {opened.name}: {counted(count, 'memory')}"
         + ("" if opened.keeps else "; this conversation is not kept")
     ]
     if store.notice:
         lines.append(store.notice)
     if recalled.pieces:
-        count = len(recalled.pieces)
-        lines += [f"in the prompt: {count} {_memories(count)}, {recalled.tokens:,} tokens", recalled.block]
+        number = counted(len(recalled.pieces), "memory")
+        lines += [f"in the prompt: {number}, {counted(recalled.tokens, 'token')}", recalled.block]
     else:
         lines.append("in the prompt: none")
     return "\n".join(lines)
@@ -83,7 +83,3 @@ def _opened(workspace: Workspace) -> Memory:
     if workspace.memory is None:
         raise UsageError("memory is off; start with --memory")
     return workspace.memory
-
-
-def _memories(count: int) -> str:
-    return "memory" if count == 1 else "memories"

@@ -10,9 +10,9 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from chat.memory.pieces import NewPiece
-from chat.memory.reading import MAX_BYTES, read_document, read_file
-from chat.memory.splitting import Count, count_words, split
+from chat.memory.documents.reading import MAX_BYTES, read_document, read_file
+from chat.memory.documents.splitting import Count, count_words, split
+from chat.memory.pieces import NewPiece, counted
 from chat.memory.store import BATCH, MemoryStore
 from chat.memory.vectors import Vectors
 from engine.runtime.errors import BareloopError
@@ -33,7 +33,7 @@ class Added:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # path and reason
 
     def __str__(self) -> str:
-        parts = [f"{self.files} files added with {self.pieces} new pieces"]
+        parts = [f"{counted(self.files, 'file')} added with {counted(self.pieces, 'new piece')}"]
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return ", ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat.memory.splitting import OVERLAP, SIZE, count_words, slices, split
+from chat.memory.documents.splitting import OVERLAP, SIZE, count_words, slices, split
 
 LETTERS = st.text(st.sampled_from("ab .!?\n。北😀-"), max_size=400)
 LONG = st.lists(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from chat.memory.reading import read_document, read_file, read_html, read_markdown
+from chat.memory.documents.reading import read_document, read_file, read_html, read_markdown
 from engine.runtime.errors import BareloopError
 
 MARKDOWN = """---

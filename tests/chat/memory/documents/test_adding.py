@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chat.memory.documents import add_files, find_files
+from chat.memory.documents.adding import add_files, find_files
 from chat.memory.store import BATCH
 
 
