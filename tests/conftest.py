@@ -161,11 +161,12 @@ def built_kernels() -> None:
     """Wait for the C++ kernels, so that all tests compute in the same way."""
     from engine import kernels
     from engine.kernels import build
+    from tests.engine.kernels.isas import tested_isas
 
     kernels.wait()
     if os.environ.get(build.VARIABLE):
         return
-    for isa in set(build.supported_isas()) - {"torch"}:  # for tests of each instruction set, while other tests run
+    for isa in tested_isas():  # for tests of each instruction set, while other tests run
         if not build.library_path(isa).exists() and build.obstacle(isa) is None:
             build.build_in_background(isa)
 

@@ -27,7 +27,7 @@ VARIABLE = "BARELOOP_ISA"
 # Compiler flags for each instruction set. CPU_CAPABILITY selects the width of ATen's vectors.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-AMX = (*AVX512, "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-DBARELOOP_AMX")
+AMX = (*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-DBARELOOP_AMX")
 FLAGS = {
     "amx": (*AMX, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     "avx512": (*AVX512, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
@@ -63,7 +63,7 @@ def supported_isas() -> list[str]:
 @cache
 def _can_use_amx() -> bool:
     """Whether this CPU has AMX tiles, and the system lets this process use them, which it asks for."""
-    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    return torch.cpu._is_vnni_supported() and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
 
 
 def namespace(isa: str) -> str:

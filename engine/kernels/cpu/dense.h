@@ -105,7 +105,9 @@ struct Product {
   const PackedRows* packed = nullptr;  // x once more, if AMX is to be used
 
   void run() const {
-    parallel_rows(n, k * static_cast<int64_t>(sizeof(T)), packed == nullptr ? STREAMS : PANEL, [&](int64_t begin, int64_t end) {
+    const int64_t step = packed == nullptr ? 1 : PANEL, bytes = k * static_cast<int64_t>(sizeof(T));  // of a range
+    parallel_rows((n + step - 1) / step, step * bytes, packed == nullptr ? STREAMS : 1, [&](int64_t begin, int64_t end) {
+      begin *= step, end = std::min(n, end * step);
       if (branch == nullptr) return multiply_range(begin, end);
       branch->compute_hidden();
       for (int64_t last; begin < end; begin = last) {

@@ -12,6 +12,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -61,9 +62,10 @@ class Gemm {
     const auto x_blocks = [&] { return (rows + size - 1) / size; };
     while (size > X_TILE && blocks * x_blocks() < (TILES ? 2 : 4) * at::get_num_threads()) size /= 2;  // work for all threads
     parallel_tasks(blocks * x_blocks(), [&](int64_t first, int64_t last) {
-      static thread_local Memory memory;
+      static thread_local std::unique_ptr<Memory> memory;
+      if (memory == nullptr) memory = std::make_unique<Memory>();
       [[maybe_unused]] const std::conditional_t<TILES, TileRegisters, int> registers{};
-      for (int64_t i = first; i < last; i++) multiply(i / x_blocks() * height, i % x_blocks() * size, size, memory);
+      for (int64_t i = first; i < last; i++) multiply(i / x_blocks() * height, i % x_blocks() * size, size, *memory);
     });
   }
 
@@ -104,13 +106,13 @@ class Gemm {
     if constexpr (!TILES) std::fill_n(memory.sums, of_block * W_BLOCK * X_TILE, 0.0f);
     for (int64_t column = 0; column < k; column += COLUMNS) {
       const int64_t columns = std::min(COLUMNS, k - column);
-      const auto [block, stride] = read(row, outputs, column, columns, memory.block);
+      const Block block = read(row, outputs, column, columns, memory.block);
       const auto add = [&](int64_t tile, int64_t i) {
         const Number* const numbers = transposed.const_data_ptr<Number>() + (x_row + tile * X_TILE) * wide + column * (TILES ? TILE_ROWS : X_TILE);
         float* const sums = memory.sums + (tile * W_BLOCK + i) * X_TILE;
         with_row_count<VECTORS>((count - tile * X_TILE + LANES - 1) / LANES, [&](auto vectors) {  // fewer in the last tile
-          if constexpr (TILES) add_tiles<2, decltype(vectors)::value>(block + i * stride, 2 * stride, numbers, TILE_ROWS, wide * TILE_ROWS, (columns + TILE_COLUMNS - 1) / TILE_COLUMNS, sums, X_TILE, column == 0);
-          else add_products<decltype(vectors)::value>(block + i * stride, numbers, columns, sums);
+          if constexpr (TILES) add_tiles<2, decltype(vectors)::value>(block.numbers + i * block.stride, 2 * block.stride, numbers, TILE_ROWS, wide * TILE_ROWS, (columns + TILE_COLUMNS - 1) / TILE_COLUMNS, sums, X_TILE, column == 0);
+          else add_products<decltype(vectors)::value>(block.numbers + i * block.stride, numbers, columns, sums);
         });
       };
       const auto finish = [&](int64_t tile, int64_t i, int64_t size) {
@@ -146,9 +148,13 @@ class Gemm {
       const int64_t count = std::min(TILE_ROWS, outputs - i);
       Number* const lines = to + i * COLUMNS;
       if (weight.records.bytes != nullptr) {
-        alignas(64) float wide_lines[TILE_ROWS * COLUMNS];
-        weight.records.dequantize(row + i, count, column, column + columns, wide_lines, COLUMNS);
-        at::vec::convert(wide_lines, lines, count * COLUMNS);
+        if constexpr (TILES) {
+          alignas(64) float wide_lines[TILE_ROWS * COLUMNS];
+          weight.records.dequantize(row + i, count, column, column + columns, wide_lines, COLUMNS);
+          for (int64_t j = 0; j < count; j++) at::vec::convert(wide_lines + j * COLUMNS, lines + j * COLUMNS, columns);
+        } else {
+          weight.records.dequantize(row + i, count, column, column + columns, lines, COLUMNS);
+        }
       } else if (weight.panels.codes != nullptr) {
         dequantize_rows(weight.panels, row + i, count, column, column + columns, lines, COLUMNS, row_scales == nullptr);
       } else {

@@ -116,7 +116,7 @@ at::Tensor with_matrix(const at::Tensor& x, const at::Tensor& weight, const std:
     using T = decltype(zero);
     const Adapters<T> adapters(adapter, adapter_sizes, 1);
     const Matrix<T> w = with_adapter(matrix<T>(weight, scales, bias), adapters[0]);
-    TORCH_CHECK(x.size(1) == w.k, "linear: ", x.sizes(), " by [", w.n, ", ", w.k, "]");
+    TORCH_CHECK(x.size(1) == w.k && w.k > 0, "linear: ", x.sizes(), " by [", w.n, ", ", w.k, "]");
     y = at::empty({x.size(0), w.n}, x.options());
     f(w, input.const_data_ptr<T>(), input.stride(0), y.mutable_data_ptr<T>());
   });

@@ -31,6 +31,7 @@ class TileRegisters {
       uint8_t lines[16] = {};
     } config;
     for (int i = 0; i < 8; i++) config.bytes[i] = i == 4 || i == 5 ? 64 : 4 * rows, config.lines[i] = 16;
+    asm volatile("" ::"r"(&config) : "memory");  // some compilers' _tile_loadconfig says that it reads 8 bytes only
     _tile_loadconfig(&config);
   }
   ~TileRegisters() { _tile_release(); }
@@ -38,8 +39,9 @@ class TileRegisters {
 };
 
 // sums += W times x: W of 16 W_TILES rows `w_row` bytes apart, x of X_TILES packed tiles of `x_rows` rows, `x_tile` numbers apart,
-// and `steps` tiles of columns of both. Sums have rows `sums_row` apart, and are not read if `fresh`. `next`:
-// as many numbers as W has, one after the other, to be fetched meanwhile.
+// and `steps` tiles of columns of both. Sums have rows `sums_row` apart, and are not read if `fresh`. `next`: as
+// many numbers as W has, one after the other, to be fetched meanwhile. (Not inlined, as the intrinsics do not say which
+// memory they read.)
 template <int W_TILES, int X_TILES>
 __attribute__((noinline)) void add_tiles(const BFloat16* w, int64_t w_row, const BFloat16* x, int64_t x_rows, int64_t x_tile, int64_t steps, float* sums, int64_t sums_row, bool fresh,
                                          const BFloat16* next = nullptr) {
@@ -102,6 +104,5 @@ void add_tiles(const BFloat16* w, int64_t w_row, const BFloat16* x, int64_t x_ro
 
 inline void pack_tile(const BFloat16*, int64_t, int64_t, int64_t, int64_t, BFloat16*) {}
 #endif
-
 
 }  // namespace
