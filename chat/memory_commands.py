@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from chat.conversation.events import ChatEvents
 from chat.conversation.memory_block import quotation
 from chat.conversation.recall import Memory
-from chat.memory.pieces import counted
 from chat.registry import command, info
 from engine.runtime.errors import UsageError, quote
+from engine.runtime.wording import plural
 
 if TYPE_CHECKING:
     from chat.workspace import Workspace
@@ -38,7 +38,7 @@ def forget(workspace: Workspace, rest: str) -> ChatEvents:
     """delete a memory by its number, or all of them, also from the prompt"""
     opened = _opened(workspace)
     if rest == "all":
-        yield info(f"forgot all {counted(opened.clear(), 'memory')}{opened.store.unpurged}")
+        yield info(f"forgot all {plural(opened.clear(), 'memory')}{opened.store.unpurged}")
         return
     words = rest.replace("[", " ").replace("]", " ").replace(",", " ").split()
     if not words or not all(word.isdecimal() and len(word) < 19 for word in words):
@@ -48,7 +48,7 @@ def forget(workspace: Workspace, rest: str) -> ChatEvents:
     count = opened.forget([int(word) for word in words])
     if not count:
         raise UsageError(f"there is no memory {rest}")
-    yield info(f"forgot {counted(count, 'memory')}{opened.store.unpurged}")
+    yield info(f"forgot {plural(count, 'memory')}{opened.store.unpurged}")
 
 
 @command("QUERY")
@@ -66,14 +66,13 @@ def summary(opened: Memory) -> str:
     store, recalled = opened.store, opened.recalled
     count = store.count()
     lines = [
-        f"memory {opened.name}: {counted(count, 'memory')}"
-        + ("" if opened.keeps else "; this conversation is not kept")
+        f"memory {opened.name}: {plural(count, 'memory')}" + ("" if opened.keeps else "; this conversation is not kept")
     ]
     if store.notice:
         lines.append(store.notice)
     if recalled.pieces:
-        number = counted(len(recalled.pieces), "memory")
-        lines += [f"in the prompt: {number}, {counted(recalled.tokens, 'token')}", recalled.block]
+        number = plural(len(recalled.pieces), "memory")
+        lines += [f"in the prompt: {number}, {plural(recalled.tokens, 'token')}", recalled.block]
     else:
         lines.append("in the prompt: none")
     return "\n".join(lines)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from chat.conversation.session import Session
-from chat.memory.pieces import counted
 from chat.workspace import Workspace
+from engine.runtime.wording import plural
 
 SCORED = "the tokens of the text, as the model reads it, with their probabilities now; it may have generated others"
 SKIPPED = 20  # characters that versions have in common, from which on they are shown from where they differ
@@ -41,7 +41,7 @@ def statistics(workspace: Workspace) -> str:
     if session.memory is not None:
         recalled = session.memory.recalled
         lines.append(
-            f"memories   {len(recalled.pieces)} in the prompt, {counted(recalled.tokens, 'token')}, of "
+            f"memories   {len(recalled.pieces)} in the prompt, {plural(recalled.tokens, 'token')}, of "
             f"{budget.memories:,} set aside; {session.memory.store.count():,} in all"
         )
     if session.model.drafts is not None:

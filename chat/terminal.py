@@ -24,9 +24,9 @@ from chat.commands import COMMANDS, is_command
 from chat.context import STRATEGIES
 from chat.conversation.events import Notice, Piece, Reply
 from chat.conversation.session import Session
-from chat.memory.pieces import counted
 from engine.cli.parser import printable
 from engine.runtime.errors import BareloopError
+from engine.runtime.wording import plural
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent
@@ -233,7 +233,7 @@ def meter(session: Session) -> str:
     usage = f"{used:,}/{window:,} ({used / window:.0%})"
     if session.memory is not None:
         recalled = len(session.memory.recalled.pieces)
-        usage += f" · {counted(recalled, 'memory')}"
+        usage += f" · {plural(recalled, 'memory')}"
     if (last := session.statistics.last) is None:
         return usage
     drafts = session.model.drafts

@@ -19,8 +19,9 @@ from engine.cli.parser import Parser, run
 from engine.cli.progress import Progress
 from engine.runtime.errors import UsageError
 from engine.runtime.files import local_path, write_atomic
+from engine.runtime.wording import plural
 from evals.analysis.comparison import Comparison, compare
-from evals.analysis.findings import findings, notes, plural
+from evals.analysis.findings import findings, notes
 from evals.analysis.judgment_tables import cut_turns
 from evals.analysis.judgment_tables import findings as judged_findings
 from evals.analysis.judgments import analyse

@@ -11,8 +11,8 @@ from chat.context import FittedPrompt, place_memories
 from chat.conversation.events import Notice
 from chat.conversation.transcript import Transcript, remembered
 from chat.conversation.tree import Turn
-from chat.memory.pieces import counted
 from engine.runtime.errors import BareloopError, is_out_of_memory
+from engine.runtime.wording import plural
 
 
 class Remembering(Transcript):
@@ -33,8 +33,8 @@ class Remembering(Transcript):
             yield Notice("warning", f"nothing was looked up: {error}")
         recalled = self.memory.recalled
         if recalled.pieces and recalled.block != before:
-            number = counted(len(recalled.pieces), "memory")
-            yield Notice("recalled", f"recalled {number}, {counted(recalled.tokens, 'token')}")
+            number = plural(len(recalled.pieces), "memory")
+            yield Notice("recalled", f"recalled {number}, {plural(recalled.tokens, 'token')}")
         return prompt
 
     def _remember(self, turn: Turn, beginning: dict[str, Any] | None) -> Iterator[Notice]:

@@ -24,9 +24,9 @@ from chat.conversation.recall import Memory
 from chat.conversation.remembering import Remembering, shortage_explained
 from chat.conversation.streaming import LOOP_CHARACTERS, ReplyParts, repeats
 from chat.conversation.tree import Tree, Turn
-from chat.memory.pieces import counted
 from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent, TokenProbability
 from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.wording import plural
 from engine.text.reasoning import split
 
 SUMMARY_REQUEST = "Summarise our conversation so far in one line. Keep names and facts."
@@ -162,7 +162,7 @@ class Session(Remembering):
         self.statistics.evictions += 1
         self.statistics.dropped_turns += prompt.dropped
         self.statistics.dropped_tokens += prompt.dropped_tokens
-        dropped = f"dropped {counted(prompt.dropped, 'turn')}, {counted(prompt.dropped_tokens, 'token')}"
+        dropped = f"dropped {plural(prompt.dropped, 'turn')}, {plural(prompt.dropped_tokens, 'token')}"
         filled = prompt.tokens / self.budget.window
         return Notice("dropped", f"{dropped}; window {filled:.0%} full")
 

@@ -9,12 +9,13 @@ from typing import Any
 from chat.memory.documents.adding import absolute, add_files
 from chat.memory.documents.splitting import count_words
 from chat.memory.embedder import NONE, EngineEmbedder, chosen_embedder
-from chat.memory.pieces import Piece, counted
+from chat.memory.pieces import Piece
 from chat.memory.store import DEFAULT, MODES, MemoryStore, memory_path
 from engine.checkpoints import embedded
 from engine.cli.parser import Parser, printable, require_at_least, run
 from engine.cli.progress import Progress
 from engine.runtime.errors import BareloopError, UsageError
+from engine.runtime.wording import plural
 
 LINE = 100  # characters of a text in a list
 
@@ -70,7 +71,7 @@ def add(store: MemoryStore, options: Any) -> None:
         added = add_files(store, [absolute(path) for path in options.paths], progress, count)
     for path, reason in added.skipped:
         print(f"skipped {printable(path)}: {reason}", file=sys.stderr)
-    print(f"{added}; {counted(store.count(), 'memory')} in {store.path}")
+    print(f"{added}; {plural(store.count(), 'memory')} in {store.path}")
     named = {str(absolute(path)) for path in options.paths}
     if refused := [path for path, _ in added.skipped if path in named]:
         raise BareloopError(f"not added: {len(refused)} of the files that were named")
@@ -79,10 +80,10 @@ def add(store: MemoryStore, options: Any) -> None:
 def show(store: MemoryStore, options: Any) -> None:
     """Print the documents and the newest pieces."""
     require_at_least(0, options, "limit")
-    print(f"{counted(store.count(), 'memory')} in {store.path}")
+    print(f"{plural(store.count(), 'memory')} in {store.path}")
     for source in store.sources():
         state = "" if source.hash else ", not completely added"
-        print(printable(f"document {source.path}: {counted(source.pieces, 'piece')}{state}"))
+        print(printable(f"document {source.path}: {plural(source.pieces, 'piece')}{state}"))
     for piece in store.pieces(limit=options.limit):
         print(printable(_line(piece)))
 
@@ -111,14 +112,14 @@ def forget(store: MemoryStore, options: Any) -> None:
     else:
         count = store.forget(options.ids)
     left = store.count()
-    print(f"forgot {counted(count, 'memory')}; {left:,} {'is' if left == 1 else 'are'} left{store.unpurged}")
+    print(f"forgot {plural(count, 'memory')}; {left:,} {'is' if left == 1 else 'are'} left{store.unpurged}")
 
 
 def _confirm(count: int, whose: str, is_confirmed: bool) -> None:
     """Raise `BareloopError` unless the user agrees to forget several memories. Without a terminal nobody can."""
     if count < 2 or is_confirmed:
         return
-    what = printable(f"{counted(count, 'memory')}{whose}")
+    what = printable(f"{plural(count, 'memory')}{whose}")
     if not sys.stdin.isatty() or not sys.stderr.isatty():
         raise BareloopError(f"this forgets {what}, and there is no terminal to ask you on; add --yes")
     print(f"forget {what}? [y/N] ", end="", file=sys.stderr, flush=True)
@@ -131,7 +132,7 @@ def reembed(store: MemoryStore) -> None:
     missing = store.missing()
     with Progress("embed", missing) as progress:
         done = store.reembed(progress.advance)
-    print(f"computed {counted(done, 'vector')}")
+    print(f"computed {plural(done, 'vector')}")
 
 
 def main(options: Any) -> None:

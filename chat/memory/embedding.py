@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chat.memory.database import Database
-from chat.memory.pieces import counted
 from chat.memory.vectors import Vectors
 from engine.runtime.errors import BareloopError
+from engine.runtime.wording import plural
 
 if TYPE_CHECKING:
     from chat.memory.embedder import Embedder
@@ -65,7 +65,7 @@ class PieceVectors:
                 f"the memory's vectors are of {active.name}, not of {self.embedder.name}: it is searched by words "
                 "alone (BM25) until they are computed anew: python -m chat.memory reembed"
             )
-        return f"{counted(missing, 'memory')} without vectors: python -m chat.memory reembed" if missing else ""
+        return f"{plural(missing, 'memory')} without vectors: python -m chat.memory reembed" if missing else ""
 
     def embed(self, texts: Sequence[str], kind: str) -> Vectors:
         """Vectors [n, size] of texts by our embedder. Raises `BareloopError` for anything else that it returns."""

@@ -63,12 +63,6 @@ def message_of(text: str) -> str:
     return f"substr({text}, 1, instr({text} || '{ARROW}', '{ARROW}') - 1)"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things, as messages say it: 1 memory, 1,234 files."""
-    plural = f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
-
-
 @dataclass(frozen=True)
 class Hit:
     """A piece that was found.

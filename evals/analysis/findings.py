@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine.runtime.wording import plural
 from evals.data.catalogue import BENCHMARKS
 
 if TYPE_CHECKING:
@@ -210,8 +211,3 @@ def p_text(p: float) -> str:
 def readable(subject: str) -> str:
     """Return a subject's name with spaces instead of underscores."""
     return subject.replace("_", " ")
-
-
-def plural(number: int, noun: str) -> str:
-    """Return "1 question", "1,234 questions"."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

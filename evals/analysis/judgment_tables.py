@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from evals.analysis.findings import MAX_NAMED, percent, plural
+from engine.runtime.wording import plural
+from evals.analysis.findings import MAX_NAMED, percent
 from evals.analysis.judgments import MIN_QUESTIONS, SCALE, JudgeAnalysis, Mean, ScoreDifference
 from evals.analysis.tables import TextTable, markdown_blocks, percent_cell, print_tables
 from evals.analysis.verdicts import Agreement, PairResult

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.parser import printable
-from evals.analysis.findings import expected_count, findings, notes, plural
+from engine.runtime.wording import plural
+from evals.analysis.findings import expected_count, findings, notes
 from evals.analysis.statistics import holm_correction
 from evals.data.catalogue import BENCHMARKS
 from evals.runs.measurements import markdown_table

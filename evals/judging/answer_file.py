@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.cli.progress import Progress
 from engine.runtime.errors import BareloopError
-from evals.analysis.findings import plural
+from engine.runtime.wording import plural
 from evals.data.mt_bench import JudgedQuestion
 from evals.judging.settings import AFFORDABLE, resume_settings, settings_path, write_settings
 from evals.runs.judged import Answer, read_answers

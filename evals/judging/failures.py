@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evals.analysis.findings import plural
+from engine.runtime.wording import plural
 from evals.judging.judges import JudgeError, PromptTooLongError
 
 MAX_FAILURES = 5  # in a row, after which the run ends

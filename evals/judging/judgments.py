@@ -14,8 +14,8 @@ from typing import NamedTuple
 from engine.cli.progress import Progress
 from engine.remote.errors import RemoteError
 from engine.runtime.errors import BareloopError
+from engine.runtime.wording import plural
 from engine.text.surrogates import without_surrogates
-from evals.analysis.findings import plural
 from evals.harness.dispatch import Dispatcher
 from evals.harness.evaluate import command_to_continue
 from evals.judging.failures import MAX_FAILURES, Failures

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import write_atomic
-from evals.analysis.findings import plural
+from engine.runtime.wording import plural
 from evals.data.mt_bench import QUESTIONS, REFERENCES, JudgedQuestion, QuestionSet
 from evals.judging.contestants import SINGLE, Contestant, baseline_of, is_judged
 from evals.judging.judge_settings import JudgeSettings

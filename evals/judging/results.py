@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import write_atomic
-from evals.analysis.findings import plural
+from engine.runtime.wording import plural
 from evals.harness.identity import file_name
 from evals.judging.contestants import choose_questions
 from evals.judging.settings import model_id

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from evals.analysis.findings import percent, plural
+from engine.runtime.wording import plural
+from evals.analysis.findings import percent
 from evals.analysis.judgment_tables import INTERVALS, category_names, interval, number, share
 from evals.analysis.judgments import SCALE, JudgeAnalysis, Mean, ScoreDifference
 from evals.analysis.verdicts import PairResult

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from engine.runtime.wording import plural
 from evals.analysis.comparison import Comparison
-from evals.analysis.findings import p_text, plural, readable
+from evals.analysis.findings import p_text, readable
 from evals.analysis.patterns import Rate, pool
 from evals.analysis.tables import choice_name, p_cell, shorten
 from evals.data.subjects import GROUPS

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.cli.figures import LINE, MARGIN, QUIET, add_axes, page, style, text_width
-from evals.analysis.findings import plural, readable
+from engine.runtime.wording import plural
+from evals.analysis.findings import readable
 from evals.analysis.patterns import Rate, by_subject, overall
 from evals.plotting.common import (
     BELOW,

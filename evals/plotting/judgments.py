@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.figures import LINE, MARGIN, PALE, PALETTE, QUIET, add_axes, page, style, text_width
-from evals.analysis.findings import plural
+from engine.runtime.wording import plural
 from evals.analysis.judgment_tables import category_names, interval, number
 from evals.analysis.judgments import SCALE, JudgeAnalysis, analyse
 from evals.plotting.accuracy import AXIS_WIDTH

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engine.cli.figures import INK, LINE, MARGIN, MIN_FONT_SIZE, PALETTE, QUIET, add_axes, page, style, text_width
+from engine.runtime.wording import plural
 from evals.analysis.calibration import calibration, choice_bias
-from evals.analysis.findings import plural
 from evals.analysis.patterns import common_misses, overlaps
 from evals.analysis.statistics import wilson_interval
 from evals.data.catalogue import BENCHMARKS

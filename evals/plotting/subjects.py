@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.figures import INK, LINE, MARGIN, MIN_FONT_SIZE, PALE, QUIET, add_axes, page, style, text_width
-from evals.analysis.findings import plural, readable
+from engine.runtime.wording import plural
+from evals.analysis.findings import readable
 from evals.analysis.patterns import Rate, by_subject, overall, pool
 from evals.plotting.accuracy import AXIS_WIDTH, plot_subject_bars
 from evals.plotting.common import (

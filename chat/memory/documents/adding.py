@@ -12,11 +12,12 @@ from pathlib import Path
 
 from chat.memory.documents.reading import MAX_BYTES, read_document, read_file
 from chat.memory.documents.splitting import Count, count_words, split
-from chat.memory.pieces import NewPiece, counted
+from chat.memory.pieces import NewPiece
 from chat.memory.store import BATCH, MemoryStore
 from chat.memory.vectors import Vectors
 from engine.runtime.errors import BareloopError
 from engine.runtime.files import local_path
+from engine.runtime.wording import plural
 
 __all__ = ["Added", "add_files", "read_document", "split"]
 
@@ -33,7 +34,7 @@ class Added:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # path and reason
 
     def __str__(self) -> str:
-        parts = [f"{counted(self.files, 'file')} added with {counted(self.pieces, 'new piece')}"]
+        parts = [f"{plural(self.files, 'file')} added with {plural(self.pieces, 'new piece')}"]
         parts += [f"{self.unchanged} unchanged"] if self.unchanged else []
         parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
         return ", ".join(parts)

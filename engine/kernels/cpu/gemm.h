@@ -7,6 +7,9 @@
 //
 // x is transposed first, [columns, X_TILE] for each tile, and a block of W is converted or dequantized to float32, in cache, so
 // that a step of the inner loop is a load of X_TILE numbers, and one broadcast for each row of W.
+//
+// With AMX bfloat16 numbers are multiplied as tiles.h says: x is packed, a dense W is read as it lies in memory, and other
+// formats are dequantized to bfloat16; only int8 keeps its integers, and sums are scaled at the end.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.runtime.wording import plural
 from evals.analysis.comparison import Comparison, compare
-from evals.analysis.findings import expected_count, findings, notes, p_text, plural
+from evals.analysis.findings import expected_count, findings, notes, p_text
 from evals.analysis.tables import markdown
 from evals.runs.collection import Group, split_unpooled
 from tests.evals.synthetic import load_group, write_and_load, write_runs
