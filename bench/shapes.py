@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.image_files import add_image_tokens, image_files
 from engine.checkpoints import embedded
 from engine.checkpoints.gguf.source import OLLAMA, gguf_files
 from engine.checkpoints.hub import find_model
@@ -138,6 +139,48 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 
+SMOLVLM = {"model_type": "idefics3", "architectures": ["Idefics3ForConditionalGeneration"], "scale_factor": 4}
+SHAPES["smolvlm-256m"] = {
+    **SMOLVLM,
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 49_280,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "rope_theta": 100_000.0,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "vision_config": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    },
+}
+SHAPES["tiny-vision"] = {
+    **SMOLVLM,
+    "text_config": {
+        key: value for key, value in SHAPES["tiny"].items() if key not in ("tie_word_embeddings", "architectures")
+    }
+    | {"model_type": "llama"},
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 4,
+    },
+}
+
 
 def checkpoint(name: str) -> Path:
     """The folder of a shape's checkpoint in bfloat16, created on first use; or that of a user's model.
@@ -173,11 +216,16 @@ def write(config: dict[str, Any], folder: Path) -> None:
     from engine.demo import vocabulary
 
     tokenizer = vocabulary.build(0)
+    takes_images = "vision_config" in config
+    if takes_images:
+        config = {**config, "image_token_id": add_image_tokens(tokenizer)}
     llm = LLM.from_config(config, seed=0, device="cpu", dtype="bfloat16")
     with torch.no_grad():
         for name in {"embed.weight", "head.weight"} & dict(llm.model.named_parameters()).keys():
             llm.model.get_parameter(name)[tokenizer.get_vocab_size() :] = 0
     files = vocabulary.files(tokenizer, llm.max_length)
+    if takes_images:
+        files = image_files(config, files)
     save_model(llm.model, llm.family, {**config, "dtype": "bfloat16"}, folder, files)
 
 

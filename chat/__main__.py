@@ -40,6 +40,12 @@ def parser() -> Parser:
     result.add_argument(
         "--prompt", "-p", metavar="TEXT", help="send this message, print the reply, and exit; not with --web"
     )
+    result.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        help="send this image with the first message, or with --prompt; may be given several times; not with --web",
+    )
     server = result.add_argument_group("a model of a server")
     server.add_argument(
         "--url",
@@ -190,7 +196,7 @@ def opened_memory(options: Any) -> Iterator[tuple[Memory | None, list[Notice]]]:
 
 def serve_page(options: Any, sampling: dict[str, Any]) -> None:
     """Check the flags of the page, and serve it."""
-    for name in ("prompt", "plain", "json"):
+    for name in ("prompt", "image", "plain", "json"):
         if getattr(options, name):
             raise UsageError(f"--{name} is for the terminal, not for --web; leave one of them out")
     if options.api and options.url is not None:
@@ -243,7 +249,8 @@ def chat(
     """Chat with a model in the terminal or through pipes. `opening`: notices that are shown first."""
     from chat import store
     from chat.agent import Agent
-    from chat.conversation.events import Settings
+    from chat.conversation.events import Notice, Settings
+    from chat.image_commands import label
     from chat.pipe import Pipe
 
     overrides = conversation_flags(options)
@@ -252,6 +259,7 @@ def chat(
     if options.resume is not None:
         opening += agent.load(store.find(options.resume) if options.resume else store.latest())
         agent.session.configure(**overrides, sampling=agent.session.settings.sampling | sampling)
+    opening += [Notice("info", label(agent.session, agent.add_image(file))) for file in options.image or ()]
     for signal_name in ("SIGHUP", "SIGTERM"):  # a closed window: exit normally, so that the reply so far is saved
         if hasattr(signal, signal_name):
             signal.signal(getattr(signal, signal_name), lambda number, _: sys.exit(128 + number))

@@ -10,11 +10,12 @@ The terminal, the pipe, the page and the tests all drive this.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chat.commands import execute, is_command
 from chat.conversation.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.conversation.recall import Memory
+from chat.images import ImagePart, images_of
 from chat.models.interface import ChatModel
 from chat.workspace import Workspace
 from engine.runtime.errors import UsageError
@@ -40,14 +41,21 @@ class Agent(Workspace):
         self._moved: Notice | None = None  # another program has taken the file while the line was handled
         self._next_save = 0.0  # by the clock of `time.monotonic`
 
-    def handle(self, line: str) -> ChatEvents:
-        """Handle a message or a command. Raises `BareloopError`, and `EOFError` if the user leaves."""
+    def handle(self, line: str, images: Sequence[ImagePart] = ()) -> ChatEvents:
+        """Handle a message or a command. Raises `BareloopError`, and `EOFError` if the user leaves.
+
+        `images` of the message come after those that were attached. Attached ones stay until a message with them has
+        got a reply.
+        """
         if SURROGATE.search(line):
             raise UsageError("the line has half of a UTF-16 pair, which is no text; type it again")
         if self._pending is not None:
             yield self._pending
         self._moved, self.session.on_message = None, self._save_part
-        events = execute(self, line.strip()) if is_command(line.strip()) else self.session.send(line)
+        is_message = not is_command(line.strip())
+        if images and not is_message:
+            raise UsageError("images go with a message, not with a command")
+        events = self.session.send(line, [*self.images, *images]) if is_message else execute(self, line.strip())
         saved = False
         try:
             for event in events:
@@ -62,7 +70,13 @@ class Agent(Workspace):
                     yield event
         finally:
             events.close()  # an abandoned reply keeps its text
+            self.images = [image for image in self.images if not self._was_sent(image)]
             self._pending = None if saved else self.autosave_now() or self._moved
+
+    def _was_sent(self, image: ImagePart) -> bool:
+        """Whether the last message has this very image."""
+        turns = self.session.turns
+        return any(other is image for turn in turns[-1:] for other in images_of(turn[0]["content"]))
 
     def _save_part(self) -> None:
         """Save what there is of a turn. If that fails, the next attempt may not, and the last one is reported."""

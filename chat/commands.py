@@ -1,9 +1,10 @@
-"""The slash commands, except those of the memory, which `chat.memory_commands` has. Loads without torch."""
+"""The slash commands, except those of images and of the memory, which have files of their own. Loads without torch."""
 
 from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import fields
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from chat import store
@@ -117,10 +118,10 @@ def undo(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
 
 @command("TEXT")
 def edit(workspace: Workspace, rest: str) -> ChatEvents:
-    """replace the last message, and get a new reply"""
+    """replace the last message, and get a new reply; its images stay, unless /image has named others"""
     if not rest:
         raise UsageError("/edit needs the new text of your last message")
-    yield from workspace.session.edit(rest)
+    yield from workspace.session.edit(rest, images=workspace.images or None)
 
 
 @command("N TEXT")
@@ -129,7 +130,7 @@ def branch(workspace: Workspace, rest: str) -> ChatEvents:
     number, _, text = rest.partition(" ")
     if not text.strip():
         raise UsageError("/branch needs the number of a message and its new text")
-    yield from workspace.session.edit(text.strip(), _index(number, "a message"))
+    yield from workspace.session.edit(text.strip(), _index(number, "a message"), workspace.images or None)
 
 
 @command("N [K]")
@@ -183,8 +184,9 @@ def continue_(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
 
 @command()
 def tokens(workspace: Workspace, rest: str) -> ChatEvents:  # noqa: ARG001
-    """show every token of the prompt, with its id"""
-    yield info(" ".join(f"{token}:{text!r}" for token, text in workspace.session.tokens()))
+    """show every token of the prompt, with its id; equal ones in a row, such as an image's, once with their number"""
+    runs = ((entry, len(list(run))) for entry, run in groupby(workspace.session.tokens()))
+    yield info(" ".join(f"{token}:{text!r}{f' x {count}' if count > 1 else ''}" for (token, text), count in runs))
 
 
 @command()
@@ -264,4 +266,4 @@ def _on_or_off(state: bool) -> str:
     return "on" if state else "off"
 
 
-from chat import memory_commands  # noqa: E402, F401  # registered last, as /help lists them
+from chat import image_commands, memory_commands  # noqa: E402, F401  # registered last, as /help lists them

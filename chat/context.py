@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
+from chat.images import count_images, text_of, with_text
 from engine.runtime.errors import BareloopError, TemplateError
+from engine.runtime.wording import plural
 
 STRATEGIES = ("none", "truncate", "sliding", "summarise")
 LOW_WATER = 0.6  # share of the room that `sliding` and `summarise` leave filled when they evict
@@ -77,6 +79,7 @@ class FittedPrompt:
     start: int  # index of the first turn in the prompt
     dropped: int = 0  # turns that were in the previous prompt and are not in this one
     dropped_tokens: int = 0
+    dropped_images: int = 0  # of these turns
     memories: str = ""  # the block of memories in the prompt
 
 
@@ -193,7 +196,8 @@ def fit(
     candidates = range(start + 1, last)
     index = bisect_left(candidates, True, key=lambda first: tokens(first) <= target)
     first = candidates[index] if index < len(candidates) else last
-    return FittedPrompt(messages(first), tokens(first), first, first - start, total - tokens(first))
+    images = sum(map(count_images, turns[start:first]))
+    return FittedPrompt(messages(first), tokens(first), first, first - start, total - tokens(first), images)
 
 
 def place_memories(
@@ -223,8 +227,9 @@ def _system_message(text: str) -> Message:
 
 
 def _with_text_before(message: Message, text: str) -> Message:
-    """The same message with a text in front of its own."""
-    return {**message, "content": f"{text}\n\n{message['content']}"}
+    """The same message with a text in front of its own, after its images."""
+    content = message["content"]
+    return {**message, "content": with_text(content, f"{text}\n\n{text_of(content)}")}
 
 
 def _common_prefix(left: str, right: str) -> int:
@@ -261,7 +266,10 @@ def _overflow(
             f"the reply fills the window: it ends at token {tokens:,} of {budget.window:,}, so there is no room to "
             "continue it; ask for the rest in a new message, or use a larger window (--ctx-size)"
         )
+    images, remedy = count_images(turn), "shorten the message"
+    if images:
+        remedy += ", leave out an image, or use a larger window (--ctx-size)"
     return ContextOverflowError(
-        f"the message has {tokens - pinned:,} tokens, the system prompt and the template add {pinned:,}, and {limits}; "
-        "shorten the message"
+        f"the message has {tokens - pinned:,} tokens{' with ' + plural(images, 'image') if images else ''}, the system "
+        f"prompt and the template add {pinned:,}, and {limits}; {remedy}"
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from chat.conversation.session import Session
+from chat.images import count_images, shown
 from chat.workspace import Workspace
 from engine.runtime.wording import plural
 
@@ -21,6 +22,7 @@ def statistics(workspace: Workspace) -> str:
     budget = session.budget
     used = session.count(session.visible_messages()) if session.turns else 0
     about = "" if session.model.counts_exactly else "about "
+    images = f" and {plural(counters.dropped_images, 'image')}" if counters.dropped_images else ""
     lines = [
         f"model      {workspace.name}, {session.model.description}",
         f"messages   {messages} in {len(session.turns)} turns; in the window: "
@@ -28,9 +30,12 @@ def statistics(workspace: Workspace) -> str:
         f"window     {about}{used:,} of {budget.window:,} tokens ({used / budget.window:.0%}), "
         f"{budget.reserve:,} reserved for the reply",
         f"strategy   {session.settings.strategy}, history {'on' if session.settings.history else 'off'}",
-        f"dropped    {counters.dropped_turns} turns, {counters.dropped_tokens:,} tokens, in {counters.evictions} "
-        f"evictions; {counters.summaries} summaries",
+        f"dropped    {counters.dropped_turns} turns, {counters.dropped_tokens:,} tokens{images}, "
+        f"in {counters.evictions} evictions; {counters.summaries} summaries",
     ]
+    if any(numbers := [count_images(turn) for turn in session.turns]):
+        visible = numbers[session.start if session.settings.history else -1 :]
+        lines.append(f"images     {sum(numbers)}, of which in the window {sum(visible)}")
     if counters.last is not None:
         prompt, completion, cached = counters.prompt_tokens, counters.completion_tokens, counters.cached_tokens
         lines += [
@@ -77,7 +82,7 @@ def versions(session: Session, turn: int) -> str:
     """
     chosen, _ = session.tree.version(turn)
     nodes = session.tree.versions(turn)
-    messages = _distinct([node.turn[0]["content"] for node in nodes])
+    messages = _distinct([shown(node.turn[0]["content"]) for node in nodes])
     replies = _distinct([node.turn[1]["content"] if len(node.turn) > 1 else "" for node in nodes])
     return "\n".join(
         f"{'*' if index == chosen else ' '} {index + 1}  {message} | {reply}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from chat.conversation.events import Settings
 from chat.conversation.tree import Tree
+from chat.images import checked_content, shown, text_of
 from engine.decoding.params import SamplingParams
 from engine.runtime.errors import BareloopError, UsageError, quote
 from engine.runtime.files import local_path, parse_json, write_atomic
@@ -30,7 +31,7 @@ _named: set[Path] = set()  # files that this program has named, and may not have
 class Conversation:
     """Everything needed to continue a conversation."""
 
-    turns: list[list[dict[str, Any]]]  # a user message, then a reply, with reasoning, finish_reason and memories
+    turns: list[list[dict[str, Any]]]  # a user message, maybe with images, then a reply, with reasoning and other marks
     settings: Settings = field(default_factory=Settings)
     start: int = 0  # index of the first turn in the prompt
     summary: str = ""  # of the turns before it
@@ -91,8 +92,12 @@ def listed(limit: int = 12) -> list[tuple[str, str]]:
 
 
 def heading(title: str, turns: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """What a list shows of a conversation: its title, or the beginning of the first message in one line."""
-    words = title or (" ".join(turns[0][0]["content"][: 4 * HEADING].split()) if turns else "")
+    """What a list shows of a conversation: its title, or the beginning of the first message in one line.
+
+    Images are only named if that message has no text.
+    """
+    first = turns[0][0]["content"] if turns else ""
+    words = title or " ".join((text_of(first).strip() or shown(first))[: 4 * HEADING].split())
     return words if title or len(words) <= HEADING else f"{words[: HEADING - 1]}…"
 
 
@@ -220,14 +225,20 @@ def _turns(messages: Any, where: str) -> tuple[str, list[list[dict[str, Any]]]]:
         match message:
             case {"role": str(role), "content": str(text)} if role in ROLES:
                 pass
+            case {"role": "user" as role, "content": list()}:
+                text = ""
             case _:
                 raise BareloopError(
-                    f"{where}, message {number}: needs a role ({', '.join(ROLES)}) and a text as content"
+                    f"{where}, message {number}: needs a role ({', '.join(ROLES)}) and a text as content; of a user's "
+                    "message also images and a text"
                 )
         if role == "system" and number == 1:
             system = text
         elif role == "user" and (not turns or len(turns[-1]) == 2):
-            turns.append([_known_keys(message)])
+            try:
+                turns.append([_known_keys(message) | {"content": checked_content(message["content"])}])
+            except UsageError as error:
+                raise BareloopError(f"{where}, message {number}: {error}") from None
         elif role == "assistant" and turns and len(turns[-1]) == 1:
             turns[-1].append(_known_keys(message))
         else:

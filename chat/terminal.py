@@ -55,6 +55,8 @@ class Terminal:
         """Read and handle lines until the user leaves."""
         while True:
             draft, self.agent.draft = self.agent.draft, ""
+            self.agent.images += self.agent.draft_images
+            self.agent.draft_images = []
             try:
                 line = self.input.prompt("> ", default=draft)
                 self.leaving = False
@@ -83,7 +85,7 @@ class Terminal:
             except BareloopError as error:
                 self.notify(Notice("error", str(error)))
         with contextlib.suppress(BareloopError):  # the error is shown when a message is sent
-            self.meter = meter(self.agent.session)
+            self.meter = meter(self.agent.session, len(self.agent.images))
 
     def show(self, events: Iterable[Notice | Piece | Reply]) -> None:
         """Write events as they come: finished blocks are printed, the unfinished one is redrawn in place below them."""
@@ -166,7 +168,7 @@ class CommandCompleter(Completer):
                 for command in COMMANDS.values()
                 if command.name.startswith(name)
             )
-        elif name in ("load", "save"):
+        elif name in ("load", "save", "image"):
             yield from PathCompleter(expanduser=True).get_completions(Document(rest), complete_event)
         else:
             choices = {"strategy": STRATEGIES, "stream": ("on", "off"), "history": ("on", "off")}.get(name, ())
@@ -226,14 +228,19 @@ def keys(terminal: Terminal) -> KeyBindings:
     return bindings
 
 
-def meter(session: Session) -> str:
-    """The status line: how full the window is; speed and cached prompt tokens of the last reply."""
+def meter(session: Session, images: int = 0) -> str:
+    """The status line: how full the window is; speed and cached prompt tokens of the last reply.
+
+    `images`: how many go with the next message.
+    """
     window = session.budget.window
     used = session.count(session.visible_messages()) if session.turns else 0
     usage = f"{used:,}/{window:,} ({used / window:.0%})"
     if session.memory is not None:
         recalled = len(session.memory.recalled.pieces)
         usage += f" · {plural(recalled, 'memory')}"
+    if images:
+        usage += f" · {plural(images, 'image')} for the next message"
     if (last := session.statistics.last) is None:
         return usage
     drafts = session.model.drafts

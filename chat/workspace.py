@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from chat.conversation.events import Notice, Settings
 from chat.conversation.recall import NOTHING, Memory
 from chat.conversation.session import Session
 from chat.conversation.tree import Tree
+from chat.images import Content, ImagePart, content_of, count_images, images_of, read_image, shown, text_of
 from chat.models.interface import ChatModel
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
@@ -35,6 +36,8 @@ class Workspace:
         self.screen = "terminal"  # or page: which commands there are
         self.stream = True
         self.draft = ""  # a message without a reply, offered once to be sent again
+        self.draft_images: list[ImagePart] = []  # its images
+        self.images: list[ImagePart] = []  # that go with the next message
         self.memory = None if memory is None else memory.bound("")
         self.session = Session(load_model(name), settings, memory=self.memory)
         self._has_failed = False  # the last autosave
@@ -45,6 +48,7 @@ class Workspace:
         """Start a new conversation, in a file of its own. Raises `BareloopError` if this one cannot be saved."""
         self._save_before_leaving()
         self.session.clear()
+        self.images = []
         self._set_path(self._new_path())
 
     def conversation(self) -> store.Conversation:
@@ -97,7 +101,8 @@ class Workspace:
         if not saved.model:  # a plain list of messages: keep the current settings
             current = self.session.settings
             settings = replace(current, system=saved.settings.system or current.system)
-        tree, unanswered = saved.tree(), ""
+        unanswered: Content = ""
+        tree = saved.tree()
         if tree.path and len(tree.path[-1].turn) == 1:
             last, unanswered = len(tree.path) - 1, tree.path[-1].turn[0]["content"]
             tree.remove(last)
@@ -117,12 +122,15 @@ class Workspace:
         self._set_path(path if path.parent == store.folder() else self._new_path(datetime.now()))
         yield Notice("info", f"loaded {len(turns)} turns from {path}")
         for message in turns[-1] if turns else ():
-            yield Notice("info", f"{message['role']}: {message['content']}")
+            yield Notice("info", f"{message['role']}: {shown(message['content'])}")
+        self.images = []
         if unanswered:
-            self.draft = unanswered
-            yield Notice("warning", f"the last message has no reply; it is ready to be sent again: {unanswered}")
+            self.draft, self.draft_images = text_of(unanswered), images_of(unanswered)
+            yield Notice("warning", f"the last message has no reply; it is ready to be sent again: {shown(unanswered)}")
         if text := self.other_origin(saved):
             yield Notice("warning", text)
+        if not session.model.takes_images and any(map(count_images, turns)):
+            yield Notice("warning", f"it has images, and {self.name} takes none; /model changes to another model")
 
     def other_origin(self, saved: store.Conversation) -> str:
         """What a user should know if another model has written a conversation than the current one; else nothing."""
@@ -137,6 +145,8 @@ class Workspace:
         """Continue with another model, which computes the whole conversation again."""
         before = self.session
         model = self.load_model(name)
+        if not model.takes_images and any(map(count_images, before.turns)):
+            raise UsageError(f"this conversation has images, and {name} takes none; /clear starts a new one")
         session = _continued(before, before.tree, before.unanswered, model, before.settings, before.now)
         session.statistics, session.memory = before.statistics, self.memory
         session.recount_memories()
@@ -170,9 +180,17 @@ class Workspace:
             return Notice("warning", f"{before} was changed by another program; continuing in {self.path}")
         return None
 
-    def keep(self, message: str) -> None:
+    def add_image(self, name: str) -> ImagePart:
+        """Add an image to those that go with the next message. `name`: of its file. Raises `BareloopError`."""
+        if not self.session.model.takes_images:
+            raise UsageError(f"{self.name} takes no images; use a vision-language model such as SmolVLM")
+        image = read_image(name)
+        self.images.append(image)
+        return image
+
+    def keep(self, message: str, images: Sequence[ImagePart] = ()) -> None:
         """Save a message that cannot be answered yet."""
-        self.session.unanswered = message
+        self.session.unanswered = content_of(message, images)
         self.autosave_now()
 
     def _save_before_leaving(self) -> None:
@@ -207,7 +225,7 @@ class Workspace:
 def _continued(
     source: Session | store.Conversation,
     tree: Tree,
-    unanswered: str,
+    unanswered: Content,
     model: ChatModel,
     settings: Settings,
     now: datetime | None,

@@ -12,7 +12,7 @@ from engine.runtime.errors import UsageError
 
 LOST_SHARE = 0.05  # of an adapter's change, by its norm, from which a line says what merging loses
 NOT_WITH_EMBED = (  # options of other parts
-    *("chat", "json", "draft", "save", "save_quantized", "json_schema", "regex", "lark"),
+    *("chat", "image", "json", "draft", "save", "save_quantized", "json_schema", "regex", "lark"),
     *(*SAMPLING_HELP, "stop"),
 )
 
@@ -28,7 +28,15 @@ def parser() -> Parser:
     result.add_argument(
         "--chat", action="store_true", help="send the prompt as a message, in the model's chat template"
     )
-    result.add_argument("--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat")
+    result.add_argument(
+        "--image",
+        action="append",
+        metavar="FILE",
+        help="send this picture with the prompt, as a message to a vision-language model; for several, once for each",
+    )
+    result.add_argument(
+        "--system", "--system-prompt", "-s", metavar="TEXT", help="system message, with --chat or --image"
+    )
     result.add_argument(
         "--embed",
         action="store_true",
@@ -61,8 +69,8 @@ def main(options: Any) -> None:
     if options.text is not None and options.prompt is not None:
         raise UsageError("give one prompt, as an argument or with --prompt")
     options.prompt = options.text if options.prompt is None else options.prompt
-    if options.system and not options.chat:
-        raise UsageError("--system needs --chat")
+    if options.system and not options.chat and not options.image:
+        raise UsageError("--system needs --chat or --image")
     given = {name: getattr(options, name) for name in NOT_WITH_EMBED}
     unused = [name for name, value in given.items() if value is not None and value is not False]
     if options.embed and unused:

@@ -21,6 +21,7 @@ from engine.checkpoints.saving import save_folder
 from engine.decoding.completion import Completion, completion_of
 from engine.decoding.drafting import check_draft
 from engine.decoding.embedding import Embedder
+from engine.decoding.images import ImageLibrary
 from engine.decoding.loop import Event, check_params
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.scheduler import Scheduler
@@ -34,6 +35,7 @@ from engine.models.config import ModelConfig
 from engine.models.config_reader import token_ids
 from engine.models.family import Family, Model
 from engine.models.pooling import Pooling
+from engine.models.vision.smolvlm import SmolVLM
 from engine.quant import AUTO
 from engine.runtime.device import choose_device, choose_dtype
 from engine.runtime.errors import BareloopError
@@ -139,7 +141,15 @@ class LLM:
         """The checkpoint's chat template. Raises `BareloopError` if it has none."""
         tokenizer = self.tokenizer
         assert self.folder is not None  # a model with a tokenizer was loaded from a folder
-        return ChatTemplate.load(self.folder, tokenizer)
+        return ChatTemplate.load(self.folder, tokenizer, images=self.images)
+
+    @cached_property
+    def images(self) -> ImageLibrary | None:
+        """The images of prompts. None for a model that takes none, or has no tokenizer."""
+        if not isinstance(self.model, SmolVLM) or self.folder is None or not self.has_tokenizer:
+            return None
+        library: ImageLibrary = vars(self).setdefault("images", ImageLibrary(self.model, self.folder, self.tokenizer))
+        return library  # the same one for all threads, whichever was first
 
     @cached_property
     def default_params(self) -> Mapping[str, Any]:
@@ -198,7 +208,7 @@ class LLM:
         """An empty sequence, in a new state unless one is given."""
         tokenizer = self.tokenizer if self.has_tokenizer else None
         state = self.model.new_state() if state is None else state
-        return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer)
+        return TokenSequence(self.model, state, self.max_length, self.eos_token_ids, tokenizer, self.images)
 
     def prefilled_sequences(self, prompts: Sequence[Sequence[int]]) -> list[TokenSequence]:
         """One sequence per prompt, in one state, prefilled one by one and ready to decode together."""
@@ -241,7 +251,8 @@ class LLM:
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation of {"role": …, "content": …}, in the checkpoint's chat template.
 
-        If the last message is the assistant's, the reply continues it.
+        A vision-language model takes images, too: {"content": [{"type": "image", "image": path or bytes}, {"type":
+        "text", "text": …}]}. If the last message is the assistant's, the reply continues it.
         """
         continues = bool(messages) and messages[-1].get("role") == "assistant"
         with self.scheduler() as scheduler:
@@ -255,7 +266,7 @@ class LLM:
         """
         ids, params = self.encode(prompt), params or SamplingParams()
         tokenizer = self.tokenizer if self.has_tokenizer else None
-        check_prompt(ids, self.max_length, self.config.vocab_size)
+        check_prompt(ids, self.max_length, self.config.vocab_size, images=self.images)
         check_params(params, self.config.vocab_size, tokenizer)
 
         def events() -> Iterator[Event]:

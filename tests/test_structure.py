@@ -38,6 +38,7 @@ EVALS_LAYERS = (
     ("evals",),  # the programs
 )
 CHAT_LAYERS = (
+    ("chat.images",),
     ("chat.context",),
     ("chat.memory", "chat.models"),
     ("chat.conversation",),
@@ -52,7 +53,7 @@ WITHOUT_TORCH = (
     "engine",
     "engine.__main__",
     *(f"engine.cli.{name}" for name in ("parser", "progress", "figures")),
-    *(f"engine.runtime.{name}" for name in ("errors", "files", "cycles")),
+    *(f"engine.runtime.{name}" for name in ("errors", "files", "cycles", "pictures")),
     "engine.checkpoints.embedded",
     "engine.remote.*",
     "engine.quant",
@@ -79,7 +80,7 @@ WITHOUT_TORCH = (
     "engine.remote.*",
     *(f"chat.{name}" for name in ("__main__", "agent", "terminal", "pipe", "reports", "store")),
     *(f"chat.models.{name}" for name in ("interface", "remote")),  # chats with a server load at once
-    *(f"chat.{name}" for name in ("registry", "commands", "memory_commands", "dialogues", "compare")),
+    *(f"chat.{name}" for name in ("registry", "commands", "memory_commands", "image_commands", "dialogues", "compare")),
     "chat.conversation.*",
     "chat.memory.*",
     "chat.web.*",

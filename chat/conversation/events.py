@@ -86,6 +86,7 @@ class Statistics:
     evictions: int = 0
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    dropped_images: int = 0
     summaries: int = 0
     summary_read: int = 0  # prompt tokens computed for summary requests
 

@@ -11,6 +11,7 @@ from chat.context import FittedPrompt, place_memories
 from chat.conversation.events import Notice
 from chat.conversation.transcript import Transcript, remembered
 from chat.conversation.tree import Turn
+from chat.images import shown, text_of
 from engine.runtime.errors import BareloopError, is_out_of_memory
 from engine.runtime.wording import plural
 
@@ -56,8 +57,9 @@ class Remembering(Transcript):
         assert self.memory is not None
         budget, history = self.budget, self.settings.history
         first = prompt.start if history else len(self.turns) - 1
-        turns, message = self.turns[first:], self.turns[-1][0]["content"]
-        shown, left = ([remembered(turn) for turn in part] for part in (turns[:-1], self.turns[:first]))
+        turns, content = self.turns[first:], self.turns[-1][0]["content"]
+        message = text_of(content) if text_of(content).strip() else shown(content)
+        present, left = ([remembered(turn) for turn in part] for part in (turns[:-1], self.turns[:first]))
         # A block adds about as many tokens to a short prompt, in which it stands in the same place.
         short = [[_dot("user"), _dot("assistant")]] * (len(turns) > 1) + [[_dot("user")]]
         empty, used = self.count(self._messages(short)), self.count(self._messages(turns))
@@ -65,7 +67,7 @@ class Remembering(Transcript):
         def count(block: str) -> int:
             return self.count(self._messages(short, block)) - empty
 
-        self.memory.recall(message, shown, min(budget.memories, budget.room - used), count, left)
+        self.memory.recall(message, present, min(budget.memories, budget.room - used), count, left)
         system, summary, role = self.settings.system, self._visible_summary, self.model.system_role
         turns = self.turns if history else turns
         placed = place_memories(prompt, self._memories, system, turns, budget, self.count, summary, role)

@@ -24,6 +24,7 @@ from chat.conversation.recall import Memory
 from chat.conversation.remembering import Remembering, shortage_explained
 from chat.conversation.streaming import LOOP_CHARACTERS, ReplyParts, repeats
 from chat.conversation.tree import Tree, Turn
+from chat.images import Content, ImagePart, content_of, images_of, text_of
 from chat.models.interface import ChatModel, Generation, PromptTooLongError, ReplyEvent, TokenProbability
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.wording import plural
@@ -49,9 +50,9 @@ class Session(Remembering):
         self._running: Generation | None = None
         self._is_stopping = False
 
-    def send(self, text: str) -> ChatEvents:
+    def send(self, text: str, images: Sequence[ImagePart] = ()) -> ChatEvents:
         """Send a message and get a reply. Raises, and changes nothing, if it cannot fit into the window."""
-        yield from self._add_turn([_message(text)])
+        yield from self._add_turn([_message(content_of(text, images))])
 
     def retry(self, turn: int | None = None) -> ChatEvents:
         """Get another reply to a message, by default the last."""
@@ -59,14 +60,16 @@ class Session(Remembering):
         if self.knows("temperature") and self.params.temperature == 0:
             text = "temperature is 0, so the reply will hardly differ; /set temperature 0.7 changes that"
             yield Notice("info", text)
-        yield from self.edit(self.turns[index][0]["content"], index)
+        yield from self._add_turn([_message(self.turns[index][0]["content"])], index=index)
 
-    def edit(self, text: str, turn: int | None = None) -> ChatEvents:
-        """Replace a message, by default the last, and get a reply to the new one.
+    def edit(self, text: str, turn: int | None = None, images: Sequence[ImagePart] | None = None) -> ChatEvents:
+        """Replace a message, by default the last, and get a reply to the new one. `images` None: it keeps its own.
 
         The old message stays as another version, with all that follows it.
         """
-        yield from self._add_turn([_message(text)], index=self.index(turn))
+        index = self.index(turn)
+        kept = images_of(self.turns[index][0]["content"]) if images is None else images
+        yield from self._add_turn([_message(content_of(text, kept))], index=index)
 
     def fork(self, turn: int, token: int, choice: int) -> ChatEvents:
         """Go on from another token: a new version of a reply, cut before `token`, with an alternative in its place.
@@ -162,7 +165,10 @@ class Session(Remembering):
         self.statistics.evictions += 1
         self.statistics.dropped_turns += prompt.dropped
         self.statistics.dropped_tokens += prompt.dropped_tokens
+        self.statistics.dropped_images += prompt.dropped_images
         dropped = f"dropped {plural(prompt.dropped, 'turn')}, {plural(prompt.dropped_tokens, 'token')}"
+        if prompt.dropped_images:
+            dropped += f" and {plural(prompt.dropped_images, 'image')}"
         filled = prompt.tokens / self.budget.window
         return Notice("dropped", f"{dropped}; window {filled:.0%} full")
 
@@ -309,11 +315,11 @@ class Session(Remembering):
         yield Notice("summary", f"summary of the dropped turns: {summary}")
 
 
-def _message(text: str) -> dict[str, Any]:
-    """A user's message. Raises `UsageError` for an empty one."""
-    if not text.strip():
+def _message(content: Content) -> dict[str, Any]:
+    """A user's message. Raises `UsageError` for one that has neither text nor images."""
+    if not text_of(content).strip() and not images_of(content):
         raise UsageError("the message is empty")
-    return {"role": "user", "content": text}
+    return {"role": "user", "content": content}
 
 
 def _stopped(is_kept: bool) -> Notice:

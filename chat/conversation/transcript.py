@@ -14,6 +14,7 @@ from chat.conversation.inspection import score_reply, with_times
 from chat.conversation.recall import NOTHING, Memory
 from chat.conversation.streaming import ReplyParts
 from chat.conversation.tree import Tree, Turn
+from chat.images import Content, shown
 from chat.memory.pieces import turn_text
 from chat.models.interface import ChatModel, TokenProbability
 from engine.decoding.params import SamplingParams
@@ -38,7 +39,7 @@ class Transcript:
         self.start = 0  # index of the first turn in the prompt
         self.summary = ""  # of the turns before it
         self.title = ""  # chosen by the user
-        self.unanswered = ""  # the last message, if it got no reply: it is in the file until another one is sent
+        self.unanswered: Content = ""  # the last message, if it got no reply: in the file until another one is sent
         self.memory = memory
         self._part: ReplyParts | None = None  # the reply that is being generated
         self._tree = Tree()
@@ -49,7 +50,7 @@ class Transcript:
         self._tree.record(self.turns)
         return self._tree
 
-    def restore(self, tree: Tree, start: int = 0, summary: str = "", title: str = "", unanswered: str = "") -> None:
+    def restore(self, tree: Tree, start: int = 0, summary: str = "", title: str = "", unanswered: Content = "") -> None:
         """Take over a conversation."""
         self._tree, self.turns = tree, [node.turn for node in tree.path]
         self.start, self.summary, self.title = min(start, max(0, len(self.turns) - 1)), summary, title
@@ -113,7 +114,7 @@ class Transcript:
             self.turns[:] = path
 
     def undo(self) -> str:
-        """Remove the last turn, in the version that is shown, and return its message.
+        """Remove the last turn, in the version that is shown, and return its message as text.
 
         If it has other versions, the one before it, or else after it, is shown with what follows it: so only what is
         shown is ever removed.
@@ -125,7 +126,7 @@ class Transcript:
         with self._tree.lock:
             self.turns[:] = self.tree.remove(index)
             self.start = min(self.start, max(0, len(self.turns) - 1))
-        return str(removed[0]["content"])
+        return shown(removed[0]["content"])
 
     def index(self, turn: int | None = None) -> int:
         """The index of a turn, by default of the last. Raises `UsageError` if there is no such turn."""
@@ -254,6 +255,7 @@ class Transcript:
 
 
 def remembered(turn: Turn) -> str:
-    """What a memory has of a turn. A reply that only repeats itself is left out."""
+    """What a memory has of a turn: of images only their names. A reply that only repeats itself is left out."""
     reply = turn[1] if len(turn) > 1 else {}
-    return turn_text(turn[0]["content"], "" if reply.get("finish_reason") == "loop" else reply.get("content", ""))
+    is_loop = reply.get("finish_reason") == "loop"
+    return turn_text(shown(turn[0]["content"]), "" if is_loop else reply.get("content", ""))

@@ -113,6 +113,10 @@ class ChatModel(Protocol):
         """Where the chat template takes a system message."""
 
     @property
+    def takes_images(self) -> bool:
+        """Whether messages may have images, as far as it is known before one is sent."""
+
+    @property
     def counts_exactly(self) -> bool:
         """Whether `count` is exact, or an estimate."""
 

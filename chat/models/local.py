@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
 from engine.checkpoints.opening import weights_fingerprint
 from engine.cli.parser import short_name
+from engine.decoding.images import ImageLibrary, is_image_id
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.decoding.scheduling.request import Request
@@ -26,9 +28,11 @@ from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.errors import BareloopError
 from engine.runtime.memory import peak_memory
+from engine.runtime.pictures import parse_data_url
 from engine.text.chat_template import ChatTemplate
 from engine.text.reasoning import opens_reasoning
 
+KEPT_IMAGES = 16  # of which a conversation remembers the ids
 ALTERNATIVES = 5  # recorded with every token of a prompt that is scored, and of the page's replies
 
 _bandwidths: dict[Any, float] = {}  # by device: the most that was measured, as a busy machine measures too little
@@ -55,7 +59,7 @@ class LocalModel:
         self.scope = object()  # of what is cached: nothing of other conversations
         cache_bytes = 2 * llm.model.new_state().row_bytes(self.limit)  # a row that grows is copied
         self.scheduler = scheduler or Scheduler(llm, 1, PREFILL_CHUNK, cache_bytes, exact=False)
-        self._encoded: tuple[Sequence[Message], list[int]] | None = None
+        self._encoded: tuple[Sequence[Message], list[int], object] | None = None
 
     @staticmethod
     def load(name: str | Path, **options: Any) -> LocalModel:
@@ -85,6 +89,11 @@ class LocalModel:
     def system_role(self) -> SystemRole:
         """Where the chat template takes a system message; found by trying it, once."""
         return system_role(self.count, self.prompt_text)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it is a vision-language model with a chat template."""
+        return self.llm.images is not None and isinstance(self.template, ChatTemplate)
 
     @property
     def drafts(self) -> DraftStatistics | None:
@@ -121,11 +130,21 @@ class LocalModel:
         return len(self._encode(messages))
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt."""
+        """Token ids of these messages. The last result is kept: what `fit` counted last is the prompt.
+
+        Its images are kept, too, so that they are in memory when it is computed.
+        """
         encoded = self._encoded  # read once, as another thread may encode another prompt
         if encoded is None or encoded[0] != messages:
-            encoded = self._encoded = (messages, self.template.encode(messages))
+            ids = self.template.encode(messages)
+            images = None if self.llm.images is None else self.llm.images.pin(ids)
+            encoded = self._encoded = (messages, ids, images)
         return encoded[1]
+
+    def _shown(self, messages: Sequence[Message]) -> list[int]:
+        """The same ids with the model's image token for each vector of an image."""
+        ids = self._encode(messages)
+        return ids if self.llm.images is None else self.llm.images.placeholders(ids)
 
     def generate(self, messages: Sequence[Message], sampling: Mapping[str, Any], continues: bool) -> LocalGeneration:
         """Submit a prompt. What the conversation has cached is not computed again."""
@@ -134,16 +153,19 @@ class LocalModel:
         if isinstance(self.template, PlainTemplate):
             params = replace(params, stop=(*params.stop, *PlainTemplate.STOP))
         ids = self._encode(messages)
-        opens = not continues and opens_reasoning(self.llm.tokenizer, ids)
+        opens = not continues and opens_reasoning(self.llm.tokenizer, self._shown(messages))
         return LocalGeneration(self.scheduler.submit(ids, params, continues, scope=self.scope), opens)
 
     def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:
-        """Ids and texts of the tokens of a prompt."""
-        return [(token, self._decode(token)) for token in self._encode(messages)]
+        """Ids and texts of the tokens of a prompt; for each vector of an image those of the model's image token."""
+        return [(token, self._decode(token)) for token in self._shown(messages)]
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
-        """The text of a prompt, with control tokens."""
-        return b"".join(map(self.llm.tokenizer.token_bytes, self._encode(messages))).decode(errors="replace")
+        """The text of a prompt, with control tokens. The vectors of one tile of an image are shown as one token."""
+        pairs = zip(self._encode(messages), self._shown(messages), strict=True)
+        runs = groupby(pairs, key=lambda pair: is_image_id(pair[0]))
+        tokens = [token for is_image, run in runs for _, token in ([next(run)] if is_image else run)]
+        return b"".join(map(self.llm.tokenizer.token_bytes, tokens)).decode(errors="replace")
 
     def probabilities(self, events: Sequence[ReplyEvent]) -> list[TokenProbability]:
         """The tokens of these events; without probabilities if neither `record` nor `logprobs` was set."""
@@ -176,7 +198,7 @@ class LocalModel:
                 detokenizer.push(token),
                 id=token,
             )
-            for token, entry in zip(ids, entries, strict=True)
+            for token, entry in zip(self._shown(messages), entries, strict=True)
         ]
 
     def token_bytes(self, context: int) -> int:
@@ -208,6 +230,27 @@ class LocalModel:
         return sys.intern(self.llm.tokenizer.token_bytes(token).decode(errors="replace"))
 
 
+class ConversationImages:
+    """The images of a conversation as token ids. Those of the last ones are kept: a prompt is counted several times.
+
+    They are data: URLs: no text of a conversation may name a path.
+    """
+
+    def __init__(self, library: ImageLibrary) -> None:
+        self.library = library
+        self._kept = lru_cache(KEPT_IMAGES)(self._encode)
+
+    def encode(self, source: str | Path | bytes) -> list[int]:
+        """Token ids of one image in a prompt, as `ImageLibrary.encode` gives them. Raises `BareloopError`."""
+        ids, _ = self._kept(source)
+        return [*ids]
+
+    def _encode(self, source: str | Path | bytes) -> tuple[list[int], object]:
+        """The ids, and what keeps the image in memory as long as they are remembered."""
+        ids = self.library.encode(source if isinstance(source, bytes) else parse_data_url(str(source)))
+        return ids, self.library.pin(ids)
+
+
 class LocalGeneration:
     """A reply of a scheduler."""
 
@@ -235,6 +278,7 @@ def _load_template(llm: LLM, now: datetime) -> ChatTemplate | PlainTemplate:
     tokenizer = llm.tokenizer
     assert llm.folder is not None  # a model with a tokenizer was loaded from a folder
     try:
-        return ChatTemplate.load(llm.folder, tokenizer, now)
+        images = None if llm.images is None else ConversationImages(llm.images)
+        return ChatTemplate.load(llm.folder, tokenizer, now, images=images)
     except BareloopError:
         return PlainTemplate(tokenizer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from chat.context import Message
+from chat.images import count_images
+from engine.runtime.errors import BareloopError
 from engine.text.tokenizer import Tokenizer
 
 NAMES = {"user": "User", "assistant": "Assistant"}
@@ -19,7 +21,12 @@ class PlainTemplate:
         self.tokenizer = tokenizer
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt's text. It ends where the assistant speaks next, or inside the reply to be continued."""
+        """The prompt's text. It ends where the assistant speaks next, or inside the reply to be continued.
+
+        Raises `BareloopError` if a message has an image.
+        """
+        if count_images(messages):
+            raise BareloopError("a base model without a chat template takes no images; use one that has a template")
         lines = [
             f"{message['content']}\n"
             if message["role"] == "system"

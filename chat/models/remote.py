@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from chat.context import Message, SystemRole, system_role
+from chat.images import Content, images_of, text_of
 from chat.models.counting import TokenCounter
 from chat.models.interface import Origin, PromptTooLongError, ReplyEvent, TokenProbability
 from chat.models.remote_reply import RemoteEvent, RemoteGeneration
@@ -83,6 +84,7 @@ class RemoteChat:
     drafts = None
     peak_memory = 0
     can_score = False
+    takes_images = True  # unknown: a server that takes none says so when one is sent
 
     def __init__(self, client: RemoteModel, window: int | None = None) -> None:
         self.client = client
@@ -165,7 +167,7 @@ class RemoteChat:
     ) -> Iterator[dict[str, Any]]:
         """Send the prompt, and yield the chunks of the answer. Raises `PromptTooLongError`."""
         body: dict[str, Any] = {
-            "messages": list(messages),
+            "messages": as_sent(messages),
             "stream_options": {"include_usage": True},
             self._length_field: sampling["max_new_tokens"],
             **request_fields(sampling),
@@ -206,7 +208,7 @@ class RemoteChat:
     def tokens(self, messages: Sequence[Message]) -> list[tuple[int, str]]:
         """Ids and texts of the tokens of a prompt. Raises `BareloopError` if the server does not tell them."""
         if self.counter.takes_messages:
-            answer = self.client.tokenize_messages(messages, with_pieces=True) or {}
+            answer = self.client.tokenize_messages(as_sent(messages), with_pieces=True) or {}
             tokens = answer.get("tokens", [])
             if all(isinstance(token, dict) and {"id", "piece"} <= token.keys() for token in tokens):
                 return [(token["id"], _piece(token["piece"])) for token in tokens]
@@ -217,7 +219,7 @@ class RemoteChat:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """The text of a prompt, with control tokens. Raises as `tokens`."""
-        answer = self.client.tokenize_messages(messages) if self.counter.takes_messages else None
+        answer = self.client.tokenize_messages(as_sent(messages)) if self.counter.takes_messages else None
         text = self.client.detokenize(answer["tokens"]) if answer else None
         if text is None:
             raise self._unknown_prompt()
@@ -257,6 +259,19 @@ class RemoteChat:
         except RemoteError:
             return None
         return token if isinstance(token, str) and token else None
+
+
+def as_sent(messages: Sequence[Message]) -> list[Message]:
+    """The messages as OpenAI's API has them: an image is a part {"type": "image_url", "image_url": {"url": …}}."""
+    return [{**message, "content": _content(message["content"])} for message in messages]
+
+
+def _content(content: Content) -> Content:
+    if isinstance(content, str):
+        return content
+    images = [{"type": "image_url", "image_url": {"url": image["image"]}} for image in images_of(content)]
+    text = text_of(content)
+    return [*images, *([{"type": "text", "text": text}] if text else [])]  # some servers refuse an empty text
 
 
 def request_fields(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from chat.context import Message
 from chat.conversation.events import Notice, Reply, Settings
 from chat.conversation.recall import Memory
 from chat.models.interface import ChatModel, Origin, TokenProbability
+from chat.web.images import Images
 from chat.web.models.interface import Absent, Models
 from engine.runtime.errors import BareloopError, UsageError, quote
 
@@ -39,6 +40,7 @@ class PageAgent(Agent):
         self.wish = ""  # the model that the conversation is to go on with
         self.problem = ""  # why what was said is in no file
         self.answer: Answer | None = None
+        self.shown_images = Images()
         self._untouched: str | None = None  # what a copy says in which nothing has changed yet
         super().__init__(lambda _: Absent(), name, settings, autosave, memory)
         self.screen = "page"
@@ -121,7 +123,7 @@ class PageAgent(Agent):
 
         If that is none of ours any more, what is in memory stays, and is saved elsewhere from now on.
         """
-        draft = self.draft
+        draft = self.draft, self.draft_images
         try:
             return self.open_file(self.path)
         except BareloopError as error:
@@ -130,7 +132,8 @@ class PageAgent(Agent):
             self.autosave_now()
             return [f"another program has changed {before}: {error}; what was said here is kept in {after.name}"]
         finally:
-            self.draft = draft  # a message without a reply in the file is one that the other program is answering
+            # a message without a reply in the file is one that the other program is answering
+            self.draft, self.draft_images = draft
 
     def autosave_now(self) -> Notice | None:
         """Save if there is anything to save. -> a warning if that fails"""

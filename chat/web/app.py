@@ -23,7 +23,7 @@ from engine.serve.security import Guard, Security
 from engine.serve.state import ProcessState
 
 LOG = logging.getLogger("bareloop.chat")
-MAX_BODY = 16_000_000  # bytes, of an imported conversation
+MAX_BODY = 64_000_000  # bytes, of a message with its images, or of an imported conversation
 GET, POST = ["GET"], ["POST"]
 OWN_PATHS = ("/static/", "/web/")  # the others are the API's, if it is served
 ROUTES = (
@@ -38,6 +38,7 @@ ROUTES = (
     ("/web/conversations", endpoints.create, POST),
     *((f"/web/conversations/{{id}}/{name}", endpoint, POST) for name, endpoint in endpoints.ACTIONS.items()),
     *((f"/web/conversations/{{id}}/{name}", endpoint, GET) for name, endpoint in endpoints.VIEWS.items()),
+    ("/web/conversations/{id}/images/{image}", endpoints.image, GET),
     ("/health", health, GET),
 )
 

@@ -43,7 +43,8 @@ class Audience:
         """A reply begins."""
         self.running = running
         part = {"beginning": running.text, "reasoning": running.reasoning}
-        self.tell(event("started", self.id, turn=running.turn, message=running.message, **part))
+        said = {"message": running.message, "images": running.images}
+        self.tell(event("started", self.id, turn=running.turn, **said, **part))
 
     def take_piece(self, piece: PieceEvent) -> None:
         """The reply goes on."""
@@ -63,6 +64,9 @@ class Audience:
         members = {"model": model, "seconds": round(seconds, 1), "bytes": size, "done": is_done}
         self.tell(event("loading", self.id, **members))
 
-    def draft(self, text: str, tab: str | None, delivered: Callable[[], None] | None) -> Event:
+    def draft(
+        self, text: str, images: list[dict[str, str]], tab: str | None, delivered: Callable[[], None] | None
+    ) -> Event:
         """A message that got no reply goes back to the user. `delivered` is called when a browser has it."""
-        return replace(event("draft", self.id, text=text, tab=tab), is_lasting=True, on_sent=delivered)
+        told = event("draft", self.id, text=text, images=images, tab=tab)
+        return replace(told, is_lasting=True, on_sent=delivered)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext, suppress
 from datetime import datetime
 from typing import Any, TypeVar
 
 from chat.conversation.events import Notice, Piece, Reply
+from chat.images import ImagePart
 from chat.web.agent import PageAgent
 from chat.web.audience import Audience
 from chat.web.lines import LOG, Run, as_notice
@@ -58,7 +59,7 @@ class Conversation:
     @property
     def is_in_file(self) -> bool:
         """Whether the conversation's file has all of it, so that it need not be in memory."""
-        return self.agent.path.is_file() and self.agent.is_saved and not self.agent.draft
+        return self.agent.path.is_file() and self.agent.is_saved and not self._has_own_draft
 
     # What tabs see.
 
@@ -83,38 +84,52 @@ class Conversation:
     def greet(self, tab: Tab) -> None:
         """Tell a tab all, as it has just come or has fallen behind."""
         tab.push(self.audience.snapshot())
-        if self.agent.draft and self.run is None:
+        if self._has_own_draft and self.run is None:
             tab.push(self._draft(None))
+
+    @property
+    def _has_own_draft(self) -> bool:
+        """Whether there is a message to give back to the user."""
+        return bool(self.agent.draft or self.agent.draft_images)
 
     def _draft(self, tab: str | None) -> Event:
         """Give the draft back to the user: to a tab, which may be gone, or to any. That one has it for certain."""
-        text = self.agent.draft
+        text, images = draft = self.agent.draft, self.agent.draft_images
 
         def forget() -> None:
-            if self.agent.draft == text:
-                self.agent.draft = ""
+            if (self.agent.draft, self.agent.draft_images) == draft:
+                self._forget_draft()
 
-        return self.audience.draft(text, tab, forget if tab is None else None)
+        told = self.agent.shown_images.tell(images)
+        return self.audience.draft(text, told, tab, forget if tab is None else None)
+
+    def _forget_draft(self) -> None:
+        self.agent.draft, self.agent.draft_images = "", []
 
     def _progress(self, seconds: float, size: int, is_done: bool) -> None:
         self.audience.tell_loading(self.agent.name, seconds, size, is_done)
 
     # What users do.
 
-    def handle(self, line: str, tab: str) -> None:
-        """Begin to handle a message or a command. Raises `ApiError` 409 while it cannot be."""
+    def handle(self, line: str, tab: str, images: Sequence[ImagePart] = ()) -> None:
+        """Begin to handle a message, with its images, or a command. Raises `ApiError` 409 while it cannot be."""
         if self.is_leaving:
             raise ApiError(409, "this conversation is being deleted")
         if self.run is not None:
             raise ApiError(409, "a reply is running in this conversation; stop it, or wait for its end")
         if tab == self._has_draft:
-            self.agent.draft, self._has_draft = "", None
+            self._forget_draft()
+            self._has_draft = None
         self.used = time.monotonic()
-        self.run = Run(line, tab)
+        self.run = Run(line, tab, images)
         if self.run.is_message:
-            self.audience.begin(Running(len(self.agent.session.turns), line))
+            self.audience.begin(self._sent(self.run))
         self.run.task = self._start(self._handle(self.run))
         self.changed()
+
+    def _sent(self, run: Run) -> Running:
+        """What tabs are told of a message before its reply begins."""
+        return Running(len(self.agent.session.turns), run.line, self.agent.shown_images.tell(run.images))
 
     def stop(self) -> None:
         """End the running reply; its part is kept."""
@@ -166,7 +181,7 @@ class Conversation:
                 run.is_waiting = True
                 needs_model = self.agent.needs_model(run.line)
                 if run.is_message and not self.agent.has_model:  # loading it may take minutes
-                    await self._in_thread(lambda: self.agent.keep(run.line))
+                    await self._in_thread(lambda: self.agent.keep(run.line, run.images))
                 async with self.model.use(self._progress) if needs_model else nullcontext():
                     run.is_waiting = False
                     await self._in_thread(lambda: self._work(run))
@@ -189,7 +204,7 @@ class Conversation:
             self.audience.running = Running()  # it is told again, as the turn may be another one
             await self._reread()
             if run.is_message:
-                self.audience.begin(Running(len(self.agent.session.turns), run.line))
+                self.audience.begin(self._sent(run))
 
     async def _change_model(self, run: Run) -> None:
         """Go on with the model that the user wants."""
@@ -218,21 +233,22 @@ class Conversation:
         self.run, self.audience.running, self.used = None, Running(), time.monotonic()
         self.updated = datetime.now().astimezone()
         self.audience.tell_view(view)
-        if run.draft:
-            self.agent.draft, self._has_draft = run.draft, run.tab if self.tabs else None
-        if self.agent.draft and not self.is_leaving:  # then it is for the tab that takes the deletion back
-            self.audience.tell(self._draft(run.tab if run.draft else None))
+        if run.has_draft:
+            self.agent.draft, self.agent.draft_images = run.draft, list(run.images)
+            self._has_draft = run.tab if self.tabs else None
+        if self._has_own_draft and not self.is_leaving:  # then it is for the tab that takes the deletion back
+            self.audience.tell(self._draft(run.tab if run.has_draft else None))
         self.changed()
 
     def _work(self, run: Run) -> None:
         """Handle the line. In a thread."""
         agent = self.agent
-        agent.session.on_begin = lambda: self._post(self._begin, run, *run.begin(agent))
+        agent.session.on_begin = lambda: self._post(self._begin, run, run.begin(agent))
         if run.is_stopped:
             return
         run.has_begun = True
         try:
-            with closing(agent.handle(run.line)) as events:
+            with closing(agent.handle(run.line, run.images)) as events:
                 for each in events:
                     if isinstance(each, Piece):
                         tokens = encode_tokens(each.tokens)
@@ -250,13 +266,13 @@ class Conversation:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _begin(self, run: Run, turn: int, message: str, text: str, reasoning: str) -> None:
+    def _begin(self, run: Run, running: Running) -> None:
         """A reply begins."""
         if run.is_stopped:
             self.agent.session.stop()
         before = self.audience.running
-        running = Running(turn, message, text, reasoning, [], before.notices)
-        if before.turn == turn and not (text or reasoning):  # the tabs know it
+        running.notices = before.notices
+        if before.turn == running.turn and not (running.text or running.reasoning):  # the tabs know it
             self.audience.running = running
         else:
             self.audience.begin(running)

@@ -16,6 +16,7 @@ from chat.context import STRATEGIES
 from chat.web.agent import PageAgent
 from chat.web.conversation import Conversation
 from chat.web.exports import file_name, markdown, saved
+from chat.web.images import received
 from chat.web.snapshot import encode_tokens
 from chat.web.streams import Stream, Tab, encode
 from engine.cli.parser import SAMPLING_HELP
@@ -120,14 +121,16 @@ async def import_(request: Request) -> Response:
 
 
 async def line(request: Request) -> Response:
-    """A message or a command. What comes of it is told as events."""
+    """A message, which may have images, or a command. What comes of it is told as events."""
     conversation, body = await _conversation(request), await _body(request)
     text, tab = _text(body, "line"), _text_or_none(body, "tab")
     if len(text) > MAX_LINE:
         raise ApiError(413, f"the message has {len(text):,} characters: use up to {MAX_LINE:,}")
+    sent = body.get("images") or []
+    images = await in_thread(lambda: received(sent, conversation.agent.shown_images), "images") if sent else []
     if _library(request).is_closed:
         raise unavailable("the program is ending")
-    conversation.handle(text, tab or "")
+    conversation.handle(text, tab or "", images)
     return JSONResponse({}, 202)
 
 
@@ -159,6 +162,13 @@ async def export(request: Request) -> Response:
     name = file_name(conversation.agent, conversation.id) + (".json" if kind == "json" else ".md")
     headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"}
     return Response(content, media_type="application/json" if kind == "json" else "text/markdown", headers=headers)
+
+
+async def image(request: Request) -> Response:
+    """An image of a conversation."""
+    images, id = (await _conversation(request)).agent.shown_images, request.path_params["image"]
+    content, kind = await in_thread(lambda: images.find(id), "image")
+    return Response(content, media_type=kind, headers={"cache-control": "no-store"})
 
 
 async def tokens(request: Request) -> Response:

@@ -6,6 +6,7 @@ import re
 
 from chat import store
 from chat.agent import Agent
+from chat.images import shown
 
 
 def saved(agent: Agent) -> bytes:
@@ -14,7 +15,7 @@ def saved(agent: Agent) -> bytes:
 
 
 def markdown(agent: Agent) -> str:
-    """What was said, without the reasoning, below a heading, the model's name and the date."""
+    """What was said, below a heading, the model's name and the date: without reasoning, and of images the names."""
     session = agent.session
     heading = store.heading(session.title, list(session.turns))
     parts = [f"# {heading}"] if heading else []
@@ -23,7 +24,8 @@ def markdown(agent: Agent) -> str:
         parts.append(f"**System**\n\n{session.settings.system}")
     for turn in list(session.turns):
         for message in turn:
-            parts.append(f"**{'User' if message['role'] == 'user' else 'Assistant'}**\n\n{message['content'].strip()}")
+            name = "User" if message["role"] == "user" else "Assistant"
+            parts.append(f"**{name}**\n\n{shown(message['content']).strip()}")
     return "\n\n".join(parts) + "\n"
 
 

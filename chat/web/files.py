@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chat import store
+from chat.images import shown
 from engine.runtime.errors import BareloopError
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def has_text(content: Any, text: str) -> bool:
     """Whether a message of a conversation, as `store.encode` writes it, or its title has this text, in any case."""
     saved = content if isinstance(content, dict) else {"messages": content}
     lists = [saved.get("messages"), *(branch.get("messages") for branch in saved.get("branches", []))]
-    texts = [saved.get("title", ""), *(message["content"] for messages in lists for message in messages)]
+    texts = [saved.get("title", ""), *(shown(message["content"]) for messages in lists for message in messages)]
     return any(text.casefold() in each.casefold() for each in texts)
 
 
@@ -72,7 +73,7 @@ def _has(path: Path, text: str) -> bool:
     try:
         raw = path.read_text(encoding="utf-8")
         return (written in raw.casefold() or "\\u" in raw) and has_text(json.loads(raw), text)
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):  # damaged
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):  # damaged
         return False
 
 

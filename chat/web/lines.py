@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
-from chat.agent import Agent
 from chat.commands import is_command
 from chat.context import Message
 from chat.conversation.events import Notice
 from chat.conversation.tree import Turn
+from chat.images import ImagePart, images_of, text_of
+from chat.web.agent import PageAgent
+from chat.web.snapshot import Running
 from engine.runtime.errors import BareloopError, is_out_of_memory
 from engine.serve.protocol.errors import ApiError
 
@@ -19,9 +22,9 @@ LOG = logging.getLogger("bareloop.chat")
 class Run:
     """A line, and how far it has come."""
 
-    def __init__(self, line: str, tab: str) -> None:
-        """`tab`: who has sent it."""
-        self.line, self.tab = line, tab
+    def __init__(self, line: str, tab: str, images: Sequence[ImagePart] = ()) -> None:
+        """`tab`: who has sent it. `images`: of a message."""
+        self.line, self.tab, self.images = line, tab, images
         self.is_stopped = False
         self.is_waiting = False  # for the session, or for a model: it can be cancelled
         self.has_session = False  # so that something may have changed
@@ -42,14 +45,21 @@ class Run:
         has_text = self.is_message or self.line.strip().split(maxsplit=1)[0] in ("/edit", "/branch")
         return self.line if has_text and not self.is_answered else ""
 
-    def begin(self, agent: Agent) -> tuple[int, str, str, str]:
-        """A reply begins. -> its turn, the message, and what the reply has already: text and reasoning"""
+    @property
+    def has_draft(self) -> bool:
+        """Whether the user would lose text or images."""
+        return bool(self.draft or (self.images and not self.is_answered))
+
+    def begin(self, agent: PageAgent) -> Running:
+        """A reply begins. -> its turn, the message, and what the reply has already"""
         turns = agent.session.turns
         self.turn, self.prompt = turns[-1], agent.session.visible_messages()
-        reply = self.turn[1] if len(self.turn) > 1 else {}
-        return len(turns) - 1, self.turn[0]["content"], reply.get("content", ""), reply.get("reasoning", "")
+        content, reply = self.turn[0]["content"], self.turn[1] if len(self.turn) > 1 else {}
+        images = agent.shown_images.tell(images_of(content))
+        text, reasoning = reply.get("content", ""), reply.get("reasoning", "")
+        return Running(len(turns) - 1, text_of(content), images, text, reasoning)
 
-    def end(self, agent: Agent) -> None:
+    def end(self, agent: PageAgent) -> None:
         """Note whether the turn has a reply. Also one that an error has cut off."""
         last = agent.session.turns[-1:]
         self.is_answered = self.turn is not None and len(self.turn) > 1 and bool(last) and last[0] is self.turn

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from chat.images import count_images
 from chat.web.agent import PageAgent
 from chat.web.models.interface import Models, Progress
+from engine.runtime.errors import UsageError
 from engine.serve.threads import in_thread
 
 
@@ -41,6 +43,14 @@ class OwnModel:
             raise
 
     def _window(self) -> int:
-        """The window of a model that is new in the session, which counts the memories in its prompt. In a thread."""
-        self.agent.session.recount_memories()
-        return self.agent.session.budget.window
+        """The window of a model that is new in the session, which counts the memories in its prompt. In a thread.
+
+        Raises `UsageError` if the conversation has images, and the model takes none.
+        """
+        session = self.agent.session
+        if not session.model.takes_images and any(map(count_images, session.turns)):
+            raise UsageError(
+                f"this conversation has images, and {self.agent.name} takes none: begin a new conversation for it"
+            )
+        session.recount_memories()
+        return session.budget.window

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from chat.agent import Agent
 from chat.conversation.events import Notice, Reply
 from chat.conversation.session import Session
 from chat.conversation.tree import Node
+from chat.images import images_of, text_of
 from chat.models.interface import TokenProbability
+from chat.web.agent import PageAgent
 from chat.web.models.interface import Absent
 from chat.web.streams import encode
 from engine.runtime.errors import BareloopError
@@ -24,14 +25,14 @@ def encode_tokens(tokens: Sequence[TokenProbability]) -> tuple[bytes, ...]:
     return tuple(encode(_token(token)) for token in tokens)
 
 
-def encode_view(agent: Agent, notices: Notices, warnings: Sequence[str]) -> bytes:
+def encode_view(agent: PageAgent, notices: Notices, warnings: Sequence[str]) -> bytes:
     """What a snapshot says about a conversation in which nothing runs, as members of a JSON object.
 
     `warnings`: further ones. May ask a server to count tokens.
     """
     session = agent.session
     tree = session.tree
-    turns = [_turn(node, tree.version(index), notices) for index, node in enumerate(tree.path)]
+    turns = [_turn(node, tree.version(index), notices, agent) for index, node in enumerate(tree.path)]
     settings = session.settings
     content = {
         "title": session.title,
@@ -54,6 +55,7 @@ class Running:
 
     turn: int | None = None  # None before it has begun
     message: str | None = None  # None: the one that the turn has already
+    images: list[dict[str, str]] | None = None  # of the message, as tabs are told of them; None: likewise
     text: str = ""  # at its beginning
     reasoning: str = ""
     tokens: list[bytes] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Running:
         content = {
             "turn": self.turn,
             "message": self.message,
+            "images": self.images,
             "text": self.text + "".join(text for text, _ in self.pieces),
             "reasoning": self.reasoning + "".join(reasoning for _, reasoning in self.pieces),
             "notices": [{"kind": notice.kind, "text": notice.text} for notice in self.notices],
@@ -87,13 +90,14 @@ def _probability(logprob: float | None) -> float | None:
     return float(f"{min(1.0, math.exp(min(0.0, logprob))):.5g}")
 
 
-def _turn(node: Node, version: tuple[int, int], notices: Notices) -> dict[str, Any]:
-    turn = node.turn
+def _turn(node: Node, version: tuple[int, int], notices: Notices, agent: PageAgent) -> dict[str, Any]:
+    turn, content = node.turn, node.turn[0]["content"]
     reply = turn[1] if len(turn) > 1 else {}
     return {
         "key": node.key,
         "version": version,
-        "message": turn[0]["content"],
+        "message": text_of(content),
+        "images": agent.shown_images.tell(images_of(content)),
         "reply": reply.get("content"),
         "reasoning": reply.get("reasoning", ""),
         "finish_reason": reply.get("finish_reason", "stop" if reply else None),
@@ -149,4 +153,5 @@ def _window(session: Session, warnings: Sequence[str]) -> dict[str, Any]:
         "counts_exactly": model.counts_exactly,
         "warnings": texts,
         "can_score": model.can_score,
+        "takes_images": model.takes_images,
     }

@@ -26,17 +26,34 @@ def layers_by_window(windows: Sequence[int | None]) -> tuple[list[int | None], l
 
 
 @dataclass(frozen=True)
+class StepImages:
+    """The vectors of images in a step, which take the places of embeddings.
+
+    `places` [M]: indices in the step's tokens, which have the model's `image_token_id` there. `vectors` [M, hidden].
+    Both are on the model's device.
+    """
+
+    places: Tensor
+    vectors: Tensor
+
+    def merge(self, x: Tensor) -> Tensor:
+        """x [N, hidden], the embeddings of the step's tokens -> the same with the images' vectors, in x's dtype."""
+        return x.index_copy(0, self.places, self.vectors.to(x.dtype))
+
+
+@dataclass(frozen=True)
 class Step:
     """The work of one forward pass: the new tokens of all rows, end to end, without padding.
 
     `tokens` [N] and `positions` [N] are on the model's device. `rows` [R] (of the state) and `lengths` [R] (tokens per
-    row, sum N) stay on the CPU, because they determine shapes.
+    row, sum N) stay on the CPU, because they determine shapes. `images`: vectors in place of some embeddings.
     """
 
     tokens: Tensor
     positions: Tensor
     rows: Tensor
     lengths: Tensor
+    images: StepImages | None = None
 
     @staticmethod
     def pack(
@@ -44,6 +61,7 @@ class Step:
         rows: Sequence[int] | None = None,
         starts: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        images: StepImages | None = None,
     ) -> Step:
         """Pack one token list per row. `starts`: position of each row's first token (default 0)."""
         lengths = [len(chunk) for chunk in chunks]
@@ -54,6 +72,7 @@ class Step:
             positions=upload(positions, torch.long, device),
             rows=torch.tensor(rows if rows is not None else range(len(chunks))),
             lengths=torch.tensor(lengths),
+            images=images,
         )
 
     def check(self) -> None:

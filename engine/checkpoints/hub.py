@@ -27,8 +27,11 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "chat_template.json",
 )
-OTHER_FILES = (*TOKENIZER_FILES, *POOLING_FILES, "generation_config.json")  # beside config.json and the weights
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+# Beside config.json and the weights:
+OTHER_FILES = (*TOKENIZER_FILES, *IMAGE_FILES, *POOLING_FILES, "generation_config.json")
 FILES = ("config.json", *OTHER_FILES, SINGLE, INDEX, "model-*-of-*.safetensors")
 ADAPTER_FILES = (CONFIG, WEIGHTS)
 PICKLES = (PICKLE, PICKLE_INDEX, "pytorch_model-*-of-*.bin")

@@ -22,6 +22,7 @@ from engine.decoding.speculation import DraftStatistics
 from engine.llm import LLM
 from engine.runtime.clocks import read_bandwidth
 from engine.runtime.errors import BareloopError, UsageError, quote
+from engine.runtime.pictures import picture_size
 
 
 @dataclass
@@ -78,6 +79,8 @@ def as_dict(drafts: DraftStatistics) -> dict[str, float]:
 def complete(options: Any) -> None:
     """Complete the prompts of the command line with every named model."""
     prompts, grammar = read_prompts(options), read_grammar(options)
+    for file in options.image or ():  # before a model is loaded
+        picture_size(Path(file))
     for name in options.model:
         locate(name, options.allow_pickle, options.adapter)
     several = len(options.model) > 1
@@ -146,7 +149,7 @@ def answer(
     with llm.scheduler() as scheduler:
         for result in results:
             result.drafts = scheduler.drafts
-        requests = [scheduler.submit(tokens, params, continues=not options.chat) for tokens in ids]
+        requests = [scheduler.submit(tokens, params, continues=not (options.chat or options.image)) for tokens in ids]
         of_request = dict(zip(requests, results, strict=True))
         try:
             while (work := scheduler.step()) is not None:
@@ -172,11 +175,15 @@ def answer(
 
 
 def encode(llm: LLM, prompt: str, options: Any) -> list[int]:
-    """Token ids of a prompt: plain text, or with --chat a message in the model's chat template."""
-    if not options.chat:
+    """Token ids of a prompt: plain text, or with --chat or --image a message in the model's chat template."""
+    if not options.chat and not options.image:
         return llm.encode(prompt)
     system = [{"role": "system", "content": options.system}] if options.system else []
-    return llm.chat_template.encode([*system, {"role": "user", "content": prompt}])
+    content: str | list[dict[str, Any]] = prompt
+    if options.image:
+        images = [{"type": "image", "image": Path(name)} for name in options.image]
+        content = [*images, {"type": "text", "text": prompt}]
+    return llm.chat_template.encode([*system, {"role": "user", "content": content}])
 
 
 def report(llm: LLM, results: Sequence[Result]) -> None:

@@ -20,6 +20,9 @@ from engine.layers.rope import RopeConfig
 from engine.models import FAMILIES
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys, token_ids
+from engine.models.family import Cost
+from engine.models.vision.siglip import VisionConfig
+from engine.models.vision.smolvlm import SmolVLM
 from engine.quant import AUTO
 from engine.quant.gguf import Records
 from engine.runtime.device import choose_device, dtype_name
@@ -84,17 +87,11 @@ def inspect(
     yield _special_tokens(folder, config)
 
     place = "token in a text with" if model.is_encoder else "decoded token after"
-    costs = Table(title=f"one {place} {context:,} others", title_justify="left")
-    for column in ("part", "parameters", "bytes read", "FLOPs"):
-        costs.add_column(column, justify="left" if column == "part" else "right")
-    total = [0, 0, 0]
-    for cost in model.costs(context):
-        numbers = (cost.parameters, cost.nbytes, cost.flops)
-        costs.add_row(cost.part, *(f"{number:,}" for number in numbers))
-        total = [a + b for a, b in zip(total, numbers, strict=True)]
-    costs.add_section()
-    costs.add_row("total", *(f"{number:,}" for number in total))
-    yield costs
+    yield _costs(f"one {place} {context:,} others", model.costs(context))
+    if isinstance(model, SmolVLM):
+        side = model.config.vision.image_size
+        tile = f"one tile of an image: {side} x {side} pixels, {model.config.tokens_per_tile} tokens"
+        yield _costs(tile, model.tile_costs())
 
 
 SAMPLE = {  # a config.json for every family, with our names of the keys
@@ -104,6 +101,8 @@ SAMPLE = {  # a config.json for every family, with our names of the keys
     "num_hidden_layers": 6,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
+    "image_token_id": 3,
+    "vision_config": {"image_size": 32, "patch_size": 8},
 }
 
 
@@ -136,11 +135,33 @@ def _shape(config: ModelConfig) -> Iterator[tuple[str, str]]:
         if isinstance(value, RopeConfig):
             factor = f", factor {value.factor:g}" if value.factor else ""
             value = f"{value.type}, theta {value.theta:g}{factor}"
+        elif isinstance(value, VisionConfig):
+            value = (
+                f"SigLIP, hidden size {value.hidden_size}, {value.num_layers} layers, {value.num_heads} heads, "
+                f"tiles of {value.image_size} x {value.image_size} pixels in patches of {value.patch_size}"
+            )
         elif field.name == "windows":
             value = _runs(value)
         elif isinstance(value, tuple) and len(set(value)) == 1:
             value = f"{value[0]:g} in every layer"
         yield field.name.replace("_", " "), str(value)
+
+
+def _costs(title: str, costs: Iterable[Cost]) -> Table:
+    """Parameters, bytes and FLOPs by part, with their sums."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in ("part", "parameters", "bytes read", "FLOPs"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    total = [0, 0, 0]
+    for cost in costs:
+        numbers = (cost.parameters, cost.nbytes, cost.flops)
+        table.add_row(cost.part, *(f"{number:,}" for number in numbers))
+        total = [a + b for a, b in zip(total, numbers, strict=True)]
+    table.add_section()
+    table.add_row("total", *(f"{number:,}" for number in total))
+    return table
 
 
 def _runs(windows: Iterable[int | None]) -> str:

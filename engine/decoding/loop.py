@@ -265,7 +265,7 @@ def _not_finite(sequence: Sequence, params: SamplingParams) -> BareloopError:
     model, ids = sequence.model, sequence.ids
 
     def is_invalid(length: int) -> bool:
-        probe = Sequence(model, model.new_state(), sequence.max_length)
+        probe = Sequence(model, model.new_state(), sequence.max_length, images=sequence.images)
         _, (hidden,) = prefill([probe], [ids[:length]], [1])
         with torch.inference_mode():
             return not bool(model.logits(hidden).amax().isfinite())

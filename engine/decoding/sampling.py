@@ -92,7 +92,7 @@ def adjust(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
         params, ids, start, _, allowed = contexts[row]
         values = logits[row]
         if params.repetition_penalty != 1:
-            present = torch.tensor([*set(ids)])
+            present = torch.tensor([token for token in set(ids) if token < len(values)])  # not the images'
             old, scale = values[present], params.repetition_penalty
             values[present] = torch.where(old > 0, old / scale, old * scale)
         if (params.presence_penalty or params.frequency_penalty) and len(ids) > start:
@@ -113,7 +113,7 @@ def _adjust_on_device(logits: Tensor, contexts: Sequence[Context]) -> Tensor:
     changes: list[tuple[int, float, float, float]] = []
     for row, (params, ids, start, *_) in enumerate(contexts):
         repetition, presence, frequency = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-        repeated = set(ids) if repetition != 1 else set()
+        repeated = {token for token in set(ids) if token < vocab_size} if repetition != 1 else set()
         counts = Counter(ids[start:]) if presence or frequency else {}
         bias = params.logit_bias or {}
         for token in {*repeated, *counts, *bias}:

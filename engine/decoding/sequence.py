@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.cache.state import State, Step
+from engine.decoding.images import ImageLibrary, is_image_id
 from engine.models.family import Model
 from engine.runtime.errors import BareloopError, quote
 from engine.text.tokenizer import Tokenizer
@@ -30,12 +31,15 @@ class Sequence:
         max_length: int,
         eos_token_ids: Iterable[int] = (),
         tokenizer: Tokenizer | None = None,
+        images: ImageLibrary | None = None,
     ) -> None:
+        """`images`: to which the ids of images in texts refer; None: there are none."""
         self.model = model
         self.state = state
         self.max_length = max_length
         self.eos_token_ids = frozenset(eos_token_ids)
         self.tokenizer = tokenizer
+        self.images = images
         self.row = state.acquire()
         self.closed = False
         self.ids: list[int] = []  # the tokens in the row
@@ -69,9 +73,8 @@ class Sequence:
     def fork(self, count: int) -> list[Sequence]:
         """Return `count` new sequences with the same content, which share its storage."""
         self.check_open()
-        forks = [
-            Sequence(self.model, self.state, self.max_length, self.eos_token_ids, self.tokenizer) for _ in range(count)
-        ]
+        fixed = self.model, self.state, self.max_length, self.eos_token_ids, self.tokenizer, self.images
+        forks = [Sequence(*fixed) for _ in range(count)]
         self.state.fork(self.row, [fork.row for fork in forks])
         for fork in forks:
             fork.ids, fork.logits = [*self.ids], self.logits
@@ -105,7 +108,7 @@ class Sequence:
         Room for the rest is reserved. Return the length of the prefix.
         """
         self.check_open()
-        check_prompt(ids, self.max_length, self.model.config.vocab_size, outputs)
+        check_prompt(ids, self.max_length, self.model.config.vocab_size, outputs, self.images)
         shared = min(common_prefix(ids, self.ids), len(ids) - outputs)
         self.logits = None
         start = self.state.rewind(self.row, shared)
@@ -146,7 +149,8 @@ def prefill(
             state = members[0].state
             chunks = [list(texts[index][first:stop]) for index, first, stop in pieces]
             rows, positions = [member.row for member in members], [first for _, first, _ in pieces]
-            step = Step.pack(chunks, rows, positions, state.device)
+            pack = Step.pack if members[0].images is None else members[0].images.pack
+            step = pack(chunks, rows, positions, state.device)
             last = [max(0, stop - max(first, len(texts[i]) - outputs[i])) for i, first, stop in pieces]
             parts = torch.split(members[0].model.forward(step, state, last=last), last)
             for (index, _, _), member, ids, part in zip(pieces, members, chunks, parts, strict=True):
@@ -197,19 +201,27 @@ def common_prefix(a: Seq[int], b: Seq[int]) -> int:
     return start + next((i for i, (x, y) in enumerate(pairs) if x != y), min(length - start, BLOCK))
 
 
-def check_prompt(ids: Seq[int], max_length: int, vocab_size: int, outputs: int = 1) -> None:
-    """Raise `BareloopError` unless ids fit into the window and the vocabulary, and are at least `outputs` tokens."""
+def check_prompt(
+    ids: Seq[int], max_length: int, vocab_size: int, outputs: int = 1, images: ImageLibrary | None = None
+) -> None:
+    """Raise `BareloopError` unless ids fit into the window and the vocabulary, and are at least `outputs` tokens.
+
+    With `images` they may be those of images.
+    """
     if not ids or not 1 <= outputs <= len(ids):
         raise BareloopError(f"a prompt needs at least {max(outputs, 1)} token(s), and this one has {len(ids)}")
     if len(ids) > max_length:
         raise BareloopError(f"the prompt has {len(ids):,} tokens, the model's window is {max_length:,}")
-    check_ids(ids, vocab_size)
+    check_ids(ids, vocab_size, images)
 
 
-def check_ids(ids: Seq[int], vocab_size: int) -> None:
-    """Raise `BareloopError` unless all ids are ints in the vocabulary."""
+def check_ids(ids: Seq[int], vocab_size: int, images: ImageLibrary | None = None) -> None:
+    """Raise `BareloopError` unless all ids are ints in the vocabulary; with `images`, or those of an image."""
     if not all(type(token) is int for token in ids):
         wrong = next(token for token in ids if type(token) is not int)
         raise BareloopError(f"token ids are whole numbers, and these contain {quote(wrong)}")
-    if not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise BareloopError(f"token ids are 0 to {vocab_size - 1}, and these are {min(ids)} to {max(ids)}")
+    tokens = [token for token in ids if not is_image_id(token)] if max(ids) >= vocab_size else ids
+    if len(tokens) < len(ids) and images is None:
+        raise BareloopError("these token ids have an image, which only a prompt of a vision-language model can have")
+    if tokens and not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise BareloopError(f"token ids are 0 to {vocab_size - 1}, and these are {min(tokens)} to {max(tokens)}")

@@ -13,12 +13,14 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Protocol
 
 import torch
 
 from engine import kernels
 from engine.decoding.draws import INVALID
+from engine.decoding.images import is_image_id
 from engine.decoding.loop import Reply
 from engine.decoding.sampling import Context, choose
 from engine.decoding.sequence import Sequence, prefill
@@ -215,7 +217,7 @@ class PromptLookup:
             ids = self._texts[reply].ids
             draft = ids[follows : follows + count]
             draft += [draft[i % len(draft)] for i in range(count - len(draft))]  # what repeats goes on to repeat
-            drafts.append(draft)
+            drafts.append([*takewhile(lambda token: not is_image_id(token), draft)])
         return drafts
 
     def forget(self, reply: Reply) -> None:
@@ -290,7 +292,7 @@ class DraftModel:
         return [text[start:] for text, start in zip(texts, starts, strict=True)]
 
     def _known(self, ids: list[int]) -> list[int]:
-        """These tokens, with 0 for those that the smaller vocabulary lacks."""
+        """These tokens, with 0 for those that the smaller vocabulary lacks, and for the vectors of images."""
         return ids if max(ids) < self.vocab_size else [token if token < self.vocab_size else 0 for token in ids]
 
     def _context(self, reply: Reply, text: list[int]) -> Context:

@@ -14,7 +14,9 @@ from torch import nn
 from engine import kernels
 from engine.checkpoints.adapters.config import LoraConfig
 from engine.checkpoints.adapters.files import add_adapters, save_adapter
+from engine.checkpoints.adapters.targets import is_untrained
 from engine.checkpoints.loading import replace_parameters
+from engine.checkpoints.mapping import parameter_sources
 from engine.checkpoints.opening import Opened, open_model, weights_fingerprint
 from engine.finetune.checkpoint import sync_folder, writing
 from engine.finetune.settings import Settings
@@ -97,9 +99,11 @@ def load_trainee(name: str, settings: Settings, device: str = "auto", allow_pick
         )
         add_adapters(llm.model, llm.family, config, settings.seed)
         return Trainee(name, llm, config, stored, None)
-    for parameter in llm.model.parameters():
-        parameter.data = parameter.data.clone()  # it may be mapped from the file
-        parameter.requires_grad_(True)
+    sources = parameter_sources(llm.model, llm.family)
+    for path, parameter in llm.model.named_parameters():
+        if not is_untrained(sources[path][0].name, llm.family):
+            parameter.data = parameter.data.clone()  # it may be mapped from the file
+            parameter.requires_grad_(True)
     autocast = None if is_slow or place.type == "mps" else torch.bfloat16
     return Trainee(name, llm, None, stored, autocast)
 

@@ -127,6 +127,21 @@ class Linear(Matrix):
             return product_by_blocks(x, self.rows, self._rows, bias)
         return F.linear(x, self.weight, bias)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU, by tanh, of the product. Where oneDNN has both in one operation, they are rounded once."""
+        if not self.is_onednn(x):
+            return F.gelu(self(x), approximate="tanh")
+        weight = self.weight if self._packed is None else self._packed
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "gelu", [], "tanh")
+
+    def is_onednn(self, x: Tensor) -> bool:
+        """Whether the product is oneDNN's in bfloat16: of many rows, for inference, on a CPU that is fast in it."""
+        if torch.is_grad_enabled() or self.format is not None or self.adapter is not None or x.device.type != "cpu":
+            return False
+        if x.dtype != torch.bfloat16 or self.dtype != x.dtype or len(x) <= kernels.MAX_ROWS or _is_autocast(x):
+            return False
+        return can_pack_bfloat16() and not slow_bfloat16()
+
     def exact_product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product for training, in which x is not quantized, whatever the number of its rows."""
         if self.format is not None:

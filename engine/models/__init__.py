@@ -25,6 +25,7 @@ from engine.models import (
 from engine.models.config import ModelConfig
 from engine.models.config_reader import Keys
 from engine.models.family import Family
+from engine.models.vision import smolvlm
 from engine.runtime.errors import BareloopError, quote
 
 FAMILIES: dict[str, Family] = {
@@ -32,7 +33,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, qwen3.FAMILY, olmo.FAMILY, olmo2.FAMILY),
         *(gemma.FAMILY, gemma2.FAMILY, gemma3.FAMILY, gemma3.WITH_IMAGES, phi.FAMILY, gpt_neox.FAMILY),
-        *(gpt2.FAMILY, gpt2.NEO, mamba.FAMILY, rwkv.FAMILY, bert.FAMILY),
+        *(gpt2.FAMILY, gpt2.NEO, mamba.FAMILY, rwkv.FAMILY, bert.FAMILY, smolvlm.FAMILY, smolvlm.IDEFICS3),
     )
 }
 

@@ -34,6 +34,13 @@ class ModelConfig(ABC):
     eos_token_ids: tuple[int, ...]
     initializer_range: float
     raw: Mapping[str, Any] = field(repr=False, compare=False)
+    # Of a model that takes images: the token that stands for each of an image's vectors. None: it takes none.
+    image_token_id: int | None = field(default=None, kw_only=True)
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Number of vectors that one tile of an image becomes."""
+        return 0
 
     @abstractmethod
     def traits(self) -> Traits:

@@ -230,6 +230,8 @@ class Decoder(Model):
         x = self.embed(step.tokens)
         if config.embedding_scale != 1:
             x = x * torch.tensor(config.embedding_scale, dtype=x.dtype)  # rounded to the weights' dtype, as in training
+        if step.images is not None:
+            x = step.images.merge(x)
         if config.rope is None:
             x = x + self.positions(step.positions)
         dtype = torch.promote_types(x.dtype, torch.float32) if config.rotary_in_float32 else x.dtype

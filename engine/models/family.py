@@ -133,6 +133,7 @@ class Family:
     checkpoints: tuple[str, ...] = ()  # on the hub, that it was written for
     key_names: Mapping[str, str] = field(default_factory=dict)  # our names of keys in config.json -> the family's
     unadapted: tuple[str, ...] = ()  # ends of the names of matrices that peft cannot adapt
+    untrained: tuple[str, ...] = ()  # beginnings of names of modules that training leaves as they are: not for texts
 
     def canonical(self, name: str) -> str:
         """A tensor's name in the checkpoint, as `names` has it."""

@@ -21,6 +21,7 @@ from engine import kernels
 from engine.checkpoints.adapters.files import adapter_fingerprint
 from engine.checkpoints.opening import Opened, open_model
 from engine.decoding.embedding import Embedder
+from engine.decoding.images import MAX_BYTES as IMAGE_BYTES
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.request import Request
 from engine.decoding.scheduling.running import Work
@@ -58,7 +59,7 @@ class EngineOptions:
     models: int = 1
 
     def needed_bytes(self, source: str) -> int:
-        """Memory that a model needs at least: its weights, its draft model's, and a row of `USABLE_TOKENS`.
+        """Memory that a model needs at least: weights, its draft model's, images, and a row of `USABLE_TOKENS`.
 
         Raises `BareloopError` if it is not a model, or its files are broken.
         """
@@ -67,6 +68,7 @@ class EngineOptions:
         if opened.model.is_encoder:
             return opened.nbytes
         weights = opened.nbytes + (0 if draft in (None, PROMPT) else self.weight_bytes(str(draft)))
+        weights += 0 if opened.config.image_token_id is None else IMAGE_BYTES
         if self.cache_bytes is not None:
             return weights + self.cache_bytes
         longest = min(opened.config.max_position_embeddings, self.context or USABLE_TOKENS, USABLE_TOKENS)
@@ -197,17 +199,19 @@ class Engine:
 
     @property
     def nbytes(self) -> int:
-        """Memory that unloading the model frees: its weights, and its cache, used or not."""
+        """Memory that unloading the model frees: its weights, and its cache and its images', used or not."""
         llms = [self.llm, *([self.llm.draft] if isinstance(self.llm.draft, LLM) else ())]
         weights = sum(parameter.nbytes for llm in llms for parameter in llm.model.parameters())
-        return weights + self.scheduler.cache_bytes
+        return weights + self.scheduler.cache_bytes + (0 if self.llm.images is None else self.llm.images.max_bytes)
 
     @property
     def unallocated_bytes(self) -> int:
-        """Of the cache: what the system counts as free. On a GPU all of it is allocated at once."""
+        """Of cache and images: what the system counts as free. On a GPU all of the cache is allocated at once."""
+        library = self.llm.images
+        of_images = 0 if library is None else max(0, library.max_bytes - library.nbytes)
         if self.scheduler.state.capacity_bytes is not None:
-            return 0
-        return int((1 - self.cache_usage()) * self.scheduler.cache_bytes)
+            return of_images
+        return int((1 - self.cache_usage()) * self.scheduler.cache_bytes) + of_images
 
     @property
     def fingerprint(self) -> str:
@@ -224,9 +228,14 @@ class Engine:
         """
         if self._template is None or self._template[0] != day:
             source = self.options.template
-            template = self.llm.chat_template if source is None else ChatTemplate(source, self.llm.tokenizer)
+            llm = self.llm
+            template = llm.chat_template if source is None else ChatTemplate(source, llm.tokenizer, images=llm.images)
             self._template = day, template.at(datetime.combine(day, time_of_day()))
         return self._template[1]
+
+    def public_ids(self, ids: list[int]) -> list[int]:
+        """Token ids for a client: the model's image token in place of the ids of images' vectors."""
+        return ids if self.llm.images is None else self.llm.images.placeholders(ids)
 
     @property
     def template_source(self) -> str | None:

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from engine.runtime.errors import UsageError, quote
 from engine.serve.exceptions import as_api_error, name_of
 from engine.serve.failures import respond
+from engine.serve.protocol.common import MAX_TEXT
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 2_000_000  # bytes
+MAX_BODY = 64_000_000  # bytes, most of which are images: text has a limit of its own, `MAX_TEXT`
+MAX_BODIES = 512_000_000  # bytes of all requests that are running, beyond the first `MAX_TEXT` bytes of each
 MAX_KEY = 4096  # bytes of a header with a key
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 OPEN_PATHS = ("/health",)  # for probes, which have no key
@@ -39,14 +41,15 @@ class Security:
     """Who may use the server, and how much they may send.
 
     `allowed_hosts`: names of this server besides localhost, with a port or for any. `allowed_origins`: pages of other
-    servers, such as https://chat.example. `keys`: without any, nobody needs one. `max_body`: bytes. `read_timeout`:
-    seconds in which a body must arrive.
+    servers, such as https://chat.example. `keys`: without any, nobody needs one. `max_body`: bytes. `max_bodies`: bytes
+    of all running requests, see `MAX_BODIES`. `read_timeout`: seconds in which a body must arrive.
     """
 
     allowed_hosts: Sequence[str] = ()
     allowed_origins: Sequence[str] = ()
     keys: Sequence[str] = field(default=(), repr=False)
     max_body: int = MAX_BODY
+    max_bodies: int = MAX_BODIES
     read_timeout: float = 60.0
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class Guard:
         self.hosts = {*LOOPBACK, *map(_bracketed, security.allowed_hosts)}
         self.origins = {origin.lower() for origin in security.allowed_origins}
         self.digests = [_digest(key.encode()) for key in security.keys]
+        self.large = Large(security.max_bodies)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,7 +98,8 @@ class Guard:
                     return
             # A cache that all share would tell, by its speed, what others have asked.
             state["scope"] = None if scope["path"] in OPEN_PATHS else self._check_key(scope)
-            await self.app(scope, Body(scope, receive, self.security).receive, reply.send)
+            with Body(scope, receive, self.security, self.large) as body:
+                await self.app(scope, body.receive, reply.send)
         except Exception as error:
             if reply.has_begun and not reply.is_complete:
                 raise  # the connection is closed, so that the client knows
@@ -148,18 +153,38 @@ class Guard:
         return found.hex()
 
 
+class Large:
+    """Memory for the large bodies of all running requests. Each keeps its own until it has been answered."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+
+    def take(self, size: int) -> None:
+        """Use so many bytes more. Raises `ApiError` 429 if there are not as many."""
+        if self.used + size > self.limit:
+            message = f"the bodies of the requests that are running have {self.used:,} bytes in all: try again later"
+            raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1", **CLOSE})
+        self.used += size
+
+
 class Body:
-    """The body of a request, as it arrives.
+    """The body of a request, as it arrives. Leaving it says that its bytes are no longer in memory.
 
     It is checked when the endpoint first asks for it, so that requests for which there is no endpoint get their 404 or
     405 and are never read.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, security: Security) -> None:
-        self._scope, self._receive, self._security = scope, receive, security
+    def __init__(self, scope: Scope, receive: Receive, security: Security, large: Large) -> None:
+        self._scope, self._receive, self._security, self._large = scope, receive, security, large
         self._deadline: float | None = None
-        self._size = 0
+        self._size = self._taken = 0
         self._is_complete = False
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._large.used -= self._taken
 
     async def receive(self) -> Message:
         """The next message. Raises `ApiError` 408, 413 or 415."""
@@ -177,6 +202,9 @@ class Body:
         self._size += len(message.get("body", b""))
         if self._size > self._security.max_body:
             raise self._too_large(self._size)
+        if (missing := self._size - MAX_TEXT - self._taken) > 0:
+            self._large.take(missing)
+            self._taken += missing
         self._is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 

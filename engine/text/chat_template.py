@@ -5,32 +5,40 @@ The reference is transformers' `apply_chat_template`, byte for byte.
 
 from __future__ import annotations
 
-import atexit
-import json
 import re
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from engine.runtime.errors import BareloopError, TemplateError, quote
-from engine.text.tokenizer import SPECIAL_TOKENS, Tokenizer, check_text
+from engine.runtime.errors import BareloopError, quote
+from engine.runtime.files import read_json
+from engine.runtime.wording import plural
+from engine.text.image_prompt import IMAGE
+from engine.text.message_parts import (
+    ImageEncoder,
+    Part,
+    Source,
+    image_sources,
+    joined_text,
+    read_parts,
+    without_sources,
+)
+from engine.text.template_renderer import render as render_template
+from engine.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-CPU_LIMIT = 0.8  # seconds of CPU time per rendering; real templates take milliseconds
-TIMEOUT = 60.0  # seconds of real time for the worker to start, or to answer, however busy the machine is
 TAG = "CONTINUE_FINAL_MESSAGE_TAG "  # appended to a prefilled reply while it is rendered
+PROBE = "bareloop"  # a text to find in what a template makes of it
 MARK = "\ufdd0"  # a noncharacter, inserted into message text that looks like a control token
 
 OURS = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now", *SPECIAL_TOKENS}
 
 # Parts of a template: comments, the code in blocks and expressions, and the strings in it.
 COMMENT, CODE = re.compile(r"\{#.*?#\}", re.DOTALL), re.compile(r"\{%.*?%\}|\{\{.*?\}\}", re.DOTALL)
+IMAGE_TYPE = re.compile(r"""['"]image['"]""")
 STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 
 Message = Mapping[str, Any]  # {"role": …, "content": …}
@@ -39,30 +47,43 @@ Message = Mapping[str, Any]  # {"role": …, "content": …}
 class ChatTemplate:
     """A checkpoint's template with a fixed time, so that the date that some templates print does not change."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer, now: datetime | None = None) -> None:
+    def __init__(
+        self, source: str, tokenizer: Tokenizer, now: datetime | None = None, images: ImageEncoder | None = None
+    ) -> None:
+        """`images`: what gives images their token ids; None for a model that takes no images."""
         self.source = source
         self.tokenizer = tokenizer
         self.now = (now or datetime.now()).isoformat()
+        self.images = images
 
     @staticmethod
-    def load(folder: Path, tokenizer: Tokenizer, now: datetime | None = None, file: Path | None = None) -> ChatTemplate:
-        """Read a Jinja file: this one, or the folder's chat_template.jinja; or else tokenizer_config.json.
+    def load(
+        folder: Path,
+        tokenizer: Tokenizer,
+        now: datetime | None = None,
+        file: Path | None = None,
+        images: ImageEncoder | None = None,
+    ) -> ChatTemplate:
+        """Read a Jinja file: this one, or the folder's chat_template.jinja; or else a JSON file that has the template:
+        chat_template.json, a processor's, or tokenizer_config.json.
 
         Raises `BareloopError` if there is no template.
         """
         path = file or folder / "chat_template.jinja"
         if file is not None or path.exists():
             try:
-                return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now)
+                return ChatTemplate(path.read_text(encoding="utf-8"), tokenizer, now, images)
             except (OSError, ValueError) as error:  # ValueError: it is not UTF-8
                 raise BareloopError(f"cannot read the chat template {path}: {error}") from error
-        source = tokenizer.settings.get("chat_template")
+        path = folder / "chat_template.json"
+        source = read_json(path).get("chat_template") if path.exists() else None
+        source = tokenizer.settings.get("chat_template") if source is None else source
         if isinstance(source, list):
             templates = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
             source = templates[-1].get("template") if templates else None
         if not isinstance(source, str):
             raise BareloopError(f"{folder} has no chat template: it is a base model; use a plain text prompt")
-        return ChatTemplate(source, tokenizer, now)
+        return ChatTemplate(source, tokenizer, now, images)
 
     def at(self, now: datetime) -> ChatTemplate:
         """The same template at another time, at no cost: for a program that runs for days.
@@ -90,26 +111,78 @@ class ChatTemplate:
     ) -> str:
         """The text of a conversation.
 
-        A message's content may be a list of text parts, {"type": "text", "text": …}, which are joined by line breaks.
+        A message's content may be a list of parts: text, {"type": "text", "text": …}, and, for a model that takes them,
+        images, {"type": "image", "image": source}, which are `<image>` in the text. A template that takes text alone
+        gets text parts joined by line breaks; one that takes parts alone gets text as a part.
         `tools`: functions that the model may call, {"type": "function", "function": {…}} each; ignored by templates
         that do not take them. `continues`: the last message is a reply's beginning, and the text ends inside it; by
         default, if it is the assistant's and a generation prompt is wanted. `variables`: others that a template reads,
         such as `enable_thinking`.
         Raises `TemplateError` with the template's message if it rejects the messages, and `BareloopError` for a content
-        that is not text, a last message that cannot be continued, and variables that are not the caller's.
+        that is not text or images, a last message that cannot be continued, and variables that are not the caller's.
         """
-        chat = [{key: value for key, value in message.items() if value is not None} for message in messages]
-        for number, message in enumerate(chat, 1):
-            if "content" in message:
-                message["content"] = _text_content(message["content"], number)
+        chat, _ = self._read(messages)
+        return self._render(chat, add_generation_prompt, tools, continues, variables)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continues: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Token ids of a conversation, as `render`, with those that `images` gives to each image in its place.
+
+        What looks like a control token in messages, tools and variables is encoded as plain text, `<image>` too.
+        """
+        chat, sources = self._read(messages)
+        chat = [self._apart(message) for message in self.mark(chat)]
+        text = self._render(chat, add_generation_prompt, self.mark(tools), continues, self.mark(variables))
+        if MARK not in text:
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = []
+            for part, control in self.split_marked(text):
+                ids += self.tokenizer.encode_plain(part) if control is None else [control]
+        return ids if self.images is None else self._with_images(ids, sources)
+
+    def _read(self, messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[Source]]:
+        """The messages with their contents as parts, without images' sources; these sources, in order."""
+        chat: list[dict[str, Any]] = []
+        sources: list[Source] = []
+        for number, message in enumerate(messages, 1):
+            chat.append({key: value for key, value in message.items() if value is not None})
+            if "content" in chat[-1]:
+                parts = read_parts(chat[-1]["content"], number, self.images is not None)
+                sources += image_sources(parts)
+                chat[-1]["content"] = without_sources(parts)
         if not chat:
             raise BareloopError("a conversation needs at least one message")
+        if sources and not shows_images(self.source, self._special):
+            raise BareloopError("this model's chat template takes no images; send text, or use another template")
+        return chat, sources
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None,
+        continues: bool | None,
+        variables: Mapping[str, Any] | None,
+    ) -> str:
+        """`render` for messages whose contents are parts without sources."""
+        chat = [dict(message) for message in messages]
         is_reply = chat[-1].get("role") == "assistant" and not chat[-1].get("tool_calls")
         if continues and not is_reply:
             raise BareloopError("only a reply can be continued: an assistant's message at the end, without tool calls")
         prefilled = is_reply and (add_generation_prompt if continues is None else continues)
+        for message in chat:
+            if "content" in message and not self._keeps_parts(message["content"]):
+                message["content"] = joined_text(message["content"])
         if prefilled:
-            chat[-1]["content"] = f"{chat[-1].get('content', '')}{TAG}"
+            chat[-1]["content"] = _tagged(chat[-1].get("content", [] if self._keeps_parts([]) else ""))
         special = self.tokenizer.special_tokens
         for name in variables or ():
             if name in OURS or name in special:
@@ -122,8 +195,7 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": add_generation_prompt and not prefilled,
         }
-        request = {"source": self.source, "variables": everything, "now": self.now, "cpu_limit": CPU_LIMIT}
-        text = _RENDERER.render(request)
+        text = render_template(self.source, everything, self.now)
         if not prefilled:
             return text
         index = text.rfind(TAG.strip())
@@ -131,32 +203,39 @@ class ChatTemplate:
             raise BareloopError("the chat template drops the last reply, so it cannot be continued")
         return text[:index] if text[index : index + len(TAG)] == TAG else text[:index].rstrip()
 
-    def encode(
-        self,
-        messages: Sequence[Message],
-        add_generation_prompt: bool = True,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        continues: bool | None = None,
-        variables: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """Token ids of a conversation, as `render`.
+    @property
+    def _special(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self.tokenizer.special_tokens.items())
 
-        What looks like a control token in messages, tools and variables is encoded as plain text.
-        """
-        text = self.render(
-            self.mark(messages),
-            add_generation_prompt,
-            tools=self.mark(tools),
-            continues=continues,
-            variables=self.mark(variables),
-        )
-        if MARK not in text:
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        ids: list[int] = []
-        for part, control in self.split_marked(text):
-            ids += self.tokenizer.encode_plain(part) if control is None else [control]
-        return ids
+    def _with_images(self, ids: Sequence[int], sources: Sequence[Source]) -> list[int]:
+        """The ids with those of the k-th image in place of the k-th `<image>`."""
+        assert self.images is not None
+        image = self.tokenizer.token_id(IMAGE)
+        found = sum(token == image for token in ids)
+        if found != len(sources):
+            raise BareloopError(
+                f"the chat template shows {plural(found, 'image')} where the messages have {len(sources)}; "
+                "use another template, or fewer messages with images"
+            )
+        left = iter(sources)
+        result: list[int] = []
+        for token in ids:
+            result += self.images.encode(next(left)) if token == image else [token]
+        return result
+
+    def _keeps_parts(self, parts: Sequence[Part]) -> bool:
+        """Whether the template gets a message's parts, and not their text."""
+        has_images = any(part["type"] == "image" for part in parts)
+        return has_images or takes_parts_alone(self.source, self._special)
+
+    def _apart(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A marked message, with a `MARK` after each text if the template could make a control token of several."""
+        parts = message.get("content", ())
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        if len(texts) < 2 or not self._control.search("".join(texts)) or not self._keeps_parts(parts):
+            return message
+        apart = [part | {"text": part["text"] + MARK} if part["type"] == "text" else part for part in parts]
+        return {**message, "content": apart}
 
     def mark(self, value: Any) -> Any:
         """The same messages, tools or variables, with a `MARK` in what looks like a control token."""
@@ -206,106 +285,38 @@ class ChatTemplate:
         return next((ids[i:] for i in range(start, len(ids)) if ids[i] in self.tokenizer.special_ids), [])
 
 
-def _text_content(content: Any, number: int) -> str:
-    """The content of message `number` as text: a string, or a list of text parts."""
+@lru_cache(maxsize=16)
+def takes_parts_alone(source: str, special: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a template shows text only as a list of parts, as SmolVLM's, which goes through a string's characters.
+
+    It is tried once; a template that does not speak of images is not, as it is one for text.
+    """
+    if IMAGE_TYPE.search(source) is None:
+        return False
+    part = [{"type": "text", "text": PROBE}]
+    return PROBE not in _tried(source, special, PROBE) and PROBE in _tried(source, special, part)
+
+
+@lru_cache(maxsize=16)
+def shows_images(source: str, special: tuple[tuple[str, str], ...]) -> bool:
+    """Whether a template writes `<image>` for an image part. It is tried once."""
+    parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
+    return _tried(source, special, parts).count(IMAGE) == 1
+
+
+def _tried(source: str, special: tuple[tuple[str, str], ...], content: Any) -> str:
+    """A template's text of one message; empty if it fails."""
+    variables = {**dict(special), "messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
+    try:
+        return render_template(source, variables, datetime(2024, 1, 1).isoformat())
+    except BareloopError:
+        return ""
+
+
+def _tagged(content: Any) -> Any:
+    """A reply's content with `TAG` at its end."""
     if isinstance(content, str):
-        parts = [content]
-    elif isinstance(content, list | tuple):
-        for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            if kind != "text" or not isinstance(part.get("text"), str):
-                raise BareloopError(f"message {number}: content of type {quote(kind)} is not supported; use text parts")
-        parts = [part["text"] for part in content]
-    else:
-        raise BareloopError(f"message {number}: content is text or a list of text parts, not {type(content).__name__}")
-    for part in parts:
-        try:
-            check_text(part)
-        except BareloopError as error:
-            raise BareloopError(f"message {number}: {error}") from None
-    return "\n".join(parts)
-
-
-class _Renderer:
-    """The worker process, started on first use, and again after a worker that had to be killed."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
-        self.lock = threading.Lock()
-
-    def render(self, request: Mapping[str, Any]) -> str:
-        """Render one template, within `CPU_LIMIT`."""
-        try:
-            line = json.dumps(request) + "\n"
-        except (TypeError, ValueError) as error:
-            raise BareloopError(f"messages may only have text, numbers, lists and objects: {error}") from error
-        with self.lock:
-            answer = self._ask(line)
-        if answer is None:
-            raise BareloopError(f"the chat template did not finish within {CPU_LIMIT} seconds or used too much memory")
-        if "refusal" in answer:
-            raise TemplateError(f"the chat template rejects these messages: {answer['refusal']}")
-        if "error" in answer:
-            raise BareloopError(f"the chat template fails on these messages: {answer['error']}")
-        return str(answer["text"])
-
-    def _ask(self, line: str) -> dict[str, Any] | None:
-        process = self._start()
-        assert process.stdin is not None
-        watchdog = threading.Timer(TIMEOUT, process.kill)
-        watchdog.start()
-        try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            return self._read(process)
-        except OSError:
-            self._kill(process)
-            return None
-        except BaseException:  # an interrupt: the pending answer must not be read by the next request
-            self._kill(process)
-            raise
-        finally:
-            watchdog.cancel()
-
-    def _start(self) -> subprocess.Popen[str]:
-        if self.process is not None and self.process.poll() is None:
-            return self.process
-        program = Path(__file__).with_name("template_worker.py")
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", str(program)],
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
-        )
-        atexit.register(self.process.kill)
-        watchdog = threading.Timer(TIMEOUT, self.process.kill)
-        watchdog.start()
-        assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        watchdog.cancel()
-        if not ready:
-            assert self.process.stderr is not None
-            reason = self.process.stderr.read().strip().splitlines()[-1:] or ["no reason given"]
-            raise BareloopError(f"cannot render chat templates: {reason[0]}")
-        return self.process
-
-    def _kill(self, process: subprocess.Popen[str]) -> None:
-        process.kill()
-        process.wait()
-        self.process = None
-
-    def _read(self, process: subprocess.Popen[str]) -> dict[str, Any] | None:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.endswith("\n"):
-            self._kill(process)
-            return None
-        answer = json.loads(line)
-        return answer if isinstance(answer, dict) else None
-
-
-_RENDERER = _Renderer()
+        return content + TAG
+    if content and content[-1]["type"] == "text":
+        return [*content[:-1], {"type": "text", "text": content[-1]["text"] + TAG}]
+    return [*content, {"type": "text", "text": TAG}]

@@ -41,7 +41,7 @@ def render(source: str, variables: dict[str, object], now: str, cpu_limit: float
 
 def limit_cpu_time(seconds: float) -> None:
     """Let SIGPROF end this process after so much CPU time from now on; 0 removes the limit."""
-    if hasattr(signal, "setitimer"):  # not on Windows, where chat_template.TIMEOUT is the only limit
+    if hasattr(signal, "setitimer"):  # not on Windows, where template_renderer.TIMEOUT is the only limit
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 

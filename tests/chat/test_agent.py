@@ -229,7 +229,7 @@ def test_versions_titles_and_numbers_are_commands(agent):
 def test_each_screen_has_its_commands(agent):
     agent.screen = "page"
     names = [line.split()[0] for line in output(agent, "/help").splitlines()]
-    assert set(COMMANDS) - {name[1:] for name in names} == {"quit", "save", "load", "clear", "stream"}
+    assert set(COMMANDS) - {name[1:] for name in names} == {"quit", "save", "load", "clear", "stream", "image"}
     with pytest.raises(UsageError, match="/load is a command of the terminal"):
         output(agent, "/load x")
     with pytest.raises(UsageError, match="/help lists all commands"):

@@ -31,6 +31,11 @@ def test_commands_and_their_arguments_are_completed():
     assert completions("hi") == []
 
 
+def test_files_of_images_are_completed(tmp_path):
+    (tmp_path / "my cat.png").write_bytes(b"")
+    assert completions(f"/image {tmp_path}/my") == [" cat.png"]
+
+
 def test_finished_blocks_are_yielded_once_and_code_blocks_stay_whole():
     text = "One.\n\nTwo\nlines.\n\n```\ncode\n\nmore\n```\n\nEnd"
     for size in (1, 3, 100):
@@ -51,6 +56,7 @@ def test_the_meter_shows_window_use_speed_drafts_and_cached_tokens():
     assert meter(session) == "1,842/4,096 (45%) · 41 tok/s (75% of drafts right) · TTFT 0.21 s · 1,610 cached"
     session.memory = Mock(recalled=Mock(pieces=(1, 2)))
     assert meter(session).startswith("1,842/4,096 (45%) · 2 memories · 41 tok/s")
+    assert meter(session, images=1).startswith("1,842/4,096 (45%) · 2 memories · 1 image for the next message · 41 tok")
 
 
 def test_markdown_rendering_loses_no_text():

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import engine.__main__
+from engine import LLM, SamplingParams
 from engine.cli.parser import run
+from tests.engine.models.vision.tiny import picture, tiny_checkpoint
 
 
 class Output(NamedTuple):
@@ -63,7 +65,10 @@ def tiny_mamba(draw_tiny: Callable[..., Any]) -> Path:
     ("arguments", "code", "line"),
     [
         (("hi", "-m", "x", "--prompt", "ho"), 2, "give one prompt"),
-        (("hi", "-m", "x", "--system", "s"), 2, "--system needs --chat"),
+        (("hi", "-m", "x", "--system", "s"), 2, "--system needs --chat or --image"),
+        (("hi", "-m", "demo", "--image", "./nowhere.png"), 1, "cannot read the image 'nowhere.png'"),
+        (("hi", "-m", "demo", "--image", __file__), 1, "is not a PNG, JPEG, WebP, GIF or BMP file"),
+        (("hi", "-m", "x", "--embed", "--image", "a.png"), 2, "--embed prints vectors; leave out --image"),
         (("hi", "-m", "x", "--file", "f"), 2, "give one of: a prompt, --file"),
         (("-m", "x", "--file", "./nowhere"), 1, "cannot read the prompts in ./nowhere"),
         (("-m", "x"), 2, "give a prompt: python -m engine --model MODEL"),
@@ -145,6 +150,35 @@ def test_a_file_of_prompts_is_decoded_in_one_batch_and_printed_as_json(
     assert len(first["token_ids"]) == len(first["logprobs"]) == len(first["top_logprobs"]) == 12
     alone = json.loads(program(*flags, "--prompt", "Tom had a big red ball.").stdout)
     assert alone["text"] == second["text"]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[str, ...]:
+    """The flags of two pictures."""
+    for name, size in (("cat", (60, 40)), ("dog", (32, 32))):
+        (tmp_path / f"{name}.png").write_bytes(picture(*size))
+    return ("--image", str(tmp_path / "cat.png"), "--image", str(tmp_path / "dog.png"))
+
+
+def test_pictures_are_sent_with_the_prompt_as_a_message(
+    program: Callable[..., Output], pictures: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint(tmp_path / "model").folder
+    output = program("-m", str(folder), "-n", "5", "--json", *pictures, "What are these?")
+    assert output.code == 0
+    parts = [{"type": "image", "image": Path(file)} for file in pictures[1::2]]
+    message = {"role": "user", "content": [*parts, {"type": "text", "text": "What are these?"}]}
+    llm = LLM.load(folder, device="cpu")
+    expected = llm.chat([message], SamplingParams(max_new_tokens=5))
+    found = json.loads(output.stdout)
+    assert (found["text"], found["token_ids"]) == (expected.text, expected.token_ids)
+    assert found["prompt_tokens"] == expected.usage.prompt_tokens == len(llm.chat_template.encode([message]))
+
+
+def test_a_picture_for_a_text_model_is_one_line(program: Callable[..., Output], pictures: tuple[str, ...]) -> None:
+    output = program("-m", "demo", "--device", "cpu", *pictures, "What is this?")
+    assert (output.code, output.stdout, output.stderr.count("\n")) == (1, "", 1)
+    assert "this model takes no images; use a vision-language model such as SmolVLM" in output.stderr
 
 
 def test_a_text_within_a_grammar_is_printed(program: Callable[..., Output], tmp_path: Path) -> None:

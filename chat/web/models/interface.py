@@ -60,6 +60,7 @@ class Absent:
     drafts = None
     peak_memory = 0
     can_score = False
+    takes_images = True  # it is not known
 
     def __init__(self, origin: Origin | None = None) -> None:
         """`origin`: of the model that wrote the conversation."""

@@ -63,6 +63,11 @@ def is_unadapted(name: str, family: Family) -> bool:
     return any(name.endswith(f".{end}") for end in family.unadapted)
 
 
+def is_untrained(name: str, family: Family) -> bool:
+    """Whether training leaves a module of the checkpoint as it is: a part for images."""
+    return name.startswith(family.untrained)
+
+
 def names_of(name: str, family: Family) -> tuple[str, str]:
     """A module's name in transformers, with which peft works, and that in the checkpoint."""
     return family.module(name), name
@@ -71,13 +76,16 @@ def names_of(name: str, family: Family) -> tuple[str, str]:
 def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> dict[str, Projection]:
     """The projections that a config targets.
 
-    With `strict` every name among the targets must be that of one, and none that the family excludes.
+    With `strict`, for training, every name among the targets must be that of one, and none that the family excludes;
+    parts for images are left out.
     """
     linear, others = projections(model, family)
     head = head_of(family)
     chosen: dict[str, Projection] = {}
     possible: set[str] = set()  # ends of names
     for name, projection in linear.items():
+        if strict and is_untrained(name, family):
+            continue
         is_refused = is_unadapted(name, family)
         possible |= set() if is_refused or name == head else {name.rpartition(".")[2]}
         if not config.matches(names_of(name, family), by_default=name != head and not is_refused):
@@ -104,6 +112,13 @@ def select(model: Model, family: Family, config: LoraConfig, strict: bool) -> di
     ]
     if unmatched or not chosen:
         target = unmatched[0] if unmatched else config.targets
+        alone = replace(config, targets=(unmatched[0],)) if unmatched else config
+        untrained = (names_of(name, family) for name in linear if strict and is_untrained(name, family))
+        if any(alone.matches(names, by_default=False) for names in untrained):
+            raise BareloopError(
+                f"the target {quote(target)} is in the part of this {family.model_type} model for images, which is not "
+                f"trained; targets can be {', '.join(sorted(possible))}"
+            )
         raise BareloopError(
             f"the target {quote(target)} is no linear layer of this {family.model_type} model; it has: "
             f"{', '.join(sorted(possible))}"

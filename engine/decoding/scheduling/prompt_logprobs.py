@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.decoding.images import is_image_id
 from engine.decoding.sampling import top_logprobs, unpack_logprobs
 from engine.models.family import Model
 from engine.runtime.device import upload
@@ -41,7 +42,8 @@ class PromptLogprobs:
         first = max(self.length, 1)
         rows = hidden[:-1] if first > start else torch.cat((self._ends[start][None], hidden[:-1]))
         if len(rows):
-            tokens = upload(ids[first:], torch.long, rows.device)
+            scored_ids = [0 if is_image_id(token) else token for token in ids[first:]]
+            tokens = upload(scored_ids, torch.long, rows.device)
             blocks = zip(torch.split(rows, LOGITS_ROWS), torch.split(tokens, LOGITS_ROWS), strict=True)
             scored = [top_logprobs(model.logits(block), chosen, MAX_ALTERNATIVES) for block, chosen in blocks]
             self._parts.append(torch.cat(scored).cpu().numpy())
@@ -68,14 +70,14 @@ class PromptLogprobs:
                 rows -= len(part)
         return taken
 
-    def entries(self, alternatives: int) -> list[Entry | None]:
-        """One entry for each token: None for the first."""
+    def entries(self, ids: Seq[int], alternatives: int) -> list[Entry | None]:
+        """One entry for each token of the prompt: None for the first, and for the vectors of images."""
         result: list[Entry | None] = [None]
         for part in self._parts:
             count = part.shape[1] // 2
-            values, ids = part[:, : 1 + min(alternatives, count)], part[:, 1 + count :][:, :alternatives]
-            result += unpack_logprobs(np.concatenate((values, ids), axis=1).tolist())
-        return result
+            values, likeliest = part[:, : 1 + min(alternatives, count)], part[:, 1 + count :][:, :alternatives]
+            result += unpack_logprobs(np.concatenate((values, likeliest), axis=1).tolist())
+        return [None if is_image_id(token) else entry for token, entry in zip(ids, result, strict=True)]
 
 
 def check_alternatives(number: int | None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from engine.decoding.grammar import Matcher
+from engine.decoding.images import Image
 from engine.decoding.loop import Event, Reply
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.prefix_cache import Prompt, Slot
@@ -63,6 +64,7 @@ class Request:
         self.params = params
         self.continues = continues
         self.slot: Slot | None = None  # while it is being computed, or if its prompt is
+        self.images: list[Image] = []  # of the prompt, which stay in memory until the request ends
         self.reserved_bytes = 0
         self.matcher: Matcher | None = None  # of the grammar
         self.reply: Reply | None = None  # once its prompt is computed
@@ -132,10 +134,11 @@ class Request:
     def prompt_logprobs(self) -> list[Entry | None] | None:
         """For each token of the prompt its log-probability after those before it, and the likeliest tokens there.
 
-        The first has None. Natural logarithms of one softmax in float32, so that a token is the likeliest if its
-        log-probability equals that of the first alternative. None without a request for them, and before the reply.
+        The first has None, and so have the vectors of images. Natural logarithms of one softmax in float32, so that a
+        token is the likeliest if its log-probability equals that of the first alternative. None without a request for
+        them, and before the reply.
         """
-        return None if self.scores is None else self.scores.entries(self._alternatives)
+        return None if self.scores is None else self.scores.entries(self.prompt.ids, self._alternatives)
 
     @property
     def usage(self) -> Usage:
@@ -167,6 +170,7 @@ class Request:
     def finish(self, reason: str | None, error: BaseException | None = None) -> None:
         """Set the end of the request. Called by the scheduler, once."""
         self.finished = time.perf_counter()
+        self.images = []
         self.finish_reason, self.error = reason, error
         self._announce()
 

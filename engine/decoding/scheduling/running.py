@@ -13,6 +13,7 @@ from torch import Tensor
 from engine import kernels
 from engine.cache.state import State
 from engine.decoding.capture import CapturedSteps
+from engine.decoding.images import ImageLibrary
 from engine.decoding.loop import Choice, Reply, choose_tokens, feed_tokens
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.pipeline import Pipeline
@@ -41,6 +42,8 @@ class LoadedModel(Protocol):
     def tokenizer(self) -> Tokenizer: ...
     @property
     def eos_token_ids(self) -> tuple[int, ...]: ...
+    @property
+    def images(self) -> ImageLibrary | None: ...
     def sequence(self, state: State | None = None) -> Sequence: ...
 
 

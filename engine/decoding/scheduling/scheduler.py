@@ -113,7 +113,7 @@ class Scheduler:
         """
         llm, params = self.llm, params or SamplingParams()
         tokenizer, vocab_size = llm.tokenizer if llm.has_tokenizer else None, llm.model.config.vocab_size
-        check_prompt(ids, llm.max_length, vocab_size)
+        check_prompt(ids, llm.max_length, vocab_size, images=llm.images)
         check_params(params, vocab_size, tokenizer)
         needed = self.state.row_bytes(self.running.longest(len(ids), params))
         if needed > self.cache_bytes:
@@ -124,9 +124,12 @@ class Scheduler:
                 "prompt or fewer new tokens"
             )
         hash(scope)  # which must be possible
+        if llm.images is not None and self.prefill_chunk <= PIECE:
+            cuts = [*cuts, *llm.images.tile_starts(ids)]  # a tile takes as long as some hundred tokens
         scored, alternatives = prompt_logprobs is not None, check_alternatives(prompt_logprobs)
         prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope, scored)
         request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread, alternatives)
+        request.images = [] if llm.images is None else llm.images.pin(ids)
         request.matcher = new_matcher(params, tokenizer, vocab_size, llm.eos_token_ids, continues)
         self._enqueue(request)
         return request

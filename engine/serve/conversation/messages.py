@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from engine.runtime.errors import BareloopError, quote
+from engine.serve.conversation import images
+from engine.serve.protocol.common import MAX_TEXT
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import MAX_DEPTH
 from engine.text.tokenizer import check_text
@@ -17,13 +19,17 @@ MAX_NAME = 256  # characters of a role, a name or an id
 def prepare(messages: Any) -> list[dict[str, Any]]:
     """Messages for a chat template: contents are text, and the arguments of tool calls are objects.
 
-    Kept: role (developer becomes system), content (parts are joined by line breaks), name; of a tool also tool_call_id;
-    of the assistant also tool_calls and reasoning_content, which may be called reasoning. Everything else is dropped.
+    Kept: role (developer becomes system), content (text parts are joined by line breaks), name; of a tool also
+    tool_call_id; of the assistant also tool_calls and reasoning_content, which may be called reasoning. Everything else
+    is dropped. The content of a message with images stays a list of parts: {"type": "text", "text": …} and
+    {"type": "image", "image": bytes}.
     Raises `ApiError` (400) whose `param` names the place, such as `messages[3].content[0].type`.
     """
     if not isinstance(messages, list) or not messages:
         raise invalid("messages", "messages must be a list of at least one message")
-    check_values(messages, "messages")
+    length = check_values(messages, "messages") - sum(len(url) for _, url in images.find_images(messages))
+    if length > MAX_TEXT:
+        raise invalid("messages", f"messages have {length:,} characters of text: use up to {MAX_TEXT:,}")
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
@@ -55,25 +61,33 @@ def _message(message: Any, place: str) -> dict[str, Any]:
         needed = "content or tool_calls" if is_assistant else "content"
         raise invalid(f"{place}.content", f"{place} has no {needed}")
     # Some templates fail on an assistant's message without content, or print None.
-    return result | {"content": "" if content is None else _content(content, f"{place}.content", is_assistant)}
+    return result | {"content": "" if content is None else _content(content, f"{place}.content", role)}
 
 
-def _content(content: Any, place: str, is_assistant: bool) -> str:
-    """A content as text. Parts are joined as `ChatTemplate` joins them."""
+def _content(content: Any, place: str, role: str) -> str | list[dict[str, Any]]:
+    """A content as text, whose parts are joined as `ChatTemplate` joins them; a list of parts if there are images."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise invalid(place, f"{place} must be text or a list of text parts, not {quote(content)}")
-    parts = []
+        raise invalid(place, f"{place} must be text or a list of parts, not {quote(content)}")
+    parts: list[dict[str, Any]] = []
     for index, part in enumerate(content):
         at = f"{place}[{index}]"
         if not isinstance(part, Mapping):
             raise invalid(at, f'{at} must be a part such as {{"type": "text", "text": "…"}}, not {quote(part)}')
         kind = part.get("type")
-        if kind != "text" and not (kind == "refusal" and is_assistant):
-            raise invalid(f"{at}.type", f"{at}: parts of type {quote(kind)} are not supported: send text parts")
-        parts.append(text(part.get(kind), f"{at}.{kind}"))
-    return "\n".join(parts)
+        if kind == images.TYPE:
+            if role != "user":
+                raise invalid(f"{at}.type", f"{at}: only messages of the user have images, not those of {quote(role)}")
+            parts.append(images.read_part(part, at))
+            continue
+        if kind != "text" and not (kind == "refusal" and role == "assistant"):
+            known = "text parts, or image_url parts of the user"
+            raise invalid(f"{at}.type", f"{at}: parts of type {quote(kind)} are not supported: send {known}")
+        parts.append({"type": "text", "text": text(part.get(kind), f"{at}.{kind}")})
+    if any(part["type"] == "image" for part in parts):
+        return parts
+    return "\n".join(part["text"] for part in parts)
 
 
 def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
@@ -114,13 +128,17 @@ def _no_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-def check_values(value: Any, place: str) -> None:
-    """Raise `ApiError` for JSON values that are nested too deeply to be rendered, or have half a surrogate pair."""
-    pending = [(value, 1, place)]
+def check_values(value: Any, place: str) -> int:
+    """Check JSON values. -> the number of characters of all texts
+
+    Raises `ApiError` for values that are nested too deeply to be rendered, or have half a surrogate pair.
+    """
+    pending, length = [(value, 1, place)], 0
     while pending:
         item, depth, at = pending.pop()
         if isinstance(item, str):
             _check_text(item, at)
+            length += len(item)
         if isinstance(item, Mapping | list) and depth > MAX_DEPTH:
             raise invalid(place, f"{place} is nested more than {MAX_DEPTH} levels deep")
         if isinstance(item, list):
@@ -128,8 +146,10 @@ def check_values(value: Any, place: str) -> None:
         elif isinstance(item, Mapping):
             for key, child in item.items():
                 _check_text(key, at)
+                length += len(key)
                 named = f"{at}.{key}" if key.isidentifier() and len(key) <= MAX_NAME else f"{at}[{quote(key)}]"
                 pending.append((child, depth + 1, named))
+    return length
 
 
 def _check_text(value: str, place: str) -> None:

@@ -184,7 +184,7 @@ class ToolFormat:
             return [{"role": "system", "content": description}, *messages]
         for index, message in enumerate(messages):
             if message["role"] == "user":
-                first = message | {"content": f"{description}\n\n{message['content']}"}
+                first = message | {"content": _after(f"{description}\n\n", message["content"])}
                 return [*messages[:index], first, *messages[index + 1 :]]
         return [{"role": "user", "content": description}, *messages]
 
@@ -193,6 +193,11 @@ HERMES = ToolFormat("hermes", anywhere=True, opening="<tool_call>", closing="</t
 GENERIC = replace(HERMES, name="generic", native=False)
 LLAMA = ToolFormat("llama", prefix="<|python_tag|>", separator=";", arguments="parameters")
 MISTRAL = ToolFormat("mistral", prefix="[TOOL_CALLS]", opening="[", separator=",", closing="]")
+
+
+def _after(text: str, content: str | Sequence[Mapping[str, Any]]) -> str | list[Mapping[str, Any]]:
+    """A message's content, which may be a list of parts, after a text."""
+    return text + content if isinstance(content, str) else [{"type": "text", "text": text}, *content]
 
 
 def _joined(messages: Sequence[Message]) -> list[Message]:

@@ -31,6 +31,7 @@ class Prompt:
     continues: bool = True  # the reply's text continues the prompt's
     cuts: Sequence[int] = ()
     logprobs: int | None = None  # alternatives to report with each token of the prompt; None: no log-probabilities
+    images: Sequence[object] = ()  # of the prompt, which stay in memory as long as they are held
 
 
 class Answer:
@@ -130,6 +131,13 @@ def new_tokens(engine: Engine, prompt_tokens: int, wanted: int, param: str = "me
             extra={"n_prompt_tokens": prompt_tokens, "n_ctx": engine.max_length},
         )
     return min(wanted, room)
+
+
+def check_ids(engine: Engine, ids: Sequence[int], param: str) -> None:
+    """Raise `ApiError` for token ids of a client that are not in the vocabulary: images have ids beyond it."""
+    size = engine.llm.config.vocab_size
+    if ids and max(ids) >= size:
+        raise ApiError(400, f"{param} has {max(ids)}; the model's tokens are 0 to {size - 1}", param=param)
 
 
 def check_number(engine: Engine, number: int) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
@@ -13,7 +15,7 @@ from starlette.responses import Response
 
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
-from engine.serve.conversation import messages, tools
+from engine.serve.conversation import images, messages, tools
 from engine.serve.conversation.replies import Delta, ReplyParser
 from engine.serve.conversation.tool_grammar import reply_grammar
 from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_number, follow_all, new_tokens
@@ -56,18 +58,24 @@ async def chat_completions(request: Request) -> Response:
     scope = cache_scope(request, chat.cache_salt)
 
     async def work(client: Client, engine: Engine, served: Served) -> None:
-        plan = await prepare(request, lambda: make_plan(chat, engine, limits.default_new_tokens))
+        make = partial(make_plan, chat, engine, limits.default_new_tokens, scope)
+        plan = await prepare(request, make, has_images(chat))
         with Answer("chatcmpl", engine, served) as answer:
             await reply(plan, answer, client, scope)
 
     return answer_job(request, chat.model, work)
 
 
-def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> ChatPlan:
+def has_images(chat: ChatRequest) -> bool:
+    """Whether a message has an image."""
+    return any(images.find_images(chat.messages))
+
+
+def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int, scope: Hashable) -> ChatPlan:
     """Render and encode the conversation, and set the parameters of each choice. Raises `ApiError`."""
     choice = tools.check(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
-    prompt, call_format = render(chat, engine, choice)
-    in_reasoning = opens_reasoning(engine.llm.tokenizer, prompt.ids)
+    prompt, call_format = render(chat, engine, choice, scope)
+    in_reasoning = opens_reasoning(engine.llm.tokenizer, engine.public_ids(prompt.ids))
     grammar = reply_grammar(call_format, choice, chat.wanted_format, in_reasoning)
     wanted = default_new_tokens if chat.max_new_tokens is None else chat.max_new_tokens
     length = new_tokens(engine, len(prompt.ids), wanted)
@@ -76,12 +84,18 @@ def make_plan(chat: ChatRequest, engine: Engine, default_new_tokens: int) -> Cha
     return ChatPlan(chat, prompt, params, in_reasoning, call_format, choice)
 
 
-def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple[Prompt, tools.ToolFormat]:
-    """The prompt of a conversation, and how its model writes tool calls.
+def render(
+    chat: ChatRequest, engine: Engine, choice: tools.ToolChoice, scope: Hashable
+) -> tuple[Prompt, tools.ToolFormat]:
+    """The prompt of a conversation, and how its model writes tool calls. `scope`: who shares what is cached.
 
     Raises `ApiError` or `BareloopError` for messages that the chat template cannot render.
     """
     template = engine.chat_template(date.today())
+    pictures = request_images(chat, engine, scope)
+    if pictures is not None:
+        template = copy(template)
+        template.images = pictures
     call_format = tools.ToolFormat.of(template.source)
     conversation = messages.prepare(chat.messages)
     shown = [] if choice.mode == "none" else choice.tools
@@ -100,7 +114,19 @@ def render(chat: ChatRequest, engine: Engine, choice: tools.ToolChoice) -> tuple
         continues=continues,
         variables=chat.chat_template_kwargs,
     )
-    return Prompt(ids, continues, template.reply_starts(ids), chat.prompt_logprobs), call_format
+    pinned = () if pictures is None else pictures.pinned
+    return Prompt(ids, continues, template.reply_starts(ids), chat.prompt_logprobs, pinned), call_format
+
+
+def request_images(chat: ChatRequest, engine: Engine, scope: Hashable) -> images.RequestImages | None:
+    """The images of a conversation, None if it has none. Raises `ApiError` if the model takes none."""
+    places = [place for place, _ in images.find_images(chat.messages)]
+    if not places:
+        return None
+    if engine.llm.images is None:
+        message = f"{places[0]}: {engine.name} takes no images; use a vision-language model, such as SmolVLM"
+        raise messages.invalid(places[0], message)
+    return images.RequestImages(engine.llm.images, places, scope, engine.max_length)
 
 
 class ChatChoice:
@@ -190,7 +216,7 @@ async def reply(plan: ChatPlan, answer: Answer, client: Client, scope: Hashable)
         "usage": answer.usage(sum(choice.reasoning_tokens for choice in choices)),
     }
     if request.return_token_ids:
-        content["prompt_token_ids"] = plan.prompt.ids
+        content["prompt_token_ids"] = answer.engine.public_ids(plan.prompt.ids)
     if request.prompt_logprobs is not None:
         submitted, tokenizer = generations[0].submitted, answer.engine.llm.tokenizer
         content["prompt_logprobs"] = await asyncio.to_thread(prompt_logprobs, submitted, tokenizer)
@@ -233,7 +259,8 @@ async def stream(
         is_first, sent = True, 0
         async for events in generation:
             if is_first:
-                prompt_ids = {"prompt_token_ids": plan.prompt.ids} if request.return_token_ids else {}
+                shown = request.return_token_ids
+                prompt_ids = {"prompt_token_ids": answer.engine.public_ids(plan.prompt.ids)} if shown else {}
                 await chunk(choice, {"role": "assistant", "content": None}, **prompt_ids)
                 is_first = False
             parts = choice.push(events)

@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 
 from engine.serve.exceptions import as_api_error, name_of
 from engine.serve.failures import respond
+from engine.serve.protocol.common import MAX_TEXT
 from engine.serve.protocol.errors import ApiError, unavailable
-from engine.serve.protocol.fields import Fields, read_request
+from engine.serve.protocol.fields import Fields, read_request, text_size
 from engine.serve.state import Limits
 
 LARGE_BODY = 50_000  # bytes, which can take 50 ms to check
@@ -39,16 +40,28 @@ R = TypeVar("R")
 
 
 async def read_body(kind: type[T], request: Request) -> T:
-    """Read the JSON body of a request. Raises `ApiError` 400; checking megabytes does not hold up other clients."""
+    """Read the JSON body of a request. Raises `ApiError` 400 or 413; checking megabytes does not hold up others."""
     body = await request.body()
     if len(body) < LARGE_BODY:
         return read_request(kind, body)
+    if len(body) > MAX_TEXT:
+        check_size(kind, body)
     return await prepare(request, lambda: read_request(kind, body))
 
 
-async def prepare(request: Request, work: Callable[[], R]) -> R:
-    """Run in a thread what takes longer for a longer body. Two large ones at a time leave threads for small ones."""
-    if len(await request.body()) < LARGE_BODY:
+def check_size(kind: type[Fields], body: bytes) -> None:
+    """Raise `ApiError` 413 for a body that is too large without its images."""
+    size, what = (text_size(body), " without its images") if kind.TAKES_IMAGES else (len(body), "")
+    if size > MAX_TEXT:
+        raise ApiError(413, f"the body has {size:,} bytes{what}: use up to {MAX_TEXT:,}")
+
+
+async def prepare(request: Request, work: Callable[[], R], has_images: bool = False) -> R:
+    """Run in a thread what takes longer for a longer body. Two large ones at a time leave threads for small ones.
+
+    `has_images`: it decodes images, of which a few kilobytes may be many megapixels.
+    """
+    if not has_images and len(await request.body()) < LARGE_BODY:
         return await asyncio.to_thread(work)
     turns = request.app.state.server.large_bodies
     await turns.acquire()

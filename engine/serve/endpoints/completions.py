@@ -16,7 +16,7 @@ from engine.decoding.scheduling.prefix_cache import MIN_SHARED
 from engine.decoding.scheduling.request import Request as ModelRequest
 from engine.decoding.sequence import common_prefix
 from engine.serve.conversation.tool_grammar import response_grammar
-from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_number, follow_all, new_tokens
+from engine.serve.endpoints.answers import Answer, Prompt, answer_job, check_ids, check_number, follow_all, new_tokens
 from engine.serve.endpoints.client import Client, cache_scope, prepare, read_body
 from engine.serve.endpoints.logprobs import CompletionLogprobs, TokenStrings
 from engine.serve.generation import Generation
@@ -60,6 +60,8 @@ def make_plans(body: CompletionRequest, engine: Engine) -> list[CompletionPlan]:
     plans: list[CompletionPlan] = []
     all_ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in body.prompts]
     for prompt, ids in zip(body.prompts, all_ids, strict=True):
+        if not isinstance(prompt, str):
+            check_ids(engine, ids, "prompt")
         length = new_tokens(engine, len(ids), max(body.max_new_tokens, 1), "prompt")
         text = "" if not body.echo else prompt if isinstance(prompt, str) else tokenizer.decode(ids)
         shared = Prompt(ids, cuts=common_beginning(all_ids), logprobs=body.logprobs if body.echo else None)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.decoding.embedding import Encoded, json_arrays
-from engine.serve.endpoints.answers import answer_job
+from engine.serve.endpoints.answers import answer_job, check_ids
 from engine.serve.endpoints.client import Client, prepare, read_body
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.requests import EmbeddingRequest
@@ -63,6 +63,8 @@ def encode(body: EmbeddingRequest, engine: Engine) -> Encoded:
     if strings:
         return embedder.encode(strings)
     rows = [ids for ids in texts if not isinstance(ids, str)]
+    for row in rows:
+        check_ids(engine, row, "input")
     longest = max(map(len, rows))
     if longest > embedder.max_length:
         raise ApiError(

@@ -56,6 +56,7 @@ async def props(request: Request) -> Response:
             "chat_template": engine.template_source or "",
             "bos_token": special.get("bos_token", ""),
             "eos_token": special.get("eos_token", ""),
+            "modalities": {"vision": engine.llm.images is not None, "audio": False},
         }
     return JSONResponse(content)
 

@@ -11,6 +11,7 @@ from engine.serve.protocol.rules.containers import Either, Items, Members, Table
 from engine.serve.protocol.rules.scalars import Flag, Integer, Number, Text
 
 MAX_CHOICES = 128  # replies of one request: prompts x n
+MAX_TEXT = 2_000_000  # bytes of a request without its images
 MAX_TEXTS = 2048  # to embed, as in OpenAI's API
 MAX_STOPS, MAX_STOP_LENGTH = 64, 1024
 MAX_BIASES = 1024

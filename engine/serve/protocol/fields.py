@@ -21,6 +21,7 @@ from engine.serve.protocol.rules.scalars import Anything, Invalid, Neutral, Path
 from engine.text.surrogates import SURROGATE
 
 MAX_DEPTH = 100  # of nested lists and objects
+MAX_URLS = 4096  # data: URLs of a body
 MAX_CONTAINERS = 50_000  # lists and objects: a body of 2 MB could have a million, which take seconds to check
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # an unfinished one, too, so that the time is linear
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")  # valid pairs, too
@@ -43,6 +44,7 @@ class Fields:
     REFUSED: ClassVar[Mapping[str, Neutral]] = {}
     IGNORED: ClassVar[tuple[str, ...]] = ()
     CONDITIONS: ClassVar[tuple[Condition, ...]] = ()
+    TAKES_IMAGES: ClassVar[bool] = False  # its messages may have images, as data: URLs
 
 
 T = TypeVar("T", bound=Fields)
@@ -65,6 +67,23 @@ def read_request(kind: type[T], body: bytes) -> T:
     except Invalid as error:
         param = write_path(error.path)
         raise ApiError(400, f"{param or 'the body'} {error.message}", param=param or None) from None
+
+
+def text_size(body: bytes) -> int:
+    """Bytes of a JSON body without its data: URLs, which are found without parsing it.
+
+    What lies between `"data:` and the next quotation mark is within one string of the JSON text, however it is written.
+    """
+    size, position = len(body), 0
+    for _ in range(MAX_URLS):
+        start = body.find(b'"data:', position)
+        if start < 0:
+            break
+        position = body.find(b'"', start + 1)
+        if position < 0:
+            return size - (len(body) - start)
+        size -= position - start
+    return size
 
 
 def write_path(path: Path) -> str:

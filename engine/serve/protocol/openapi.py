@@ -53,6 +53,13 @@ IN_PLAIN_TEXT = (400, 503)
 # roles have is checked only there.
 NAME: Schema = {"type": ["string", "null"], "minLength": 1, "maxLength": 256}
 TEXT_PART = record({"type": constant("text"), "text": STRING})
+IMAGE_URL: Schema = {
+    "type": "string",
+    "pattern": "^[dD][aA][tT][aA]:[iI][mM][aA][gG][eE]/",
+    "description": "A data: URL with the base64 of a PNG, JPEG, WebP, GIF or BMP file. Others are not fetched.",
+}
+DETAIL = {"enum": ["auto", "high", None], "description": "Without effect: images are split as the checkpoint says."}
+IMAGE_PART = record({"type": constant("image_url"), "image_url": record({"url": IMAGE_URL}, {"detail": DETAIL})})
 PART = either(TEXT_PART, record({"type": constant("refusal"), "refusal": STRING}))
 ARGUMENTS = either({"type": ["object", "null"]}, {"type": "string", "contentMediaType": "application/json"})
 CALL = record(
@@ -64,6 +71,7 @@ CALL_ID: Schema = {"description": "Of a tool's message: the call that it answers
 ASSISTANT = {"role": constant("assistant"), "content": either(STRING, listed(PART, 1), NULL), "name": NAME}
 MESSAGE = either(
     record({"role": ROLE, "content": either(STRING, listed(TEXT_PART, 1))}, {"name": NAME, "tool_call_id": CALL_ID}),
+    record({"role": constant("user"), "content": listed(either(TEXT_PART, IMAGE_PART), 1)}, {"name": NAME}),
     *(
         record({"role": ASSISTANT["role"], name: schema}, ASSISTANT | {name: schema})
         for name, schema in (

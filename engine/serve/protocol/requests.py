@@ -14,6 +14,7 @@ from engine.runtime.errors import UsageError
 from engine.serve.protocol import unsupported
 from engine.serve.protocol.common import (
     MAX_CHOICES,
+    MAX_TEXT,
     MAX_TOKENS,
     MESSAGES,
     MODEL,
@@ -65,6 +66,7 @@ class ChatRequest(GenerationRequest):
 
     REFUSED = unsupported.CHAT
     IGNORED = unsupported.IGNORED_BY_CHAT
+    TAKES_IMAGES = True
     CONDITIONS = (
         Needs("stream_options", "stream"),
         Needs("top_logprobs", "logprobs"),
@@ -143,10 +145,16 @@ class TokenizeRequest(Fields):
         "parse_special": Neutral((True,)),
         "return_token_strs": Neutral((False,), "use with_pieces"),
     }
+    TAKES_IMAGES = True
     CONDITIONS = (
         ExactlyOne(("prompt", "content", "messages")),
         NotBoth("add_generation_prompt", "continue_final_message"),
     )
+
+    def __post_init__(self) -> None:
+        if self.messages is None and len(self.text) > MAX_TEXT:
+            name = "content" if self.prompt is None else "prompt"
+            raise Invalid(f"has {len(self.text):,} characters: use up to {MAX_TEXT:,}", (name,))
 
     def as_chat(self) -> ChatRequest:
         """The conversation, where the request has `messages`."""

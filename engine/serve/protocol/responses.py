@@ -10,6 +10,7 @@ from engine.serve.protocol.rules.scalars import NULL, Schema
 NUMBER: Schema = {"type": "number"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 STRING: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
 STRING_OR_NULL: Schema = {"type": ["string", "null"]}
 
 
@@ -153,6 +154,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "chat_template": STRING,
             "bos_token": STRING,
             "eos_token": STRING,
+            "modalities": record({"vision": BOOLEAN, "audio": BOOLEAN}),
         }
     ),
     "Health": record({"status": constant("ok")}),

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from chat.context import Message
 from chat.conversation.events import Settings
+from chat.images import images_of, text_of
 from chat.models.interface import Origin, TokenProbability
 from chat.web.app import Site, make_app
 from chat.web.library import Library
@@ -40,6 +41,7 @@ class Script:
     def __init__(self) -> None:
         self.prompts: list[list[Message]] = []  # that models have got
         self.failure: Exception | None = None  # raised in place of the next reply
+        self.blind: set[str] = set()  # models that take no images
         self._replies: deque[list[str]] = deque()
         self._allowed: float = float("inf")
         self._changed = threading.Condition()
@@ -71,7 +73,7 @@ class Script:
             if self.failure is not None:
                 failure, self.failure = self.failure, None
                 raise failure
-            return self._replies.popleft() if self._replies else split(messages[-1]["content"])
+            return self._replies.popleft() if self._replies else split(text_of(messages[-1]["content"]))
 
     def wait_for_turn(self, generation: Generation) -> bool:
         """Wait until a token may come. -> whether it may; the reply may have been cancelled"""
@@ -141,6 +143,7 @@ class ScriptedModel:
 
     def __init__(self, script: Script, name: str, window: int) -> None:
         self.script, self.name = script, name
+        self.takes_images = name not in script.blind
         self.max_length = self.limit = window
 
     def at(self, now: object) -> ScriptedModel:
@@ -191,8 +194,14 @@ def split(text: str) -> list[str]:
 
 
 def spelled(message: Message) -> list[str]:
-    """A message as the template writes it."""
-    return [f"<|{message['role']}|>", *split(message["content"]), *([END] if message["role"] != "assistant" else [])]
+    """A message as the template writes it; an image has four tokens."""
+    content, images = message["content"], ["<image>"] * 4 * len(images_of(message["content"]))
+    return [
+        f"<|{message['role']}|>",
+        *images,
+        *split(text_of(content)),
+        *([END] if message["role"] != "assistant" else []),
+    ]
 
 
 def count(messages: Sequence[Message]) -> int:

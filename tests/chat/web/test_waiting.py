@@ -255,7 +255,9 @@ def test_a_draft_is_not_offered_again_after_its_tab_went_on(page, browser):
     browser.line(id, "hello", tab="one")
     assert tab.next("draft")["tab"] == "one"
     other = browser.listen(id)  # the first tab may be gone
-    assert other.next("draft") == {"type": "draft", "conversation": id, "text": "hello", "tab": None}
+    assert other.next("draft") == {
+        "type": "draft", "conversation": id, "text": "hello", "images": [], "tab": None,
+    }  # fmt: skip
     browser.line(id, "hello", tab="one")
     tab.rest(lambda value: value["turns"])
     third = browser.listen(id)

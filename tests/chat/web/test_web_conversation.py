@@ -16,7 +16,8 @@ def test_a_message_is_told_as_it_happens(page, browser):
     page.script.say("Good", " day")
     browser.line(id, "Hello there")
     assert tab.next("started") == {
-        "type": "started", "conversation": id, "turn": 0, "message": "Hello there", "beginning": "", "reasoning": "",
+        "type": "started", "conversation": id, "turn": 0, "message": "Hello there", "images": [], "beginning": "",
+        "reasoning": "",
     }  # fmt: skip
     value = tab.rest(lambda value: value["turns"])
     turn = value["turns"][0]
@@ -96,7 +97,9 @@ def test_stop_before_the_first_token_gives_the_message_back(page, browser):
     browser.line(id, "never mind")
     tab.next("started")
     browser.post(f"conversations/{id}/stop", 202)
-    assert tab.next("draft") == {"type": "draft", "conversation": id, "text": "never mind", "tab": "me"}
+    assert tab.next("draft") == {
+        "type": "draft", "conversation": id, "text": "never mind", "images": [], "tab": "me",
+    }  # fmt: skip
     assert tab.rest(lambda value: True)["turns"] == []
 
 

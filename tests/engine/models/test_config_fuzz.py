@@ -34,6 +34,13 @@ def base(family: str) -> dict[str, Any]:
     config = {names.get(key, key): value for key, value in SAMPLE.items()}
     config |= {"model_type": family, "rope_parameters": ROPE, "sliding_window": 4, "tie_word_embeddings": True}
     config |= {"layer_types": ["full_attention"] * SAMPLE["num_hidden_layers"]}
+    if family in ("smolvlm", "idefics3"):
+        text = config | {"model_type": "llama"}
+        vision = {"hidden_size": 64, "num_attention_heads": 2, "image_size": 32, "patch_size": 8, "num_channels": 3}
+        vision |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_hidden_layers": 2}
+        return {
+            "model_type": family, "text_config": text, "vision_config": vision, "image_token_id": 3, "scale_factor": 2
+        }  # fmt: skip
     return {"model_type": family, "text_config": config} if family == "gemma3" else config
 
 
@@ -54,11 +61,12 @@ def check(config: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_value_of_every_key_is_built_or_refused(family):
-    for key in [*base(family), *(base(family).get("text_config") or ())]:
-        for value in VALUES:
-            config = copy.deepcopy(base(family))
-            (config["text_config"] if key in config.get("text_config", ()) else config)[key] = value
-            check(config)
+    for part in ("", "text_config", "vision_config"):
+        for key in base(family).get(part, ()) if part else base(family):
+            for value in VALUES:
+                config = copy.deepcopy(base(family))
+                (config[part] if part else config)[key] = value
+                check(config)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,6 +13,7 @@ from engine.cache.paged import PagedState
 from engine.decoding.scheduling.states import SchedulerStates
 from engine.runtime.errors import BareloopError
 from engine.serve.engine import Engine, EngineOptions
+from tests.engine.models.vision.tiny import CHAT_TEMPLATE, picture, tiny_checkpoint
 
 HELLO = [{"role": "user", "content": "Hello"}]
 Load = Callable[..., Engine]
@@ -183,3 +184,25 @@ def test_the_estimate_counts_weights_draft_and_cache(demo):
         demo.dtype.itemsize == 2
     )
     assert EngineOptions(context=10).needed_bytes("demo") < needed
+
+
+def test_the_memory_of_images_is_counted(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny").folder
+    options = EngineOptions(cache_bytes=10**7)
+    engine = Engine("tiny", LLM.load(folder), options)
+    weights = sum(parameter.nbytes for parameter in engine.llm.model.parameters())
+    library = engine.llm.images
+    assert engine.nbytes == weights + 10**7 + library.max_bytes
+    assert options.needed_bytes(str(folder)) >= 10**7 + library.max_bytes
+    before = engine.unallocated_bytes
+    library.encode(picture(40, 30))
+    assert engine.unallocated_bytes == before - library.nbytes < before
+
+
+def test_a_given_template_shows_images_too(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny").folder
+    llm = LLM.load(folder)
+    message = {"role": "user", "content": [{"type": "image", "image": picture(40, 30)}]}
+    for template in (None, CHAT_TEMPLATE):
+        engine = Engine("tiny", llm, EngineOptions(cache_bytes=10**7, template=template))
+        assert engine.chat_template(date.today()).encode([message]) == llm.chat_template.encode([message])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import sys
 import pytest
 
 from engine.runtime.errors import UsageError
-from engine.serve.security import MAX_KEY, Security
+from engine.serve.protocol.common import MAX_TEXT
+from engine.serve.protocol.errors import ApiError
+from engine.serve.security import MAX_KEY, Body, Large, Security
 
 JSON = {"content-type": "application/json"}
 
@@ -172,6 +175,31 @@ def test_the_bytes_that_arrive_are_counted(call):
     assert call("POST", "/v1/echo", JSON, [b"x" * 50, b"x" * 51], max_body=100).status == 413
     lied = JSON | {"content-length": "10"}
     assert call("POST", "/v1/echo", lied, [b"x" * 101], max_body=100).status == 413
+
+
+def test_large_bodies_of_running_requests_are_limited_together(call):
+    megabyte = b"x" * 1_000_000
+    assert call("POST", "/v1/echo", JSON, [megabyte] * 4, max_bodies=2_000_000).status == 200
+    answer = call("POST", "/v1/echo", JSON, [megabyte] * 5, max_bodies=2_000_000)
+    assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (429, "1", "close")
+    assert answer.error["code"] == "rate_limit_exceeded"
+    assert call("POST", "/v1/echo", JSON, [megabyte] * 2, max_bodies=1).status == 200
+
+
+def test_memory_of_a_large_body_is_free_once_its_request_has_ended():
+    large, security = Large(10), Security()
+
+    async def receive():
+        return {"type": "http.request", "body": b"x" * (MAX_TEXT + 7), "more_body": False}
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with Body(scope, receive, security, large) as body:
+        asyncio.run(body.receive())
+        assert large.used == 7
+        with Body(scope, receive, security, large) as second, pytest.raises(ApiError, match="have 7 bytes in all"):
+            asyncio.run(second.receive())
+        assert large.used == 7
+    assert large.used == 0
 
 
 def test_a_body_that_does_not_arrive_is_given_up(call):

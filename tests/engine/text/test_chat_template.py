@@ -12,7 +12,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.runtime.errors import BareloopError
-from engine.text import chat_template
+from engine.text import template_renderer
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def test_control_tokens_in_a_message_stay_text(shared, load_tokenizer):
 def test_the_text_of_an_interrupted_rendering_is_not_the_answer_to_the_next_one(load_tokenizer, monkeypatch):
     template = ChatTemplate("{{ messages[0].content }}", load_tokenizer(QWEN))
     with monkeypatch.context() as patched:
-        patched.setattr("engine.text.chat_template._Renderer._read", Mock(side_effect=KeyboardInterrupt))
+        patched.setattr("engine.text.template_renderer.Renderer._read", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             template.render([{"role": "user", "content": "first"}])
     assert template.render([{"role": "user", "content": "second"}]) == "second"
@@ -208,5 +208,5 @@ def test_chat_uses_the_template(shared, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "getsid"), reason="sessions exist only on POSIX systems")
 def test_the_renderer_has_its_own_session_so_that_ctrl_c_does_not_reach_it():
-    process = chat_template._RENDERER._start()
+    process = template_renderer.RENDERER._start()
     assert os.getsid(process.pid) != os.getsid(0)

@@ -40,8 +40,11 @@ export const deleted = () => request("/web/deleted");
 /** Begin a conversation; {model, copy_of, settings} are optional. Returns {id}. */
 export const create = (options = {}) => post(CONVERSATIONS, options);
 
-/** Send a message or a command. The answer comes as events. */
-export const line = (id, text, tab) => post(path(id, "line"), { line: text, tab });
+/** Send a message or a command; `images` of a message: [{name, image}]. The answer comes as events. */
+export const line = (id, text, tab, images = []) => post(path(id, "line"), { line: text, tab, images });
+
+/** Address of an image of a conversation. */
+export const imageAddress = (id, image) => path(id, `images/${image}`);
 
 /** Stop the reply that is running; its part is kept. */
 export const stop = (id) => post(path(id, "stop"));

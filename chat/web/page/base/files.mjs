@@ -3,7 +3,7 @@
 import * as api from "./api.mjs";
 
 const LARGEST = 200_000; // bytes of a file in a message
-const LARGEST_IMPORT = 20_000_000; // bytes of a saved conversation
+const LARGEST_IMPORT = 60_000_000; // bytes of a saved conversation, which has its images
 
 /** Whether files are dragged, and not a text. */
 export const hasFiles = (event) => event.dataTransfer.types.includes("Files");

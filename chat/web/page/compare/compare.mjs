@@ -148,9 +148,14 @@ class Comparison {
     return this.sides.some((side) => side.pane.running);
   }
 
+  /** Whether one of the models sees images. */
+  get takesImages() {
+    return this.sides.some((side) => side.pane.takesImages);
+  }
+
   /** Send a line to both. Returns whether one of them took it; the other shows why it did not. */
-  async send(line) {
-    const taken = await Promise.all(this.sides.map((side) => side.pane.send(line)));
+  async send(line, options) {
+    const taken = await Promise.all(this.sides.map((side) => side.pane.send(line, options)));
     return taken.some(Boolean);
   }
 
@@ -178,7 +183,7 @@ class Comparison {
 
   #receive(event) {
     // a message that got no reply; one of no tab is told once, to the tab that comes next
-    if (event.type === "draft" && (!event.tab || event.tab === this.app.tab)) this.composer.restore(event.text);
+    if (event.type === "draft" && (!event.tab || event.tab === this.app.tab)) this.composer.takeBack(event);
     for (const side of this.sides) if (side.pane.id === event.conversation) side.receive(event);
     if (event.type === "started" || event.type === "snapshot") {
       this.composer.update();
@@ -188,7 +193,8 @@ class Comparison {
 
   #compare() {
     const [one, other] = this.sides.map((side) => side.last);
-    const comparable = one?.reply && other?.reply && one.message === other.message;
+    const same = one?.message === other?.message && JSON.stringify(one?.images) === JSON.stringify(other?.images);
+    const comparable = one?.reply && other?.reply && same;
     this.verdict.hidden = !comparable;
     this.verdict.replaceChildren(...(comparable ? comparison(one, other) : []));
     this.about.hidden = this.sides.some((side) => side.hasRun);

@@ -1,20 +1,25 @@
-// Where a message is written: sends with Enter, completes commands, takes text files, and keeps drafts.
+// Where a message is written: sends with Enter, completes commands, takes images and text files, and keeps drafts.
 
+import { imageAddress } from "../base/api.mjs";
 import { element, hidden, iconButton, relabel } from "../base/dom.mjs";
 import { insertText, isWriting } from "../base/fields.mjs";
 import { fenced, takeDrops } from "../base/files.mjs";
 import { draftKey, recall, remember } from "../base/storage.mjs";
 import { Completion } from "./completion.mjs";
+import { Tray, isImage } from "./images.mjs";
 
 const SAVED_AFTER = 300; // ms without typing
 const TOUCH = matchMedia("(pointer: coarse)"); // there, Enter on the screen's keyboard begins a new line
 const GROWS = CSS.supports("field-sizing", "content"); // else the height is set here
 const BUSY = "A reply is running: stop it (Esc), or send your message when it has ended";
+const NO_IMAGES = "this model takes no images; choose a vision-language model such as SmolVLM";
 
 /** The composer of a pane; the element is `composer.element`. */
 export class Composer {
   #timer = 0;
   #sending = ""; // what is on its way to the server
+  #isOnItsWay = false;
+  #reading = Promise.resolve(); // files, before a message is sent
   #command = ""; // the command that the server is handling
   #key = ""; // under which the draft is remembered
   #kept = null; // the draft that is remembered there
@@ -27,9 +32,14 @@ export class Composer {
     this.area.enterKeyHint = TOUCH.matches ? "enter" : "send";
     this.completion = new Completion(this.area, () => pane.app.state.commands);
     this.picker = element("input", { type: "file", hidden: true, multiple: true, onchange: () => this.#picked() });
-    const attach = iconButton("clip", "Insert a text file", () => this.picker.click());
+    const attach = iconButton("clip", "Attach images or text files", () => this.picker.click());
     this.button = iconButton("send", "Send", () => (pane.running ? pane.stop() : this.submit()), { class: "send" });
-    const box = element("div", { class: "box" }, attach, this.area, this.button);
+    this.tray = new Tray(
+      () => this.update(),
+      () => this.focus(),
+    );
+    const row = element("div", { class: "writing" }, attach, this.area, this.button);
+    const box = element("div", { class: "box" }, this.tray.element, row);
     const hint = hidden("p", "Enter sends, Shift+Enter begins a new line, slash lists commands.");
     this.element = element("form", { class: "composer", "aria-label": "Composer" });
     this.element.append(this.completion.element, box, this.picker, hint);
@@ -42,6 +52,7 @@ export class Composer {
     this.#key = draftKey(pane.id);
     this.#kept = recall(this.#key, null);
     this.area.value = this.#kept ?? "";
+    this.tray.recall(this.#key);
     this.sizes = new ResizeObserver(() => {
       const { offsetHeight } = this.element;
       document.documentElement.style.setProperty("--composer", `${offsetHeight}px`); // what floats is above it
@@ -55,7 +66,7 @@ export class Composer {
     const { running } = this.pane;
     if (running !== this.shownRunning) relabel(this.button, running ? "stop" : "send", running ? "Stop (Esc)" : "Send");
     this.shownRunning = running;
-    this.button.disabled = !running && !this.area.value.trim();
+    this.button.disabled = !running && !this.area.value.trim() && !this.tray.images.length;
     if (GROWS) return;
     this.area.style.setProperty("height", "auto");
     this.area.style.setProperty("height", `${this.area.scrollHeight}px`);
@@ -63,20 +74,35 @@ export class Composer {
 
   /** Send what is written. It stays remembered until the server has taken it. */
   async submit() {
+    await this.#reading; // they belong to it
     const text = this.area.value.trim();
-    if (!text || this.#sending) return;
+    if ((!text && !this.tray.images.length) || this.#isOnItsWay) return;
     if (this.pane.running) {
       this.pane.app.toast("info", BUSY);
       return;
     }
     this.#sending = text;
+    this.#isOnItsWay = true;
     this.#command = text.startsWith("/") ? text : "";
+    const images = this.#command ? [] : this.tray.take(); // a command leaves them for the next message
     this.#set("");
     this.completion.close();
-    const taken = await this.pane.send(text);
+    const taken = await this.pane.send(text, { images });
     this.#sending = "";
-    if (taken) this.keep();
-    else this.restore(text);
+    this.#isOnItsWay = false;
+    if (taken) return this.keep();
+    this.#attach(images);
+    return this.restore(text);
+  }
+
+  /** The server gives back a message that got no reply: its text, and its images, [{id, name}] of a conversation. */
+  async takeBack({ conversation, text, images }) {
+    this.restore(text);
+    if (!images.length) return;
+    const { fetchImage } = await import("../base/images.mjs");
+    for (const each of images) {
+      await this.#tell(async () => this.#attach([await fetchImage(each.name, imageAddress(conversation, each.id))]));
+    }
   }
 
   /** Put back a message that got no reply, before what has been written since. */
@@ -113,6 +139,7 @@ export class Composer {
   /** Keep the draft, and stop listening to the window. */
   close() {
     this.keep();
+    this.tray.keep(this.#key);
     this.#closed = true;
     this.sizes.disconnect();
     window.removeEventListener("pagehide", this.#save);
@@ -171,17 +198,40 @@ export class Composer {
     this.picker.value = "";
   }
 
-  /** Insert text files as fenced blocks with their names. */
-  async insert(files) {
-    for (const file of files) {
-      try {
-        const block = await fenced(file);
-        const { value, selectionStart: at } = this.area;
-        insertText(this.area, (at > 0 && value[at - 1] !== "\n" ? "\n" : "") + block);
-      } catch (error) {
-        this.pane.app.toast("error", error.message);
-      }
-    }
+  /** Attach images, and insert text files as fenced blocks with their names. */
+  insert(files) {
+    this.#reading = this.#reading.then(() => this.#insertAll(files));
+  }
+
+  async #insertAll(files) {
+    for (const file of files) await this.#tell(() => (isImage(file) ? this.#attachFile(file) : this.#insertFile(file)));
     this.focus();
+  }
+
+  async #attachFile(file) {
+    if (!this.pane.takesImages) throw new Error(`${file.name}: ${NO_IMAGES}`);
+    const { readImage } = await import("../base/images.mjs");
+    this.#attach([await readImage(file)]);
+    this.pane.app.announce(`Attached ${file.name}`);
+  }
+
+  async #insertFile(file) {
+    const block = await fenced(file);
+    const { value, selectionStart: at } = this.area;
+    insertText(this.area, (at > 0 && value[at - 1] !== "\n" ? "\n" : "") + block);
+  }
+
+  /** Put images into the tray, or among those that the next composer of this conversation finds. */
+  #attach(images) {
+    this.tray.add(images);
+    if (this.#closed) this.tray.keep(this.#key);
+  }
+
+  async #tell(work) {
+    try {
+      await work();
+    } catch (error) {
+      this.pane.app.toast("error", error.message);
+    }
   }
 }

@@ -3,6 +3,7 @@
 import * as api from "../base/api.mjs";
 import { element, icon, iconButton } from "../base/dom.mjs";
 import { visible } from "../base/plain.mjs";
+import { spoken } from "../base/snapshot.mjs";
 import { editsKey, recall, remember } from "../base/storage.mjs";
 import { Composer } from "./composer.mjs";
 import { Header, problem } from "./header.mjs";
@@ -59,8 +60,9 @@ export class ConversationPane {
 
   /** The title that the user has chosen, or the first message; empty if there is none. */
   get title() {
-    const first = this.snapshot?.turns[0]?.message ?? this.snapshot?.running?.message ?? "";
-    return this.snapshot?.title || first.trim().split("\n")[0].slice(0, LONGEST_TITLE);
+    const turn = this.snapshot?.turns[0] ?? this.snapshot?.running ?? {};
+    const first = turn.message?.trim() || spoken(turn); // without a text the names of its images
+    return this.snapshot?.title || first.split("\n")[0].slice(0, LONGEST_TITLE);
   }
 
   /** What is in force for a sampling parameter; null if there is no such thing. */
@@ -69,10 +71,16 @@ export class ConversationPane {
     return this.snapshot?.settings.sampling[name] ?? this.snapshot?.defaults[name] ?? own;
   }
 
+  /** Whether the model sees images, as far as that is known. */
+  get takesImages() {
+    return this.snapshot?.takes_images ?? true;
+  }
+
   /** Send a message or a command. Shows what went wrong; returns whether the server took it.
    *  quiet: a button's line: its "info" answers are not shown, and it is ignored while another line is on its way;
-   *  keep: a node that stays at its place on the screen; follow: go to the end, as for a message. */
-  async send(line, { quiet = false, keep = null, follow = !line.startsWith("/") } = {}) {
+   *  keep: a node that stays at its place on the screen; follow: go to the end, as for a message; images: of a
+   *  message, [{name, image}]. */
+  async send(line, { quiet = false, keep = null, follow = !line.startsWith("/"), images = [] } = {}) {
     if (quiet && this.#sending) return false;
     await this.#sending;
     this.problems.replaceChildren();
@@ -80,7 +88,7 @@ export class ConversationPane {
     if (keep) this.follower.keep(keep);
     else if (follow) this.follower.toEnd();
     this.#quiet = quiet;
-    this.#sending = this.post(line).then(
+    this.#sending = this.post(line, images).then(
       () => true,
       (error) => {
         this.show("error", error.message);
@@ -93,9 +101,9 @@ export class ConversationPane {
   }
 
   /** Send a line; raises an Error if the server does not take it. */
-  async post(line) {
+  async post(line, images = []) {
     await this.create();
-    await api.line(this.id, line, this.app.tab);
+    await api.line(this.id, line, this.app.tab, images);
   }
 
   /** Create the conversation if it is new. */
@@ -231,10 +239,11 @@ export class ConversationPane {
     event.stopPropagation();
   }
 
-  #start({ turn, message, beginning, reasoning }) {
+  #start({ turn, message, images, beginning, reasoning }) {
     if (!this.snapshot) return;
-    const before = this.snapshot.turns[turn]?.message ?? "";
-    const running = { turn, message: message ?? before, text: beginning, reasoning, tokens: [], notices: this.#early };
+    const before = this.snapshot.turns[turn];
+    const said = { message: message ?? before?.message ?? "", images: images ?? before?.images ?? [] };
+    const running = { turn, ...said, text: beginning, reasoning, tokens: [], notices: this.#early };
     this.#early = [];
     this.snapshot.running = running;
     this.turns.start(running);
@@ -264,10 +273,12 @@ export class ConversationPane {
   }
 
   /** A message that got no reply. One of no tab is told to every tab that comes, each time; it is taken once. */
-  #draft({ text, tab }) {
+  #draft(event) {
+    const { text, images, tab } = event;
     if (tab && tab !== this.app.tab) return;
-    if (tab || text !== this.lastDraft) this.composer?.restore(text);
-    this.lastDraft = text;
+    const draft = JSON.stringify([text, images]);
+    if (tab || draft !== this.lastDraft) this.composer?.takeBack(event);
+    this.lastDraft = draft;
   }
 
   #deleted() {

@@ -5,6 +5,7 @@ import { isWriting } from "../base/fields.mjs";
 import { count } from "../base/figures.mjs";
 import { later } from "../base/frames.mjs";
 import { PlainText, visible } from "../base/plain.mjs";
+import { pictures } from "./images.mjs";
 import { ReplyView } from "./reply.mjs";
 
 const BETWEEN = new Set(["dropped", "summary", "recalled"]); // notices about the prompt: shown before the turn
@@ -17,6 +18,7 @@ const KNOWN_BY = 200; // characters of a message by which an edit is known to be
 export class TurnView {
   #json = "";
   #message = null;
+  #images = "[]"; // as JSON
   #editor = null; // {node, area}
   #timer = 0;
   #isCut = false;
@@ -26,10 +28,11 @@ export class TurnView {
     this.pane = pane;
     this.index = index;
     this.notices = element("div", { class: "notices" });
+    this.shots = element("div", { class: "shots", hidden: true });
     this.bubble = element("div", { class: "bubble plain", dir: "auto" });
     this.editButton = iconButton("edit", "Edit message", () => this.edit(), { class: "idle" });
     const mine = element("div", { class: "actions" }, this.editButton);
-    this.mine = element("section", { class: "mine" }, hidden("h2", "You"), this.bubble, mine);
+    this.mine = element("section", { class: "mine" }, hidden("h2", "You"), this.shots, this.bubble, mine);
     this.versions = element("span", { class: "versions" });
     this.reply = new ReplyView();
     this.reply.element.append(this.#replyActions());
@@ -37,9 +40,9 @@ export class TurnView {
     this.element = element("article", { class: "turn", "aria-label": `Turn ${index + 1}` }, ...parts);
   }
 
-  /** The user's message. */
-  get message() {
-    return this.#message;
+  /** Whether a turn of a snapshot has the message that is shown. */
+  hasMessage({ message, images }) {
+    return message === this.#message && JSON.stringify(images) === this.#images;
   }
 
   /** Show a turn of a snapshot. */
@@ -48,7 +51,7 @@ export class TurnView {
     if (json === this.#json) return;
     this.#json = json;
     this.element.removeAttribute("aria-busy");
-    this.#setMessage(turn.message);
+    this.#setMessage(turn);
     this.#setVersions(...turn.version);
     this.#setNotices(turn.notices);
     this.reply.show(turn, this.#limit(turn));
@@ -62,7 +65,11 @@ export class TurnView {
   begin(running) {
     this.#json = "";
     this.element.setAttribute("aria-busy", "true");
-    this.#setMessage(running.message ?? this.pane.snapshot.turns[this.index]?.message ?? "");
+    const before = this.pane.snapshot.turns[this.index];
+    this.#setMessage({
+      message: running.message ?? before?.message ?? "",
+      images: running.images ?? before?.images ?? [],
+    });
     this.versions.replaceChildren();
     this.#setNotices(running.notices ?? []);
     this.reply.element.hidden = false;
@@ -180,7 +187,13 @@ export class TurnView {
     return `the reply reached its limit${most ? ` of ${count(most)} tokens (max_new_tokens)` : ""}`;
   }
 
-  #setMessage(text) {
+  #setMessage(turn) {
+    if (this.hasMessage(turn)) return;
+    const { message: text, images } = turn;
+    this.#images = JSON.stringify(images);
+    this.shots.replaceChildren(...pictures(this.pane.id, images));
+    this.shots.hidden = !images.length;
+    this.bubble.hidden = !text && images.length > 0;
     if (text === this.#message) return;
     if (this.#editor) {
       this.keepEdit(); // it comes back with its message

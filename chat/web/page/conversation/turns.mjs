@@ -92,7 +92,7 @@ export class Turns {
     const view = this.#streaming;
     this.#streaming = null;
     const turn = this.#loaded[view.index];
-    if (turn?.message !== view.message) return view.close();
+    if (!turn || !view.hasMessage(turn)) return view.close();
     this.#views[view.index]?.close();
     this.#views[view.index] = view;
     view.show(turn);

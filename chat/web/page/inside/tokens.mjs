@@ -23,8 +23,11 @@ const TEMPLATE = new Set(
   ["<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"],
 );
 
+/** Whether a token has a name in brackets, as control tokens have. */
+export const isBracketed = (text) => BRACKETED.test(text);
+
 /** Whether a token of a reply is a control token: it has a name, and added nothing to the text. */
-export const isControl = (token) => token[PIECE] === "" && BRACKETED.test(token[TEXT]);
+export const isControl = (token) => token[PIECE] === "" && isBracketed(token[TEXT]);
 
 /** Whether a token of a prompt is one of the known control tokens of chat templates, by its text. */
 export const isOfTemplate = (text) => TEMPLATE.has(text) || /^<[|｜][^<>]*[|｜]>$/u.test(text);

@@ -3,8 +3,19 @@
 import { element } from "../base/dom.mjs";
 import { count, placeholder, radios, stack } from "../base/figures.mjs";
 import { visible } from "../base/plain.mjs";
-import { firstSeen } from "../base/snapshot.mjs";
-import { ID, PROBABILITY, TEXT, TokenStrip, isOfTemplate, legend, level, percent, spelled } from "./tokens.mjs";
+import { firstSeen, spoken } from "../base/snapshot.mjs";
+import {
+  ID,
+  PROBABILITY,
+  TEXT,
+  TokenStrip,
+  isBracketed,
+  isOfTemplate,
+  legend,
+  level,
+  percent,
+  spelled,
+} from "./tokens.mjs";
 
 const RUN = 500; // characters after which a run of text ends at the next line break
 const LONGEST_RUN = 2000;
@@ -50,22 +61,40 @@ export function partition(texts, snapshot) {
   return parts;
 }
 
-/** Merge tokens of one source to runs of text, [text] with {from, to}; control tokens stay alone. */
-function runs(tokens, source) {
+/** Tokens as [text] with {from, to}; one that repeats, as an image's do, is one item with {times}. */
+function items(tokens, source) {
+  const result = [];
+  tokens.forEach((token, index) => {
+    const text = token[TEXT];
+    const last = result.at(-1);
+    if (last?.token === text && isBracketed(text) && source(last.from) === source(index)) {
+      last.to = index;
+      last.times = index - last.from + 1;
+      last[TEXT] = `${text} × ${count(last.times)}`;
+    } else result.push(Object.assign([text], { token: text, from: index, to: index, times: 1 }));
+  });
+  return result;
+}
+
+/** Whether an item is shown as a control token. */
+const isAlone = (item) => item.times > 1 || isOfTemplate(item[TEXT]);
+
+/** Merge items of one source to runs of text, [text] with {from, to}; control tokens stay alone. */
+function runs(parts, source) {
   const result = [];
   let run = null;
   let length = 0;
-  tokens.forEach((token, index) => {
-    const text = token[TEXT];
-    const kind = isOfTemplate(text) ? null : source(index);
-    const full = length > LONGEST_RUN || (length > RUN && tokens[index - 1][TEXT].endsWith("\n"));
+  parts.forEach((part, index) => {
+    const text = part[TEXT];
+    const kind = isAlone(part) ? null : source(part.from);
+    const full = length > LONGEST_RUN || (length > RUN && parts[index - 1][TEXT].endsWith("\n"));
     if (!run || kind === null || run.kind !== kind || full) {
-      run = Object.assign([""], { kind, from: index });
+      run = Object.assign([""], { kind, from: part.from, times: part.times });
       result.push(run);
       length = 0;
     }
     run[TEXT] += text;
-    run.to = index;
+    run.to = part.to;
     length += text.length;
   });
   return result;
@@ -177,7 +206,7 @@ export class WindowView {
 
   #draw() {
     const { tokens } = this.data;
-    const [words, parts] = this.#sources();
+    const [words, sources] = this.#sources();
     this.counts.textContent = words;
     const byProbability = this.colour === "probability";
     this.scale.replaceChildren(
@@ -186,27 +215,28 @@ export class WindowView {
         : element(
             "ul",
             { class: "sources" },
-            ...parts.map(([name, number]) =>
+            ...sources.map(([name, number]) =>
               element("li", {}, element("span", { class: `token ${name}` }, name), ` ${count(number)}`),
             ),
           ),
     );
     const text = this.view === "text";
     const kind = byProbability ? (index) => level(tokens[index][PROBABILITY]) : (index) => this.#source(index);
-    const items = text ? runs(tokens, (index) => this.#source(index)) : tokens;
-    const place = (item, index) => (text ? item.from : index);
+    const source = (index) => this.#source(index);
+    const parts = items(tokens, source);
+    const shown = text ? runs(parts, source) : parts;
     this.strip?.clear();
     this.strip = new TokenStrip({
       label: text ? "The prompt as text" : "Tokens of the prompt",
-      classes: (item, index) => {
-        const colour = text && byProbability ? "" : kind(place(item, index));
-        return isOfTemplate(item[TEXT]) ? `${colour} control` : colour;
+      classes: (item) => {
+        const colour = text && byProbability ? "" : kind(item.from);
+        return isAlone(item) ? `${colour} control` : colour;
       },
-      describe: (item, index) => this.#describe(item, place(item, index)),
+      describe: (item) => this.#describe(item, item.from),
       ...(text ? { text: (item) => visible(item[TEXT]) } : {}),
     });
     this.area.replaceChildren(this.strip.root);
-    this.strip.append(items);
+    this.strip.append(shown);
   }
 
   #describe(item, index) {
@@ -260,12 +290,12 @@ export class WindowView {
               {},
               ...turns
                 .slice(from, to)
-                .map(({ message }, index) =>
+                .map((turn, index) =>
                   element(
                     "li",
                     {},
                     `${from + index + 1}`,
-                    element("span", { class: "excerpt" }, visible(message.slice(0, 120))),
+                    element("span", { class: "excerpt" }, visible(spoken(turn).slice(0, 120))),
                     element("span", { class: "muted" }, size(from + index)),
                   ),
                 ),

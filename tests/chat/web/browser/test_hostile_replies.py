@@ -91,7 +91,7 @@ def test_titles_messages_and_reasons_are_text_as_well(page, tab):
     tab.talk(text)
     expect(tab.turn(1)).to_contain_text(text)
     expect(tab.page.get_by_role("navigation").get_by_role("link")).to_contain_text("<img src=x")
-    tab.send(f"/title {text}")
+    tab.command(f"/title {text}")
     expect(tab.page.get_by_role("heading", level=1)).to_have_text(text)
     tab.command(f"/x{text}")
     expect(tab.page.get_by_role("alert")).to_contain_text("<img")

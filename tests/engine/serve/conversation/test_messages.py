@@ -8,6 +8,7 @@ import json
 import pytest
 
 from engine.serve.conversation.messages import MAX_DEPTH, prepare
+from engine.serve.protocol.common import MAX_TEXT
 from engine.serve.protocol.errors import ApiError
 
 
@@ -76,7 +77,9 @@ BAD = [
     ([{"role": "user", "content": []}], "messages[0].content"),
     ([{"role": "user", "content": ["Hi"]}], "messages[0].content[0]"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-    ([USER, {"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[1].content[0].type"),
+    ([USER, {"role": "user", "content": [{"type": "input_audio"}]}], "messages[1].content[0].type"),
+    ([USER, {"role": "user", "content": "x" * (MAX_TEXT + 1)}], "messages"),
+    ([USER, USER | {"x" * (MAX_TEXT + 1): 1}], "messages"),
     ([{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}], "messages[0].content[0].type"),
     ([{"role": "user", "content": "half \ud83d"}], "messages[0].content"),
     ([{"role": "user", "content": "Hi", "name": 3}], "messages[0].name"),
@@ -105,7 +108,8 @@ def test_what_is_wrong_is_refused_with_its_place(messages, param):
 
 def test_a_refused_part_names_its_type_and_the_way_out():
     error = refusal([{"role": "user", "content": [{"type": "input_audio"}]}])
-    assert error.message == "messages[0].content[0]: parts of type 'input_audio' are not supported: send text parts"
+    what = "messages[0].content[0]: parts of type 'input_audio' are not supported"
+    assert error.message == f"{what}: send text parts, or image_url parts of the user"
 
 
 def test_messages_that_are_nested_too_deeply_are_refused():

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from engine.serve.endpoints import client as module
-from engine.serve.endpoints.client import Job, encode, encode_large, prepare
+from engine.serve.endpoints.client import Job, check_size, encode, encode_large, prepare
+from engine.serve.protocol.common import MAX_TEXT
+from engine.serve.protocol.errors import ApiError
+from engine.serve.protocol.requests import ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest
 from engine.serve.state import Limits, ServerState
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/completions"}
@@ -109,5 +112,50 @@ def test_large_bodies_are_prepared_two_at_a_time_also_if_their_clients_leave():
         await large[2]
 
     app = SimpleNamespace(state=SimpleNamespace(server=ServerState(None, None, None)))
+    asyncio.run(prepare_many())
+    assert len(begun) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "image", "limit"),
+    [
+        (ChatRequest, 0, MAX_TEXT, None),
+        (TokenizeRequest, 0, MAX_TEXT, None),
+        (ChatRequest, MAX_TEXT, MAX_TEXT, "bytes without its images: use up to 2,000,000"),
+        (CompletionRequest, 0, MAX_TEXT, "bytes: use up to 2,000,000"),
+        (EmbeddingRequest, MAX_TEXT, 0, "bytes: use up to 2,000,000"),
+    ],
+)
+def test_only_the_images_of_messages_may_be_larger_than_a_text(kind, text, image, limit):
+    body = json.dumps({"text": "x" * text, "image": f"data:image/png;base64,{'A' * image}"}).encode()
+    if limit is None:
+        check_size(kind, body)
+        return
+    with pytest.raises(ApiError, match=limit) as caught:
+        check_size(kind, body)
+    assert caught.value.status == 413
+
+
+def test_small_bodies_with_images_wait_for_each_other():
+    may_end, begun = threading.Event(), []
+
+    async def body():
+        return b"x"
+
+    def work():
+        begun.append(1)
+        assert may_end.wait(60)
+
+    async def prepare_many():
+        with_images = [asyncio.ensure_future(prepare(request, work, has_images=True)) for _ in range(3)]
+        assert await prepare(request, lambda: "text") == "text"
+        while len(begun) < 2:
+            await asyncio.sleep(0)
+        assert await prepare(request, lambda: len(begun)) == 2
+        may_end.set()
+        await asyncio.gather(*with_images)
+
+    state = ServerState(None, None, None)
+    request = SimpleNamespace(body=body, app=SimpleNamespace(state=SimpleNamespace(server=state)))
     asyncio.run(prepare_many())
     assert len(begun) == 3

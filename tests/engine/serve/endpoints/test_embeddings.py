@@ -73,7 +73,7 @@ def test_base64_has_the_same_numbers_in_float32(encoder):
     [
         (PATH, {"input": "a", "dimensions": 8}, "dimensions", "dimensions is 8; vectors of tiny have 48"),
         (PATH, {"input": [[2] * 25]}, "input", "an input has 25 tokens, and tiny takes 24"),
-        (PATH, {"input": [64]}, None, "token ids are 0 to 63"),
+        (PATH, {"input": [64]}, "input", "input has 64; the model's tokens are 0 to 63"),
         (PATH, {"input": []}, "input", "input"),
         (PATH, {"input": "a", "encoding_format": "int8"}, "encoding_format", "encoding_format"),
         ("/v1/completions", {"prompt": "a"}, "model", "tiny is an encoder: it embeds texts, at /v1/embeddings"),

@@ -218,3 +218,25 @@ def test_paths_are_written_as_clients_know_them():
     assert write_path(("messages", 2, "content")) == "messages[2].content"
     assert write_path(("logit_bias", "-1")) == "logit_bias['-1']"
     assert len(write_path(("x" * 5000,))) < 100
+
+
+@pytest.mark.parametrize(
+    ("body", "size"),
+    [
+        (b"", 0),
+        (b'{"a": "data:image/png;base64,AAAA", "b": 1}', len(b'{"a": "", "b": 1}') - 1),
+        (rb'{"a": "data:image\/png;base64,AA\/A", "b": 1}', len(b'{"a": "", "b": 1}') - 1),
+        (b'{"a": ["data:x", "data:y"]}', len(b'{"a": ["", ""]}') - 2),
+        (b'{"a": "data:x', len(b'{"a": ')),
+        (b'{"a": " data:x"}', len(b'{"a": " data:x"}')),
+    ],
+)
+def test_the_size_of_a_body_leaves_out_data_urls(body, size):
+    assert fields.text_size(body) == size
+
+
+def test_nothing_outside_a_string_is_left_out_of_the_size(monkeypatch):
+    body = rb'{"a": "\"data:", "b": [1, 1, 1, "data:", 1, 1]}'
+    assert len(body) - fields.text_size(body) == len(rb"\"data:" + b"data:") + 1 - len(b'"')
+    monkeypatch.setattr(fields, "MAX_URLS", 2)
+    assert fields.text_size(b'"data:x"' * 3) == 3 * 8 - 2 * 7

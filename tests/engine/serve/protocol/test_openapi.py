@@ -89,3 +89,22 @@ def test_keys_are_asked_for_where_the_server_asks_for_them():
 )
 def test_answers_are_described(name, answer, is_valid, validates):
     assert validates(DOCUMENT["components"]["schemas"][name], answer) == is_valid
+
+
+@pytest.mark.parametrize(
+    ("part", "is_valid"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, True),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "auto"}}, True),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}, False),
+        ({"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}, False),
+        ({"type": "image_url", "image_url": "data:image/png;base64,AAAA"}, False),
+        ({"type": "image_url"}, False),
+    ],
+)
+def test_images_are_described_for_the_user(part, is_valid, validates):
+    schema = DOCUMENT["components"]["schemas"]["ChatRequest"]
+    message = {"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}
+    assert validates(schema, {"messages": [message]}) == is_valid
+    for role in ("system", "assistant", "tool"):
+        assert not validates(schema, {"messages": [message | {"role": role}]})

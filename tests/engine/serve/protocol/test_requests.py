@@ -8,7 +8,7 @@ import pytest
 
 from engine.decoding.grammar import Grammar
 from engine.decoding.params import LARGEST, SamplingParams
-from engine.serve.protocol.common import StreamOptions
+from engine.serve.protocol.common import MAX_TEXT, StreamOptions
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import read_request
 from engine.serve.protocol.requests import (
@@ -317,3 +317,10 @@ def test_ids_and_texts_of_the_other_requests():
         with pytest.raises(ApiError) as caught:
             read_request(kind, body)
         assert caught.value.param == param
+
+
+def test_a_text_to_tokenize_is_as_long_as_a_prompt_may_be():
+    assert len(tokenize(prompt="x" * MAX_TEXT).text) == MAX_TEXT
+    for name in ("prompt", "content"):
+        error = refused(tokenize, **{name: "x" * (MAX_TEXT + 1)})
+        assert (error.param, error.message) == (name, f"{name} has 2,000,001 characters: use up to 2,000,000")

@@ -1,0 +1,1 @@
+"""Vision-language models: the tower, the connector, and how pictures become tiles and tokens."""
