@@ -11,16 +11,29 @@
 
 namespace {
 
+// x / (1 + e^-y), by a power of 2 that does not overflow.
+inline Vec times_sigmoid(Vec x, Vec y) {
+  const Vec power = exp2(y.abs() * Vec(-1.44269504f));
+  const Vec numerator = Vec::blendv(x * power, x, y >= Vec(0.0f)), denominator = Vec(1.0f) + power;
+#if defined(CPU_CAPABILITY_AVX512)
+  const Vec inverse = _mm512_rcp14_ps(denominator);  // and a step of Newton's method: a third of the time of a division
+  return numerator * inverse * (Vec(2.0f) - denominator * inverse);
+#else
+  return numerator / denominator;
+#endif
+}
+
 inline Vec silu(Vec x) {
-  return x / (Vec(1.0f) + x.neg().exp());
+  return times_sigmoid(x, x);
 }
 
 inline Vec gelu(Vec x) {
   return x * Vec(0.5f) * (Vec(1.0f) + (x * Vec(0.70710678f)).erf());
 }
 
+// x / 2 (1 + tanh(y / 2)), with y / 2 = sqrt(2 / pi) (x + 0.044715 x^3).
 inline Vec gelu_tanh(Vec x) {
-  return x * Vec(0.5f) * (Vec(1.0f) + (Vec(0.79788456f) * (x + Vec(0.044715f) * x * x * x)).tanh());
+  return times_sigmoid(x, Vec(1.59576912f) * (x + Vec(0.044715f) * x * x * x));
 }
 
 inline Vec relu(Vec x) {

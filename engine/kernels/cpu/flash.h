@@ -227,6 +227,7 @@ at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::Int
   TORCH_CHECK(q.dim() == 3 && segments.size() > 0 && segments[0].dim() == 5, "flash_attention: ", q.sizes(), ", ", segments.size(), " segments");
   const at::Tensor input = q.stride(-1) == 1 ? q : q.contiguous();
   at::Tensor out = at::empty(q.sizes(), q.options());
+  Pool::get().expect(false);
   dispatch_type(q, [&](auto zero) {
     using T = decltype(zero);
     const int64_t heads = q.size(1), groups = segments[0].size(2);
