@@ -154,7 +154,7 @@ class Scorer:
             rows, tokens = (index[selected].to(logits.device) for index in (row - first, target))
             logprobs = logits.log_softmax(-1)
             of_tokens = logprobs[rows, tokens]
-            largest = of_tokens == _largest(logits, logprobs)[rows]  # argmax, which breaks ties, costs ten times as much
+            largest = of_tokens == _largest(logits, logprobs)[rows]  # argmax breaks ties, and costs ten times as much
             largest[largest.clone()] = logprobs[rows[largest]].argmax(-1) == tokens[largest]
             chosen[selected], greedy[selected] = of_tokens.cpu(), largest.cpu()
         if chosen.isnan().any():
