@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from engine import kernels
 from engine.decoding.sequence import Sequence as TokenSequence
 from engine.decoding.sequence import check_ids, common_prefix, prefill
 from engine.runtime.errors import BareloopError
@@ -153,7 +154,7 @@ class Scorer:
             rows, tokens = (index[selected].to(logits.device) for index in (row - first, target))
             logprobs = logits.log_softmax(-1)
             of_tokens = logprobs[rows, tokens]
-            largest = of_tokens == logprobs.amax(-1)[rows]  # argmax, which breaks ties, costs ten times as much
+            largest = of_tokens == _largest(logits, logprobs)[rows]  # argmax breaks ties, and costs ten times as much
             largest[largest.clone()] = logprobs[rows[largest]].argmax(-1) == tokens[largest]
             chosen[selected], greedy[selected] = of_tokens.cpu(), largest.cpu()
         if chosen.isnan().any():
@@ -162,6 +163,12 @@ class Scorer:
         lengths = [len(continuation) for continuation in continuations]
         parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
         return [Score(float(logprobs.sum()), bool(matches.all())) for logprobs, matches in parts]
+
+
+def _largest(logits: Tensor, logprobs: Tensor) -> Tensor:
+    """The largest log-probability of each row [M], which is that of its largest logit. Any number if one is NaN."""
+    ops = kernels.for_rows(logits)
+    return logprobs.amax(-1) if ops is None else logprobs.gather(1, ops.argmax(logits)[:, None].clamp_min(0))[:, 0]
 
 
 def _predictors(batch: Batch) -> list[list[int]]:

@@ -155,6 +155,8 @@ def _build_and_load(isa: str) -> None:
     status = build.build_in_background(isa).wait()
     if status == 0:
         _load(isa)
+    elif (other := build.choose_isa()) != isa:  # one that this compiler may know
+        _load(other) if build.is_built(other) else _build_and_load(other)
     else:
         failure = f"building the C++ kernels failed ({status}): python -m engine.kernels.build"
         _give_up(build.obstacle(isa) or failure)

@@ -27,7 +27,7 @@ VARIABLE = "BARELOOP_ISA"
 # Compiler flags for each instruction set. CPU_CAPABILITY selects the width of ATen's vectors.
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-AMX = (*AVX512, "-mavx512vnni", "-mamx-tile", "-mamx-bf16", "-DBARELOOP_AMX")
+AMX = (*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DBARELOOP_AMX")
 FLAGS = {
     "amx": (*AMX, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
     "avx512": (*AVX512, "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512"),
@@ -37,7 +37,7 @@ FLAGS = {
 
 
 def choose_isa() -> str:
-    """The instruction set named by `BARELOOP_ISA`, else the best of this CPU.
+    """The instruction set named by `BARELOOP_ISA`, else the best of this CPU. A compiler may be too old for AMX.
 
     Raises `UsageError` if the named one is unknown, or this CPU does not have it.
     """
@@ -45,7 +45,8 @@ def choose_isa() -> str:
     if forced and forced not in supported_isas():
         problem = "is unknown" if forced not in FLAGS else "is not supported by this CPU"
         raise UsageError(f"{VARIABLE}={forced} {problem}; use {', '.join(supported_isas())}")
-    return forced or supported_isas()[0]
+    best = supported_isas()[0]
+    return forced or ("avx512" if best == "amx" and has_failed(best) else best)
 
 
 def supported_isas() -> list[str]:
@@ -92,14 +93,13 @@ def obstacle(isa: str) -> str | None:
     """Why the library cannot be built here, in one line; None if there is no known reason."""
     if os.name != "posix":
         return f"the C++ kernels are not built on {platform.system()}"
-    executable = shutil.which(shlex.split(compiler())[0])
-    if executable is None:
+    if _executable() is None:
         return f"no C++ compiler ({compiler()}): install g++ or clang"
-    log, folder = _log_path(isa), cache_folder()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_mtime > Path(executable).stat().st_ctime:  # failed with this compiler
-            return f"the C++ kernels could not be built; see {log}, and delete it to try again"
+        if has_failed(isa):
+            return f"the C++ kernels could not be built; see {_log_path(isa)}, and delete it to try again"
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         return f"the C++ kernels cannot be written to {folder} ({error.strerror})"
@@ -110,6 +110,19 @@ def compiler() -> str:
     """The C++ compiler: `CXX` if set. On Linux g++ before others, because its OpenMP runtime is torch's."""
     default = "g++" if sys.platform == "linux" and shutil.which("g++") else "c++"
     return os.environ.get("CXX", "").strip() or default
+
+
+def _executable() -> str | None:
+    return shutil.which(shlex.split(compiler())[0])
+
+
+def has_failed(isa: str) -> bool:
+    """Whether a build of these sources has failed with this compiler."""
+    log, executable = _log_path(isa), _executable()
+    try:
+        return executable is not None and log.exists() and log.stat().st_mtime > Path(executable).stat().st_ctime
+    except OSError:
+        return False
 
 
 def is_built(isa: str) -> bool:

@@ -72,8 +72,19 @@ def add_and_norm(x: Tensor, delta: Tensor | None, norm: nn.Module) -> tuple[Tens
     ops = gpu.for_rows(x) if isinstance(norm, RMSNorm | LayerNorm) else None
     if ops is not None:
         return ops.add_norm(x, delta, norm.weight, norm.bias, norm.eps, norm.kind)
-    x = x if delta is None else x + delta
+    if delta is None:
+        return x, norm(x)
+    if isinstance(norm, RMSNorm | LayerNorm) and x.dtype == delta.dtype == _dtype_of(norm, x):
+        ops = kernels.for_rows(x)
+        if ops is not None and x.is_contiguous() and delta.is_contiguous():
+            return ops.add_norm(x, delta, norm.weight, norm.bias, norm.eps, norm.kind)
+    x = x + delta
     return x, norm(x)
+
+
+def _dtype_of(norm: RMSNorm | LayerNorm, x: Tensor) -> torch.dtype:
+    """Dtype of the weights; that of x if there are none."""
+    return x.dtype if norm.weight is None else norm.weight.dtype
 
 
 def _norm_on_gpu(ops: Any, x: Tensor, norm: RMSNorm | LayerNorm) -> Tensor:

@@ -105,7 +105,8 @@ def test_the_files_own_blocks_have_its_logits_and_perplexity(llm):
     few = torch.cat(parts)
     losses = [F.cross_entropy(scores, torch.tensor(ids[1:])) for scores in (logits, few)]
     assert abs(math.exp(losses[1] - losses[0]) - 1) < 1e-4
-    assert (few - logits).abs().max() < 0.01
+    difference = few - logits  # the largest of 12 million is 0.010 with AVX-512, 0.011 with AVX2
+    assert difference.square().mean() < 0.0015**2 and difference.abs().max() < 0.015
     params = SamplingParams(max_new_tokens=24)
     for text in ("What is the capital of France?", "Name three colours.", "Explain rain in one sentence."):
         messages = [{"role": "user", "content": text}]

@@ -12,9 +12,9 @@
 
 namespace {
 
-// The first index of the largest number; -1 if any number is NaN, or the largest is infinite.
+// The largest number; NaN if any is NaN.
 template <typename T>
-int64_t argmax_row(const T* x, int64_t size) {
+float largest(const T* x, int64_t size) {
   Vec maxima(-std::numeric_limits<float>::infinity());
   int64_t i = 0;
   for (; i + PAIR <= size; i += PAIR) {
@@ -26,8 +26,22 @@ int64_t argmax_row(const T* x, int64_t size) {
     const float number = x[i];
     if (number > maximum || std::isnan(number)) maximum = number;
   }
+  return maximum;
+}
+
+// The first index of the largest number; -1 if any number is NaN, or the largest is infinite.
+template <typename T>
+int64_t argmax_row(const T* x, int64_t size) {
+  constexpr int64_t BLOCK = 2048;
+  float maximum = -std::numeric_limits<float>::infinity();
+  int64_t i = 0;
+  for (int64_t first = 0; first < size; first += BLOCK) {
+    const float of_block = largest(x + first, std::min(BLOCK, size - first));
+    if (std::isnan(of_block)) return -1;
+    if (of_block > maximum) maximum = of_block, i = first;
+  }
   if (!std::isfinite(maximum)) return -1;
-  for (i = 0; static_cast<float>(x[i]) != maximum; i++) {}
+  while (static_cast<float>(x[i]) != maximum) i++;
   return i;
 }
 

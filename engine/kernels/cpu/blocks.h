@@ -150,6 +150,7 @@ at::Tensor blocks(const at::Tensor& x, at::TensorList angles, at::TensorList seg
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * 3 * COUNT, "blocks: ", weights.size(), " weights of ", layers, " layers");
   TORCH_CHECK(static_cast<int64_t>(cache_layers.size()) == layers && static_cast<int64_t>(ropes.size()) == layers && static_cast<int64_t>(scales.size()) == layers, "blocks: ", layers, " layers");
   check_activation(activation);
+  Pool::get().expect(true);
   const size_t row_counts = windows.empty() ? 0 : counts.size() / windows.size();
   std::vector<std::pair<at::IntArrayRef, at::IntArrayRef>> caches;  // counts and lengths of each
   for (size_t i = 0, start = 0; i < windows.size(); i++) {

@@ -5,9 +5,6 @@
 // and blocks of keys begin at multiples of 64 from the oldest cached one; so the bits of a result depend neither on the
 // other lanes nor on where a row's segments or chunks end. (But a value that is not finite reaches all new tokens of its row,
 // because a weight of zero times it is not zero.)
-//
-// Products are of float32 numbers in every dtype: on Sapphire Rapids vdpbf16ps takes as long as four FMAs of half as many numbers, so
-// converting a block of keys for each tile, a few percent of its time, is faster and more accurate.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,39 +13,14 @@
 #include <limits>
 #include <vector>
 
+#include "flash_products.h"
 #include "keys.h"
 #include "parallel.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t TILE = 64;        // lanes of a tile
-constexpr int64_t KEY_BLOCK = 64;   // keys per step of the softmax
 constexpr float NO_SCORE = -1e30f;  // below every score; finite, so that differences are not NaN
-
-#if defined(CPU_CAPABILITY_AVX2)
-constexpr int STRIP = 2;  // vectors of lanes whose sums stay in registers
-#else
-constexpr int STRIP = 4;
-#endif
-template <int V>
-constexpr int STRIP_ROWS = V > 2 || LANES < 16 ? 4 : 8;  // rows of the result per strip
-
-// sums [K][V] += a [K, steps] times b [steps, TILE]. Rows of a are `row` numbers apart and columns `column`; rows after
-// `last` repeat it.
-template <int K, int V>
-inline __attribute__((always_inline)) void add_products(const float* a, int64_t row, int64_t last, int64_t column, const float* b, int64_t steps, Vec (&sums)[K][V]) {
-  const float* rows[K];
-  for (int k = 0; k < K; k++) rows[k] = a + std::min<int64_t>(k, last) * row;
-  for (int64_t step = 0; step < steps; step++) {
-    Vec columns[V];
-    for (int v = 0; v < V; v++) columns[v] = Vec::loadu(b + step * TILE + v * LANES);
-    for (int k = 0; k < K; k++) {
-      const Vec number(rows[k][step * column]);
-      for (int v = 0; v < V; v++) sums[k][v] = at::vec::fmadd(number, columns[v], sums[k][v]);
-    }
-  }
-}
 
 // Query heads per group, window in tokens (0: none), and the scale and the cap of scores: s becomes cap tanh(s / cap); 0:
 // no cap.
@@ -90,15 +62,17 @@ std::vector<Tile> tiles(const Keys<T>& keys, int64_t queries) {
 }
 
 // The computation of a tile, and its memory.
-template <typename T>
+template <typename T, typename Products>
 class FlashTile {
  public:
   // q [N, H, D] with strides `token` and `head` -> out [N, H, D], contiguous.
   void run(const Keys<T>& step_keys, const Scoring& step_scoring, const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head, T* out) {
     keys = &step_keys, scoring = step_scoring;
-    size = keys->size;
     lanes = tile.lanes;
-    resize();
+    const int64_t wide = round_up(keys->size, 16);
+    output = output_lines.template reserve<float>(wide * TILE);
+    gathered = gathered_lines.template reserve<T>(2 * KEY_BLOCK * wide);
+    std::fill_n(output, wide * TILE, 0.0f);
     std::fill_n(largest, TILE, NO_SCORE);
     std::fill_n(total, TILE, 0.0f);
     load_queries(tile, group, q, token, head);
@@ -112,30 +86,16 @@ class FlashTile {
   }
 
  private:
-  struct alignas(64) Line {
-    float numbers[16];
-  };
-
   const Keys<T>* keys;
   Scoring scoring;
-  int64_t size, lanes;
-  std::vector<Line> memory;
-  float *queries, *scores, *output, *buffer;  // [D, TILE], [KEY_BLOCK, TILE], [D, TILE], [KEY_BLOCK, D]
-  T* gathered;                                // [KEY_BLOCK, D]
-  alignas(64) float largest[TILE], total[TILE], newest[TILE];   // of each lane: largest score, sum of e^(score - largest), last visible key
-  alignas(64) float rescale[TILE], own[TILE];                                // 1 for the lanes that a visit is for
-
-  void resize() {
-    const int64_t wide = round_up(size, 16);
-    const int64_t sizes[] = {wide * TILE, KEY_BLOCK * TILE, wide * TILE, KEY_BLOCK * wide, KEY_BLOCK * wide};
-    float** const starts[] = {&queries, &scores, &output, &buffer};
-    int64_t needed = 0;
-    for (const int64_t count : sizes) needed += count / 16;
-    if (static_cast<int64_t>(memory.size()) < needed) memory.resize(needed);
-    float* next = memory[0].numbers;
-    for (int i = 0; i < 4; i++) *starts[i] = next, next += sizes[i];
-    gathered = reinterpret_cast<T*>(next);
-  }
+  int64_t lanes;
+  Products products;
+  Lines output_lines, gathered_lines, kept_lines;
+  float* output;                                   // [D, TILE]
+  T* gathered;                                     // [2, KEY_BLOCK, D]
+  alignas(64) float scores[KEY_BLOCK * TILE];
+  alignas(64) float largest[TILE], total[TILE], newest[TILE];  // of each lane: largest score, sum of e^(score - largest), last visible key
+  alignas(64) float rescale[TILE], own[TILE];                  // 1 for the lanes that a visit is for
 
   // Call f(lane, row, index of the token in the row, query head in the group) for all lanes.
   template <typename F>
@@ -146,20 +106,13 @@ class FlashTile {
   }
 
   void load_queries(const Tile& tile, int64_t group, const T* q, int64_t token, int64_t head) {
-    const int64_t wide = round_up(size, 16);
-    float* const rows = output;  // not in use yet
+    const T* rows[TILE];
     for_lanes(tile, [&](int64_t lane, const auto& row, int64_t index, int64_t g) {
-      copy_to_float(q + (row.query + index) * token + (group * scoring.queries + g) * head, size, rows + lane * wide);
+      rows[lane] = q + (row.query + index) * token + (group * scoring.queries + g) * head;
       newest[lane] = row.start() + index;
     });
     std::fill(newest + lanes, newest + TILE, newest[lanes - 1]);
-    transpose(rows, wide, round_up(lanes, 16), wide, queries, TILE);
-    std::fill_n(output, round_up(size, 16) * TILE, 0.0f);
-  }
-
-  // Keys or values [count, D] of a row as float32.
-  const float* read(const typename Keys<T>::Row& row, bool values, int64_t group, int64_t begin, int64_t count) {
-    return to_float(keys->find(row, values, group, begin, count, gathered), count * size, buffer);
+    products.load_queries(rows, lanes, keys->size);
   }
 
   // Let some lanes attend to the keys from `begin` to `end` of a row.
@@ -169,40 +122,33 @@ class FlashTile {
     const bool foreign = run.first % LANES || (run.count % LANES && run.first + run.count < lanes);
     for (int64_t lane = 0; lane < TILE; lane++) own[lane] = run.first <= lane && (lane < run.first + run.count || lane >= lanes);
     end = std::min(end, static_cast<int64_t>(*last) + 1);
-    if (scoring.window) begin = std::max(begin, static_cast<int64_t>(*oldest) - scoring.window + 1);
+    if (scoring.window) begin = std::max(begin, (static_cast<int64_t>(*oldest) - scoring.window + 1) / 32 * 32);  // products add pairs of keys
     const auto& row = keys->rows[run.row];
     for (int64_t next; begin < end; begin = next) {
       next = std::min((begin / KEY_BLOCK + 1) * KEY_BLOCK, end);
       const int64_t count = next - begin;
       const bool masked = foreign || *oldest < next - 1 || (scoring.window && *last - scoring.window >= begin);
-      compute_scores(read(row, false, group, begin, count), first, vectors, begin, count, masked);
-      compute_outputs(read(row, true, group, begin, count), first, vectors, count, foreign);
+      products.load_values(keys->find(row, true, group, begin, count, gathered), count);
+      products.multiply_keys(keys->find(row, false, group, begin, count, gathered + KEY_BLOCK * keys->size), count, first, vectors, scores);
+      for_strips(first, vectors, [&](int64_t lane, auto strip) {
+        constexpr int V = decltype(strip)::value;
+        if (scoring.cap != 0.0f) cap<V>(lane, count);
+        if (masked) mask<V>(lane, begin, count);
+        softmax<V>(lane, count);
+      });
+      if (foreign) add_own_values(count, first, vectors);
+      else products.add_values(count, first, vectors, rescale, output);
     }
   }
 
-  // Call f(first vector, number of vectors as a constant) for strips of some vectors of lanes.
-  template <typename F>
-  static void for_strips(int64_t first, int64_t vectors, const F& f) {
-    for (int64_t i = 0; i < vectors; i += STRIP) with_row_count<STRIP>(vectors - i, [&](auto count) { f((first + i) * LANES, count); });
-  }
-
-  // Scores of `count` keys from the row's key `begin` on, then their weights e^(score - largest); and the factors of the
-  // outputs so far.
-  void compute_scores(const float* k, int64_t first, int64_t vectors, int64_t begin, int64_t count, bool masked) {
-    for_strips(first, vectors, [&](int64_t lane, auto strip) {
-      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
-      for (int64_t i = 0; i < count; i += K) {
-        Vec sums[K][V];
-        for (int r = 0; r < K; r++)
-          for (int v = 0; v < V; v++) sums[r][v] = Vec(0.0f);
-        add_products(k + i * size, size, count - 1 - i, 1, queries + lane, size, sums);
-        for (int r = 0; r < K; r++)
-          for (int v = 0; v < V; v++) sums[r][v].store(scores + (i + r) * TILE + lane + v * LANES);
-      }
-      if (scoring.cap != 0.0f) cap<V>(lane, count);
-      if (masked) mask<V>(lane, begin, count);
-      softmax<V>(lane, count);
-    });
+  // As `add_values`, but leave the lanes of other rows as they are: their weights are zero, and zero times an infinite
+  // value would be NaN.
+  void add_own_values(int64_t count, int64_t first, int64_t vectors) {
+    const int64_t numbers = keys->size * TILE;
+    float* const kept = kept_lines.template reserve<float>(numbers);
+    std::copy_n(output, numbers, kept);
+    products.add_values(count, first, vectors, rescale, output);
+    for (int64_t i = 0; i < numbers; i += LANES) Vec::blendv(Vec::loadu(kept + i), Vec::loadu(output + i), Vec::loadu(own + i % TILE) > Vec(0.0f)).store(output + i);
   }
 
   template <int V>
@@ -247,12 +193,12 @@ class FlashTile {
       exp2(old - now).store(rescale + at);
       minus[v] = now.neg();
     }
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count; i += 2)
       for (int v = 0; v < V; v++) {
-        float* const s = scores + i * TILE + lane + v * LANES;
-        const Vec weight = exp2(at::vec::fmadd(Vec::loadu(s), unit, minus[v]));
-        sums[v] = sums[v] + weight;
-        weight.store(s);
+        const float* const s = scores + i * TILE + lane + v * LANES;
+        const Vec even = exp2(at::vec::fmadd(Vec::loadu(s), unit, minus[v]));
+        const Vec odd = i + 1 < count ? exp2(at::vec::fmadd(Vec::loadu(s + TILE), unit, minus[v])) : Vec(0.0f);
+        sums[v] = products.add_weights(i, lane + v * LANES, even, odd, sums[v]);
       }
     for (int v = 0; v < V; v++) {
       float* const t = total + lane + v * LANES;
@@ -260,32 +206,9 @@ class FlashTile {
     }
   }
 
-  // Outputs [D, lanes] of earlier blocks, rescaled, plus weighted values. `foreign`: some lanes are not to be changed,
-  // since zero times an infinite value would be NaN.
-  void compute_outputs(const float* values, int64_t first, int64_t vectors, int64_t count, bool foreign) {
-    for_strips(first, vectors, [&](int64_t lane, auto strip) {
-      constexpr int V = decltype(strip)::value, K = STRIP_ROWS<V>;
-      Vec factors[V];
-      for (int v = 0; v < V; v++) factors[v] = Vec::loadu(rescale + lane + v * LANES);
-      for (int64_t d = 0; d < size; d += K) {
-        float* const out = output + d * TILE + lane;
-        Vec sums[K][V];
-        for (int r = 0; r < K; r++)
-          for (int v = 0; v < V; v++) sums[r][v] = Vec::loadu(out + r * TILE + v * LANES) * factors[v];
-        add_products(values + d, 1, size - 1 - d, size, scores + lane, count, sums);
-        for (int r = 0; r < K; r++)
-          for (int v = 0; v < V; v++) {
-            float* const o = out + r * TILE + v * LANES;
-            if (foreign) sums[r][v] = Vec::blendv(Vec::loadu(o), sums[r][v], Vec::loadu(own + lane + v * LANES) > Vec(0.0f));
-            sums[r][v].store(o);
-          }
-      }
-    });
-  }
-
   void store_outputs(const Tile& tile, int64_t group, T* out) {
-    const int64_t wide = round_up(size, 16), heads = keys->groups * scoring.queries;
-    float* const rows = buffer;  // not in use any more
+    const int64_t size = keys->size, wide = round_up(size, 16), heads = keys->groups * scoring.queries;
+    float* const rows = kept_lines.template reserve<float>(wide * TILE);
     for (int64_t d = 0; d < size; d++)
       for (int64_t lane = 0; lane < lanes; lane += LANES) (Vec::loadu(output + d * TILE + lane) / Vec::loadu(total + lane)).store(output + d * TILE + lane);
     transpose(output, TILE, wide, round_up(lanes, 16), rows, wide);
@@ -304,6 +227,7 @@ at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::Int
   TORCH_CHECK(q.dim() == 3 && segments.size() > 0 && segments[0].dim() == 5, "flash_attention: ", q.sizes(), ", ", segments.size(), " segments");
   const at::Tensor input = q.stride(-1) == 1 ? q : q.contiguous();
   at::Tensor out = at::empty(q.sizes(), q.options());
+  Pool::get().expect(false);
   dispatch_type(q, [&](auto zero) {
     using T = decltype(zero);
     const int64_t heads = q.size(1), groups = segments[0].size(2);
@@ -312,10 +236,22 @@ at::Tensor flash_attention(const at::Tensor& q, at::TensorList segments, at::Int
     const Scoring scoring{heads / groups, window, static_cast<float>(scale), static_cast<float>(softcap)};
     const std::vector<Tile> of_group = tiles(keys, scoring.queries);
     const int64_t count = of_group.size();
-    parallel_tasks(count * groups, [&](int64_t first, int64_t last) {
-      static thread_local FlashTile<T> work;
+    const auto run = [&](auto& work, int64_t first, int64_t last) {
       for (int64_t i = first; i < last; i++)  // a row's last tiles, which have the most keys, come first
         work.run(keys, scoring, of_group[count - 1 - i % count], i / count, input.const_data_ptr<T>(), input.stride(0), input.stride(1), out.mutable_data_ptr<T>());
+    };
+    parallel_tasks(count * groups, [&](int64_t first, int64_t last) {
+#if defined(BARELOOP_AMX)
+      if constexpr (HAS_TILES<T>) {
+        if (TileProducts::supports(keys.size)) {
+          const TileRegisters registers;
+          static thread_local FlashTile<T, TileProducts> work;
+          return run(work, first, last);
+        }
+      }
+#endif
+      static thread_local FlashTile<T, FloatProducts<T>> work;
+      run(work, first, last);
     });
   });
   return out;

@@ -219,6 +219,7 @@ class Gemm {
 // alone.
 at::Tensor gemm(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& scales, const std::optional<at::Tensor>& bias,
                 const std::optional<at::Tensor>& adapter, const std::optional<at::Tensor>& adapter_sizes) {
+  Pool::get().expect(true);
   return with_matrix(x, weight, scales, bias, adapter, adapter_sizes, [&]<typename T>(const Matrix<T>& w, const T* numbers, int64_t stride, T* y) {
     const int64_t rows = x.size(0);
     if (w.adapter == nullptr) return Gemm(w, numbers, stride, y, rows).run();

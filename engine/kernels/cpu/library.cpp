@@ -22,6 +22,7 @@ OPERATORS(BARELOOP_OPS) {
   library.def("decode_rows(Tensor weight, Tensor parts, Tensor ids, Tensor like) -> Tensor", &decode_rows);
   library.def("argmax(Tensor x) -> Tensor", &argmax);
   library.def("rms_norm(Tensor x, Tensor weight, float eps, str kind) -> Tensor", &rms_norm);
+  library.def("add_norm(Tensor x, Tensor delta, Tensor? weight, Tensor? bias, float eps, str kind) -> (Tensor, Tensor)", &add_norm);
   library.def(
       "blocks(Tensor x, Tensor[] angles, Tensor(a!)[] segments, int[] counts, int[] lengths, int[] windows, int[] cache_indices, int[] cache_layers, "
       "Tensor?[] weights, int[] ropes, float[] scales, int[] heads, str norm, str qk_norm, str activation, float eps, "

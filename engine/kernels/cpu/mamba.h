@@ -94,6 +94,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mamba(
     const std::optional<at::Tensor>& out_bias, const std::optional<at::Tensor>& adapters, const std::optional<at::Tensor>& adapter_sizes) {
   const int64_t rows = x.size(0), channels = d.numel(), size = a_log.size(1), taps = conv_weight.size(2);
   TORCH_CHECK(1 <= rows && rows <= MAX_ROWS && x.is_contiguous(), "mamba: x ", x.sizes());
+  Pool::get().expect(true);
   TORCH_CHECK(conv.sizes() == at::IntArrayRef({rows, taps - 1, channels}) && ssm.sizes() == at::IntArrayRef({rows, channels, size}), "mamba: states ", conv.sizes(), " ", ssm.sizes());
   TORCH_CHECK(x_weight.size(0) == dt_weight.size(1) + 2 * size && x_weight.size(1) == channels, "mamba: ", channels, " channels");
   TORCH_CHECK(dt_weight.size(0) == channels && dt_bias.numel() == channels && a_log.size(0) == channels, "mamba: ", channels, " channels");

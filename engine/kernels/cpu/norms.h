@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 
 #include <cmath>
+#include <optional>
+#include <tuple>
 
 #include "parallel.h"
 #include "vectors.h"
@@ -17,7 +19,7 @@ inline Pair rounded(Pair x, float) {
 }
 
 inline Pair rounded(Pair x, BFloat16) {
-  const auto [low, high] = at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(x.low, x.high));
+  const auto [low, high] = at::vec::convert_bfloat16_float(to_bfloat16(x));
   return {low, high};
 }
 
@@ -94,6 +96,31 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps, c
     });
   });
   return y;
+}
+
+// x, delta [N, D] -> x + delta, rounded, and its norm with weight and bias [D], if there are any.
+std::tuple<at::Tensor, at::Tensor> add_norm(const at::Tensor& x, const at::Tensor& delta, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
+                                            c10::string_view kind) {
+  const int64_t size = x.size(-1);
+  TORCH_CHECK(x.dim() == 2 && x.is_contiguous() && delta.is_contiguous() && delta.sizes() == x.sizes() && delta.scalar_type() == x.scalar_type(), "add_norm: ", x.sizes(), " and ", delta.sizes());
+  for (const auto& each : {weight, bias}) TORCH_CHECK(!each || (each->numel() == size && each->is_contiguous() && each->scalar_type() == x.scalar_type()), "add_norm: ", x.sizes(), " by ", each->sizes());
+  at::Tensor total = at::empty(x.sizes(), x.options()), y = at::empty(x.sizes(), x.options());
+  dispatch_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const Norm<T> norm{norm_kind(kind), static_cast<float>(eps), weight ? weight->const_data_ptr<T>() : nullptr, bias ? bias->const_data_ptr<T>() : nullptr};
+    const T *const a = x.const_data_ptr<T>(), *const b = delta.const_data_ptr<T>();
+    T *const sums = total.mutable_data_ptr<T>(), *const to = y.mutable_data_ptr<T>();
+    parallel_rows(x.size(0), 2 * size * sizeof(T), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin * size; at < end * size; at += size) {
+        for_pairs(size, [&](int64_t i, int64_t count) {
+          const Pair p = load(a + at + i, count), q = load(b + at + i, count);
+          store(sums + at + i, {p.low + q.low, p.high + q.high}, count);
+        });
+        norm(sums + at, to + at, size);
+      }
+    });
+  });
+  return {total, y};
 }
 
 }  // namespace

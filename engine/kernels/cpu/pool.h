@@ -25,7 +25,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-constexpr microseconds SPIN{1000}, CROWDED_SPIN{50};  // how long a worker waits for the next region before it sleeps
+constexpr microseconds SPIN{1000}, SHORT_SPIN{30};     // how long a worker waits for the next region before it sleeps
 constexpr microseconds LATE{100}, CROWDED_LATE{20};   // how long the caller waits before it takes a worker for put aside
 constexpr microseconds OFTEN{50'000};                 // twice within this time: the machine is crowded …
 constexpr microseconds CROWDED{100'000};              // … for this time
@@ -63,6 +63,10 @@ class Pool {
     in_use.clear(std::memory_order_release);
   }
 
+  // Set how long workers wait for a region: `soon` in a step of few tokens, whose regions follow each other. In a chunk
+  // PyTorch's threads compute the products between them, and a worker that spins would take a processor from them.
+  void expect(bool soon) { is_soon.store(soon, std::memory_order_relaxed); }
+
  private:
   using Function = void (*)(const void* closure, int64_t first, int64_t last);
 
@@ -87,7 +91,7 @@ class Pool {
   alignas(64) std::atomic<int64_t> done{0};    // how much of it is done
   alignas(64) std::atomic<uint32_t> wake_ups{0};
   std::atomic<int32_t> sleeping{0};
-  std::atomic<bool> crowded{false};
+  std::atomic<bool> crowded{false}, is_soon{true};
   Clock::time_point last_late{}, crowded_until{};
 
   // The caller's part in a region.
@@ -165,7 +169,7 @@ class Pool {
         pause();
         if (spins % 32 != 0) continue;
         const Clock::time_point now = Clock::now();
-        if (spins == 0) asleep_at = now + (is_crowded ? CROWDED_SPIN : SPIN);
+        if (spins == 0) asleep_at = now + (is_soon.load(std::memory_order_relaxed) && !is_crowded ? SPIN : SHORT_SPIN);
         if (now >= asleep_at) break;
       }
       sleeping.fetch_add(1);

@@ -129,6 +129,7 @@ struct RwkvBlock {
 std::vector<at::Tensor> rwkv(const at::Tensor& x, at::TensorList memory, at::TensorList weights, const Optionals& scales, double eps, const std::optional<at::Tensor>& adapters, const std::optional<at::Tensor>& adapter_sizes) {
   const int64_t rows = x.size(0), hidden = x.size(1);
   TORCH_CHECK(1 <= rows && rows <= MAX_ROWS && x.is_contiguous() && memory.size() == RWKV_MEMORY && weights.size() == RWKV_COUNT && scales.size() == RWKV_COUNT, "rwkv: x ", x.sizes());
+  Pool::get().expect(true);
   const int64_t inner = weights[DECAY].numel();
   auto check_shape = [&](const at::Tensor& tensor, at::IntArrayRef shape) { TORCH_CHECK(tensor.is_contiguous() && tensor.sizes() == shape, "rwkv: ", tensor.sizes(), ", not ", shape); };
   for (const int which : {ATTENTION_INPUT, FEED_FORWARD_INPUT}) check_shape(memory[which], {rows, hidden});

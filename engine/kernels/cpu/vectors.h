@@ -86,8 +86,16 @@ inline void store(float* out, Pair x, int64_t count = PAIR) {
   if (count > first) x.high.store(out + first, count - first);
 }
 
+inline at::vec::Vectorized<BFloat16> to_bfloat16(Pair x) {
+#if defined(__AVX512BF16__) && defined(CPU_CAPABILITY_AVX512)
+  return at::vec::Vectorized<BFloat16>((__m512i)_mm512_cvtne2ps_pbh(x.high, x.low));
+#else
+  return at::vec::convert_float_bfloat16(x.low, x.high);
+#endif
+}
+
 inline void store(BFloat16* out, Pair x, int64_t count = PAIR) {
-  at::vec::convert_float_bfloat16(x.low, x.high).store(out, count);
+  to_bfloat16(x).store(out, count);
 }
 
 inline float sum(Vec x) {

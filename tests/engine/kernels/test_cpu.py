@@ -94,6 +94,23 @@ def test_rms_norm_equals_the_module(ops, dtype, norm):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_add_norm_is_the_sum_and_its_norm(ops, dtype, norm):
+    for rows, size in ((1, 5), (40, 33), (3, 897)):
+        module = NORMS[norm](size, 1e-5).to(dtype)
+        with torch.no_grad():
+            for number, parameter in enumerate(module.parameters()):
+                parameter.copy_(random_tensor(size, seed=number))
+            x, delta = random_tensor(rows, size, dtype=dtype), random_tensor(rows, size, dtype=dtype, seed=3)
+            total, y = ops.add_norm(x, delta, module.weight, module.bias, 1e-5, norm)
+            exact = module.double()(total.double())
+        assert torch.equal(total, x + delta)
+        assert torch.allclose(y.double(), exact, rtol=2.1 * ROUNDING[dtype] + 1e-6, atol=2e-6)
+    with pytest.raises(RuntimeError, match="add_norm"):
+        ops.add_norm(x, delta[:, 1:], None, None, 1e-5, "layer")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_argmax_is_the_first_maximum_or_invalid_if_it_is_not_finite(ops, dtype):
     for size in (1, 2, 31, 32, 33, 1000, 4099):
         x = random_tensor(3, size, dtype=dtype)
@@ -309,6 +326,18 @@ def test_the_first_tokens_do_not_wait_for_the_build(tmp_path):
     first, last = done.stdout.splitlines()
     assert first == "3 PyTorch's operators, while the C++ kernels are built"
     assert "could not be built" in last and list(tmp_path.rglob("*.log"))
+
+
+def test_a_compiler_without_amx_builds_the_next_instruction_set(tmp_path):
+    if "amx" not in build.supported_isas():
+        pytest.skip("this CPU has no AMX")
+    compiler = tmp_path / "old"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    done = run_program(tmp_path, CXX=str(compiler))
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name.split("-")[0] for path in tmp_path.rglob("*.log")) == ["amx", "avx512"]
+    assert "avx512" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("value", ["sse9", "avx512"])

@@ -81,9 +81,10 @@ def test_queries_may_be_a_slice_of_a_product(ops, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [80, 64])
 @pytest.mark.parametrize("window", [0, 70])
-def test_bits_depend_neither_on_threads_nor_on_other_rows(ops, dtype, window):
-    q, segments = draw(2, 3, 80, dtype)
+def test_bits_depend_neither_on_threads_nor_on_other_rows(ops, dtype, window, size):
+    q, segments = draw(2, 3, size, dtype)
     together = attend(ops, q, segments, ROWS, window, 30.0)
     threads = torch.get_num_threads()
     try:
@@ -100,10 +101,11 @@ def test_bits_depend_neither_on_threads_nor_on_other_rows(ops, dtype, window):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [0, 70])
-def test_bits_depend_neither_on_chunks_nor_on_segments(ops, dtype, window):
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("window", [0, 70, 71])
+def test_bits_depend_neither_on_chunks_nor_on_segments(ops, dtype, window, size):
     whole: list[Row] = [(300, [(0, 300)])]
-    q, segments = draw(2, 3, 16, dtype, whole)
+    q, segments = draw(2, 3, size, dtype, whole)
     once = attend(ops, q, segments, whole, window)
     ends = [1, 64, 150, 151, 300]
     starts = [0, *ends[:-1]]
@@ -128,10 +130,11 @@ def test_sixteen_short_rows_after_a_shared_prefix_equal_float64(ops, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_are_those_of_the_largest_scores(ops, dtype):
+@pytest.mark.parametrize("size", [16, 32])
+def test_weights_are_those_of_the_largest_scores(ops, dtype, size):
     """Scores of several hundred, whose exponentials overflow, and which grow from block to block."""
     row: list[Row] = [(1, [(0, 300)])]
-    q, segments = draw(1, 1, 16, dtype, row)
+    q, segments = draw(1, 1, size, dtype, row)
     segments[0][1, 0] = torch.linspace(-400, 400, 300)[:, None].to(dtype)
     q.fill_(1)
     expected = exact(q, segments, row)
@@ -142,9 +145,10 @@ def test_weights_are_those_of_the_largest_scores(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_nan_and_infinity_reach_the_queries_that_see_them_and_no_other_row(ops, dtype, value):
+@pytest.mark.parametrize("size", [16, 64])
+def test_nan_and_infinity_reach_the_queries_that_see_them_and_no_other_row(ops, dtype, value, size):
     rows: list[Row] = [(2, [(0, 200), (1, 2)]), (3, [(0, 200), (2, 3)]), (1, [(0, 200), (3, 1)])]
-    q, segments = draw(1, 3, 16, dtype, rows)
+    q, segments = draw(1, 3, size, dtype, rows)
     clean = attend(ops, q, segments, rows)
     segments[2][1, 1, 0, 1] = value  # the value of the second row's second new token
     out = attend(ops, q, segments, rows)
