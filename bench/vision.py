@@ -76,7 +76,7 @@ def measure(folder: Path, options: Any) -> list[Result]:
     with Progress("images", 2 * (options.rounds + 1)) as progress, tempfile.TemporaryDirectory() as temporary:
         for name, place in (("split", folder), ("not split", unsplit(folder, Path(temporary)))):
             llm, ask = engine(place, options.device)
-            peer = transformers_model(place, llm.device) if options.peer else None
+            peer = transformers_model(place, llm.device, llm.config.tokens_per_tile) if options.peer else None
             ours: list[Times] = []
             theirs: list[Times] = []
             for number in range(options.rounds + 1):
@@ -95,6 +95,8 @@ def measure(folder: Path, options: Any) -> list[Result]:
 
 def unsplit(folder: Path, target: Path) -> Path:
     """The same checkpoint in `target`, with an image processor that makes one tile of every image."""
+    if not (folder / PROCESSOR).exists():
+        raise UsageError(f"{folder} has no {PROCESSOR}; use the folder of a vision-language model such as SmolVLM")
     for path in folder.iterdir():
         (target / path.name).symlink_to(path.resolve())
     settings = json.loads((folder / PROCESSOR).read_text(encoding="utf-8")) | {"do_image_splitting": False}
@@ -136,7 +138,7 @@ def engine(folder: Path, device: str) -> tuple[LLM, Callable[[bytes], Times]]:
     return llm, ask
 
 
-def transformers_model(folder: Path, device: Any) -> Callable[[bytes], Times]:
+def transformers_model(folder: Path, device: Any, tokens_per_tile: int) -> Callable[[bytes], Times]:
     """The same for transformers, which computes an image again with every question."""
     try:
         import torch
@@ -145,11 +147,14 @@ def transformers_model(folder: Path, device: Any) -> Callable[[bytes], Times]:
         from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
     except ImportError as error:
         raise UsageError(f"transformers with Pillow is not installed ({error}); add --no-peer") from None
+    from engine.text.chat_template import ChatTemplate
+    from engine.text.tokenizer import Tokenizer
+
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokens = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_seq_len"]
     images = Idefics3ImageProcessorPil.from_pretrained(folder)
-    processor = Idefics3Processor(images, tokenizer, tokens, chat_template=tokenizer.chat_template)
+    template = ChatTemplate.load(folder, Tokenizer.load(folder)).source
+    processor = Idefics3Processor(images, tokenizer, tokens_per_tile, chat_template=template)
 
     def ask(data: bytes) -> Times:
         seconds = []

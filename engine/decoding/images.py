@@ -94,6 +94,12 @@ class ImageLibrary:
         with self._lock:
             return sum(image.nbytes for image in self._kept.values())
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of all images in memory: those that are kept, and those that somebody holds."""
+        with self._lock:
+            return sum(image.nbytes for image in [*self._known.values()])
+
     def encode(self, source: str | Path | bytes, scope: Hashable = None) -> list[int]:
         """Token ids of one image in a prompt: its control tokens, and ids of its own for its vectors.
 

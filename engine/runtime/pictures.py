@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MAX_BYTES = 20_000_000  # of an image file: photographs have 2 to 15 MB
 MAX_PIXELS = 50_000_000  # a pixel takes 4 bytes, twice while it is converted, and twice more in WebP's decoder
 MAX_SIDE = 100_000  # pixels; a filter's table for resizing takes 48 bytes per pixel of a side
+MAX_SCANNED = 10_000_000_000  # pixels of a JPEG file times its scans: each goes over all pixels, and may have 10 bytes
+SCAN = b"\xff\xda"  # begins a scan of a JPEG file
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no other parser of Pillow is reached
 BANDS = 256  # rows that are blended at once, which bounds the memory for it
 WHITE = (255, 255, 255, 255)
@@ -83,15 +85,16 @@ def picture_size(source: str | Path | bytes) -> tuple[int, int]:
         return image.size if _orientation(image) < 5 else (image.height, image.width)
 
 
-def read_picture(source: str | Path | bytes) -> Image:
+def read_picture(source: str | Path | bytes, content: bytes | None = None) -> Image:
     """Decode an image file: -> mode RGB, turned as EXIF says, on white where it is transparent, the first frame.
 
-    16 bits become 8 by their upper half. Raises `BareloopError` for a file that is not PNG, JPEG, WebP, GIF or BMP,
-    is damaged, or exceeds `MAX_BYTES`, `MAX_PIXELS` or `MAX_SIDE`.
+    `content`: its bytes, if they have been read. 16 bits become 8 by their upper half. Raises `BareloopError` for a
+    file that is not PNG, JPEG, WebP, GIF or BMP, is damaged, or exceeds `MAX_BYTES`, `MAX_PIXELS`, `MAX_SIDE` or
+    `MAX_SCANNED`.
     """
     name = _name(source)
     try:
-        return _turned(*_decode(picture_bytes(source), name))
+        return _turned(*_decode(picture_bytes(source) if content is None else content, name))
     except MemoryError as error:
         raise _damaged(name, error) from None
 
@@ -128,6 +131,9 @@ def _open(content: bytes, name: str) -> Image:
             f"{name} has {width:,} x {height:,} pixels; the limits are {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side; "
             "make it smaller"
         )
+    scans = content.count(SCAN) if image.format in ("JPEG", "MPO") else 0
+    if scans * width * height > MAX_SCANNED:
+        raise BareloopError(f"{name} is a JPEG file of {scans:,} scans, and usual ones have 10; save it anew")
     return image
 
 

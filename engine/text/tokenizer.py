@@ -215,8 +215,10 @@ class Tokenizer:
         return backend
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD, ids without a token (an image's) nothing."""
         kept = [token for token in ids if not (skip_special_tokens and token in self.special_ids)]
+        if kept and max(kept) >= 2**32:  # more than the library takes
+            kept = [token for token in kept if token < 2**32]
         return str(self.backend.decode(kept, skip_special_tokens=False))  # the library does not skip all of them
 
     def token_bytes(self, token: int) -> bytes:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import shapes, vision
+from engine.runtime.errors import UsageError
 
 
 @pytest.fixture
@@ -25,3 +26,8 @@ def test_split_and_whole_images_are_measured_beside_transformers(cache, tmp_path
     for result in (split, whole):
         assert min(result[name] for name in ("seconds", "next_seconds", "peer_seconds", "peer_next_seconds")) > 0
     assert "time to the first token about an image" in capsys.readouterr().out
+
+
+def test_a_model_for_text_is_refused_in_one_line(cache, tmp_path):
+    with pytest.raises(UsageError, match=r"has no preprocessor_config.json; use the folder of a vision-language model"):
+        vision.main(vision.parser().parse_args(["-m", "tiny", "--device", "cpu"]))

@@ -94,6 +94,8 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise BareloopError(f"{name} calls a tool, which cannot be learned yet; leave this row out")
     content = message.get("content")
     if isinstance(content, list):  # parts, which the template's renderer checks
+        if any(isinstance(part, Mapping) and str(part.get("type")).startswith("image") for part in content):
+            raise BareloopError(f"{name} has an image, which cannot be learned from yet; leave this row out")
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
         content = "\n".join(part if isinstance(part, str) else "" for part in parts)
     if role == "assistant":

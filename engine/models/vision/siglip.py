@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import cast
 
 import torch
@@ -111,7 +110,6 @@ class Connector(nn.Module):
         return self.projection(squares.reshape(-1, scale**2 * width)).view(tiles, patches // scale**2, -1)
 
 
-@cache
 def position_places(rows: int, columns: int, side: int) -> Tensor:
     """Indices [rows * columns] into the positions of side x side patches, for an image of this many patches.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TYPE = "image_url"
 SHAPE = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}'
+MAX_USED = 768 * 2**20  # bytes in memory of all images of a model. One of 100 kB may be 13 MB until it is computed
 DETAILS = (None, "auto", "high")  # values of `detail` that change nothing: pictures are split as the checkpoint says
 
 
@@ -70,10 +71,13 @@ class RequestImages:
         self.pinned: list[Any] = []
 
     def encode(self, source: str | Path | bytes) -> list[int]:
-        """Token ids of the next image. Raises `ApiError` (400) that names its place."""
+        """Token ids of the next image. Raises `ApiError`: 400 that names its place, 429 while there is no memory."""
         place = next(self._places)
         if not isinstance(source, bytes):  # the server reads no files for its clients
             raise _refused(place, "is not the bytes of an image")
+        if (used := self._library.used_bytes) > MAX_USED:
+            message = f"the images of the requests that are running take {used / 2**20:,.0f} MB: try again later"
+            raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1"})
         try:
             ids = self._library.encode(source, self._scope)
             self.pinned += self._library.pin(ids)

@@ -160,8 +160,10 @@ def test_images_beyond_the_limit_are_dropped_but_not_those_that_somebody_holds(l
     held = library.pin([1, *cat, 2])
     dog = library.encode(DOG)
     assert len(library.vectors(image_ids(cat))) == len(image_ids(cat))
+    assert library.used_bytes > library.nbytes
     del held
     gc.collect()
+    assert library.used_bytes == library.nbytes
     with pytest.raises(BareloopError, match=r"^an image of this prompt is no longer in memory; send it again$"):
         library.vectors(image_ids(cat))
     assert library.pin(cat) == []

@@ -22,7 +22,6 @@ from engine.runtime.pictures import data_url, parse_data_url, picture_bytes, pic
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 ORIENTATION = 0x0112
-LARGEST = [("RGB", "PNG"), ("LA", "PNG"), ("CMYK", "JPEG"), ("P", "GIF"), ("RGBA", "WEBP")]
 QUICK = {"PNG": {"compress_level": 1}, "WEBP": {"lossless": True, "quality": 0, "method": 0}}  # ways to write
 
 
@@ -172,6 +171,16 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[
     output = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     peak, pixels = map(int, output.stdout.split())
     assert peak < (4 if kind == "WEBP" else 2) * 4 * pixels + 150e6
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded():
+    """A scan has 10 bytes, and goes over all pixels: 20 MB of them would take hours."""
+    data = saved(Image.new("L", (4_000, 4_000)), "JPEG", progressive=True)
+    scan = data[data.rindex(pictures.SCAN) : -2]
+    assert read_picture(data[:-2] + 3 * scan + data[-2:]).size == (4_000, 4_000)
+    for function in (read_picture, picture_size, data_url):
+        with pytest.raises(BareloopError, match=r"^the image is a JPEG file of 1,0\d\d scans, .*; save it anew$"):
+            function(data[:-2] + 1_000 * scan + data[-2:])
 
 
 def test_a_damaged_file_is_one_line_or_a_picture():

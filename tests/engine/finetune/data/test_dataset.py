@@ -213,6 +213,7 @@ def test_settings_out_of_range_are_refused(load_checkpoint, write, options, mess
         ),
         ({"messages": [CHAT[0], {"role": "assistant"}]}, "the content of message 2 of messages is a NoneType"),
         ({"messages": [CHAT[0], {"role": "assistant", "tool_calls": [{}]}]}, "calls a tool"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "message 1 of messages has an image"),
         ({"messages": [CHAT[0], CHAT[1] | {"weight": 0}]}, "have weight 0"),
         ({"title": "t", "context": "c", "question": "q", "answers": {"text": []}}, "answers has no text"),
         ({"title": "t", "context": 3, "question": "q", "answers": {"text": ["a"]}}, "context is a int"),

@@ -206,6 +206,16 @@ def test_quantized_formats_leave_the_tower_as_it_is(tmp_path, quant):
     assert torch.equal(again.logits(again(step(plain, ids, dense))), logits)
 
 
+def test_gradients_of_the_tower_after_inference(plain):
+    _, model = load(plain, "float32")
+    with torch.inference_mode():
+        model.image_vectors(pixels(1, plain.tile))
+    model.connector.projection.weight.requires_grad_(True)
+    model.vision_tower.positions.weight.requires_grad_(True)
+    model.image_vectors(pixels(1, plain.tile)).sum().backward()
+    assert model.vision_tower.positions.weight.grad is not None
+
+
 def test_random_weights_from_a_config(plain):
     llm = LLM.from_config(json.loads((plain.folder / "config.json").read_text()), seed=3)
     assert isinstance(llm.model, SmolVLM)

@@ -8,7 +8,7 @@ import pytest
 
 from engine.runtime.errors import BareloopError
 from engine.runtime.pictures import data_url
-from engine.serve.conversation.images import RequestImages, find_images
+from engine.serve.conversation.images import MAX_USED, RequestImages, find_images
 from engine.serve.conversation.messages import prepare
 from engine.serve.conversation.tools import ToolFormat
 from engine.serve.protocol.common import MAX_TEXT
@@ -114,6 +114,8 @@ def test_tools_are_described_beside_an_image(has_system_role):
 class Library:
     """Three ids for each image."""
 
+    used_bytes = 0
+
     def encode(self, source, scope):
         if source == b"broken":
             raise BareloopError("the image is damaged")
@@ -147,3 +149,16 @@ def test_more_images_than_the_window_holds_are_not_decoded():
         images.encode(b"ab")
     assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "second")
     assert caught.value.extra == {"n_prompt_tokens": 6, "n_ctx": 5}
+
+
+def test_no_more_images_are_decoded_while_those_of_other_requests_fill_the_memory():
+    library = Library()
+    images = RequestImages(library, ["first", "second", "third"], None, 100)
+    images.encode(b"ab")
+    library.used_bytes = MAX_USED + 1
+    message = "^the images of the requests that are running take 768 MB: try again later$"
+    with pytest.raises(ApiError, match=message) as caught:
+        images.encode(b"abc")
+    assert (caught.value.status, caught.value.headers) == (429, {"retry-after": "1"})
+    library.used_bytes = 0
+    assert images.encode(b"abc")
