@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from chat.commands import execute, is_command
 from chat.conversation.events import ChatEvents, Notice, Piece, Reply, Settings
 from chat.conversation.recall import Memory
-from chat.images import ImagePart, images_of
+from chat.images import ImagePart, content_of, images_of
 from chat.models.interface import ChatModel
 from chat.workspace import Workspace
 from engine.runtime.errors import UsageError
@@ -55,7 +55,11 @@ class Agent(Workspace):
         is_message = not is_command(line.strip())
         if images and not is_message:
             raise UsageError("images go with a message, not with a command")
-        events = self.session.send(line, [*self.images, *images]) if is_message else execute(self, line.strip())
+        images = [*self.images, *images] if is_message else []
+        if images:  # saved at once, as decoding and counting them takes a while
+            self.session.unanswered = content_of(line, images)
+            self._save_part()
+        events = self.session.send(line, images) if is_message else execute(self, line.strip())
         saved = False
         try:
             for event in events:

@@ -126,7 +126,7 @@ def edit(workspace: Workspace, rest: str) -> ChatEvents:
 
 @command("N TEXT")
 def branch(workspace: Workspace, rest: str) -> ChatEvents:
-    """replace message N and go on from there; what followed is kept as another version"""
+    """replace message N and go on from there, with images as /edit; what followed is kept as another version"""
     number, _, text = rest.partition(" ")
     if not text.strip():
         raise UsageError("/branch needs the number of a message and its new text")

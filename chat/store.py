@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -128,6 +129,11 @@ def encode(conversation: Conversation) -> str:
     content = {"format": FORMAT, "version": VERSION, **asdict(conversation), "messages": messages}
     del content["turns"]
     return without_surrogates(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
+
+
+def digest(conversation: Conversation) -> str:
+    """A hash of what `encode` returns, which may be megabytes of images."""
+    return hashlib.sha256(encode(conversation).encode()).hexdigest()
 
 
 def load(path: Path) -> Conversation:

@@ -41,7 +41,7 @@ class Workspace:
         self.memory = None if memory is None else memory.bound("")
         self.session = Session(load_model(name), settings, memory=self.memory)
         self._has_failed = False  # the last autosave
-        self._copied = ""  # what the user has saved in another file, as it was written
+        self._copied = ""  # the hash of what the user has saved in another file
         self._set_path(self._new_path())
 
     def begin(self) -> None:
@@ -85,7 +85,7 @@ class Workspace:
                 raise UsageError(f"{path} exists and is not a conversation; name another file") from None
         conversation = self.conversation()
         store.save(conversation, path)
-        self._copied = store.encode(conversation)
+        self._copied = store.digest(conversation)
         return path
 
     def load(self, path: Path) -> Iterator[Notice]:
@@ -147,6 +147,8 @@ class Workspace:
         model = self.load_model(name)
         if not model.takes_images and any(map(count_images, before.turns)):
             raise UsageError(f"this conversation has images, and {name} takes none; /clear starts a new one")
+        if not model.takes_images and self.images:
+            raise UsageError(f'images wait for the next message, and {name} takes none; /image "" removes them')
         session = _continued(before, before.tree, before.unanswered, model, before.settings, before.now)
         session.statistics, session.memory = before.statistics, self.memory
         session.recount_memories()
@@ -196,7 +198,7 @@ class Workspace:
     def _save_before_leaving(self) -> None:
         """Save what another conversation is about to replace. Raises `BareloopError` if it would be lost."""
         warning = self.autosave_now()
-        if warning is not None and self._has_failed and self._copied != store.encode(self.conversation()):
+        if warning is not None and self._has_failed and self._copied != store.digest(self.conversation()):
             raise BareloopError(
                 f"{warning.text}; so this conversation stays open: free some space, or /save it in another place first"
             )

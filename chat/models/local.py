@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.context import Message, SystemRole, system_role
+from chat.images import images_of
 from chat.models.interface import Origin, ReplyEvent, TokenProbability
 from chat.models.plain import PlainTemplate
 from engine.checkpoints.opening import weights_fingerprint
@@ -136,10 +137,24 @@ class LocalModel:
         """
         encoded = self._encoded  # read once, as another thread may encode another prompt
         if encoded is None or encoded[0] != messages:
-            ids = self.template.encode(messages)
+            try:
+                ids = self.template.encode(messages)
+            except BareloopError:
+                self._check_images(messages)
+                raise
             images = None if self.llm.images is None else self.llm.images.pin(ids)
             encoded = self._encoded = (messages, ids, images)
         return encoded[1]
+
+    def _check_images(self, messages: Sequence[Message]) -> None:
+        """Raise `BareloopError` that names the first image that cannot be read, as in a file that was changed."""
+        encoder = self.template.images if isinstance(self.template, ChatTemplate) else None
+        for image in (image for message in messages for image in images_of(message["content"])):
+            try:
+                if encoder is not None:
+                    encoder.encode(image["image"])
+            except BareloopError as error:
+                raise BareloopError(f"[image {image['name']}]: {error}; /undo removes its turn") from None
 
     def _shown(self, messages: Sequence[Message]) -> list[int]:
         """The same ids with the model's image token for each vector of an image."""

@@ -26,7 +26,9 @@ class PlainTemplate:
         Raises `BareloopError` if a message has an image.
         """
         if count_images(messages):
-            raise BareloopError("a base model without a chat template takes no images; use one that has a template")
+            raise BareloopError(
+                "a base model without a chat template takes no images; use a vision-language model such as SmolVLM"
+            )
         lines = [
             f"{message['content']}\n"
             if message["role"] == "system"

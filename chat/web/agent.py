@@ -41,7 +41,7 @@ class PageAgent(Agent):
         self.problem = ""  # why what was said is in no file
         self.answer: Answer | None = None
         self.shown_images = Images()
-        self._untouched: str | None = None  # what a copy says in which nothing has changed yet
+        self._untouched: str | None = None  # `_said()` of a copy in which nothing has changed yet
         super().__init__(lambda _: Absent(), name, settings, autosave, memory)
         self.screen = "page"
 
@@ -88,8 +88,8 @@ class PageAgent(Agent):
         self.session.title = f"{self.heading[: MAX_TITLE - len(text)]}{text}"
 
     def _said(self) -> str:
-        """What users have said and chosen, whatever computes the replies."""
-        return store.encode(replace(self.conversation(), fingerprint="", template="", url=""))
+        """A hash of what users have said and chosen, whatever computes the replies."""
+        return store.digest(replace(self.conversation(), fingerprint="", template="", url=""))
 
     # The file.
 

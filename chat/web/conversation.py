@@ -14,11 +14,12 @@ from chat.conversation.events import Notice, Piece, Reply
 from chat.images import ImagePart
 from chat.web.agent import PageAgent
 from chat.web.audience import Audience
+from chat.web.draft import Draft
 from chat.web.lines import LOG, Run, as_notice
 from chat.web.models.interface import Models
 from chat.web.own_model import OwnModel
 from chat.web.snapshot import Running, encode_tokens, encode_view
-from chat.web.streams import Event, PieceEvent, Tab
+from chat.web.streams import PieceEvent, Tab
 from engine.runtime.errors import BareloopError
 from engine.serve.protocol.errors import ApiError
 from engine.serve.threads import in_thread
@@ -39,7 +40,7 @@ class Conversation:
         self.used = time.monotonic()
         self.updated = datetime.now().astimezone()
         self.is_leaving = False  # it is being deleted
-        self._has_draft: str | None = None  # the tab that was told the draft; if it goes on, it has it
+        self._draft = Draft(agent, self.audience)
         self._notices: defaultdict[int, list[Notice]] = defaultdict(list)  # of turns, by their keys
         self._lock = asyncio.Lock()  # who works with the session
         self._refreshing = asyncio.Lock()
@@ -59,7 +60,7 @@ class Conversation:
     @property
     def is_in_file(self) -> bool:
         """Whether the conversation's file has all of it, so that it need not be in memory."""
-        return self.agent.path.is_file() and self.agent.is_saved and not self._has_own_draft
+        return self.agent.path.is_file() and self.agent.is_saved and not self._draft
 
     # What tabs see.
 
@@ -84,27 +85,8 @@ class Conversation:
     def greet(self, tab: Tab) -> None:
         """Tell a tab all, as it has just come or has fallen behind."""
         tab.push(self.audience.snapshot())
-        if self._has_own_draft and self.run is None:
-            tab.push(self._draft(None))
-
-    @property
-    def _has_own_draft(self) -> bool:
-        """Whether there is a message to give back to the user."""
-        return bool(self.agent.draft or self.agent.draft_images)
-
-    def _draft(self, tab: str | None) -> Event:
-        """Give the draft back to the user: to a tab, which may be gone, or to any. That one has it for certain."""
-        text, images = draft = self.agent.draft, self.agent.draft_images
-
-        def forget() -> None:
-            if (self.agent.draft, self.agent.draft_images) == draft:
-                self._forget_draft()
-
-        told = self.agent.shown_images.tell(images)
-        return self.audience.draft(text, told, tab, forget if tab is None else None)
-
-    def _forget_draft(self) -> None:
-        self.agent.draft, self.agent.draft_images = "", []
+        if self._draft and self.run is None:
+            tab.push(self._draft.told(None))
 
     def _progress(self, seconds: float, size: int, is_done: bool) -> None:
         self.audience.tell_loading(self.agent.name, seconds, size, is_done)
@@ -117,9 +99,7 @@ class Conversation:
             raise ApiError(409, "this conversation is being deleted")
         if self.run is not None:
             raise ApiError(409, "a reply is running in this conversation; stop it, or wait for its end")
-        if tab == self._has_draft:
-            self._forget_draft()
-            self._has_draft = None
+        self._draft.goes_on(tab)
         self.used = time.monotonic()
         self.run = Run(line, tab, images)
         if self.run.is_message:
@@ -234,10 +214,9 @@ class Conversation:
         self.updated = datetime.now().astimezone()
         self.audience.tell_view(view)
         if run.has_draft:
-            self.agent.draft, self.agent.draft_images = run.draft, list(run.images)
-            self._has_draft = run.tab if self.tabs else None
-        if self._has_own_draft and not self.is_leaving:  # then it is for the tab that takes the deletion back
-            self.audience.tell(self._draft(run.tab if run.has_draft else None))
+            self._draft.keep(run.draft, run.images, run.tab if self.tabs else None)
+        if self._draft and not self.is_leaving:  # then it is for the tab that takes the deletion back
+            self.audience.tell(self._draft.told(run.tab if run.has_draft else None))
         self.changed()
 
     def _work(self, run: Run) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chat.images import ImagePart, image_bytes, image_part
+from chat.images import MAX_HEADER, ImagePart, image_bytes, image_part
 from engine.runtime.errors import BareloopError, quote
 from engine.runtime.pictures import DATA_URL
 from engine.serve.protocol.errors import ApiError
@@ -32,7 +32,7 @@ def received(images: Any, shown: Images) -> list[ImagePart]:
 
 def _received(image: Mapping[str, Any]) -> ImagePart:
     url, name = image.get("image"), image.get("name", "")
-    if not isinstance(url, str) or not isinstance(name, str) or not DATA_URL.match(url):
+    if not isinstance(url, str) or not isinstance(name, str) or not DATA_URL.match(url, 0, MAX_HEADER):
         raise ApiError(400, f"image is {quote(url)}: use a data: URL (data:image/png;base64,…), and a text as its name")
     return image_part(image_bytes({"type": "image", "image": url, "name": name}), name)
 
@@ -54,7 +54,7 @@ class Images:
     def find(self, id: str) -> tuple[bytes, str]:
         """The file of an image and its media type. Raises `ApiError` 404 if there is none that a browser can show."""
         image = self._images.get(id)
-        kind = "" if image is None else image["image"].partition(";")[0].lower().removeprefix("data:")
+        kind = "" if image is None else image["image"][:MAX_HEADER].partition(";")[0].lower().removeprefix("data:")
         if image is None or kind not in KINDS:
             raise ApiError(404, f"there is no image {quote(id)}")
         try:

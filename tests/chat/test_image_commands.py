@@ -11,7 +11,7 @@ from chat import __main__ as program
 from chat import store
 from chat.agent import Agent
 from chat.conversation.events import Notice, Reply, Settings
-from chat.images import content_of, images_of, shown, text_of
+from chat.images import content_of, images_of, read_image, shown, text_of
 from chat.models.local import LocalModel
 from chat.pipe import Pipe
 from chat.web.exports import markdown
@@ -149,6 +149,39 @@ def test_a_message_without_a_reply_is_offered_again_with_its_images(vision_agent
     text = output(other, f"/load {vision_agent.path}")
     assert "ready to be sent again: [image my cat.png]\nWhat is it?" in text
     assert (other.draft, other.draft_images) == ("What is it?", vision_agent.images)
+
+
+def test_a_message_is_in_its_file_before_its_images_are_decoded(vision_agent, cat, monkeypatch):
+    saved = []
+    model, encode = type(vision_agent.session.model), LocalModel._encode
+    monkeypatch.setattr(
+        model, "_encode", lambda self, messages: saved.append(vision_agent.path.is_file()) or encode(self, messages)
+    )
+    vision_agent.images.append(read_image(str(cat)))
+    list(vision_agent.handle("What is it?"))
+    assert saved and all(saved)
+
+
+def test_a_damaged_image_of_a_file_is_named_with_the_way_out(vision_agent, cat):
+    output(vision_agent, f"/image {cat}")
+    list(vision_agent.handle("What is it?"))
+    text = vision_agent.path.read_text()
+    vision_agent.path.write_text(text.replace("data:image/png;base64,iVBOR", "data:image/png;base64,AAAAA"))
+    list(vision_agent.load(vision_agent.path))
+    message = r"^\[image my cat\.png\]: the image is not a PNG, .*; /undo removes its turn$"
+    with pytest.raises(BareloopError, match=message):
+        list(vision_agent.handle("And now?"))
+    output(vision_agent, "/undo")
+    assert any(isinstance(event, Reply) for event in vision_agent.handle("And now?"))
+
+
+def test_images_that_wait_are_not_taken_to_a_text_model(vision_agent, agent, cat):
+    output(vision_agent, f"/image {cat}")
+    vision_agent.load_model = lambda _: agent.session.model
+    with pytest.raises(UsageError, match=r'images wait for the next message, and text takes none; /image "" removes'):
+        output(vision_agent, "/model text")
+    output(vision_agent, '/image ""')
+    assert "now text" in output(vision_agent, "/model text")
 
 
 def test_a_text_model_does_not_take_over_a_conversation_with_images(vision_agent, agent, cat):

@@ -66,10 +66,16 @@ class Script:
         """Let all tokens come."""
         self.let(cast("int", float("inf")))
 
+    def wait_for_prompts(self, number: int) -> None:
+        """Wait until models have got so many prompts."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.prompts) >= number, GUARD)
+
     def next_reply(self, messages: Sequence[Message]) -> list[str]:
         """The tokens of the reply to these messages."""
         with self._changed:
             self.prompts.append([dict(message) for message in messages])
+            self._changed.notify_all()
             if self.failure is not None:
                 failure, self.failure = self.failure, None
                 raise failure

@@ -124,6 +124,7 @@ def test_a_message_may_have_images_and_no_text(page, browser):
         ([{"image": "http://127.0.0.1/cat.png"}], "use a data: URL"),
         ([{"image": "data:text/html;base64,PGI+"}], "use a data: URL"),
         ([{"image": "data:image/png;base64,?"}], "not base64"),
+        ([{"image": f"data:image/png{';a=' * 100};base64,AA=="}], "use a data: URL"),
         ([{"image": url(b"no image"), "name": "cat.png"}], "cat.png"),
         ([{"image": url(file()[:60]), "name": "cut.png"}], "cut.png"),
         ([{"image": url(bomb()), "name": "bomb.png"}], "bomb.png"),

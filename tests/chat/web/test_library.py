@@ -90,7 +90,7 @@ def test_what_another_program_wrote_during_a_reply_is_kept_and_so_is_the_reply(p
     tab = browser.listen(id)
     page.script.hold()
     browser.line(id, "second")
-    tab.wait(lambda tab: page.script.prompts[1:])
+    page.script.wait_for_prompts(2)
     agent = terminal()
     list(agent.load(store.find(id)))
     list(agent.handle("from the terminal"))
