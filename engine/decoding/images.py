@@ -19,7 +19,6 @@ from collections.abc import Sequence as Seq
 from functools import cached_property
 from itertools import count, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -35,9 +34,6 @@ from engine.runtime.errors import BareloopError
 from engine.runtime.pictures import picture_bytes, picture_size, read_picture
 from engine.text.image_prompt import image_prompt
 from engine.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 MAX_BYTES = 256 * 2**20  # of the images that no request holds
 
@@ -115,7 +111,7 @@ class ImageLibrary:
         with self._lock:
             image = self._known.get(first)
         if image is None:
-            tiles = self.processor.split(_picture(data, source))
+            tiles = self.processor.split(read_picture(source, data))
             image = Image(tiles.pixels, self._ids(first, tiles.rows, tiles.columns))
         with self._lock:
             image = self._known.setdefault(first, image)  # another thread may have been first
@@ -137,7 +133,7 @@ class ImageLibrary:
                 total -= self._kept.popitem(last=False)[1].nbytes
 
     def count(self, source: str | Path | bytes) -> int:
-        """Number of tokens of an image in a prompt, from its size alone: it is not decoded."""
+        """Number of tokens of an image in a prompt, from its size alone (`picture_size`)."""
         return len(self._ids(FIRST_ID, *self.processor.shape(*picture_size(source))))
 
     def pin(self, ids: Seq[int]) -> list[Image]:
@@ -198,15 +194,6 @@ class ImageLibrary:
             image.tiles[number] = tile  # the pixels are not needed any more
             self._drop()
         return tile
-
-
-def _picture(data: bytes, source: str | Path | bytes) -> Picture:
-    """The picture in the bytes that were read from a source. Errors name the source."""
-    try:
-        return read_picture(data)
-    except BareloopError:
-        read_picture(source)
-        raise
 
 
 def _split(token: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 
 from engine import LLM, SamplingParams
 from engine.cache.state import Step, StepImages
+from engine.decoding import images
 from engine.decoding.images import ImageLibrary, is_image_id
 from engine.decoding.sampling import Context, adjust
 from engine.decoding.sequence import prefill
@@ -212,6 +213,20 @@ def test_what_is_not_an_image_is_one_line_with_its_name(library, tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(BareloopError, match=r"^the image "):
         library.encode(b"GIF89a")
+
+
+def test_a_damaged_image_is_decoded_once(library, monkeypatch):
+    calls = []
+    monkeypatch.setattr(images, "read_picture", lambda *source: calls.append(source) or read_picture(*source))
+    with pytest.raises(BareloopError, match=r"^the image is damaged"):
+        library.encode(CAT[:200])
+    assert len(calls) == 1
+
+
+def test_the_text_of_a_prompt_has_nothing_for_the_vectors_of_an_image(llm):
+    before, after = llm.encode("What is"), llm.encode(" it?")
+    vectors = image_ids(llm.images.encode(CAT))
+    assert llm.tokenizer.decode([*before, *vectors, *after]) == "What is it?"
 
 
 def test_a_checkpoint_without_an_image_processor_has_texts_and_one_line_for_an_image(tiny, tmp_path):
