@@ -2,7 +2,7 @@
 
     bytes -> SHA-256 -> ids            in the thread that encodes the prompt
     bytes -> picture -> tiles (uint8)
-    tile  -> vectors                   in the step that first needs them
+    tiles -> vectors                   in the step that first needs them
 
 Each vector of an image has a token id that no token of the vocabulary has. It follows from the image's bytes, so the
 same image always has the same ids, and two images never share any: everything that compares ids (the cache of
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from engine.cache.state import Step, StepImages
 from engine.models.vision.preprocessing import ImageProcessor
-from engine.models.vision.smolvlm import SmolVLM
+from engine.models.vision.smolvlm import TILES_TOGETHER, SmolVLM
 from engine.runtime.device import upload
 from engine.runtime.errors import BareloopError
 from engine.runtime.pictures import picture_bytes, picture_size, read_picture
@@ -146,9 +146,10 @@ class ImageLibrary:
             images = [self._known.get(first) for first in firsts]
         return [image for image in images if image is not None]
 
-    def tile_starts(self, ids: Seq[int]) -> list[int]:
-        """The indices in a prompt of the first vector of each tile."""
-        return [index for index, token in enumerate(ids) if is_image_id(token) and self._place(token)[2] == 0]
+    def group_starts(self, ids: Seq[int]) -> list[int]:
+        """The indices in a prompt of the first vector of each group of tiles that are computed together."""
+        size = TILES_TOGETHER * self.model.config.tokens_per_tile
+        return [index for index, token in enumerate(ids) if is_image_id(token) and _split(token)[1] % size == 0]
 
     def placeholders(self, ids: Seq[int]) -> list[int]:
         """The ids with the model's `image_token_id` for each vector of an image: those of its vocabulary alone."""
@@ -182,16 +183,19 @@ class ImageLibrary:
         return first, *divmod(index, self.model.config.tokens_per_tile)
 
     def _tile(self, first: int, number: int) -> Tensor:
-        """The vectors [P, hidden] of one tile. They depend on its pixels alone, as it is computed by itself."""
+        """The vectors [P, hidden] of one tile. Those of its group are computed with it, always in the same way."""
         image = self._known.get(first)
         if image is None or number >= len(image.tiles):
             raise BareloopError("an image of this prompt is no longer in memory; send it again")
         tile = image.tiles[number]
         if not isinstance(tile, Tensor):
-            pixels = torch.from_numpy(self.processor.normalize(tile))[None]
+            start = number // TILES_TOGETHER * TILES_TOGETHER
+            group = slice(start, start + TILES_TOGETHER)
+            tiles = [self.processor.normalize(each) for each in image.tiles[group] if not isinstance(each, Tensor)]
             with torch.inference_mode():
-                tile = self.model.image_vectors(pixels)[0]
-            image.tiles[number] = tile  # the pixels are not needed any more
+                vectors = self.model.image_vectors(torch.from_numpy(np.stack(tiles)))
+            image.tiles[group] = list(vectors)  # the pixels are not needed any more
+            tile = vectors[number - start]
             self._drop()
         return tile
 

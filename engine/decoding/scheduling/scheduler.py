@@ -125,7 +125,7 @@ class Scheduler:
             )
         hash(scope)  # which must be possible
         if llm.images is not None and self.prefill_chunk <= PIECE:
-            cuts = [*cuts, *llm.images.tile_starts(ids)]  # a tile takes as long as some hundred tokens
+            cuts = [*cuts, *llm.images.group_starts(ids)]  # its tiles take as long as some hundred tokens
         scored, alternatives = prompt_logprobs is not None, check_alternatives(prompt_logprobs)
         prompt = Prompt.plan(ids, self.prefill_chunk, cuts, scope, scored)
         request = Request(prompt, params, continues, self._wait, self._wake.set, notify, max_unread, alternatives)

@@ -43,7 +43,7 @@ def library(llm) -> ImageLibrary:
 
 @pytest.fixture
 def computed(llm, monkeypatch) -> list[int]:
-    """One entry for each tile that is computed from now on."""
+    """The number of tiles of each group that is computed from now on."""
     tiles, original = [], llm.model.image_vectors
 
     def counting(pixels):
@@ -105,21 +105,21 @@ def test_chunks_that_end_inside_an_image_give_the_same_logits(llm, library, monk
     use(llm, library, monkeypatch)
     ids = [1, 40, *library.encode(CAT), 50, 51]
     expected = llm.logits(ids)
-    tiles = len(computed)
+    tiles = sum(computed)
     sequence = llm.sequence()
     _, (hidden,) = prefill([sequence], [ids], [len(ids)], chunk=chunk)
     assert (llm.model.logits(hidden) - expected).abs().max() <= 2e-5 * float(expected.abs().max())
-    assert tiles == len(pixels(library, CAT)) == len(computed)  # once in all
+    assert tiles == len(pixels(library, CAT)) == sum(computed)  # once in all
 
 
-def test_only_the_tiles_of_a_piece_are_computed(llm, library, monkeypatch, computed):
+def test_only_the_group_of_tiles_of_a_piece_is_computed(llm, library, monkeypatch, computed):
     use(llm, library, monkeypatch)
     ids = library.encode(CAT)
     prefill([llm.sequence()], [ids[: ids.index(image_ids(ids)[0]) + 1]], [1])
-    assert computed == [1]
+    assert computed == [2]
 
 
-def test_a_tile_has_the_same_bits_whatever_is_computed_with_it(llm, library, monkeypatch):
+def test_an_image_has_the_same_bits_whatever_is_computed_first(llm, library, monkeypatch):
     use(llm, library, monkeypatch)
     ids = image_ids(library.encode(CAT))
     whole = library.vectors(ids)
@@ -134,13 +134,13 @@ def test_what_follows_an_image_costs_only_the_new_tokens(llm, library, monkeypat
     sequence = llm.sequence()
     ids = [1, 40, *library.encode(CAT), 50]
     assert sequence.feed(ids) == 0
-    tiles = len(computed)
+    tiles = sum(computed)
     assert sequence.feed([*ids, 51, 52]) == len(ids)
     other = [1, 40, *library.encode(DOG), 50]
     cached = sequence.feed(other)
     assert cached == next(i for i, pair in enumerate(zip(ids, other, strict=False)) if pair[0] != pair[1])
     assert not image_ids(other[:cached])
-    assert len(computed) == tiles + len(pixels(library, DOG))
+    assert sum(computed) == tiles + len(pixels(library, DOG))
     assert torch.equal(sequence.fork(1)[0].last_logits(), sequence.last_logits())
 
 
