@@ -22,6 +22,7 @@ MAX_SIDE = 100_000  # pixels; a filter's table for resizing takes 48 bytes per p
 MAX_SCANNED = 10_000_000_000  # pixels of a JPEG file times its scans: each goes over all pixels, and may have 10 bytes
 SCAN = b"\xff\xda"  # begins a scan of a JPEG file
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no other parser of Pillow is reached
+MAX_NAME = 70  # characters of a path in a message
 BANDS = 256  # rows that are blended at once, which bounds the memory for it
 WHITE = (255, 255, 255, 255)
 ORIENTATION = 0x0112  # EXIF's tag
@@ -110,8 +111,11 @@ def _decode(content: bytes, name: str) -> tuple[Image, int]:
 
 
 def _name(source: str | Path | bytes) -> str:
-    is_path = isinstance(source, Path) or (isinstance(source, str) and source[:5].lower() != "data:")
-    return f"the image {quote(str(source))}" if is_path else "the image"
+    """The image for a message: of a long path the end, which has the file's name."""
+    if not isinstance(source, Path) and not (isinstance(source, str) and source[:5].lower() != "data:"):
+        return "the image"
+    name = str(source)
+    return f"the image {quote(name if len(name) <= MAX_NAME else '…' + name[-MAX_NAME:])}"
 
 
 def _open(content: bytes, name: str) -> Image:

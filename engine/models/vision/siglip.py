@@ -115,13 +115,13 @@ def position_places(rows: int, columns: int, side: int) -> Tensor:
 
     A patch gets the position in which its relative place falls; rounded as in transformers, which computes in float32.
     """
-    with torch.inference_mode(False):  # it is kept, and may be needed for gradients later
-        boundaries = torch.arange(1 / side, 1.0, 1 / side, dtype=torch.float32)
-        buckets = []
-        for count in (rows, columns):
-            places = torch.arange(count, dtype=torch.float32) * (1.0 / torch.tensor(count))
-            buckets.append(torch.bucketize(places.clamp(max=1.0 - 1e-6), boundaries, right=True))
-        return (buckets[0][:, None] * side + buckets[1]).flatten()
+    boundaries = torch.arange(1 / side, 1.0, 1 / side, dtype=torch.float32)
+
+    def buckets(count: int) -> Tensor:
+        places = torch.arange(count, dtype=torch.float32) * (1.0 / torch.tensor(count))
+        return torch.bucketize(places.clamp(max=1.0 - 1e-6), boundaries, right=True)
+
+    return (buckets(rows)[:, None] * side + buckets(columns)).flatten()
 
 
 def tile_costs(tower: VisionTower, connector: Connector) -> Iterator[Cost]:
