@@ -21,7 +21,7 @@ from engine.checkpoints.saving import save_folder
 from engine.decoding.completion import Completion, completion_of
 from engine.decoding.drafting import check_draft
 from engine.decoding.embedding import Embedder
-from engine.decoding.images import ImageLibrary
+from engine.decoding.images import ImageLibrary, PromptImages
 from engine.decoding.loop import Event, check_params
 from engine.decoding.params import SamplingParams
 from engine.decoding.scheduling.scheduler import Scheduler
@@ -255,8 +255,11 @@ class LLM:
         "text", "text": …}]}. If the last message is the assistant's, the reply continues it.
         """
         continues = bool(messages) and messages[-1].get("role") == "assistant"
+        template, images = self.chat_template, None if self.images is None else PromptImages(self.images)
+        if images is not None:
+            template = template.with_images(images)
         with self.scheduler() as scheduler:
-            request = scheduler.submit(self.chat_template.encode(messages), params, continues)
+            request = scheduler.submit(template.encode(messages), params, continues)
             return completion_of(request, self.has_tokenizer)
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams | None = None) -> Iterator[Event]:

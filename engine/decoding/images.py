@@ -200,6 +200,21 @@ class ImageLibrary:
         return tile
 
 
+class PromptImages:
+    """The images of one prompt, for its chat template. They stay in memory as long as this is held."""
+
+    def __init__(self, library: ImageLibrary, scope: Hashable = None) -> None:
+        self.library = library
+        self.scope = scope
+        self.pinned: list[Image] = []
+
+    def encode(self, source: str | Path | bytes) -> list[int]:
+        """Token ids of one image in a prompt, as `ImageLibrary.encode` gives them. Raises `BareloopError`."""
+        ids = self.library.encode(source, self.scope)
+        self.pinned += self.library.pin(ids)
+        return ids
+
+
 def _split(token: int) -> tuple[int, int]:
     """The first id of an image's vectors, and the index of this one."""
     index = (token - FIRST_ID) % SPAN

@@ -94,6 +94,12 @@ class ChatTemplate:
         template.now = now.isoformat()
         return template
 
+    def with_images(self, images: ImageEncoder) -> ChatTemplate:
+        """The same template with another encoder of images, which may keep those of one prompt."""
+        template = copy(self)
+        template.images = images
+        return template
+
     @cached_property
     def takes_tools(self) -> bool:
         """Whether the template prints `tools`: whether its code refers to them."""

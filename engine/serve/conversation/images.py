@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from engine.runtime.pictures import parse_data_url
 from engine.serve.protocol.errors import ApiError
 
 if TYPE_CHECKING:
-    from engine.decoding.images import ImageLibrary
+    from engine.decoding.images import PromptImages
 
 TYPE = "image_url"
 SHAPE = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}'
@@ -56,31 +56,32 @@ def read_part(part: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 class RequestImages:
-    """The images of one request, for its chat template: they are encoded one by one, in the order of the messages.
+    """The images of one request, for its chat template: they are encoded one by one, in the order of the messages."""
 
-    `pinned`: what keeps them in memory as long as it is held.
-    """
-
-    def __init__(self, library: ImageLibrary, places: Sequence[str], scope: Hashable, max_tokens: int) -> None:
-        """`places`: of all images, for messages. `scope`: requests of another one share no ids, and so nothing that is
-        cached. `max_tokens`: of all images together; a request that has more is refused before the others are decoded.
+    def __init__(self, images: PromptImages, places: Sequence[str], max_tokens: int) -> None:
+        """`images`: whose scope is the client's, as requests of another one share no ids, and so nothing that is
+        cached. `places`: of all images, for messages. `max_tokens`: of all images together; a request that has more is
+        refused before the others are decoded.
         """
-        self._library, self._scope, self._max_tokens = library, scope, max_tokens
+        self._images, self._max_tokens = images, max_tokens
         self._places = iter(places)
         self._tokens = 0
-        self.pinned: list[Any] = []
+
+    @property
+    def pinned(self) -> Sequence[object]:
+        """What keeps the images in memory as long as it is held."""
+        return self._images.pinned
 
     def encode(self, source: str | Path | bytes) -> list[int]:
         """Token ids of the next image. Raises `ApiError`: 400 that names its place, 429 while there is no memory."""
         place = next(self._places)
         if not isinstance(source, bytes):  # the server reads no files for its clients
             raise _refused(place, "is not the bytes of an image")
-        if (used := self._library.used_bytes) > MAX_USED:
+        if (used := self._images.library.used_bytes) > MAX_USED:
             message = f"the images of the requests that are running take {used / 2**20:,.0f} MB: try again later"
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"retry-after": "1"})
         try:
-            ids = self._library.encode(source, self._scope)
-            self.pinned += self._library.pin(ids)
+            ids = self._images.encode(source)
         except BareloopError as error:
             raise ApiError(400, f"{place}: {error}", place) from error
         self._tokens += len(ids)

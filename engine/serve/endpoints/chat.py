@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from engine.decoding.images import PromptImages
 from engine.decoding.loop import Event
 from engine.decoding.params import SamplingParams, defaults
 from engine.serve.conversation import images, messages, tools
@@ -94,8 +94,7 @@ def render(
     template = engine.chat_template(date.today())
     pictures = request_images(chat, engine, scope)
     if pictures is not None:
-        template = copy(template)
-        template.images = pictures
+        template = template.with_images(pictures)
     call_format = tools.ToolFormat.of(template.source)
     conversation = messages.prepare(chat.messages)
     shown = [] if choice.mode == "none" else choice.tools
@@ -126,7 +125,7 @@ def request_images(chat: ChatRequest, engine: Engine, scope: Hashable) -> images
     if engine.llm.images is None:
         message = f"{places[0]}: {engine.name} takes no images; use a vision-language model, such as SmolVLM"
         raise messages.invalid(places[0], message)
-    return images.RequestImages(engine.llm.images, places, scope, engine.max_length)
+    return images.RequestImages(PromptImages(engine.llm.images, scope), places, engine.max_length)
 
 
 class ChatChoice:

@@ -215,6 +215,14 @@ def test_what_is_not_an_image_is_one_line_with_its_name(library, tmp_path):
         library.encode(b"GIF89a")
 
 
+def test_the_images_of_one_chat_do_not_drop_one_another(llm, monkeypatch):
+    library = ImageLibrary(llm.model, llm.folder, llm.tokenizer, max_bytes=1)
+    use(llm, library, monkeypatch)
+    parts = [{"type": "image", "image": image} for image in (CAT, DOG)]
+    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "What are they?"}]}]
+    assert llm.chat(messages, SamplingParams(max_new_tokens=2)).usage.completion_tokens > 0
+
+
 def test_a_damaged_image_is_decoded_once(library, monkeypatch):
     calls = []
     monkeypatch.setattr(images, "read_picture", lambda *source: calls.append(source) or read_picture(*source))

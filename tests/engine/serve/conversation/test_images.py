@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from engine.decoding.images import PromptImages
 from engine.runtime.errors import BareloopError
 from engine.runtime.pictures import data_url
 from engine.serve.conversation.images import MAX_USED, RequestImages, find_images
@@ -126,13 +127,13 @@ class Library:
 
 
 def test_images_are_encoded_in_the_scope_of_the_request_and_pinned():
-    images = RequestImages(Library(), ["first", "second"], 7, 6)
+    images = RequestImages(PromptImages(Library(), 7), ["first", "second"], 6)
     assert [images.encode(b"ab"), images.encode(b"abc")] == [[1000, 7, 2], [1000, 7, 3]]
     assert images.pinned == [[1000, 7, 2], [1000, 7, 3]]
 
 
 def test_what_cannot_be_encoded_is_refused_with_its_place():
-    images = RequestImages(Library(), ["first", "second", "third"], None, 100)
+    images = RequestImages(PromptImages(Library()), ["first", "second", "third"], 100)
     images.encode(b"ab")
     with pytest.raises(ApiError, match=r"^second: the image is damaged$") as caught:
         images.encode(b"broken")
@@ -142,7 +143,7 @@ def test_what_cannot_be_encoded_is_refused_with_its_place():
 
 
 def test_more_images_than_the_window_holds_are_not_decoded():
-    images = RequestImages(Library(), ["first", "second", "third"], None, 5)
+    images = RequestImages(PromptImages(Library()), ["first", "second", "third"], 5)
     images.encode(b"ab")
     message = "second: the images up to this one have 6 tokens, and the window is 5"
     with pytest.raises(ApiError, match=message) as caught:
@@ -153,7 +154,7 @@ def test_more_images_than_the_window_holds_are_not_decoded():
 
 def test_no_more_images_are_decoded_while_those_of_other_requests_fill_the_memory():
     library = Library()
-    images = RequestImages(library, ["first", "second", "third"], None, 100)
+    images = RequestImages(PromptImages(library), ["first", "second", "third"], 100)
     images.encode(b"ab")
     library.used_bytes = MAX_USED + 1
     message = "^the images of the requests that are running take 768 MB: try again later$"
