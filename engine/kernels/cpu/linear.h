@@ -9,6 +9,7 @@
 #include "adapter.h"
 #include "dense.h"
 #include "panels.h"
+#include "panels_tiles.h"
 #include "records.h"
 #include "tables.h"
 
@@ -92,7 +93,11 @@ void multiply(const Matrix<T>& w, const T* x, int64_t rows, int64_t x_stride, T*
   if (w.records.bytes != nullptr) return w.records.run(x, x_stride, rows, write);
   const auto run = [&](const auto& quantized_x) { multiply_panels(w.panels, w.panels, quantized_x, rows, write); };
   if (w.panels.table != nullptr) multiply_panels(w.panels, Tables(w.panels), QuantizedX8<32>(x, x_stride, rows, w.k), rows, write);
+#if defined(BARELOOP_AMX)
+  else if (w.panels.bits == 8) multiply_byte_panels(w.panels, ByteRows(x, x_stride, rows, w.k), rows, write);
+#else
   else if (w.panels.bits == 8) run(QuantizedX16(x, x_stride, rows, w.k));
+#endif
   else if (w.panels.group == 16) run(QuantizedX8<16>(x, x_stride, rows, w.k));
   else run(QuantizedX8<32>(x, x_stride, rows, w.k));
 }

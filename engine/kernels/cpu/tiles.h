@@ -20,22 +20,39 @@ constexpr int64_t TILE_ROWS = 16, TILE_COLUMNS = 32;  // of bfloat16
 template <typename T>
 constexpr bool HAS_TILES = std::is_same_v<T, BFloat16>;
 
-// While it exists, this thread's tile registers are in use: 0 to 3 for sums, 4 and 5 for W, 6 and 7 for x, with `rows` rows
-// of x each.
+// While it exists, this thread's tile registers are in use.
 class TileRegisters {
  public:
+  // 0 to 3 for sums, 4 and 5 for W, 6 and 7 for x, with `rows` rows of x each.
   explicit TileRegisters(int64_t rows = TILE_ROWS) {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t lines[16] = {};
-    } config;
+    Config config;
     for (int i = 0; i < 8; i++) config.bytes[i] = i == 4 || i == 5 ? 64 : 4 * rows, config.lines[i] = 16;
+    load(config);
+  }
+
+  // For panels_tiles.h: 0 to 3 for sums, 4 and 5 for `rows` rows of x, 6 and 7 for lines of a panel.
+  static TileRegisters of_bytes(int64_t rows) {
+    Config config;
+    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.lines[i] = i < 6 ? rows : 16;
+    return TileRegisters(config);
+  }
+
+  ~TileRegisters() { _tile_release(); }
+  TileRegisters(const TileRegisters&) = delete;
+
+ private:
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t lines[16] = {};
+  };
+
+  explicit TileRegisters(const Config& config) { load(config); }
+
+  static void load(const Config& config) {
     asm volatile("" ::"r"(&config) : "memory");  // some compilers' _tile_loadconfig says that it reads 8 bytes only
     _tile_loadconfig(&config);
   }
-  ~TileRegisters() { _tile_release(); }
-  TileRegisters(const TileRegisters&) = delete;
 };
 
 // sums += W times x: W of 16 W_TILES rows `w_row` bytes apart, x of X_TILES packed tiles of `x_rows` rows, `x_tile` numbers apart,
