@@ -16,9 +16,10 @@ from typing import Any
 from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 from engine.runtime.pictures import (
-    DATA_URL,
     MAX_BYTES,
+    MAX_HEADER,
     data_url,
+    data_url_header,
     parse_data_url,
     picture_bytes,
     picture_size,
@@ -27,7 +28,6 @@ from engine.runtime.pictures import (
 from engine.runtime.wording import plural
 
 MAX_NAME = 80  # characters
-MAX_HEADER = 200  # characters of a data: URL before its bytes
 UNNAMED = "image"
 
 ImagePart = Mapping[str, Any]  # {"type": "image", "image": a data: URL, "name": of its file}
@@ -122,7 +122,7 @@ def _checked_image(part: Any) -> ImagePart:
         raise UsageError("every part before the text is an image: a data: URL with its name")
     url, name = part["image"], part.get("name")
     name = file_name(name if isinstance(name, str) else "")
-    if not DATA_URL.match(url, 0, MAX_HEADER):
+    if data_url_header(url) is None:
         raise UsageError(f"{name} is not a data: URL of an image (data:image/png;base64,…); files are not read here")
     if len(url) > MAX_HEADER + MAX_BYTES * 3 // 2:  # base64 is 4/3 as long, with line breaks a little more
         raise UsageError(f"{name} has more than {MAX_BYTES / 1e6:.0f} MB, the most that an image may have")

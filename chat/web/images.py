@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chat.images import MAX_HEADER, ImagePart, image_bytes, image_part
+from chat.images import ImagePart, image_bytes, image_part
 from engine.runtime.errors import BareloopError, quote
-from engine.runtime.pictures import DATA_URL
+from engine.runtime.pictures import MAX_HEADER, data_url_header
 from engine.serve.protocol.errors import ApiError
 
 MAX_IMAGES = 8  # of a message
@@ -32,7 +32,7 @@ def received(images: Any, shown: Images) -> list[ImagePart]:
 
 def _received(image: Mapping[str, Any]) -> ImagePart:
     url, name = image.get("image"), image.get("name", "")
-    if not isinstance(url, str) or not isinstance(name, str) or not DATA_URL.match(url, 0, MAX_HEADER):
+    if not isinstance(url, str) or not isinstance(name, str) or data_url_header(url) is None:
         raise ApiError(400, f"image is {quote(url)}: use a data: URL (data:image/png;base64,…), and a text as its name")
     return image_part(image_bytes({"type": "image", "image": url, "name": name}), name)
 

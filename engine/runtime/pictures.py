@@ -21,6 +21,7 @@ MAX_PIXELS = 50_000_000  # a pixel takes 4 bytes, twice while it is converted, a
 MAX_SIDE = 100_000  # pixels; a filter's table for resizing takes 48 bytes per pixel of a side
 MAX_SCANNED = 10_000_000_000  # pixels of a JPEG file times its scans: each goes over all pixels, and may have 10 bytes
 SCAN = b"\xff\xda"  # begins a scan of a JPEG file
+MAX_HEADER = 200  # characters of a data: URL before its bytes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no other parser of Pillow is reached
 MAX_NAME = 70  # characters of a path in a message
 BANDS = 256  # rows that are blended at once, which bounds the memory for it
@@ -55,9 +56,14 @@ def picture_bytes(source: str | Path | bytes) -> bytes:
     return content
 
 
+def data_url_header(text: str) -> re.Match[str] | None:
+    """What is in front of the bytes in a `data:` URL of an image; None if it is no such URL."""
+    return DATA_URL.match(text, 0, MAX_HEADER)
+
+
 def parse_data_url(text: str) -> bytes:
     """The bytes in a URL "data:image/png;base64,…". Nothing is ever fetched: any other URL raises `BareloopError`."""
-    header = DATA_URL.match(text, 0, 200)
+    header = data_url_header(text)
     if header is None:
         raise BareloopError(f"an image's URL is data:image/…;base64,… and no other is fetched, not {quote(text)}")
     if len(text) - header.end() > MAX_BYTES * 3 // 2:  # base64 is 4/3 as long, with line breaks a little more

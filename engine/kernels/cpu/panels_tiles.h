@@ -30,9 +30,8 @@ struct ByteRows {
       : tiles((rows + TILE_ROWS - 1) / TILE_ROWS), of_tile((rows + tiles - 1) / tiles), wide(round_up(k, BYTES)), upper(tiles * of_tile * wide), lower(upper.size()) {
     QuantizedX16 words(x, stride, rows, k);
     scales = std::move(words.scales);
-    const __m256i order = _mm256_set1_epi32(0x03010200);  // of the four columns in a line: 0, 2, 1, 3
-    const __m256i quads = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
-    const auto in_lines = [&](__m512i numbers) { return _mm256_shuffle_epi8(_mm512_cvtepi16_epi8(numbers), _mm256_add_epi8(order, quads)); };
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));  // of the columns in a line
+    const auto in_lines = [&](__m512i numbers) { return _mm256_shuffle_epi8(_mm512_cvtepi16_epi8(numbers), order); };
     for (int64_t row = 0; row < rows; row++)
       for (int64_t i = 0; i < k; i += 32) {
         const __mmask32 mask = k - i < 32 ? (1u << (k - i)) - 1 : ~0u;
