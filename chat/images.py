@@ -17,7 +17,7 @@ from engine.runtime.errors import BareloopError, UsageError
 from engine.runtime.files import local_path
 from engine.runtime.pictures import (
     MAX_BYTES,
-    MAX_HEADER,
+    MAX_DATA_URL,
     data_url,
     data_url_header,
     parse_data_url,
@@ -124,7 +124,7 @@ def _checked_image(part: Any) -> ImagePart:
     name = file_name(name if isinstance(name, str) else "")
     if data_url_header(url) is None:
         raise UsageError(f"{name} is not a data: URL of an image (data:image/png;base64,…); files are not read here")
-    if len(url) > MAX_HEADER + MAX_BYTES * 3 // 2:  # base64 is 4/3 as long, with line breaks a little more
+    if len(url) > MAX_DATA_URL:
         raise UsageError(f"{name} has more than {MAX_BYTES / 1e6:.0f} MB, the most that an image may have")
     return {"type": "image", "image": url, "name": name}
 

@@ -22,6 +22,7 @@ MAX_SIDE = 100_000  # pixels; a filter's table for resizing takes 48 bytes per p
 MAX_SCANNED = 10_000_000_000  # pixels of a JPEG file times its scans: each goes over all pixels, and may have 10 bytes
 SCAN = b"\xff\xda"  # begins a scan of a JPEG file
 MAX_HEADER = 200  # characters of a data: URL before its bytes
+MAX_DATA_URL = MAX_HEADER + MAX_BYTES * 3 // 2  # characters: base64 is 4/3 as long, with line breaks a little more
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # no other parser of Pillow is reached
 MAX_NAME = 70  # characters of a path in a message
 BANDS = 256  # rows that are blended at once, which bounds the memory for it
@@ -66,7 +67,7 @@ def parse_data_url(text: str) -> bytes:
     header = data_url_header(text)
     if header is None:
         raise BareloopError(f"an image's URL is data:image/…;base64,… and no other is fetched, not {quote(text)}")
-    if len(text) - header.end() > MAX_BYTES * 3 // 2:  # base64 is 4/3 as long, with line breaks a little more
+    if len(text) > MAX_DATA_URL:
         raise BareloopError(f"the image has more than {MAX_BYTES / 1e6:.0f} MB; make it smaller, or save it as JPEG")
     try:
         content = base64.b64decode("".join(text[header.end() :].split()).encode("ascii"), validate=True)
