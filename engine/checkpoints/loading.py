@@ -28,7 +28,7 @@ from engine.quant.base import ROW_MULTIPLE
 from engine.quant.gguf import Records
 from engine.quant.tables import is_supported
 from engine.runtime.errors import BareloopError
-from engine.runtime.memory import free_memory, use_large_pages
+from engine.runtime.memory import LargePages, free_memory
 
 QUANTIZE_BYTES = 2**22  # float32 bytes of a matrix that are quantized at once
 
@@ -73,6 +73,7 @@ def load_weights(opened: Opened, device: torch.device, copies: int = 1) -> None:
         )
     loaded: dict[int, nn.Parameter] = {}
     reads: list[tuple[Stored, Source, Tensor]] = []
+    pages = LargePages()
     for name, group in sources.items():
         parameter = parameters[name]
         if name in matrices:
@@ -80,13 +81,13 @@ def load_weights(opened: Opened, device: torch.device, copies: int = 1) -> None:
         if name in mapped:
             weight = group[0][0].view()
         else:
-            weight = use_large_pages(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
+            weight = pages.place(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
             reads += [(stored, source, weight[source.rows]) for stored, source in group]
         loaded[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(lambda job: _read(job[0], job[1], job[2], model.config), reads))
     for name, matrix in matrices.items():
-        for leaf, tensor in _quantized(matrix, sources[name], opened.config, device).items():
+        for leaf, tensor in _quantized(matrix, sources[name], opened.config, device, pages).items():
             loaded[id(getattr(matrix, leaf))] = nn.Parameter(tensor, requires_grad=False)
     replace_parameters(model, loaded)
     mapped_weights = {id(loaded[id(parameters[name])]) for name in mapped}
@@ -157,12 +158,14 @@ def _matrices_to_quantize(model: nn.Module) -> dict[str, Matrix]:
 
 
 def _quantized(
-    matrix: Matrix, sources: list[tuple[Stored, Source]], config: ModelConfig, device: torch.device
+    matrix: Matrix, sources: list[tuple[Stored, Source]], config: ModelConfig, device: torch.device, pages: LargePages
 ) -> dict[str, Tensor]:
     """Read a matrix piece by piece, quantized or in its own blocks: -> its tensors in its format."""
     weight_format = matrix.format
     assert weight_format is not None
-    tensors = {name: use_large_pages(tensor) for name, tensor in weight_format.begin(device).items()}
+    tensors = {}
+    for name, tensor in weight_format.begin(device).items():  # scales may have values already
+        tensors[name] = pages.place(tensor) if name == "weight" else pages.place(tensor).copy_(tensor)
     step = max(1, QUANTIZE_BYTES // (4 * matrix.columns * ROW_MULTIPLE)) * ROW_MULTIPLE
     if isinstance(weight_format, Records):
         for stored, source in sources:
