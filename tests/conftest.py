@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import signal
 import sys
@@ -115,6 +116,10 @@ class Tiny:
                 self.computed[key] = self.reference(torch.tensor([ids])).logits[0]
         return self.computed[key]
 
+    def choices(self, ids: list[int], reply: list[int]) -> list[int]:
+        """The most likely token in each place of a reply, by one pass: the reply itself, if it is the greedy text."""
+        return self.logits([*ids, *reply[:-1]])[len(ids) - 1 :].argmax(-1).tolist()
+
     def greedy(self, ids: list[int], count: int) -> list[int]:
         """The `count` tokens that greedy decoding appends, each from a forward pass over the whole sequence."""
         sequence = list(ids)
@@ -172,23 +177,27 @@ def built_kernels() -> None:
 
 
 @pytest.fixture(scope="session", params=list(VARIANTS))
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(request: pytest.FixtureRequest, draw_tiny: Callable[..., Tiny]) -> Tiny:
     """Every variant."""
-    return make_tiny(tmp_path_factory.mktemp(request.param) / "model", request.param)
+    return draw_tiny(request.param)
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny_llama(draw_tiny: Callable[..., Tiny]) -> Tiny:
     """One plain Llama."""
-    return make_tiny(tmp_path_factory.mktemp("llama") / "model", "llama")
+    return draw_tiny("llama")
 
 
 @pytest.fixture(scope="session")
 def draw_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Tiny]:
-    """Create a model with other settings: draw_tiny("llama", hidden_size=…)."""
+    """Create a model with other settings: draw_tiny("llama", hidden_size=…). Each is created once: do not change it."""
+    drawn: dict[str, Tiny] = {}
 
     def draw(variant: str, seed: int = 0, **overrides: Any) -> Tiny:
-        return make_tiny(tmp_path_factory.mktemp(variant) / "model", variant, seed, **overrides)
+        key = json.dumps([variant, seed, overrides], sort_keys=True)
+        if key not in drawn:
+            drawn[key] = make_tiny(tmp_path_factory.mktemp(variant) / "model", variant, seed, **overrides)
+        return drawn[key]
 
     return draw
 
@@ -228,6 +237,7 @@ class Reference:
 def smollm2_reference(smollm2: str) -> Reference:
     """SmolLM2 in transformers, from the same GGUF file, dequantized to float32 by transformers."""
     import gguf
+    import numpy
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     from engine.checkpoints import embedded
@@ -235,14 +245,19 @@ def smollm2_reference(smollm2: str) -> Reference:
     path = embedded.smollm2()
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     dequantize = GgufConfig(dequantize=True)
-    with pytest.MonkeyPatch.context() as patch:  # it reads the header three times, and makes a table for every module
+    memmap = numpy.memmap
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The header is read in 150,000 slices; those of a `memmap` take three times as long as those of an array.
+        patch.setattr(numpy, "memmap", lambda *args, **named: numpy.asarray(memmap(*args, **named)))
+        # It is read three times, and a table is made for every module.
         for name in ("GGUFReader", "get_tensor_name_map"):
             patch.setattr(gguf, name, cache(getattr(gguf, name)))
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, quantization_config=dequantize)
         return Reference(model.eval(), AutoTokenizer.from_pretrained(**source))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prompt() -> Callable[..., list[int]]:
     """Seeded random ids: prompt(length, seed)."""
 

@@ -17,7 +17,7 @@ DATA = {".cpp", ".h", ".safetensors", ".json", ".jsonl", ".jinja", ".css", ".js"
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built from the files that git tracks."""
+    """The wheel, built from the files that git tracks."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     tmp_path = tmp_path_factory.mktemp("wheel")
@@ -31,6 +31,14 @@ def wheel(tmp_path_factory) -> Path:
     )  # fmt: skip
     (path,) = tmp_path.glob("bareloop-*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """A folder with the content of the wheel."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
 
 
 def tracked() -> list[str]:
@@ -54,9 +62,8 @@ def test_the_wheel_has_every_source_and_data_file(wheel):
         (("evals.mmlu", "--limit", "4"), "business ethics"),
     ],
 )
-def test_the_wheel_works_elsewhere_without_a_network(wheel, tmp_path, arguments, expected_text):
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "site"), "HOME": str(tmp_path)}
+def test_the_wheel_works_elsewhere_without_a_network(site, tmp_path, arguments, expected_text):
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "HOME": str(tmp_path)}
     for variable in ("HF_ENDPOINT", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         environment[variable] = "http://127.0.0.1:9"
     environment["BARELOOP_ISA"] = "torch"  # do not build kernels in an empty cache

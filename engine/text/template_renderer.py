@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,35 @@ def render(source: str, variables: Mapping[str, Any], now: str) -> str:
     return RENDERER.render({"source": source, "variables": variables, "now": now, "cpu_limit": CPU_LIMIT})
 
 
+class Watchdog(threading.Thread):
+    """Kills a process at its deadline (of `time.monotonic`). One thread for all requests: most take less than a start.
+
+    A deadline is `TIMEOUT` after it is set, so that it is seen by a thread that never sleeps longer.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        super().__init__(daemon=True)
+        self.process, self.deadline = process, math.inf
+
+    def run(self) -> None:
+        while self.process.poll() is None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                self.process.kill()
+                return
+            time.sleep(min(left, TIMEOUT))
+
+    def __enter__(self) -> None:
+        self.deadline = time.monotonic() + TIMEOUT
+
+    def __exit__(self, *_: object) -> None:
+        self.deadline = math.inf
+
+
 class Renderer:
     """The worker process, started on first use, and again after a worker that had to be killed."""
+
+    watchdog: Watchdog  # of the process
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
@@ -51,20 +80,17 @@ class Renderer:
     def _ask(self, line: str) -> dict[str, Any] | None:
         process = self._start()
         assert process.stdin is not None
-        watchdog = threading.Timer(TIMEOUT, process.kill)
-        watchdog.start()
         try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            return self._read(process)
+            with self.watchdog:
+                process.stdin.write(line)
+                process.stdin.flush()
+                return self._read(process)
         except OSError:
             self._kill(process)
             return None
         except BaseException:  # an interrupt: the pending answer must not be read by the next request
             self._kill(process)
             raise
-        finally:
-            watchdog.cancel()
 
     def _start(self) -> subprocess.Popen[str]:
         if self.process is not None and self.process.poll() is None:
@@ -81,11 +107,11 @@ class Renderer:
             start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
         )
         atexit.register(self.process.kill)
-        watchdog = threading.Timer(TIMEOUT, self.process.kill)
-        watchdog.start()
+        self.watchdog = Watchdog(self.process)
+        self.watchdog.start()
         assert self.process.stdout is not None
-        ready = self.process.stdout.readline()
-        watchdog.cancel()
+        with self.watchdog:
+            ready = self.process.stdout.readline()
         if not ready:
             assert self.process.stderr is not None
             reason = self.process.stderr.read().strip().splitlines()[-1:] or ["no reason given"]

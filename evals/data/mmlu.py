@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ class MMLU:
 
     def digest(self, *splits: str) -> str:
         """Return a SHA-256 of all rows of these splits; it does not depend on the file format."""
-        rows = [astuple(row) for split in splits for subject in self.split(split).values() for row in subject]
+        rows = [[*vars(row).values()] for split in splits for subject in self.split(split).values() for row in subject]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
     def _load_local(self, folder: Path, split: str) -> dict[str, list[MMLUQuestion]]:

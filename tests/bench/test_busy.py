@@ -8,13 +8,17 @@ import pytest
 
 from bench import busy
 from engine.runtime.errors import UsageError
+from tests.bench.workers import SharedWorker
 
 
 def options(*flags: str):
     return busy.parser().parse_args(list(flags))
 
 
-def test_every_engine_has_its_share_of_the_quiet_speed(tiny_shape, tmp_path, capsys):
+def test_every_engine_has_its_share_of_the_quiet_speed(tiny_shape, tmp_path, capsys, monkeypatch):
+    """Beside a real busy process; the engine is in this one."""
+    monkeypatch.setattr(busy, "Worker", SharedWorker)
+    monkeypatch.setattr(busy, "SETTLE", 0.0)
     flags = ["-m", "tiny", "--engines", "bareloop-float32", "--busy", "1", "--rounds", "2", "--new-tokens", "4"]
     busy.main(options(*flags, "--output-dir", str(tmp_path)))
     rates = json.loads((tmp_path / "tiny.json").read_text())["tokens_per_second"]["bareloop-float32"]

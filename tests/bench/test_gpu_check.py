@@ -19,12 +19,13 @@ from bench.gpu.report import GOALS, LARGE, SMALL, Result, markdown
 from bench.gpu_check import PLAN, Part
 from engine.runtime.errors import BareloopError, UsageError
 
+PYTHON = [sys.executable, "-S", "-c"]  # starts at once, without the packages that are installed
 # Part -> a program, and its time in seconds.
 PROGRAMS = {
     "first": ("print('loading'); print('{\"speed\": 1234.5}')", 600),
     "raising": ("print('loading'); print('{\"speed\": 2.5}'); raise ValueError('wrong shape')", 600),
     "crashing": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 600),
-    "hanging": ("import time; print('{\"speed\": 3.5}', flush=True); time.sleep(1e6)", 2),
+    "hanging": ("import time; print('{\"speed\": 3.5}', flush=True); time.sleep(1e6)", 1),
     "skipped": ('print(\'{"skipped": "needs CUDA"}\')', 600),
     "last": ('print(\'{"names": {"a": 1.0}}\')', 600),
 }
@@ -39,7 +40,7 @@ def programs(monkeypatch):
     """Replace the parts by the programs above."""
     monkeypatch.setattr(gpu_check, "PLAN", tuple(Part(name, seconds) for name, (_, seconds) in PROGRAMS.items()))
     monkeypatch.setattr(gpu_check, "MIN_LIMIT", 0)
-    monkeypatch.setattr(gpu_check, "command_of", lambda part, _: [sys.executable, "-c", PROGRAMS[part.name][0]])
+    monkeypatch.setattr(gpu_check, "command_of", lambda part, _: [*PYTHON, PROGRAMS[part.name][0]])
 
 
 def test_parts_that_fail_crash_or_hang_are_recorded_and_the_others_run(programs, tmp_path, capsys):
@@ -50,7 +51,7 @@ def test_parts_that_fail_crash_or_hang_are_recorded_and_the_others_run(programs,
         ("first", "passed", ""),
         ("raising", "failed", "exit status 1: ValueError: wrong shape"),
         ("crashing", "failed", "ended by SIGSEGV"),
-        ("hanging", "timed out", "exceeded its limit of 4 s"),
+        ("hanging", "timed out", "exceeded its limit of 2 s"),
         ("skipped", "skipped", "needs CUDA"),
         ("last", "passed", ""),
     ]
@@ -135,7 +136,7 @@ def test_goals_and_ratios_are_in_the_report():
 
 
 def test_programs_that_run_together_are_reported_each():
-    commands = {name: [sys.executable, "-c", f"print('{name}'); exit({len(name)})"] for name in ("a", "bb", "ccc")}
+    commands = {name: [*PYTHON, f"import sys; print('{name}'); sys.exit({len(name)})"] for name in ("a", "bb", "ccc")}
     assert sorted(run_together(commands, 2)) == [("a", 1, ["a"]), ("bb", 2, ["bb"]), ("ccc", 3, ["ccc"])]
 
 

@@ -10,7 +10,7 @@ import torch
 from bench import peer_engines, peers, shapes
 from engine import LLM
 from engine.runtime.errors import BareloopError, UsageError
-from tests.bench.workers import SharedWorker
+from tests.bench.workers import SharedWorker, load_nothing
 
 IDS = list(range(5, 25))
 
@@ -80,8 +80,8 @@ def test_a_comparison_without_any_result_fails(tiny_shape, tmp_path, monkeypatch
         peers.main(options("-m", str(tiny_shape), "--engines", "llama.cpp-Q8_0", "--output-dir", str(tmp_path)))
 
 
-def test_a_crash_of_a_worker_is_an_error_with_its_signal(tiny_shape):
-    worker = peer_engines.Worker("bareloop-float32", tiny_shape, 1, 64)
+def test_a_crash_of_a_worker_is_an_error_with_its_signal():
+    worker = peer_engines.Worker("bareloop-float32", load=load_nothing)
     worker.process.kill()
     with pytest.raises(BareloopError, match=r"^bareloop-float32 crashed \(SIGKILL\)$"):
         worker.run(IDS, 2)

@@ -8,6 +8,11 @@ from typing import Any
 from bench.peer_engines import load_engine
 
 
+def load_nothing(name: str) -> Callable[..., list[float]]:
+    """An engine for tests of the process alone, which has nothing to import."""
+    return lambda *job: []
+
+
 class SharedWorker:
     """An engine in this process, where its modules are loaded already."""
 

@@ -1,4 +1,4 @@
-"""Conversations with a real model: recall, and 24 turns in a small window with every strategy."""
+"""Conversations with a real model: recall, and 12 turns in a small window with every strategy."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from chat.models.local import LocalModel
 from engine import LLM
 
 WINDOW, RESERVE = 128, 32
+TURNS = 12  # four fill the window
 TOPICS = ("rivers", "bread", "the moon", "trains", "chess", "bees", "volcanoes", "paper")
 
 
@@ -34,10 +35,10 @@ def test_a_name_is_recalled_one_turn_later_only_with_history(llm):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_24_turns_never_exceed_the_window(llm, strategy):
+def test_12_turns_never_exceed_the_window(llm, strategy):
     sampling = {"max_new_tokens": 4, "temperature": 0.0}
     session = Session(LocalModel(llm), Settings(window=WINDOW, reserve=RESERVE, strategy=strategy, sampling=sampling))
-    for turn in range(24):
+    for turn in range(TURNS):
         text = f"Message {turn}: what do you know about {TOPICS[turn % len(TOPICS)]}?"
         try:
             answer = reply(session, text)
@@ -47,4 +48,4 @@ def test_24_turns_never_exceed_the_window(llm, strategy):
         assert answer.prompt_tokens + answer.completion_tokens <= WINDOW
         assert answer.prompt_tokens <= WINDOW - RESERVE
     else:
-        assert strategy != "none" and len(session.turns) == 24 and session.start > 0
+        assert strategy != "none" and len(session.turns) == TURNS and session.start > 0

@@ -1,8 +1,10 @@
-"""Fixtures for the tests of kernels, and to do on a CPU what is done on a GPU."""
+"""Real tokenizers, fixtures for the tests of kernels, and to do on a CPU what is done on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,14 @@ import torch
 from engine import kernels
 from engine.decoding import capture
 from engine.kernels import gpu
+from engine.text.tokenizer import Tokenizer
 from tests.engine.kernels.isas import tested_isas
+
+
+@pytest.fixture(scope="session")
+def load_tokenizer(shared: Path) -> Callable[[str], Tokenizer]:
+    """The tokenizers of the shared folder, each loaded once: load_tokenizer("tokenizers/gpt2"). Do not change them."""
+    return cache(lambda name: Tokenizer.load(shared / name))
 
 
 @pytest.fixture(scope="module", params=tested_isas())

@@ -21,6 +21,8 @@ from evals.mmlu import load_task, parser
 from evals.runs.run_file import read
 from tests.evals import lm_harness
 
+pytestmark = pytest.mark.usefixtures("mmlu_read_once")
+
 STORIES = "llama-tinystories-656k"
 QWEN = "qwen2.5-0.5b-instruct"
 
@@ -59,8 +61,9 @@ def models(qwen):
 def test_every_loglikelihood_equals_that_of_the_harness(shared, qwen, models, tmp_path, flags, chat):
     """Prompts, chat template, tokens, model and scores: all of the harness's code against all of ours."""
     harness_model, get_model = models
-    subjects, limit = ["astronomy", "business_ethics"], 2
-    expected = lm_harness.evaluate(harness_model, shared, qwen, subjects, int(flags[1]), limit, **chat)
+    shots = int(flags[1])
+    subjects, limit = ["astronomy", "business_ethics"], 1 if shots else 2
+    expected = lm_harness.evaluate(harness_model, shared, qwen, subjects, shots, limit, **chat)
     options = parser().parse_args(
         ["-m", str(qwen / "model"), "--data", str(shared / "data" / "mmlu"), "--limit", str(limit), "--device", "cpu",
          "--dtype", "float32", "--output-dir", str(tmp_path), *flags]

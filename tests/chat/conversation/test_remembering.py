@@ -209,11 +209,14 @@ def test_what_is_recalled_is_not_summarised_as_it_could_not_be_forgotten(demo, m
     monkeypatch.setattr(LocalModel, "generate", noted)
     say(session, "What is the name of my dog?")
     assert "Zembla" in asked[-1]
+    requests: list[str] = []
     for text in FILLERS * 2:
         say(session, text)
         say(session, "What is the name of my dog?")
-    requests = [text for text in asked if SUMMARY_REQUEST in text]
-    assert requests
+        requests = [text for text in asked if SUMMARY_REQUEST in text]
+        if len(requests) == 2:
+            break
+    assert len(requests) == 2
     assert not [text for text in requests if "called Zembla" in text]
 
 

@@ -14,17 +14,9 @@ from chat.conversation.events import Notice, Piece, Reply, Settings
 from chat.conversation.session import Session
 from chat.conversation.streaming import LOOP_CHARACTERS
 from chat.models.remote import Server
-from engine.remote import client
 from engine.runtime.errors import BareloopError, UsageError
 from tests.chat.models.chat_server import REFUSALS, ChatServer, chunk, words
 from tests.engine.remote.fake_server import Answer, FakeServer, error, serving, sse
-
-
-@pytest.fixture(autouse=True)
-def no_keys_and_no_waiting(monkeypatch):
-    monkeypatch.delenv("BARELOOP_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.0)
 
 
 @contextlib.contextmanager

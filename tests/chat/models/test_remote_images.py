@@ -7,7 +7,6 @@ import pytest
 from chat.conversation.events import Notice, Reply, Settings
 from chat.images import content_of, count_images, image_part
 from chat.models.counting import ESTIMATED_IMAGE, IMAGE_MARGIN
-from engine.remote import client
 from engine.runtime.errors import BareloopError
 from tests.chat.models.chat_server import GENERATION_PROMPT, PER_MESSAGE, ChatServer, words
 from tests.chat.models.test_remote import chatting, collect
@@ -17,13 +16,6 @@ from tests.engine.remote.fake_server import error
 IMAGE = image_part(picture(30, 20), "cat.png")
 SENT = {"type": "image_url", "image_url": {"url": IMAGE["image"]}}
 PLACEHOLDER = 1  # tokens that servers count which do not expand images in /tokenize
-
-
-@pytest.fixture(autouse=True)
-def no_keys_and_no_waiting(monkeypatch):
-    monkeypatch.delenv("BARELOOP_API_KEY", raising=False)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.0)
 
 
 class VisionServer(ChatServer):

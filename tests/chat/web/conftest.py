@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
 
+from chat.__main__ import main, parser
+from chat.web import program
+from chat.web.program import PageServer
 from tests.chat.web.scripted import GUARD, KEY, RunningPage
 
 
@@ -128,6 +133,12 @@ class Browser:
         self.http.close()
 
 
+def opened(address: str) -> Browser:
+    """A browser that has opened the address of a page."""
+    parts = urlsplit(address)
+    return Browser(f"http://{parts.netloc}", parse_qs(parts.query)["key"][0])
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Iterator[Any]:
     """Where conversations are kept."""
@@ -159,3 +170,33 @@ def browser(page: RunningPage) -> Iterator[Browser]:
     browser = Browser(page.base)
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def start(data, monkeypatch):
+    """Start the program in a thread of this process: start(*flags) -> the address that it shows."""
+    addresses: queue.Queue[str] = queue.Queue()
+    servers: list[PageServer] = []
+    threads: list[threading.Thread] = []
+
+    def serve(server: PageServer, listener, summarizes: bool) -> None:
+        """`engine.serve.server.run`, which ends the process if a thread is at work in the end."""
+        servers.append(server)
+        with listener:
+            server.run(sockets=[listener])
+        server.state.engines.close()
+
+    def begin(*flags: str) -> str:
+        options = parser().parse_args(["--web", "--port", "0", "--no-browser", *flags])
+        threads.append(threading.Thread(target=main, args=(options,)))
+        threads[-1].start()
+        return addresses.get(timeout=GUARD)
+
+    monkeypatch.setattr(program, "run", serve)
+    monkeypatch.setattr(program, "_show", lambda page, api, opens_browser: addresses.put(page))
+    yield begin
+    for server in servers:
+        server.stop()
+    for thread in threads:
+        thread.join(GUARD)
+        assert not thread.is_alive()

@@ -274,10 +274,8 @@ class RunningPage:
         port: int = 0,
         **settings: Any,
     ) -> None:
-        self.script = Script()
-        self.models = ScriptedModels(self.script, list(names), window)
-        observer = Observer(Metrics([]), quiet=True)
-        self.state = RemoteState(NoEngines(list(names)), observer)
+        self.names, self.window = list(names), window
+        self.state = RemoteState(NoEngines(self.names), Observer(Metrics([]), quiet=True))
         self.listener = listen("127.0.0.1", port)
         self.port = self.listener.getsockname()[1]
         self.base = f"http://127.0.0.1:{self.port}"
@@ -285,20 +283,48 @@ class RunningPage:
         self.settings, self.autosave = Settings(**settings), autosave
         self._ready = threading.Event()
         self._failure: BaseException | None = None
+        self._begin()
         self._thread = threading.Thread(target=self._run, name="page")
         self._thread.start()
         assert self._ready.wait(GUARD), self._failure
 
-    def _run(self) -> None:
+    def _begin(self) -> None:
+        """An empty script, and the conversations that are in the folder now."""
+        self.script = Script()
+        self.models = ScriptedModels(self.script, self.names, self.window)
         self.library = Library(self.models, self.settings, self.autosave)
-        app = make_app(Site(self.library), self.state, KEY, self.port)
-        self.server = PageServer(self.library, app, self.state)
+        self._app = make_app(Site(self.library), self.state, KEY, self.port)
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+    def _run(self) -> None:
+        self.server = PageServer(self.library, self._answer, self.state)
         self.server.on_start = self._ready.set
         try:
-            asyncio.run(self.server.serve(sockets=[self.listener]))
+            asyncio.run(self._serve())
         except BaseException as error:
             self._failure = error
             raise
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self.server.serve(sockets=[self.listener])
+
+    @property
+    def is_running(self) -> bool:
+        """Whether no test has ended it."""
+        return self._thread.is_alive() and not self.state.draining
+
+    def leave(self) -> None:
+        """Stop and save replies, as at the end of the program; the server stays for `begin_again`."""
+        self.script.go()
+        asyncio.run_coroutine_threadsafe(self.library.close(), self._loop).result(GUARD)
+
+    def begin_again(self) -> None:
+        """As if the program was started again, for another user: nothing of what was before is left, but the port."""
+        self._begin()
+        self.server.library = self.library
 
     def close(self) -> None:
         """End it as a signal does: replies are stopped and saved."""

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from datetime import datetime
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from chat import store
 from chat.__main__ import main, parser
+from chat.agent import Agent
+from chat.conversation.events import Settings
+from chat.models.local import LocalModel
 from engine.cli.parser import run
-from tests.chat.web.conftest import Browser
+from tests.chat.web.conftest import Browser, opened
 
 
 def fails(capsys, *flags: str) -> str:
@@ -81,8 +83,7 @@ class Program:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         self.address = next(line for line in self.process.stderr if line.startswith("open http")).split()[-1]
-        parts = urlsplit(self.address)
-        self.browser = Browser(f"http://{parts.netloc}", parse_qs(parts.query)["key"][0])
+        self.browser = opened(self.address)
 
     def end(self, number: int = signal.SIGTERM) -> str:
         """Send a signal. -> what the program printed before its end"""
@@ -100,6 +101,22 @@ class Program:
         self.process.kill()
         self.process.wait()
         self.process.stderr.close()
+
+
+@pytest.fixture
+def resumed(start):
+    """Start the program in a thread: resumed(*flags) -> the conversation that it opens, as its id and a snapshot."""
+    browsers: list[Browser] = []
+
+    def begin(*flags: str):
+        address = start(*flags)
+        browsers.append(opened(address))
+        id = address.partition("#/c/")[2]
+        return id, browsers[-1].listen(id).next("snapshot")["value"]
+
+    yield begin
+    for browser in browsers:
+        browser.close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGTERM")
@@ -153,37 +170,29 @@ def test_the_page_ends_with_a_part_that_is_kept(page, browser):
     assert saved.turns[0][1] == {"role": "assistant", "content": "kept", "finish_reason": "cancelled"}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="needs SIGTERM")
-def test_a_conversation_of_the_terminal_can_be_resumed(data):
-    command = [sys.executable, "-m", "chat", "-m", "demo", "-p", "Who are you?"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
-    id = store.latest().stem
-    with Program("-m", "demo", "--resume") as program:
-        assert program.address.endswith(f"#/c/{id}")
-        value = program.browser.listen(id).next("snapshot")["value"]
-        assert [turn["message"] for turn in value["turns"]] == ["Who are you?"]
-        program.end()
+def test_a_conversation_of_the_terminal_can_be_resumed(resumed):
+    list(Agent(LocalModel.load, "demo", Settings()).handle("Who are you?"))
+    id, value = resumed("-m", "demo", "--resume")
+    assert id == store.latest().stem
+    assert [turn["message"] for turn in value["turns"]] == ["Who are you?"]
 
 
-def test_a_file_that_is_resumed_is_imported_and_flags_change_it(data, tmp_path):
+def test_a_file_that_is_resumed_is_imported_and_flags_change_it(resumed, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps([{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I."}]))
-    with Program("-m", "demo", "--resume", str(file), "--system", "Be kind.", "--top-k", "3") as program:
-        id = program.address.partition("#/c/")[2]
-        value = program.browser.listen(id).next("snapshot")["value"]
-        assert [turn["message"] for turn in value["turns"]] == ["Who are you?"]
-        assert (value["settings"]["system"], value["settings"]["sampling"]) == ("Be kind.", {"top_k": 3})
-        assert store.load(store.find(id)).settings.system == "Be kind."
-        program.end()
+    id, value = resumed("-m", "demo", "--resume", str(file), "--system", "Be kind.", "--top-k", "3")
+    assert [turn["message"] for turn in value["turns"]] == ["Who are you?"]
+    assert (value["settings"]["system"], value["settings"]["sampling"]) == ("Be kind.", {"top_k": 3})
+    assert store.load(store.find(id)).settings.system == "Be kind."
 
 
 @pytest.mark.parametrize("autosave", [True, False])
-def test_flags_change_a_conversation_that_is_resumed(data, autosave):
+def test_flags_change_a_conversation_that_is_resumed(resumed, autosave):
     flags = ["-m", "demo", "--resume", *([] if autosave else ["--no-save"])]
     path = store.new_path(datetime.now())
     settings = store.Settings(system="Old.", history=False)
     store.save(store.Conversation([], settings, model="demo", date="2026-01-01T00:00:00"), path)
-    with Program(*flags, "--strategy", "none") as program:
-        settings = program.browser.listen(path.stem).next("snapshot")["value"]["settings"]
-        assert (settings["system"], settings["history"], settings["strategy"]) == ("Old.", False, "none")
-        program.end()
+    id, value = resumed(*flags, "--strategy", "none")
+    settings = value["settings"]
+    assert id == path.stem
+    assert (settings["system"], settings["history"], settings["strategy"]) == ("Old.", False, "none")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
@@ -24,13 +23,13 @@ EOS = {
 PADDING = 271
 
 
-@pytest.fixture(scope="module")
-def load(shared):
-    """The tokenizers of the shared folder, each loaded once."""
-    return cache(lambda name: Tokenizer.load(shared / "tokenizers" / name))
+@pytest.fixture(scope="session")
+def load(load_tokenizer):
+    """The tokenizers of the shared folder by their names."""
+    return lambda name: load_tokenizer(f"tokenizers/{name}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def begin(load):
     """Create a matcher: begin(grammar, tokenizer's name, continues). The model's vocabulary is larger, by padding."""
 

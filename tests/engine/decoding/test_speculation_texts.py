@@ -7,11 +7,12 @@ import itertools
 import math
 import random
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from engine import LLM, SamplingParams
+from engine import LLM, Completion, SamplingParams
 from engine.decoding.grammar import Grammar
 from engine.decoding.scheduling.scheduler import Scheduler
 from engine.decoding.speculation import DraftModel, Speculator
@@ -102,8 +103,10 @@ def story_drafts(shared) -> dict[str, LLM | str]:
 @pytest.mark.parametrize(
     ("family", "dtype", "quant"),
     [
-        *itertools.product(FAMILIES, ("float32", "bfloat16"), ("none",)),
-        *itertools.product(["llama"], ["bfloat16"], ("int8", "int4")),
+        ("llama", "float32", "none"),
+        *itertools.product(["llama"], ["bfloat16"], ("none", "int8", "int4")),
+        ("mistral-window", "bfloat16", "none"),
+        ("gemma2", "float32", "none"),
     ],
 )
 def test_a_text_and_its_logprobs_are_those_of_plain_decoding(tinies, prompt, family, dtype, quant):
@@ -132,44 +135,78 @@ def test_greedy_drafts_of_the_model_itself_are_all_right(tinies, prompt, dtype):
     assert (statistics.tokens, statistics.steps) == (99, 99 - statistics.drafted)
 
 
-@pytest.mark.parametrize("name", DRAFTS)
-def test_a_reply_ends_at_the_same_token_wherever_its_end_is(plain, drafts, prompt, name):
-    """At each number of new tokens, at a stop token in each place, and at each distance from the end of the window."""
-    drafting = with_draft(plain, drafts[name])
+@dataclass(frozen=True)
+class Plain:
+    """Requests, and their replies by plain decoding."""
+
+    prompts: list[list[int]] | list[str]
+    params: list[SamplingParams]
+    replies: list[Completion]
+
+    @staticmethod
+    def together(model: LLM, prompts: list[list[int]] | list[str], params: list[SamplingParams]) -> Plain:
+        return Plain(prompts, params, model.generate(prompts, params))
+
+
+@pytest.fixture(scope="module")
+def endings(plain, prompt) -> Plain:
+    """Replies that end at each number of new tokens, and at a stop token in each place."""
     full = plain.generate([prompt(9)], SamplingParams(max_new_tokens=24, ignore_eos=True))[0].token_ids
     params = [SamplingParams(max_new_tokens=number, ignore_eos=True) for number in range(1, 24)]
     params += [SamplingParams(stop_token_ids=[token], ignore_eos=True, max_new_tokens=24) for token in full]
-    for seed in range(3):
-        drafting = with_draft(plain, drafts[name], seed)
-        assert drafting.generate([prompt(9)] * len(params), params) == plain.generate([prompt(9)] * len(params), params)
+    return Plain.together(plain, [prompt(9)] * len(params), params)
+
+
+@pytest.fixture(scope="module")
+def endings_of_the_window(plain, prompt) -> Plain:
+    """Replies that end with the window, at each distance from the prompt's end."""
     prompts = [prompt(length) for length in range(WINDOW - 12, WINDOW + 1)]
-    expected = plain.generate(prompts, SamplingParams(ignore_eos=True))
-    assert [len(completion.token_ids) for completion in expected] == list(range(13, 0, -1))
-    assert drafting.generate(prompts, SamplingParams(ignore_eos=True)) == expected
-
-
-@pytest.mark.parametrize("name", ["prompt", "itself", "similar"])
-def test_stop_strings_end_a_text_in_the_same_place(stories, story_drafts, name):
-    """Stop strings of every length, from any place of the text; all that is drafted after them is dropped."""
-    full = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=40))[0].text
-    stops = [full[start : start + length] for start in range(0, len(full) - 12, 9) for length in (1, 4, 11)]
-    params = [SamplingParams(max_new_tokens=40, stop=[stop], logprobs=2) for stop in stops]
-    prompts = ["Once upon a time"] * len(params)
-    expected = stories.generate(prompts, params)
-    assert {completion.finish_reason for completion in expected} == {"stop"}
-    assert with_draft(stories, story_drafts[name]).generate(prompts, params) == expected
+    expected = Plain.together(plain, prompts, [SamplingParams(ignore_eos=True)] * len(prompts))
+    assert [len(completion.token_ids) for completion in expected.replies] == list(range(13, 0, -1))
+    return expected
 
 
 @pytest.mark.parametrize("name", DRAFTS)
-def test_requests_that_come_and_are_cancelled_leave_no_row(plain, drafts, prompt, name):
-    """Requests that are not cancelled have their tokens as alone; nothing is left in the states of both models."""
-    drafting, chooser = with_draft(plain, drafts[name]), random.Random(4)
+def test_a_reply_ends_at_the_same_token_wherever_its_end_is(plain, drafts, endings, endings_of_the_window, name):
+    for seed in range(3):
+        assert with_draft(plain, drafts[name], seed).generate(endings.prompts, endings.params) == endings.replies
+    expected = endings_of_the_window
+    assert with_draft(plain, drafts[name], 2).generate(expected.prompts, expected.params) == expected.replies
+
+
+@pytest.fixture(scope="module")
+def stops(stories) -> Plain:
+    """Stop strings of every length, from any place of the text."""
+    full = stories.generate(["Once upon a time"], SamplingParams(max_new_tokens=40))[0].text
+    strings = [full[start : start + length] for start in range(0, len(full) - 12, 9) for length in (1, 4, 11)]
+    params = [SamplingParams(max_new_tokens=40, stop=[stop], logprobs=2) for stop in strings]
+    expected = Plain.together(stories, ["Once upon a time"] * len(params), params)
+    assert {completion.finish_reason for completion in expected.replies} == {"stop"}
+    return expected
+
+
+@pytest.mark.parametrize("name", ["prompt", "itself", "similar"])
+def test_stop_strings_end_a_text_in_the_same_place(stories, story_drafts, stops, name):
+    """All that is drafted after them is dropped."""
+    assert with_draft(stories, story_drafts[name]).generate(stops.prompts, stops.params) == stops.replies
+
+
+@pytest.fixture(scope="module")
+def alone(plain, prompt) -> Plain:
+    """Requests of all kinds, each by itself."""
+    chooser = random.Random(4)
     prompts = [prompt(chooser.randrange(1, 60), seed) for seed in range(36)]
     params = [chooser.choice(NO_EOS) for _ in prompts]
-    expected = [plain.generate([ids], each)[0].token_ids for ids, each in zip(prompts, params, strict=True)]
+    return Plain(prompts, params, [plain.generate([ids], each)[0] for ids, each in zip(prompts, params, strict=True)])
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_requests_that_come_and_are_cancelled_leave_no_row(plain, drafts, alone, name):
+    """Requests that are not cancelled have their tokens as alone; nothing is left in the states of both models."""
+    drafting, chooser = with_draft(plain, drafts[name]), random.Random(5)
     with Scheduler(drafting, max_rows=8, prefill_chunk=512) as scheduler:
         requests = []
-        for pair in zip(prompts, params, strict=True):
+        for pair in zip(alone.prompts, alone.params, strict=True):
             requests.append(scheduler.submit(*pair))
             for _ in range(chooser.randrange(5)):
                 scheduler.step()
@@ -180,8 +217,8 @@ def test_requests_that_come_and_are_cancelled_leave_no_row(plain, drafts, prompt
         found = [[event.token_id for event in request] for request in requests]
         cancelled = [request.finish_reason == "cancelled" for request in requests]
         assert 3 < sum(cancelled) < 30
-        for tokens, full, is_cut in zip(found, expected, cancelled, strict=True):
-            assert tokens == (full[: len(tokens)] if is_cut else full)
+        for tokens, reply, is_cut in zip(found, alone.replies, cancelled, strict=True):
+            assert tokens == (reply.token_ids[: len(tokens)] if is_cut else reply.token_ids)
         scheduler.cache.clear()
         assert scheduler.state.nbytes == 0 and not scheduler.running
         drafter = scheduler.running.speculator.drafter

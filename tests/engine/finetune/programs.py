@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from engine.cli.parser import run
@@ -28,28 +29,37 @@ PRELOAD += [
 ]
 
 
-def finetune(arguments: list[str]) -> None:
-    """Run the program here."""
+def finetune(arguments: list[str], draws: bool = False) -> None:
+    """Run the program here. `draws`: with the picture of its losses, which takes half of the time of a short run."""
     torch.manual_seed(99)  # which must not matter
-    program.main(program.parser().parse_args(arguments))
+    with pytest.MonkeyPatch.context() as patch:
+        if not draws:
+            patch.setattr(log, "draw", lambda *_: None)
+        program.main(program.parser().parse_args(arguments))
 
 
-def start(arguments: list[str], errors: Path) -> BaseProcess:
-    """Run the program in a process of its own, forked from one that has loaded torch; `errors`: file of its stderr."""
+def start(arguments: list[str], errors: Path, interrupted: Path | None = None) -> BaseProcess:
+    """Run the program in a process of its own, forked from one that has loaded torch; `errors`: file of its stderr.
+
+    `interrupted`: a file that it waits for after its fourth step; without it, there is a pause after each step.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=finetune_slowly, args=(arguments, errors))
+    process = context.Process(target=finetune_slowly, args=(arguments, errors, interrupted))
     process.start()
     return process
 
 
-def finetune_slowly(arguments: list[str], errors: Path) -> None:
-    """Run the program here with a pause after each step, so that no machine is too fast for a signal between them."""
+def finetune_slowly(arguments: list[str], errors: Path, interrupted: Path | None) -> None:
+    """Run the program here so that no machine is too fast for a signal between its steps."""
     show = log.Display.step
 
     def show_slowly(display: log.Display, event: Mapping[str, Any], memory_bytes: int) -> None:
         show(display, event, memory_bytes)
-        time.sleep(0.02)
+        if interrupted is None:
+            time.sleep(0.02)
+        elif event["step"] == 4:
+            wait_for(interrupted.exists)
 
     log.Display.step = show_slowly  # type: ignore[assignment, method-assign]
     with errors.open("w") as sys.stderr:

@@ -13,14 +13,16 @@ import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine import LLM
 from engine.finetune import __main__ as program
-from engine.finetune import checkpoint, log, run
+from engine.finetune import checkpoint, evaluation, log, run
 from engine.runtime.errors import BareloopError, UsageError
+from evals import mmlu
 from tests.engine.finetune.programs import count_steps, events, finetune, start, wait_for
 
 RESULT = "adapter_model.safetensors"
@@ -82,16 +84,17 @@ def test_a_run_that_is_cut_after_any_step_continues_with_the_same_bits(flags, tm
 
 
 def test_ctrl_c_saves_at_the_end_of_the_step_and_resuming_gives_the_same_bits(flags, tmp_path):
-    more = ("--steps", "100", "--save-every", "100000")
-    process = start(flags("stopped", *more), tmp_path / "errors")
+    more = ("--steps", "12", "--save-every", "100000")
+    process = start(flags("stopped", *more), tmp_path / "errors", tmp_path / "interrupted")
     wait_for(lambda: count_steps(tmp_path / "stopped") > 3)
     os.kill(process.pid, signal.SIGINT)
+    (tmp_path / "interrupted").touch()
     process.join(timeout=60)
     error = (tmp_path / "errors").read_text()
     assert process.exitcode == 130, error
-    assert re.search(r"saved after step \d+ of 100; add --resume to continue\n$", error)
+    assert re.search(r"saved after step \d+ of 12; add --resume to continue\n$", error)
     done = count_steps(tmp_path / "stopped")
-    assert 3 < done < 100
+    assert 3 < done < 12
     state = torch.load(tmp_path / "stopped" / "checkpoint.pt", weights_only=True)
     assert state["step"] == done
     assert LLM.load(tmp_path / "stopped", device="cpu").logits([1, 2]).isfinite().all()
@@ -114,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_last_good_weights(flags
 
 
 def test_the_log_has_all_steps_and_the_loss_falls(flags, tmp_path, capsys):
-    finetune(flags("run", "--epochs", "12", "--learning-rate", "0.01", "--eval-every", "5"))
+    finetune(flags("run", "--epochs", "12", "--learning-rate", "0.01", "--eval-every", "5"), draws=True)
     folder = tmp_path / "run"
     (header,), steps, tests, (end,) = (events(folder, kind) for kind in ("header", "step", "held_out", "end"))
     assert header["settings"]["rank"] == 16 and header["settings"]["alpha"] == 32
@@ -241,12 +244,24 @@ def test_help_needs_no_torch():
     assert result.stdout == "False\n", result.stderr
 
 
-def test_benchmarks_run_before_and_after_as_programs_of_their_own(flags, tmp_path, capfd):
+def test_benchmarks_run_before_and_after_as_programs_of_their_own(flags, tmp_path, capfd, monkeypatch):
+    """The second one here, by the same command line: it takes as long to start as all the rest."""
+    commands = []
+
+    def run_command(command, check):
+        commands.append(command)
+        if len(commands) == 1:
+            return subprocess.run(command, check=check)
+        mmlu.main(mmlu.parser().parse_args(command[3:]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(evaluation, "subprocess", SimpleNamespace(run=run_command))
     finetune(
         flags("scored", "--evaluate", "mmlu", "--evaluate-options", "--data demo --limit 1 --shots 0", "--steps", "2")
     )
     runs = sorted(path.parent.name for path in (tmp_path / "scored" / "evaluations").rglob("*.run.jsonl"))
     assert len(runs) == len(set(runs)) == 2
+    assert [command[:3] for command in commands] == 2 * [[sys.executable, "-m", "evals.mmlu"]]
     output = capfd.readouterr()
     assert "python -m evals.compare" in output.out
 

@@ -73,18 +73,21 @@ def test_forks_have_the_bits_of_separate_rows(active, name, dtype, length):
     root = llm.sequence()
     root.feed(draw(length, seed=0))
     forks = root.fork(count)
-    alone = [llm.sequence() for _ in range(count)]
-    for row, sequence in enumerate(alone):
+    separate = [llm.sequence(), llm.sequence()]  # one for the even rows, one for the odd ones
+    for sequence in separate:
         sequence.feed(root.ids)
-        if row % 2:  # two levels of forks
-            next_logits(llm, [forks[row]], [draw(70, seed=1)])
-            next_logits(llm, [sequence], [draw(70, seed=1)])
-            forks[row] = forks[row].fork(1)[0]
-    for step in range(3):
-        tokens = [[row + step] for row in range(count)]
-        together = next_logits(llm, forks, tokens)
-        for row in range(count):
-            assert torch.equal(together[row], next_logits(llm, [alone[row]], [tokens[row]])[0]), row
+    next_logits(llm, separate[1:], [draw(70, seed=1)])
+    for row in range(1, count, 2):  # two levels of forks
+        next_logits(llm, [forks[row]], [draw(70, seed=1)])
+        forks[row] = forks[row].fork(1)[0]
+    together = [next_logits(llm, forks, [[row + step] for row in range(count)]) for step in range(3)]
+    for row in range(count):
+        sequence = separate[row % 2]
+        before = len(sequence.ids)
+        for step in range(3):
+            assert torch.equal(together[step][row], next_logits(llm, [sequence], [[row + step]])[0]), row
+        assert sequence.state.rewind(sequence.row, before) == before
+        del sequence.ids[before:]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -127,7 +127,7 @@ def test_a_batch_gives_the_text_of_each_prompt_alone(calls, name, dtype):
     llm = new(name, dtype)
     attach(llm.model)
     prompts = [[*PROMPT[: 1 + index % 7], index] for index in range(20)]
-    params = SamplingParams(1.0, seed=5, max_new_tokens=5, ignore_eos=True)
+    params = SamplingParams(1.0, seed=5, max_new_tokens=3, ignore_eos=True)
     alone = [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
     assert [each.token_ids for each in llm.generate(prompts, params)] == alone
 

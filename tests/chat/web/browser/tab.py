@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import pytest
 
@@ -13,18 +14,21 @@ if not IS_REQUIRED:
 
 from playwright.sync_api import (  # noqa: E402
     Browser,
+    BrowserContext,
     ConsoleMessage,
+    Error,
     Locator,
     Page,
-    Playwright,
     Request,
     expect,
     sync_playwright,
 )
 
-__all__ = ["IS_REQUIRED", "PATIENCE", "Browser", "Locator", "Page", "Playwright", "Tab", "expect", "sync_playwright"]
+__all__ = ["IS_REQUIRED", "PATIENCE", "Browser", "Locator", "Page", "Tab", "Tabs", "expect", "sync_playwright"]
 
 PATIENCE = 60_000  # milliseconds that a busy machine may take
+BLANK = "/blank"  # of servers whose tabs are kept for other tests
+DESKTOP = {"width": 1280, "height": 800}
 expect.set_options(timeout=PATIENCE)
 
 
@@ -50,10 +54,34 @@ class Tab:
         self.problems: list[str] = []
         self.requests: list[str] = []
         self._expected: list[re.Pattern[str]] = []
-        page.on("console", self._console)
-        page.on("pageerror", lambda error: self._note(f"script: {error}"))
-        page.on("request", self._request)
-        page.on("popup", lambda popup: self._note(f"a window was opened: {popup.url}"))
+        self._handlers: dict[Any, Any] = {
+            "console": self._console,
+            "pageerror": lambda error: self._note(f"script: {error}"),
+            "request": self._request,
+            "popup": lambda popup: self._note(f"a window was opened: {popup.url}"),
+        }
+        for event, handler in self._handlers.items():
+            page.on(event, handler)
+
+    def leave(self) -> Page | None:
+        """Forget all that belongs to one test. -> the page for another one, if it can be kept"""
+        for event, handler in self._handlers.items():
+            self._page.remove_listener(event, handler)
+        if self._page.is_closed():
+            return None
+        page = self.page
+        try:
+            page.unroute_all()
+            page.mouse.move(0, 0)
+            page.emulate_media(color_scheme="light", reduced_motion="no-preference")
+            answer = page.goto(f"{self.base}{BLANK}")  # without scripts that could store anything
+            page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            is_blank = answer is not None and answer.ok
+        except Error:
+            is_blank = False  # the test has ended the server
+        if not is_blank:
+            page.close()
+        return None if page.is_closed() else page
 
     @property
     def page(self) -> Page:
@@ -123,5 +151,31 @@ class Tab:
 
     def wait(self, number: int) -> None:
         """Wait until a reply has ended."""
+        expect(self.turn(number)).not_to_have_attribute("aria-busy", "true")  # does not look at all roles and names
         expect(self.turn(number).get_by_role("button", name="Try again")).to_be_visible()
         expect(self.turn(number)).not_to_have_attribute("aria-busy", "true")
+
+
+class Tabs:
+    """Tabs of a browser, which it keeps for the next test: opening one, and its first page, takes longest."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._contexts: dict[str, BrowserContext] = {}
+        self._left: dict[str, list[Page]] = {}
+
+    def take(self, base: str, **properties: Any) -> Tab:
+        """A tab for the page at `base`: all in one browser, or in one with other properties, such as `viewport`."""
+        key = repr(properties)
+        if key not in self._contexts:
+            self._contexts[key] = self._browser.new_context(**{"viewport": DESKTOP, "locale": "en-GB"} | properties)
+            self._contexts[key].set_default_timeout(PATIENCE)
+        left = self._left.setdefault(key, [])
+        return Tab(left.pop() if left else self._contexts[key].new_page(), base, properties.get("has_touch", False))
+
+    def give_back(self, tab: Tab, **properties: Any) -> None:
+        """Keep a tab for a test that wants the same properties."""
+        page = tab.leave()
+        if page is not None:
+            page.set_viewport_size(properties.get("viewport", DESKTOP))
+            self._left[repr(properties)].append(page)

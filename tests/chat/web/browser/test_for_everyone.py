@@ -70,8 +70,8 @@ def tab_to(tab: Tab, name: str) -> None:
 def full(page, open_tab):
     """Opens a conversation with everything in it that a page can show."""
 
-    def make(**properties) -> Tab:
-        tab = open_tab(**properties)
+    def make() -> Tab:
+        tab = open_tab()
         page.script.say("A first try")
         page.script.say(MARKDOWN)
         tab.talk("hello there")
@@ -142,7 +142,8 @@ def test_a_phone_shows_the_inside_on_the_whole_width(page, open_tab):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_have_contrast(full, scheme):
-    tab = full(color_scheme=scheme, reduced_motion="reduce")
+    tab = full()
+    tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     assert poor_contrast(tab.page) == []
     tab.composer.press_sequentially("/s")
     expect(tab.page.get_by_role("listbox", name="Commands")).to_be_visible()
@@ -161,9 +162,9 @@ def test_texts_have_contrast(full, scheme):
     assert poor_contrast(tab.page, "dialog *") == []
 
 
-def test_the_theme_follows_the_system_or_the_users_choice(open_tab):
+def test_the_theme_follows_the_system_or_the_users_choice(tab):
     colour = "getComputedStyle(document.documentElement).backgroundColor"
-    tab = open_tab(color_scheme="light")
+    tab.page.emulate_media(color_scheme="light")
     light = tab.page.evaluate(colour)
     tab.page.emulate_media(color_scheme="dark")
     dark = tab.page.evaluate(colour)

@@ -251,8 +251,8 @@ def test_names_are_text_and_nothing_else(page, tab):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_images_are_accessible(open_tab, theme):
-    tab = open_tab(color_scheme=theme)
+def test_images_are_accessible(tab, theme):
+    tab.page.emulate_media(color_scheme=theme)
     attach(tab, ("cat.png", file()))
     tab.talk("look")
     attach(tab, ("dog.png", file("blue")))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from tests.chat.web.browser.tab import Tab, expect
 from tests.chat.web.scripted import refuse
 
@@ -76,47 +74,47 @@ def test_nothing_is_compared_before_anything_was_said(page, tab):
         expect(side.get_by_role("article", name="Turn 2").locator(".bubble")).to_be_in_viewport()
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("abc", "abd", 2),
-        ("😀x", "😀y", 1),
-        ("😀", "😁", 0),
-        ("a😀", "a😁", 1),
-        ("ab", "abc", 2),
-        ("", "x", 0),
-        ("é", "é", 1),
-    ],
-)
-def test_what_is_the_same_is_counted_in_characters(tab, one, other, same):
+# Two texts, and how many characters at their beginning are the same.
+SAME = [
+    ("abc", "abd", 2),
+    ("😀x", "😀y", 1),
+    ("😀", "😁", 0),
+    ("a😀", "a😁", 1),
+    ("ab", "abc", 2),
+    ("", "x", 0),
+    ("é", "é", 1),
+]
+
+
+def test_what_is_the_same_is_counted_in_characters(tab):
     script = "async ([one, other]) => (await import('/static/compare/difference.mjs')).commonPrefix(one, other)"
-    at = tab.page.evaluate(script, [one, other])
-    assert one.encode("utf-16-le")[: 2 * at].decode("utf-16-le") == one[:same]
+    for one, other, same in SAME:
+        at = tab.page.evaluate(script, [one, other])
+        assert one.encode("utf-16-le")[: 2 * at].decode("utf-16-le") == one[:same], (one, other)
 
 
 SPEED = {
     "tokens_per_second": 20.0, "ttft": 0.1, "completion_tokens": 40, "prompt_tokens": 100, "cached_tokens": 0,
 }  # fmt: skip
+# What is different in a reply that is twice as fast, and what is said then; "": nothing.
+COMPARED = [
+    ({}, "B was 2.0 times as fast"),
+    ({"completion_tokens": 31}, ""),
+    ({"prompt_tokens": 130}, ""),
+    ({"cached_tokens": 90}, ""),
+    ({"tokens_per_second": 20.5}, "as fast as each other"),
+]
 
 
-@pytest.mark.parametrize(
-    ("changes", "compared"),
-    [
-        ({}, "B was 2.0 times as fast"),
-        ({"completion_tokens": 31}, ""),
-        ({"prompt_tokens": 130}, ""),
-        ({"cached_tokens": 90}, ""),
-        ({"tokens_per_second": 20.5}, "as fast as each other"),
-    ],
-)
-def test_speeds_are_compared_only_for_similar_work(tab, changes, compared):
+def test_speeds_are_compared_only_for_similar_work(tab):
     script = """async ([one, other]) => {
       const { comparison } = await import("/static/compare/difference.mjs");
       const turn = (statistics) => ({ reply: "the same", statistics });
       return comparison(turn(one), turn(other)).map((line) => line.textContent).join(" ");
     }"""
-    text = tab.page.evaluate(script, [SPEED, SPEED | {"tokens_per_second": 40.0} | changes])
-    assert compared in text if compared else "Both ran" not in text
+    for changes, compared in COMPARED:
+        text = tab.page.evaluate(script, [SPEED, SPEED | {"tokens_per_second": 40.0} | changes])
+        assert compared in text if compared else "Both ran" not in text, changes
 
 
 def test_a_comparison_has_a_title_and_a_way_out(tab):

@@ -37,7 +37,7 @@ TEXTS = (
 )
 
 
-def gguf_metadata(folder: Path, pre: str | None) -> dict[str, Any]:
+def gguf_metadata(folder: Path, pre: str | None, tokenizer: Tokenizer) -> dict[str, Any]:
     """The metadata that llama.cpp's converter writes for a tokenizer.json."""
     content = json.loads((folder / "tokenizer.json").read_text())
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -75,15 +75,14 @@ def gguf_metadata(folder: Path, pre: str | None) -> dict[str, Any]:
         token = token["content"] if isinstance(token, dict) else token
         if token is not None:
             entries[f"{role}_token_id"] = ids[token]
-    entries["add_bos_token"] = Tokenizer.load(folder).encode("x")[0] == entries.get("bos_token_id")
+    entries["add_bos_token"] = tokenizer.encode("x")[0] == entries.get("bos_token_id")
     return {f"tokenizer.ggml.{key}": value for key, value in entries.items()}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_ids_and_texts_equal_those_of_the_original(shared, name):
-    folder = shared / "tokenizers" / name
-    original = Tokenizer.load(folder)
-    vocabulary = Vocabulary(gguf_metadata(folder, TOKENIZERS[name]), name)
+def test_ids_and_texts_equal_those_of_the_original(shared, load_tokenizer, name):
+    original = load_tokenizer(f"tokenizers/{name}")
+    vocabulary = Vocabulary(gguf_metadata(shared / "tokenizers" / name, TOKENIZERS[name], original), name)
     converted = Tokenizer(vocabulary.tokenizer(), vocabulary.settings())
     for text in TEXTS:
         ids = original.encode(text)

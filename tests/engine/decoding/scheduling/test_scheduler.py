@@ -91,7 +91,7 @@ def test_a_cached_prefix_of_any_length_never_changes_a_text_in_float32(draw_tiny
         for _ in range(5):
             request = scheduler.submit(conversation, NO_EOS)
             reply = tokens(request)
-            assert reply == tiny.greedy(conversation, 12)
+            assert len(reply) == 12 and reply == tiny.choices(conversation, reply)
             conversation += [*reply, *(chooser.randrange(2, 120) for _ in range(9))]
         assert request.usage.prompt_tokens == len(conversation) - 21
         assert request.cached_tokens > 0 or family == "mistral-window"

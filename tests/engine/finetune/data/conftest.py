@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,17 +15,15 @@ import pytest
 from engine.text.chat_template import ChatTemplate
 from engine.text.tokenizer import Tokenizer
 
+NOW = datetime(2026, 1, 2)  # one time for all, for which a template is compiled once
+
 
 @pytest.fixture(scope="session")
-def load_checkpoint(shared) -> Callable[..., Any]:
+def load_checkpoint(shared, load_tokenizer) -> Callable[..., Any]:
     """A tokenizer of the shared folder, with a chat template of it, as an LLM has them."""
 
-    @cache
-    def load_tokenizer(name: str) -> Tokenizer:
-        return Tokenizer.load(shared / "tokenizers" / name)
-
     def load(name: str, template: str | None = None, max_length: int = 4096) -> Any:
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(f"tokenizers/{name}")
         source = None if template is None else (shared / "chat_templates" / f"{template}.jinja").read_text()
         return checkpoint(tokenizer, source, max_length)
 
@@ -37,7 +35,7 @@ def checkpoint(tokenizer: Tokenizer, source: str | None, max_length: int = 4096)
     eos = tokenizer.token_id(tokenizer.special_tokens.get("eos_token", ""))
     return SimpleNamespace(
         tokenizer=tokenizer,
-        chat_template=None if source is None else ChatTemplate(source, tokenizer),
+        chat_template=None if source is None else ChatTemplate(source, tokenizer, NOW),
         eos_token_ids=() if eos is None else (eos,),
         config=SimpleNamespace(vocab_size=200_000),
         max_length=max_length,

@@ -14,7 +14,6 @@ from engine.serve.conversation.tools import GENERIC, HERMES, LLAMA, MISTRAL, Too
 from engine.serve.protocol.errors import ApiError
 from engine.serve.protocol.fields import read_fields
 from engine.serve.protocol.requests import ChatRequest
-from engine.text.tokenizer import Tokenizer
 
 # The first has <tool_call> as one token, the second does not, and is quickly prepared for grammars.
 EOS = {"qwen2.5-0.5b-instruct": ["<|im_end|>", "<|endoftext|>"], "gpt2": ["<|endoftext|>"]}
@@ -49,12 +48,11 @@ def written(tool_format: ToolFormat, *calls: tuple[str, str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def accepts(shared):
+def accepts(load_tokenizer):
     """Whether a tokenizer's own tokens of a text match a grammar and may end there: accepts(grammar, text, name)."""
-    tokenizers = {name: Tokenizer.load(shared / "tokenizers" / name) for name in EOS}
 
     def run(rules: Grammar, text: str, name: str = QWEN) -> bool:
-        tokenizer = tokenizers[name]
+        tokenizer = load_tokenizer(f"tokenizers/{name}")
         matcher = Matcher(rules, tokenizer, tokenizer.vocab_size, [tokenizer.token_id(token) for token in EOS[name]])
         for token in tokenizer.encode(text, add_special_tokens=False):
             if not matcher.mask()[token]:
