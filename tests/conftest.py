@@ -246,7 +246,6 @@ def smollm2_reference(smollm2: str) -> Reference:
     source = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     dequantize = GgufConfig(dequantize=True)
     memmap = numpy.memmap
-
     with pytest.MonkeyPatch.context() as patch:
         # The header is read in 150,000 slices; those of a `memmap` take three times as long as those of an array.
         patch.setattr(numpy, "memmap", lambda *args, **named: numpy.asarray(memmap(*args, **named)))

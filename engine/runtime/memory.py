@@ -100,7 +100,7 @@ class LargePages:
         self._block = torch.empty(0, dtype=torch.uint8)  # what is left of it
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
-        """An uninitialized tensor like this one, which has not been written to. Not on a CPU: the tensor itself."""
+        """An uninitialized tensor like this one, whose values are not copied. Not on a CPU: the tensor itself."""
         if tensor.device.type != "cpu" or not tensor.nbytes:
             return tensor
         size = -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT

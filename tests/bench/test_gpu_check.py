@@ -25,7 +25,7 @@ PROGRAMS = {
     "first": ("print('loading'); print('{\"speed\": 1234.5}')", 600),
     "raising": ("print('loading'); print('{\"speed\": 2.5}'); raise ValueError('wrong shape')", 600),
     "crashing": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", 600),
-    "hanging": ("import time; print('{\"speed\": 3.5}', flush=True); time.sleep(1e6)", 1),
+    "hanging": ("import time; print('{\"speed\": 3.5}', flush=True); time.sleep(1e6)", 2),
     "skipped": ('print(\'{"skipped": "needs CUDA"}\')', 600),
     "last": ('print(\'{"names": {"a": 1.0}}\')', 600),
 }
@@ -51,7 +51,7 @@ def test_parts_that_fail_crash_or_hang_are_recorded_and_the_others_run(programs,
         ("first", "passed", ""),
         ("raising", "failed", "exit status 1: ValueError: wrong shape"),
         ("crashing", "failed", "ended by SIGSEGV"),
-        ("hanging", "timed out", "exceeded its limit of 2 s"),
+        ("hanging", "timed out", "exceeded its limit of 4 s"),
         ("skipped", "skipped", "needs CUDA"),
         ("last", "passed", ""),
     ]
